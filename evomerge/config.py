@@ -1,0 +1,330 @@
+"""The campaign file as strict models: an unknown key is an error that names the nearest valid one.
+
+Everything here is about the *form* of the file. Whether a method, a gene, a task or a model exists
+is said by the room that owns it (`search.space`, `fitness.tasks`, `models`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from evomerge.errors import InputError
+
+SPLITS = ("search", "select", "test")
+"""The three disjoint sets of documents, in the order in which they are opened."""
+
+Scalar = bool | int | float | str
+FloatType = Literal["float32", "float16", "bfloat16"]
+
+
+class Strict(BaseModel):
+    """A frozen section of the campaign file that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelsConfig(Strict):
+    """The base model and its experts: folders, or hub ids with an optional `@revision`."""
+
+    base: str
+    experts: dict[str, str] = Field(min_length=1)
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    @field_validator("experts")
+    @classmethod
+    def _names_are_usable(cls, experts: dict[str, str]) -> dict[str, str]:
+        for name in experts:
+            if name == "base":
+                raise ValueError("an expert may not be called 'base', the base model's own name")
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"expert name {name!r} may hold letters, digits, '-' and '_' only; "
+                    "it becomes part of parameter names"
+                )
+        return experts
+
+
+class DtypeConfig(Strict):
+    """`weights`: what candidates are rounded to. `compute`: what they are scored in."""
+
+    weights: Literal["checkpoint"] | FloatType = "checkpoint"
+    compute: Literal["auto"] | FloatType = "auto"
+
+
+class WeightsConfig(Strict):
+    """Merging in weight space: a method, how finely it is tuned, and the genes' bounds.
+
+    `genes` maps a parameter of the method to `[low, high]`, or to one value to fix it. Parameters
+    that are not named keep the method's defaults.
+    """
+
+    method: str
+    granularity: Literal["model", "layer", "module"] = "layer"
+    genes: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)] | Scalar] = Field(
+        default_factory=dict
+    )
+
+    @field_validator("genes")
+    @classmethod
+    def _bounds_do_not_cross(cls, genes: dict[str, Any]) -> dict[str, Any]:
+        for name, value in genes.items():
+            if isinstance(value, list) and not value[0] < value[1]:
+                raise ValueError(
+                    f"{name}: bounds {value} cross; write [low, high] with low < high, "
+                    "or one value to fix the gene"
+                )
+        return genes
+
+
+class SpaceConfig(Strict):
+    """The search space. `path: none` keeps the base model's own layer sequence."""
+
+    weights: WeightsConfig
+    path: Literal["none"] = "none"
+
+
+class TaskConfig(Strict):
+    """One lm-eval task (or group, or tag) and how it counts; fields mean what lm-eval's mean.
+
+    `metric` may name a filter as lm-eval prints it: `exact_match,strict-match`.
+    """
+
+    task: str
+    metric: str = "acc"
+    weight: float = Field(default=1.0, gt=0)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    apply_chat_template: bool | str = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = False
+    gen_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class FitnessConfig(Strict):
+    """What "good" means: tasks, the objective over them, and how documents are split."""
+
+    tasks: list[TaskConfig] = Field(min_length=1)
+    include_path: str | None = None
+    objective: str = "mean"
+    splits: dict[str, float | int] = Field(
+        default_factory=lambda: {"search": 0.5, "select": 0.2, "test": 0.3}
+    )
+    fewshot_seed: int = 1234
+    batch_size: int = Field(default=64, ge=1)
+    select_top: int = Field(default=10, ge=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_named_once(cls, tasks: list[TaskConfig]) -> list[TaskConfig]:
+        names = [task.task for task in tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} listed twice; give each task once, with a weight")
+        return tasks
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_add_up(cls, splits: dict[str, float | int]) -> dict[str, float | int]:
+        if set(splits) != set(SPLITS):
+            raise ValueError(f"name exactly {', '.join(SPLITS)}; found {', '.join(splits)}")
+        values = list(splits.values())
+        if any(value <= 0 for value in values):
+            empty = next(name for name, value in splits.items() if value <= 0)
+            raise ValueError(f"{empty} would be empty; every split needs documents")
+        counts = all(isinstance(value, int) for value in values)
+        if not counts and abs(sum(values) - 1) > 1e-9:
+            raise ValueError(
+                f"fractions add up to {sum(values):g}, not 1; or give whole numbers for counts"
+            )
+        return splits
+
+
+class OptimizerConfig(BaseModel):
+    """`kind` names the optimizer; the other keys are its options (`evomerge list optimizers`)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str = "cma"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The optimizer's own keyword arguments, as written in the file."""
+        return dict(self.model_extra or {})
+
+
+class BudgetConfig(Strict):
+    """`trials`: the study's total. `hours`: this run's wall time."""
+
+    trials: int = Field(default=200, ge=1)
+    hours: float | None = Field(default=None, gt=0)
+
+
+class StudyConfig(Strict):
+    """`sqlite` keeps the study in the run's folder; anything else is an Optuna storage URL."""
+
+    storage: str = "sqlite"
+    name: str | None = None
+
+
+class WorkersConfig(Strict):
+    """`local` with one worker runs in the driver's process; everything else on Ray."""
+
+    kind: Literal["local", "ray"] = "local"
+    count: int = Field(default=1, ge=1)
+    cpus_per_worker: int | None = Field(default=None, ge=1)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    address: str | None = None
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether workers are Ray actors rather than the driver itself."""
+        return self.kind == "ray" or self.count > 1
+
+
+class CampaignConfig(Strict):
+    """The whole campaign file."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    models: ModelsConfig
+    space: SpaceConfig
+    fitness: FitnessConfig
+    dtype: DtypeConfig = DtypeConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    budget: BudgetConfig = BudgetConfig()
+    study: StudyConfig = StudyConfig()
+    workers: WorkersConfig = WorkersConfig()
+    chunk_mib: int = Field(default=16, ge=1)
+    """Scratch memory of one element-wise merge, in MiB: bounds the fp32 copies held at a time."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _gpus_need_ray(self) -> CampaignConfig:
+        if self.workers.gpus_per_worker and not self.workers.on_ray:
+            raise ValueError("workers.gpus_per_worker needs workers.kind: ray")
+        return self
+
+
+def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignConfig:
+    """Read a campaign file, apply `key.path=value` overrides, and check its form.
+
+    Relative paths in the file come back absolute, taken from the file's folder.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or breaks the schema; names file and key.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a mapping with keys name, models, space, fitness")
+    for override in overrides:
+        _override(data, override)
+    return _absolute(parse_campaign(data, str(path)), path.parent.resolve())
+
+
+def parse_campaign(data: Mapping[str, Any], where: str) -> CampaignConfig:
+    """Validate plain data as a campaign; `where` names its origin in messages.
+
+    Raises:
+        InputError: one line per problem, each with its key and, for typos, the nearest valid key.
+    """
+    try:
+        return CampaignConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise InputError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def canonical_json(value: Any) -> str:
+    """Sorted keys, no spaces, no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def content_digest(value: Any) -> str:
+    """The first 16 bytes of SHA-256 over `canonical_json(value)`, as 32 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:32]
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    """Apply one `key.path=value` in place; the value is read as YAML."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {override}: write it as key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: {text!r} is not valid YAML") from None
+    *parents, last = key.split(".")
+    section: Any = data
+    for parent in parents:
+        section = section.setdefault(parent, {}) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        raise InputError(f"--set {override}: {'.'.join(parents)} is not a section")
+    section[last] = value
+
+
+def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
+    """Resolve the file's relative paths against its folder; hub ids stay as they are."""
+    include = config.fitness.include_path
+    models = config.models
+    return config.model_copy(
+        update={
+            "models": models.model_copy(
+                update={
+                    "base": _resolve(models.base, folder),
+                    "experts": {k: _resolve(v, folder) for k, v in models.experts.items()},
+                }
+            ),
+            "fitness": config.fitness.model_copy(
+                update={"include_path": include and str((folder / include).resolve())}
+            ),
+        }
+    )
+
+
+def _resolve(spec: str, folder: Path) -> str:
+    """A folder that exists, or anything that cannot be a hub id, becomes an absolute path."""
+    path = (folder / Path(spec).expanduser()).resolve()
+    looks_local = spec.startswith((".", "/", "~")) or spec.count("/") != 1
+    return str(path) if path.exists() or looks_local else spec
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    """One pydantic problem as `key.path: what is wrong, and the way out`."""
+    location = [str(part) for part in problem["loc"] if not str(part).startswith(("list[", "lax"))]
+    where = ".".join(location) or "campaign"
+    if problem["type"] == "extra_forbidden":
+        valid = _keys_at(CampaignConfig, location[:-1])
+        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(valid))}"
+        return f"{where}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{where}: required, but not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (found {given!r})" if isinstance(given, Scalar | None) else ""
+    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys valid at a place in the file, found by walking the schema."""
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None:
+            continue  # a list index, or a key of a free mapping
+        candidates = [field.annotation, *typing.get_args(field.annotation)]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if nested:
+            model = nested[0]
+    return list(model.model_fields)

@@ -1,0 +1,23 @@
+"""The errors evomerge raises on purpose, and what each means to the person who ran it."""
+
+from __future__ import annotations
+
+
+class EvomergeError(Exception):
+    """Base of every error that is evomerge's own; its text is meant for the user."""
+
+
+class InputError(EvomergeError):
+    """What the user gave cannot work: names the file, the key and the way out. Exit code 2."""
+
+
+class CandidateError(EvomergeError):
+    """One candidate cannot be materialized or scored; the campaign records it and goes on."""
+
+
+class NonFiniteError(CandidateError):
+    """A merged tensor holds NaN or infinity; the text names the tensor."""
+
+
+class InterruptedRunError(EvomergeError):
+    """The run was stopped by the user; the study can be resumed. Exit code 3."""
