@@ -1,0 +1,211 @@
+"""Checkpoints opened lazily: local folders or hub ids, tensors under canonical names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evomerge.config import content_digest
+from evomerge.errors import InputError
+from evomerge.models.layout import Layout, build_skeleton, layout_of
+from evomerge.models.messages import campaign_key, reason
+from evomerge.models.naming import as_bytes, canonical_tensors
+from evomerge.models.shards import read_stored
+from evomerge.models.source import Source
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+VOLATILE = frozenset(
+    {"_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+)
+"""Config keys that differ between equal models: who saved it, with what, from where."""
+
+_HUB_ID = re.compile(r"^(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?$")
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+# Copies of the same weights in other formats, which nothing here reads.
+_HUB_IGNORED = ("*/*", "consolidated*")
+
+
+class Checkpoint(Source):
+    """A saved model: a `Source` with its layout. Made by `open_checkpoint`.
+
+    Pickling keeps the spec and the flags, and unpickling opens the checkpoint again. A name tied
+    to another reads that other's tensor.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: str,
+        folder: Path,
+        config: PretrainedConfig,
+        layout: Layout,
+        tensors: Mapping[str, Tensor],
+        flags: Mapping[str, bool],
+    ) -> None:
+        self._name, self._folder, self._config = name, folder, config
+        self._tensors, self._flags = tensors, flags
+        self.spec = spec
+        self.layout = layout
+
+    @property
+    def name(self) -> str:
+        """The user's name for it: `base`, `math`."""
+        return self._name
+
+    @property
+    def folder(self) -> Path:
+        """Where its config, tokenizer and weights lie; in the hub's cache for a hub id."""
+        return self._folder
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The transformers config; not to be written to."""
+        return self._config
+
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of the tensors, without tied duplicates, in `state_dict` order."""
+        return self.layout.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return tuple(self.read(name).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of one tensor, as stored."""
+        return self.read(name).dtype
+
+    def read(self, name: str) -> Tensor:
+        """A memory-mapped view of one tensor in its stored dtype; it must not be written to.
+
+        Raises:
+            InputError: the model has no tensor of that name.
+        """
+        return self._tensors[self.layout.tensor(name).name]
+
+    @cached_property
+    def tensor_digests(self) -> Mapping[str, str]:
+        """Canonical name -> SHA-256 over dtype, shape and bytes; reads all weights once."""
+        with ThreadPoolExecutor() as pool:
+            digests = pool.map(_tensor_digest, self._tensors.values())
+            return dict(zip(self._tensors, digests, strict=True))
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hex digits over tensors and config, independent of folder, sharding and metadata.
+
+        The config counts as it is written, less `VOLATILE`, so that a newer transformers with
+        new defaults gives an unchanged model the same digest.
+        """
+        text = (self.folder / "config.json").read_text(encoding="utf-8")
+        config = json.loads(text, parse_constant=str)  # canonical JSON has no Infinity
+        return content_digest({"tensors": self.tensor_digests, "config": _lasting(config)})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.name, self.spec, dict(self._flags))
+
+
+def open_checkpoint(
+    name: str, spec: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Open a model folder or a hub id; tensors are mapped, none is read.
+
+    Args:
+        name: the user's name for the model; errors show it as `models.experts.<name>`.
+        spec: a folder, or `org/model` with an optional `@revision`.
+        allow_pickle: read `pytorch_model.bin` where there are no safetensors.
+        trust_remote_code: run model code that comes with the checkpoint.
+
+    Raises:
+        InputError: the folder, its config, its weights, or a tensor in them cannot be used.
+    """
+    flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    folder = find_folder(name, spec, **flags)
+    try:
+        config = _load_config(folder, trust_remote_code)
+        model = build_skeleton(config, trust_remote_code=trust_remote_code)
+        layout = layout_of(model)
+        tensors = canonical_tensors(read_stored(folder, allow_pickle), model, layout, folder)
+    except InputError as error:
+        raise InputError(f"{campaign_key(name)}: {error}") from None
+    return Checkpoint(name, spec, folder, config, layout, tensors, flags)
+
+
+def find_folder(
+    name: str, spec: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> Path:
+    """The local folder of a spec; a hub id is downloaded, or found in the hub's cache.
+
+    Raises:
+        InputError: no such folder, or a hub id that is neither reachable nor cached.
+    """
+    if Path(spec).is_dir():
+        return Path(spec)
+    key = campaign_key(name)
+    match = _HUB_ID.match(spec)
+    if match is None:
+        raise InputError(f"{key}: {spec}: no such folder, and not a hub id (org/model@revision)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    patterns = [*_HUB_FILES, *["*.bin"] * allow_pickle, *["*.py"] * trust_remote_code]
+    try:
+        return Path(
+            snapshot_download(
+                match["repo"],
+                revision=match["revision"],
+                allow_patterns=patterns,
+                ignore_patterns=list(_HUB_IGNORED),
+            )
+        )
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"{key}: {spec}: not a folder here, and as a hub id neither cached nor reachable "
+            "(offline?); run `hf download` for it where there is a network, or give a folder"
+        ) from None
+    # No such repository, no access, a broken connection: each layer below has its own exceptions.
+    except Exception as error:
+        raise InputError(f"{key}: {spec}: cannot be had from the hub ({reason(error)})") from None
+
+
+def _reopen(name: str, spec: str, flags: Mapping[str, bool]) -> Checkpoint:
+    return open_checkpoint(name, spec, **flags)
+
+
+def _load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json; give the folder of a transformers model")
+    try:
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    # Config classes check their values each in their own way, with their own exceptions.
+    except Exception as error:
+        raise InputError(
+            f"{folder / 'config.json'}: transformers refuses it: {reason(error)}"
+        ) from None
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+    digest.update(as_bytes(tensor).numpy().data)
+    return digest.hexdigest()
+
+
+def _lasting(config: Any) -> Any:
+    """The config without volatile keys, at any depth."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _lasting(value) for key, value in config.items() if key not in VOLATILE}

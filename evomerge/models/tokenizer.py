@@ -1,0 +1,48 @@
+"""Tokenizers of model folders, and whether two of them number their tokens alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evomerge.errors import InputError
+from evomerge.models.messages import reason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+
+
+def load_tokenizer(
+    folder: Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | None:
+    """The folder's tokenizer, or None where there is none.
+
+    Raises:
+        InputError: there are tokenizer files, but they cannot be loaded.
+    """
+    # Without these files transformers makes up an empty tokenizer for some architectures.
+    if not any(next(folder.glob(pattern), None) for pattern in _VOCABULARY_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    # Each tokenizer class fails on a damaged file in its own way.
+    except Exception as error:
+        raise InputError(f"{folder}: its tokenizer cannot be loaded: {reason(error)}") from None
+
+
+def tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Token id -> token, added tokens included."""
+    return {index: token for token, index in tokenizer.get_vocab().items()}
+
+
+def first_conflict(one: Mapping[int, str], other: Mapping[int, str], rows: int) -> int | None:
+    """The lowest id below `rows` that both vocabularies name, but differently."""
+    shared = sorted(index for index in one.keys() & other.keys() if index < rows)
+    return next((index for index in shared if one[index] != other[index]), None)

@@ -1,0 +1,31 @@
+"""What every test shares: no network, and a small campaign to work on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def _tiny_folder(tmp_path_factory):
+    import tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.save_campaign(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_folder(_tiny_folder, tmp_path):
+    """A private copy of a folder with models/, tasks/ and campaign.yaml."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(_tiny_folder, folder)
+    return folder
