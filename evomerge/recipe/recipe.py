@@ -1,0 +1,146 @@
+"""The recipe: the whole truth about one candidate merge.
+
+A recipe says which layer of which source fills each slot of the merged model (`path`), and how the
+tensors of each slot are merged (`merges`). It holds the digests of the sources' contents, never
+their paths, so that the same recipe over the same weights has the same digest everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from evomerge.config import Strict, canonical_json, content_digest
+from evomerge.errors import InputError
+
+BASE = "base"
+"""The base model's name among a recipe's sources; task vectors are taken against it."""
+
+ExpertValues = dict[str, float]
+"""The parameters of one expert in one merge: parameter name → value."""
+
+
+class Slot(Strict):
+    """One layer of the merged model: layer `layer` of `source`, its input multiplied by `scale`."""
+
+    source: str
+    layer: int = Field(ge=0)
+    scale: float = 1.0
+
+
+class Merge(Strict):
+    """A merge method and its coefficients for one group of tensors of one slot.
+
+    `group` is a module of a layer ("attention", "mlp", "norms", "other"), "layer" for all of its
+    modules that have no merge of their own, or, with `slot: null`, a group outside the layers
+    ("embeddings", "final_norm", "head"). `experts` are merged in the order in which the recipe's
+    sources stand.
+    """
+
+    slot: int | None = Field(ge=0)
+    group: str
+    method: str
+    experts: dict[str, ExpertValues]
+    parameters: dict[str, bool | float | str] = Field(default_factory=dict)
+
+
+class Recipe(Strict):
+    """A merge of `sources` (name → content digest), complete and frozen.
+
+    Tensors of a slot that no merge names are copied from the slot's source; tensors outside the
+    layers that no merge names are copied from the base model. `seed` keys the random masks.
+    """
+
+    version: Literal[1] = 1
+    sources: dict[str, str]
+    path: tuple[Slot, ...] = Field(min_length=1)
+    merges: tuple[Merge, ...] = ()
+    seed: int = 0
+
+    @field_validator("sources")
+    @classmethod
+    def _has_a_base(cls, sources: dict[str, str]) -> dict[str, str]:
+        if BASE not in sources:
+            raise ValueError(f"no source is called {BASE!r}")
+        return sources
+
+    @model_validator(mode="after")
+    def _names_what_it_has(self) -> Self:
+        known = f"its sources are {', '.join(self.sources)}"
+        for index, slot in enumerate(self.path):
+            if slot.source not in self.sources:
+                raise ValueError(f"path[{index}] names source {slot.source!r}; {known}")
+        seen = set()
+        for merge in self.merges:
+            where = merge_name(merge)
+            for expert, values in merge.experts.items():
+                if expert not in self.sources or expert == BASE:
+                    raise ValueError(f"{where} names expert {expert!r}; {known}")
+                if not all(math.isfinite(value) for value in values.values()):
+                    raise ValueError(f"{where} gives expert {expert!r} a value that is not finite")
+            if merge.slot is not None and merge.slot >= len(self.path):
+                raise ValueError(f"{where}: the path has only {len(self.path)} slots")
+            if (merge.slot, merge.group) in seen:
+                raise ValueError(f"{where} stands twice")
+            seen.add((merge.slot, merge.group))
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hex digits over everything the recipe says; order of keys and merges aside."""
+        data = self.model_dump(mode="json")
+        data["merges"] = sorted(data["merges"], key=canonical_json)
+        return content_digest(data)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `Recipe.from_json` gives the equal recipe back."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "recipe") -> Recipe:
+        """Validate plain data as a recipe; `where` names its origin in messages.
+
+        Raises:
+            InputError: the data is not a recipe; one line per problem, with its place.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            problems = [
+                ": ".join([".".join(map(str, p["loc"])), p["msg"].removeprefix("Value error, ")])
+                for p in error.errors()
+            ]
+            raise InputError("\n".join(f"{where}: {p.lstrip(': ')}" for p in problems)) from None
+
+    def active_experts(self) -> Iterator[str]:
+        """The experts that the path or a merge actually uses, in the sources' order."""
+        used = {slot.source for slot in self.path}
+        used.update(name for merge in self.merges for name in merge.experts)
+        return (name for name in self.sources if name in used and name != BASE)
+
+
+def merge_name(merge: Merge) -> str:
+    """How messages call a merge: `merge of slot 3, attention`."""
+    place = "outside the layers" if merge.slot is None else f"slot {merge.slot}"
+    return f"merge of {place}, {merge.group}"
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from a JSON file.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON or is not a recipe.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    return Recipe.from_json(data, str(path))
