@@ -1,0 +1,272 @@
+"""The registry of merge methods: a function's signature is its schema.
+
+A method is a pure function
+
+    @merge_method(reference="Ilharco et al. 2023, arXiv:2212.04089, eq. 1")
+    def task_arithmetic(
+        base: Tensor,
+        experts: Sequence[Tensor],
+        *,
+        weight: Annotated[Sequence[float], PerExpert(1.0, low=0.0, high=2.0)],
+        normalize: bool = False,
+    ) -> Tensor:
+
+in any file of this folder. `base` and `experts` have one shape and one float dtype (float32 in a
+campaign) and must not be written to; the result has that shape and dtype. Keyword arguments are the
+parameters: `PerExpert` ones arrive as one value per expert, the others once. Two keywords are
+filled in by the materializer for functions that name them: `at`, where the tensors lie (for random
+masks), and `measured`, the result of the function given as `measure=` (for reductions over whole
+tensors). A method with `elementwise=True` is called on flat slices of bounded size; it must not
+look beyond the entries it is given, except through `measured`.
+
+Torch is imported inside functions, so that listing the methods does not load it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from evomerge.errors import InputError
+from evomerge.registry import find, import_all
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any  # annotations are read at run time without importing torch
+
+RESERVED = ("at", "measured")
+
+_REGISTRY: dict[str, Method] = {}
+
+
+@dataclass(frozen=True)
+class PerExpert:
+    """Marks a parameter with one value per expert: default and the range that makes sense."""
+
+    default: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Range:
+    """Marks a float parameter given once: the range that makes sense; its default is Python's."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method, as its signature tells it."""
+
+    name: str
+    type: type[float] | type[bool] | type[str]
+    default: bool | float | str
+    per_expert: bool = False
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def check(self, value: Any, where: str) -> bool | float | str:
+        """Return `value` in the parameter's type.
+
+        Raises:
+            InputError: wrong type, out of range or not among the choices; begins with `where`.
+        """
+        if self.type is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if self.low is not None and not self.low <= value <= typing.cast(float, self.high):
+                raise InputError(f"{where} is {value:g}, outside [{self.low:g}, {self.high:g}]")
+            return float(value)
+        if self.type is bool and isinstance(value, bool):
+            return value
+        if self.type is str and value in self.choices:
+            return typing.cast(str, value)
+        expected = f"one of {', '.join(self.choices)}" if self.choices else self.type.__name__
+        raise InputError(f"{where} is {value!r}; expected {expected}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered merge method: the pure function, and what its signature and decorator say."""
+
+    name: str
+    function: Callable[..., Tensor]
+    parameters: Mapping[str, Parameter]
+    reference: str
+    experts: tuple[int, int | None]
+    elementwise: bool
+    measure: Callable[..., Any] | None
+    needs_position: bool
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def parameter(self, name: str, where: str) -> Parameter:
+        """The parameter called `name`.
+
+        Raises:
+            InputError: the method has no such parameter; lists those it has.
+        """
+        if name not in self.parameters:
+            has = ", ".join(self.parameters) or "none"
+            raise InputError(f"{where}: {self.name} has no parameter {name!r}; it has {has}")
+        return self.parameters[name]
+
+    def check_experts(self, count: int, where: str) -> None:
+        """Refuse a number of experts that the method cannot merge."""
+        low, high = self.experts
+        if count < low or (high is not None and count > high):
+            span = f"at least {low}" if high is None else f"{low} to {high}"
+            raise InputError(f"{where}: {self.name} merges {span} experts, not {count}")
+
+    def arguments(
+        self,
+        parameters: Mapping[str, Any],
+        experts: Mapping[str, Mapping[str, Any]],
+        where: str,
+    ) -> dict[str, Any]:
+        """The function's keyword arguments from a recipe's values, defaults filled in.
+
+        Raises:
+            InputError: an unknown parameter, a value out of its range, too few or many experts.
+        """
+        self.check_experts(len(experts), where)
+        for name in parameters:
+            if self.parameter(name, where).per_expert:
+                raise InputError(f"{where}: {name!r} of {self.name} is given per expert")
+        for name in {name for values in experts.values() for name in values}:
+            if not self.parameter(name, where).per_expert:
+                raise InputError(f"{where}: {name!r} of {self.name} is not per expert")
+        arguments: dict[str, Any] = {}
+        for name, parameter in self.parameters.items():
+            if parameter.per_expert:
+                arguments[_keyword(name)] = [
+                    parameter.check(
+                        values.get(name, parameter.default), f"{where}: {expert}.{name}"
+                    )
+                    for expert, values in experts.items()
+                ]
+            else:
+                value = parameters.get(name, parameter.default)
+                arguments[_keyword(name)] = parameter.check(value, f"{where}: {name}")
+        return arguments
+
+
+@dataclass(frozen=True)
+class View:
+    """The flat tensors of one merge, read block by block in the arithmetic's dtype.
+
+    `base` and each of `experts` is 1-D, in its stored dtype, and all have one length.
+    """
+
+    base: Tensor
+    experts: Sequence[Tensor]
+    dtype: Any
+    block: int = 1 << 16
+
+    def blocks(self, tensor: Tensor) -> Iterator[Tensor]:
+        """`tensor` in order, as slices of at most `block` entries in `dtype`."""
+        for start in range(0, tensor.numel(), self.block):
+            yield tensor[start : start + self.block].to(self.dtype)
+
+    def task_vector(self, expert: int) -> Iterator[Tensor]:
+        """Blocks of τ = θ_expert − θ_base."""
+        for base, other in zip(
+            self.blocks(self.base), self.blocks(self.experts[expert]), strict=True
+        ):
+            yield other - base
+
+
+def whole_view(base: Tensor, experts: Sequence[Tensor]) -> View:
+    """The view over whole tensors that a method measures when called on its own."""
+    return View(base.flatten(), [e.flatten() for e in experts], base.dtype)
+
+
+def merge_method(
+    *,
+    reference: str,
+    experts: tuple[int, int | None] = (1, None),
+    elementwise: bool = True,
+    measure: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register a function as a merge method under its own name; see this module's docstring.
+
+    Args:
+        reference: paper and equation.
+        experts: least and greatest number of experts (None: no limit).
+        elementwise: the function may be called on slices.
+        measure: called as `measure(View, **parameters it names)` over the whole tensors before
+            the slices; its result is passed as `measured`.
+    """
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = function.__name__
+        if name in _REGISTRY:
+            raise ValueError(f"two merge methods are called {name!r}")
+        parameters = _parameters(function)
+        _REGISTRY[name] = Method(
+            name=name,
+            function=function,
+            parameters=MappingProxyType(parameters),
+            reference=reference,
+            experts=experts,
+            elementwise=elementwise,
+            measure=measure,
+            needs_position="at" in inspect.signature(function).parameters,
+        )
+        return function
+
+    return register
+
+
+def methods() -> Mapping[str, Method]:
+    """Every registered method by name, in alphabetical order."""
+    import_all("evomerge.methods")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def find_method(name: str, where: str) -> Method:
+    """The method called `name`.
+
+    Raises:
+        InputError: there is none; begins with `where` and names the nearest, or all.
+    """
+    return find(methods(), name, "merge method", where)
+
+
+def _parameters(function: Callable[..., Tensor]) -> dict[str, Parameter]:
+    """Read the schema off a method's keyword-only parameters."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    found = {}
+    for keyword, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or keyword in RESERVED:
+            continue
+        name = keyword.rstrip("_")
+        found[name] = _parameter(name, hints[keyword], parameter.default)
+    return found
+
+
+def _parameter(name: str, hint: Any, default: Any) -> Parameter:
+    for mark in getattr(hint, "__metadata__", ()):
+        if isinstance(mark, PerExpert):
+            return Parameter(name, float, mark.default, True, mark.low, mark.high)
+        if isinstance(mark, Range):
+            return Parameter(name, float, default, False, mark.low, mark.high)
+    if hint is bool:
+        return Parameter(name, bool, default)
+    if typing.get_origin(hint) is Literal:
+        return Parameter(name, str, default, choices=typing.get_args(hint))
+    raise TypeError(f"parameter {name!r}: annotate it with PerExpert, Range, bool or Literal")
+
+
+def _keyword(name: str) -> str:
+    """The Python keyword of a parameter: `lambda` is spelled `lambda_`."""
+    return f"{name}_" if name == "lambda" else name

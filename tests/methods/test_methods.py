@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from evomerge.errors import InputError
+from evomerge.methods.masks import At
+from evomerge.methods.registry import View, methods, whole_view
+from evomerge.methods.task_arithmetic import Trim, ties, trims
+
+REGISTRY = methods()
+
+
+def some_tensors(count, shape=(33, 9)):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=generator) for _ in range(count)]
+
+
+def default_arguments(method, count):
+    return method.arguments({}, {f"e{i}": {} for i in range(count)}, "test")
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_method_leaves_its_inputs_alone_and_keeps_shape_and_dtype(name):
+    method = REGISTRY[name]
+    count = method.experts[1] or 3
+    base, *experts = some_tensors(count + 1)
+    before = [t.clone() for t in (base, *experts)]
+    result = method.function(base, experts, **default_arguments(method, count))
+    assert result.shape == base.shape
+    assert result.dtype == base.dtype
+    for tensor, copy in zip((base, *experts), before, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+@pytest.mark.parametrize("name", [n for n, m in REGISTRY.items() if m.elementwise])
+def test_every_elementwise_method_gives_the_same_bytes_in_slices(name):
+    method = REGISTRY[name]
+    count = method.experts[1] or 3
+    base, *experts = (t.flatten() for t in some_tensors(count + 1, (1001,)))
+    arguments = default_arguments(method, count)
+    if "t" in method.parameters:
+        arguments["t"] = 0.3
+    names = [f"e{i}" for i in range(count)]
+    measured = {}
+    if method.measure is not None:
+        wanted = {k: v for k, v in arguments.items() if k == "density"}
+        measured = {"measured": method.measure(whole_view(base, experts), **wanted)}
+
+    def run(start, stop):
+        at = {"at": At(5, "t", names, start)} if method.needs_position else {}
+        parts = [t[start:stop] for t in (base, *experts)]
+        return method.function(parts[0], parts[1:], **arguments, **at, **measured)
+
+    whole = run(0, 1001)
+    for size in (64, 333):
+        pieces = [run(i, min(i + size, 1001)) for i in range(0, 1001, size)]
+        assert torch.equal(torch.cat(pieces), whole)
+
+
+@pytest.mark.parametrize("name", [n for n in REGISTRY if "weight" in REGISTRY[n].parameters])
+def test_identical_experts_give_that_expert_when_weights_share_out(name):
+    method = REGISTRY[name]
+    base, expert = some_tensors(2)
+    arguments = default_arguments(method, 3)
+    arguments["weight"] = [1 / 3] * 3
+    if "density" in arguments:
+        arguments["density"] = [1.0] * 3
+    result = method.function(base, [expert] * 3, **arguments)
+    torch.testing.assert_close(result, expert)
+
+
+@pytest.mark.parametrize("name", [n for n in REGISTRY if "lambda" in REGISTRY[n].parameters])
+def test_lambda_zero_gives_the_base(name):
+    method = REGISTRY[name]
+    base, *experts = some_tensors(4)
+    arguments = {**default_arguments(method, 3), "lambda_": 0.0}
+    assert torch.equal(method.function(base, experts, **arguments), base)
+
+
+def test_trim_keeps_exactly_k_entries_and_of_ties_the_lower_index():
+    base = torch.zeros(10)
+    expert = torch.tensor([1.0, -2.0, 2.0, 0.5, -2.0, 2.0, 0.0, 1.0, 3.0, -0.5])
+    [trim] = trims(whole_view(base, [expert]), density=[0.4])
+    kept = trim.keep(expert, 0).nonzero().flatten().tolist()
+    assert kept == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.37, 0.5, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_radix_selection_agrees_with_a_stable_sort(density, dtype):
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(5000, generator=generator).to(dtype)
+    expert = base + (torch.randn(5000, generator=generator) * 0.01).to(dtype)  # many ties in fp16
+    view = View(base, [expert], torch.float32, block=700)
+    [trim] = trims(view, density=[density])
+    magnitude = (expert.float() - base.float()).abs()
+    k = max(1, int(density * 5000))
+    expected = torch.zeros(5000, dtype=torch.bool)
+    expected[torch.sort(magnitude, descending=True, stable=True).indices[:k]] = True
+    assert torch.equal(trim.keep(expert.float() - base.float(), 0), expected)
+
+
+def test_a_not_a_number_is_never_trimmed_away_unseen():
+    base, *experts = some_tensors(3, (50,))
+    experts[0][7] = float("nan")
+    result = ties(base, experts, weight=[1.0, 1.0], density=[0.5, 0.5])
+    assert torch.isnan(result).any()
+
+
+def test_masks_depend_on_place_only():
+    at = At(11, "model.layers.0.mlp.weight", ["math", "lang"])
+    whole = at.keep(0, torch.empty(10_000), 0.3)
+    tail = At(11, at.tensor, at.experts, start=4_321).keep(0, torch.empty(1_000), 0.3)
+    assert torch.equal(tail, whole[4_321:5_321])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 0.9, 1.0])
+def test_masks_keep_their_share(density):
+    kept = At(0, "t", ["e"]).keep(0, torch.empty(400_000), density).float().mean().item()
+    assert abs(kept - density) <= 5 * (density * (1 - density) / 400_000) ** 0.5
+
+
+def test_masks_of_different_keys_are_independent():
+    masks = [
+        At(seed, tensor, ["a", "b"]).keep(expert, torch.empty(100_000), 0.5).float() * 2 - 1
+        for seed, tensor, expert in [(0, "t", 0), (1, "t", 0), (0, "u", 0), (0, "t", 1)]
+    ]
+    for i in range(len(masks)):
+        for j in range(i):
+            assert abs((masks[i] * masks[j]).mean().item()) < 5 / 100_000**0.5
+
+
+def test_masks_have_no_serial_correlation():
+    bits = At(0, "t", ["a"]).keep(0, torch.empty(200_000), 0.5).float() * 2 - 1
+    for lag in (1, 2, 8, 64, 4096):
+        assert abs((bits[:-lag] * bits[lag:]).mean().item()) < 5 / 200_000**0.5
+
+
+def test_masks_beyond_four_billion_entries_do_not_repeat():
+    at = At(0, "t", ["a"])
+    far = At(0, "t", ["a"], start=1 << 32)
+    like = torch.empty(10_000)
+    assert not torch.equal(at.keep(0, like, 0.5), far.keep(0, like, 0.5))
+
+
+def test_listing_methods_does_not_import_torch():
+    code = (
+        "import sys; from evomerge.methods import methods; methods();"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "experts", "message"),
+    [
+        ({"lamda": 1.0}, {"a": {}}, "no parameter 'lamda'"),
+        ({}, {"a": {"density": 1.5}}, r"a.density is 1.5, outside \[0, 1\]"),
+        ({"density": 0.5}, {"a": {}}, "given per expert"),
+        ({}, {"a": {"normalize": 1.0}}, "not per expert"),
+        ({"normalize": "yes"}, {"a": {}}, "expected bool"),
+        ({}, {}, "at least 1 experts, not 0"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(parameters, experts, message):
+    with pytest.raises(InputError, match=message):
+        REGISTRY["ties"].arguments(parameters, experts, "here")
+
+
+def test_trim_of_nothing_and_of_everything():
+    base, expert = torch.zeros(5), torch.arange(5.0)
+    nothing, everything = trims(whole_view(base, [expert, expert]), density=[0.0, 1.0])
+    assert not nothing.keep(expert, 0).any()
+    assert everything == Trim(0.0, 4)
