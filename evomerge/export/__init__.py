@@ -1,0 +1,1 @@
+"""What leaves the project: checkpoints that others can load."""

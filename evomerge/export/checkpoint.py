@@ -1,0 +1,75 @@
+"""A recipe as a folder that `AutoModelForCausalLM.from_pretrained` loads."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+from evomerge.config import DtypeConfig
+from evomerge.errors import InputError
+from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.stream import SHARD_BYTES, write_weights
+from evomerge.models.preflight import Preflight
+from evomerge.recipe import BASE, Recipe
+
+_COMPANIONS = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
+_INDEX = ".index.json"
+_OWN = ("config.json", "recipe.json")
+
+
+def export_checkpoint(
+    recipe: Recipe,
+    models: Preflight,
+    dtype: DtypeConfig,
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write weights, config, tokenizer, generation settings and `recipe.json` into a new folder.
+
+    The folder appears whole or not at all: it is written beside its place and renamed. Tokenizer,
+    chat template and generation config are the base model's own files.
+
+    Raises:
+        InputError: the folder exists and is not empty, cannot be written, the disk has not the
+            room, or the recipe was made from other weights.
+        NonFiniteError: a merged tensor is not finite.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not an empty folder; choose another --to")
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        kernel = Kernel(models.sources, dtype.weights)
+        write_weights(recipe, models.layout, kernel, partial, shard_bytes)
+        _write_config(models, kernel, partial)
+        _copy_companions(models.sources[BASE].folder, partial)
+        text = json.dumps(recipe.to_json(), indent=2)
+        (partial / "recipe.json").write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write_config(models: Preflight, kernel: Kernel, folder: Path) -> None:
+    """The base's config with the dtype of the merged weights."""
+    config = copy.deepcopy(models.sources[BASE].config)
+    config.architectures = [models.layout.architecture]
+    config.dtype = kernel.dtype(models.layout.tensors[0].name)
+    config.save_pretrained(folder)
+
+
+def _copy_companions(base: Path, folder: Path) -> None:
+    """Every small file beside the base's weights that we do not write ourselves."""
+    for path in sorted(base.iterdir()):
+        ours = path.name in _OWN or path.name.endswith(_INDEX)
+        if path.is_file() and path.suffix in _COMPANIONS and not ours:
+            shutil.copyfile(path, folder / path.name)

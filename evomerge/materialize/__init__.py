@@ -1,0 +1,1 @@
+"""Recipe × sources → weights: in place on a resident model, or streamed to disk."""
