@@ -1,0 +1,1 @@
+"""Items to decisions, on the driver and with numpy only: splits, objectives, intervals, choice."""
