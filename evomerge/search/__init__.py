@@ -1,0 +1,1 @@
+"""Proposing recipes: spaces (genes, decode) and optimizers (ask and tell)."""

@@ -1,0 +1,112 @@
+"""What an optimizer is, and how one is found by its name.
+
+An optimizer is a class in a file of this folder under `@optimizer("name")`. Its constructor takes
+`(dimension, initial, seed)` and then keyword-only options, whose annotations and defaults are the
+schema of the campaign file's `optimizer` section.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from evomerge.config import OptimizerConfig
+from evomerge.judging.scores import Scores
+from evomerge.registry import check_options, find, import_all
+from evomerge.search.space import Genome
+
+_REGISTRY: dict[str, type[Optimizer]] = {}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A genome to try.
+
+    Attributes:
+        ask: index of the ask that gave it, from 0.
+        tells: how many tells the optimizer had heard when it was asked.
+        genome: shape (dimension,), float64 in [0, 1].
+        parents: ask indices of the proposals it was made from.
+    """
+
+    ask: int
+    tells: int
+    genome: Genome
+    parents: tuple[int, ...] = ()
+
+
+class Optimizer(ABC):
+    """Proposes genomes and learns from their scores; asynchronous, and exact under replay.
+
+    `ask` answers while earlier proposals are still in flight. Its answer depends only on the seed,
+    the ask index and the tells heard so far, in their order: telling a new optimizer the recorded
+    trials brings it to the same state.
+    """
+
+    def __init__(self, dimension: int, initial: Genome, seed: int) -> None:
+        """`initial`: where to start, shape (dimension,)."""
+        self.dimension = dimension
+        self.initial = initial
+        self.seed = seed
+        self.tells = 0
+
+    def ask(self, index: int) -> Proposal:
+        """The proposal of ask `index`."""
+        genome, parents = self._propose(self._random(index))
+        return Proposal(index, self.tells, genome, parents)
+
+    def tell(self, proposal: Proposal, scores: Scores | None) -> None:
+        """Learn how a proposal did; None when it failed."""
+        self._learn(proposal, scores)
+        self.tells += 1
+
+    @abstractmethod
+    def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
+        """A genome and its parents' ask indices; all randomness comes from `rng`."""
+
+    @abstractmethod
+    def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
+        """Take in one result."""
+
+    def _random(self, index: int, stream: int = 0) -> np.random.SeedSequence:
+        """Randomness keyed by (seed, stream, index); asks use stream 0."""
+        return np.random.SeedSequence([self.seed & 0xFFFFFFFFFFFFFFFF, stream, index])
+
+
+def optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]]:
+    """Register a class as the optimizer called `name` in campaign files."""
+
+    def register(kind: type[Optimizer]) -> type[Optimizer]:
+        if name in _REGISTRY:
+            raise ValueError(f"two optimizers are called {name!r}")
+        _REGISTRY[name] = kind
+        return kind
+
+    return register
+
+
+def optimizers() -> Mapping[str, type[Optimizer]]:
+    """Every registered optimizer by name, in alphabetical order."""
+    import_all("evomerge.search.optimizers")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def build_optimizer(
+    config: OptimizerConfig, dimension: int, initial: Genome, seed: int
+) -> Optimizer:
+    """The optimizer that a campaign file names, with its options checked.
+
+    Raises:
+        InputError: no such optimizer, an unknown option, or an option's value of the wrong type.
+    """
+    kind = find(optimizers(), config.kind, "optimizer", "optimizer.kind")
+    return kind(dimension, initial, seed, **check_options(kind, config.options, "optimizer"))
+
+
+def summary(kind: type[Optimizer]) -> str:
+    """The first line of an optimizer's docstring."""
+    return (inspect.getdoc(kind) or "").partition("\n")[0]

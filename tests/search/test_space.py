@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evomerge.config import SpaceConfig
+from evomerge.errors import InputError
+from evomerge.models.layout import Layout, TensorSpec
+from evomerge.search.space import WeightSpace
+
+DIGESTS = {"base": "0", "math": "1", "lang": "2"}
+
+
+def layout(layers=3, tied=False):
+    tensors = [TensorSpec("embed.weight", (8, 4), None, "embeddings", "embed.weight", 0)]
+    for i in range(layers):
+        for module, suffix in (("attention", "attn.w"), ("mlp", "mlp.w"), ("norms", "norm.w")):
+            tensors.append(TensorSpec(f"layers.{i}.{suffix}", (4, 4), i, module, suffix, None))
+    tensors.append(TensorSpec("norm.weight", (4,), None, "final_norm", "norm.weight", None))
+    if not tied:
+        tensors.append(TensorSpec("head.weight", (8, 4), None, "head", "head.weight", 0))
+    return Layout("Tiny", layers, "layers", tuple(tensors), {}, 8)
+
+
+def space(method="ties", granularity="layer", genes=None, tied=False, digests=DIGESTS):
+    weights = {"method": method, "granularity": granularity, "genes": genes or {"weight": [0, 1.5]}}
+    return WeightSpace(SpaceConfig(weights=weights), layout(tied=tied), digests, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "tied", "count"),
+    [("model", False, 1), ("layer", False, 6), ("layer", True, 5), ("module", False, 12)],
+)
+def test_one_gene_per_group_and_expert(granularity, tied, count):
+    assert space(granularity=granularity, tied=tied).dimension == 2 * count
+
+
+def test_genes_run_from_the_embeddings_to_the_head():
+    names = [gene.name for gene in space(genes={"weight": [0, 1], "density": [0.2, 1]}).genes]
+    assert names[:4] == [
+        "weight.embeddings.math",
+        "weight.embeddings.lang",
+        "density.embeddings.math",
+        "density.embeddings.lang",
+    ]
+    assert names[4] == "weight.layer_0.math"
+    assert names[-1] == "density.head.lang"
+    assert len(set(names)) == len(names)
+
+
+def test_shared_parameters_have_one_gene_per_group():
+    names = [gene.name for gene in space(genes={"lambda": [0, 2]}).genes]
+    groups = ("embeddings", "layer_0", "layer_1", "layer_2", "final_norm", "head")
+    assert names == [f"lambda.{group}" for group in groups]
+
+
+def test_decode_puts_each_gene_where_its_name_says():
+    s = space(genes={"weight": [0, 1.5], "density": 0.25, "lambda": [0, 2]})
+    genome = np.linspace(0, 1, s.dimension)
+    recipe, params = s.decode(genome), s.params(genome)
+    merges = {(m.slot, m.group): m for m in recipe.merges}
+    layer = merges[(1, "layer")]
+    assert layer.experts["lang"]["weight"] == params["weight.layer_1.lang"]
+    assert layer.experts["lang"]["density"] == 0.25
+    assert layer.parameters == {"lambda": params["lambda.layer_1"], "normalize": True}
+    head = merges[(None, "head")]
+    assert head.experts["math"]["weight"] == params["weight.head.math"]
+    assert [slot.layer for slot in recipe.path] == [0, 1, 2]
+    assert recipe.seed == 1
+
+
+def test_equal_genomes_have_equal_digests_and_others_do_not():
+    s = space()
+    genome = np.full(s.dimension, 0.3)
+    other = genome.copy()
+    other[-1] += 1e-9
+    assert s.decode(genome).digest == s.decode(genome.copy()).digest
+    assert s.decode(genome).digest != s.decode(other).digest
+
+
+def test_genomes_outside_the_unit_cube_are_clipped():
+    s = space()
+    assert s.decode(np.full(s.dimension, 1.2)).digest == s.decode(np.ones(s.dimension)).digest
+
+
+def test_the_initial_genome_decodes_to_the_uniform_merge():
+    s = space(genes={"weight": [0, 1.5], "density": [0.0, 1.0]})
+    assert s.decode(s.initial).digest == s.baselines()["ties uniform"].digest
+
+
+def test_baselines_are_distinct_and_named():
+    assert list(space().baselines()) == ["ties default", "ties uniform", "average"]
+    assert list(space("slerp", genes={"t": [0, 1]}).baselines()) == ["slerp default", "average"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"method": "tise"}, "space.weights.method: .*did you mean 'ties'"),
+        ({"genes": {"wieght": [0, 1]}}, "space.weights.genes: ties has no parameter 'wieght'"),
+        ({"genes": {"density": [0, 2]}}, r"space.weights.genes.density is 2, outside \[0, 1\]"),
+        ({"genes": {"weight": 0.5}}, "nothing to search"),
+        ({"genes": {"normalize": [0, 1]}}, "normalize"),
+        (
+            {"method": "slerp", "genes": {"t": [0, 1]}, "digests": {**DIGESTS, "art": "3"}},
+            "slerp merges 1 to 2 experts, not 3",
+        ),
+    ],
+)
+def test_a_space_that_does_not_fit_the_method_is_refused(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        space(**kwargs)
