@@ -1,0 +1,186 @@
+"""Evaluations and markers as attributes of Optuna trials and studies, and back.
+
+Small facts stay plain, so that optuna-dashboard and pandas show them. Large ones (recipe, genome,
+item scores) are packed: zlib, then base64, in chunks under 60 kB, because MySQL's TEXT holds
+64 kB. Every attribute is a row (about .8 ms on SQLite), so those at their default are left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from evomerge.study.record import Evaluation, Marker
+
+CHUNK = 59_000
+"""Characters per packed attribute: a multiple of 4, so that each chunk is base64 by itself."""
+
+
+def pack(key: str, data: bytes) -> dict[str, str]:
+    """Bytes as text attributes `key:0`, `key:1`, …, each under 60 kB."""
+    text = base64.b64encode(zlib.compress(data)).decode()
+    starts = range(0, len(text), CHUNK)
+    return {f"{key}:{i}": text[start : start + CHUNK] for i, start in enumerate(starts)}
+
+
+def unpack(key: str, attributes: Mapping[str, Any]) -> bytes | None:
+    """The bytes that `pack` wrote under `key`, or None when there are none.
+
+    Chunks left over from a longer value written earlier under the same key are passed over.
+
+    Raises:
+        ValueError: a chunk is missing or damaged.
+    """
+    if f"{key}:0" not in attributes:
+        return None
+    inflate = zlib.decompressobj()
+    data = b""
+    index = 0
+    try:
+        while not inflate.eof:
+            data += inflate.decompress(base64.b64decode(attributes[f"{key}:{index}"]))
+            index += 1
+    except (KeyError, TypeError, zlib.error) as error:
+        raise ValueError(f"{key}: chunk {index} is missing or damaged") from error
+    return data
+
+
+def pack_json(key: str, value: Any) -> dict[str, str]:
+    """`pack` of the value's JSON text."""
+    return pack(key, json.dumps(value, separators=(",", ":")).encode())
+
+
+def unpack_json(key: str, attributes: Mapping[str, Any]) -> Any:
+    """The value that `pack_json` wrote under `key`, or None; raises as `unpack`."""
+    data = unpack(key, attributes)
+    return None if data is None else json.loads(data)
+
+
+def plain_attributes(evaluation: Evaluation) -> dict[str, Any]:
+    """The small, readable facts of an evaluation; defaults are left out."""
+    facts: dict[str, Any] = {
+        "name": evaluation.name,
+        "se": evaluation.se,
+        "n": evaluation.n or None,
+        "estimated": evaluation.estimated or None,
+        "tasks": {
+            task: {"mean": _mean(values), "n": len(values)}
+            for task, values in evaluation.scores.items()
+        }
+        or None,
+        "reason": evaluation.reason,
+        "ask": evaluation.ask,
+        "tells": evaluation.tells,
+        "parents": list(evaluation.parents) or None,
+        "attempt": evaluation.attempt if evaluation.attempt != 1 else None,
+        "seconds": dict(evaluation.seconds) or None,
+        "versions": dict(evaluation.versions) or None,
+    }
+    always = {"digest": evaluation.digest, "split": evaluation.split, "role": evaluation.role}
+    return always | {key: value for key, value in facts.items() if value is not None}
+
+
+def packed_attributes(evaluation: Evaluation, *, with_params: bool) -> dict[str, str]:
+    """The large facts of an evaluation; `with_params` when Optuna gets only a summary of them."""
+    packed = pack_json("recipe", evaluation.recipe)
+    if evaluation.genome is not None:
+        packed |= pack("genome", _to_bytes(evaluation.genome))
+    if evaluation.scores:
+        packed |= pack("scores", b"".join(_to_bytes(v) for v in evaluation.scores.values()))
+    if with_params:
+        packed |= pack_json("params", dict(evaluation.params))
+    return packed
+
+
+def decode_evaluation(
+    plain: Mapping[str, Any],
+    packed: Mapping[str, Any],
+    *,
+    value: float | None,
+    params: Mapping[str, float],
+    number: int,
+    finished: datetime | None,
+) -> Evaluation | None:
+    """The evaluation in a finished trial, or None when evomerge did not write it, or not whole."""
+    try:
+        genome = unpack("genome", packed)
+        all_params = unpack_json("params", packed)
+        return Evaluation(
+            split=plain["split"],
+            digest=plain["digest"],
+            recipe=json.loads(unpack("recipe", packed) or ""),
+            role=plain["role"],
+            name=plain.get("name"),
+            value=value,
+            se=plain.get("se"),
+            n=plain.get("n", 0),
+            estimated=plain.get("estimated", False),
+            scores=_split_scores(plain.get("tasks", {}), unpack("scores", packed) or b""),
+            reason=plain.get("reason"),
+            params=dict(params) if all_params is None else all_params,
+            genome=None if genome is None else _from_bytes(genome),
+            ask=plain.get("ask"),
+            tells=plain.get("tells"),
+            parents=tuple(plain.get("parents", ())),
+            attempt=plain.get("attempt", 1),
+            seconds=plain.get("seconds", {}),
+            versions=plain.get("versions", {}),
+            number=number,
+            finished=finished,
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def encode_marker(marker: Marker) -> dict[str, str]:
+    """A marker as study attributes `marker/<slot>:…`; a later one in the slot overwrites it."""
+    facts = vars(marker) | {
+        "genome": None if marker.genome is None else np.asarray(marker.genome, float).tolist()
+    }
+    return pack_json(f"marker/{marker.slot}", facts)
+
+
+def decode_markers(attributes: Mapping[str, Any]) -> list[Marker]:
+    """The markers among a study's attributes, by slot; one cut short by a crash is left out."""
+    markers = []
+    for key in attributes:
+        name, _, chunk = key.rpartition(":")
+        if not name.startswith("marker/") or chunk != "0":
+            continue
+        try:
+            facts = unpack_json(name, attributes)
+        except ValueError:
+            continue
+        genome = facts["genome"]
+        facts["genome"] = None if genome is None else np.array(genome, np.float64)
+        markers.append(Marker(**facts | {"parents": tuple(facts["parents"])}))
+    return sorted(markers, key=lambda marker: marker.slot)
+
+
+def _to_bytes(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, "<f8").tobytes()
+
+
+def _from_bytes(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, "<f8").astype(np.float64)
+
+
+def _split_scores(tasks: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
+    """The concatenated item scores, cut at the tasks' lengths."""
+    lengths = [task["n"] for task in tasks.values()]
+    values = _from_bytes(data)
+    if len(values) != sum(lengths):
+        raise ValueError(f"scores: {len(values)} items where {sum(lengths)} were recorded")
+    return dict(zip(tasks, np.split(values, np.cumsum(lengths)[:-1]), strict=True)) if tasks else {}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean for readers; None where JSON has no number for it."""
+    mean = float(np.mean(values)) if len(values) else float("nan")
+    return mean if np.isfinite(mean) else None

@@ -1,0 +1,88 @@
+"""What the study records: evaluations, and markers of those still in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One recipe scored (or failed) on one split: a fact, written once, whole.
+
+    Evaluations compare by identity, because they hold arrays.
+    """
+
+    split: str
+    """`search`, `select` or `test`."""
+    digest: str
+    """The recipe's content digest."""
+    recipe: dict[str, Any]
+    """The recipe as plain JSON data."""
+    role: str = "search"
+    """`search`: the optimizer's own trial; `parent`, `baseline`: a named yardstick; `finalist`: a
+    search trial's recipe measured on a later split."""
+    name: str | None = None
+    """For parents and baselines: `base`, `math`, `ties default`."""
+    value: float | None = None
+    """The objective's value, larger is better; None when the evaluation failed."""
+    se: float | None = None
+    """The standard error of `value`."""
+    n: int = 0
+    """How many items `value` rests on."""
+    estimated: bool = False
+    """Whether `value` estimates items that were not scored."""
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Task -> float64 [items], in the study's item order of (split, task)."""
+    reason: str | None = None
+    """Why it failed."""
+    params: Mapping[str, float] = field(default_factory=dict)
+    """Gene -> natural value (search trials only)."""
+    genome: np.ndarray | None = None
+    """float64 [genes], the whole raw vector (search trials only)."""
+    ask: int | None = None
+    """The optimizer's ask index."""
+    tells: int | None = None
+    """How many tells had arrived when it was asked."""
+    parents: tuple[int, ...] = ()
+    """Ask indices."""
+    attempt: int = 1
+    """1 for the first try; more when earlier tries took their worker or the driver down."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Stage (`materialize`, `score`) -> wall time in seconds."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Library -> version it was scored with."""
+    number: int | None = None
+    """The Optuna trial number, set by the study."""
+    finished: datetime | None = None
+    """When it was known; set by the study when absent. Timezone-aware as read back (UTC)."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no value."""
+        return self.value is None
+
+    @property
+    def optimizers_own(self) -> bool:
+        """Whether the optimizer asked for it: a search trial on the search split."""
+        return self.role == "search" and self.split == "search"
+
+
+@dataclass(frozen=True, eq=False)
+class Marker:
+    """An evaluation in flight: written before work begins, so that a crash leaves a trace."""
+
+    slot: int
+    """Which worker place it occupies; a slot holds one marker, the latest."""
+    digest: str
+    split: str
+    attempt: int = 1
+    ask: int | None = None
+    tells: int | None = None
+    genome: np.ndarray | None = None
+    """float64 [genes]"""
+    parents: tuple[int, ...] = ()
