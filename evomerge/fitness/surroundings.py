@@ -1,0 +1,84 @@
+"""What lm-eval does around a score, contained: its log, its bars, its seeds, its templates."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import datasets
+import lm_eval.api.task
+import lm_eval.utils
+import numpy as np
+import torch
+from datasets.utils import are_progress_bars_disabled
+from jinja2 import Environment, Template
+
+PYTHON_SEED = 0
+OTHER_SEED = 1234
+"""`simple_evaluate`'s default seeds (Python's generator; numpy's and torch's)."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence lm-eval's log below errors and the bars it and `datasets` draw, inside the block."""
+    logger = logging.getLogger("lm_eval")
+    level, bar, bars_off = logger.level, lm_eval.api.task.tqdm, are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    # `build_all_requests` has no switch for its bar.
+    lm_eval.api.task.tqdm = functools.partial(bar, disable=True)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        lm_eval.api.task.tqdm = bar
+        if not bars_off:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def stock_seeds() -> Iterator[None]:
+    """Seed the global generators as `simple_evaluate` does, inside the block only.
+
+    Task code that shuffles, and sampled generation, then draw what a stock `lm_eval` run draws,
+    and the caller's generators (Python, numpy, torch on CPU and CUDA) are given back untouched.
+    """
+    # Asking for CUDA's generators would start CUDA in a driver that never uses it.
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    generators = [torch.default_generator, *cuda]
+    python, numpy = random.getstate(), np.random.get_state()
+    states = [generator.get_state() for generator in generators]
+    random.seed(PYTHON_SEED)
+    np.random.seed(OTHER_SEED)
+    for generator in generators:
+        generator.manual_seed(OTHER_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+@contextmanager
+def templates_compiled_once() -> Iterator[None]:
+    """Inside the block, lm-eval compiles each Jinja template once instead of at every document.
+
+    Targets and choices are asked for again at every score, and compiling their templates takes a
+    small model longer than its forward passes.
+    """
+    environment = lm_eval.utils.env
+    environment.from_string = _compiled
+    try:
+        yield
+    finally:
+        del environment.from_string
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(source: str) -> Template:
+    return Environment.from_string(lm_eval.utils.env, source)

@@ -1,0 +1,143 @@
+"""A campaign's tasks as items, and one score per item for a model's present weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from evomerge.config import FitnessConfig
+from evomerge.errors import InputError
+from evomerge.fitness.engine import Engine
+from evomerge.fitness.leaves import Leaf, load_leaves
+from evomerge.fitness.surroundings import quiet, stock_seeds, templates_compiled_once
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """What the driver knows of one leaf task.
+
+    Attributes:
+        task: the leaf's name in lm-eval.
+        metric: the metric's name, without its filter.
+        higher_is_better: as the task says.
+        weight: the entry's weight; a group's is shared among its leaves as lm-eval averages them.
+        ids: item ids in document order: lm-eval's `doc_hash`; a repeated document gets "#2", "#3".
+        excluded: ids whose document serves as a few-shot example; these are not to be scored.
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    weight: float
+    ids: tuple[str, ...]
+    excluded: frozenset[str]
+
+
+class TaskSet:
+    """The campaign's tasks, their requests built and tokenised once for one resident model.
+
+    Requests are built for all documents in their order, so that few-shot examples are those of a
+    stock `lm_eval` run.
+    """
+
+    def __init__(self, config: FitnessConfig, lm: HFLM) -> None:
+        """Load tasks and data, build and tokenise the requests.
+
+        Raises:
+            InputError: an unknown task or metric, data that cannot be loaded, or a task that
+                cannot be scored item by item; names the key.
+        """
+        self._engine = Engine(lm)
+        self._leaves = {leaf.name: leaf for leaf in load_leaves(config, lm)}
+        self.items = tuple(_describe(leaf) for leaf in self._leaves.values())
+        self._places = {
+            name: {item: place for place, item in enumerate(leaf.ids)}
+            for name, leaf in self._leaves.items()
+        }
+        for leaf in self._leaves.values():
+            self._encode(leaf)
+
+    def score(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+        """Metric values of the wanted items, for the weights now in the model.
+
+        Args:
+            wanted: item ids by leaf task.
+
+        Returns:
+            For each task float64 values [number of ids], in the order of its ids.
+
+        Raises:
+            CandidateError: a log-likelihood is not finite, or the task's own code fails on the
+                model's answers.
+            InputError: a task or an item that does not exist.
+        """
+        asked = {task: self._find(task, ids) for task, ids in wanted.items()}
+        # Filters and batches see documents in the order a stock run has them.
+        places = {task: sorted(set(found)) for task, found in asked.items()}
+        with quiet(), stock_seeds(), templates_compiled_once():
+            self._answer(
+                [
+                    request
+                    for task, found in places.items()
+                    for place in found
+                    for request in self._leaves[task].requests[place]
+                ]
+            )
+            values = {task: self._leaves[task].values(found) for task, found in places.items()}
+        value_at = {task: dict(zip(places[task], values[task], strict=True)) for task in places}
+        return {
+            task: np.array([value_at[task][place] for place in found], dtype=np.float64)
+            for task, found in asked.items()
+        }
+
+    def _find(self, task: str, ids: Sequence[str]) -> list[int]:
+        """The places of items among their task's documents."""
+        if task not in self._places:
+            raise InputError(f"no task {task!r} here; tasks: {', '.join(self._places)}")
+        try:
+            return [self._places[task][item] for item in ids]
+        except KeyError as missing:
+            raise InputError(
+                f"{task}: no item {missing}; the task's documents have changed since it was named"
+            ) from None
+
+    def _encode(self, leaf: Leaf) -> None:
+        try:
+            self._engine.encode([request for group in leaf.requests for request in group])
+        except InputError as error:
+            raise InputError(f"{leaf.name}: {error}") from None
+
+    def _answer(self, requests: Sequence[Instance]) -> None:
+        """Let the model answer, each request as often as its task repeats it."""
+        for request in requests:
+            request.resps, request.filtered_resps = [], {}
+        repeated = [request for request in requests for _ in range(request.repeats)]
+        for request, response in zip(repeated, self._engine.run(repeated), strict=True):
+            request.resps.append(response)
+
+
+def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
+    """What `TaskSet.items` says, without a model or a tokenizer.
+
+    Which documents serve as few-shot examples depends on the seed and the documents alone; what
+    depends on the model (its chat template, its room to generate) is checked by `TaskSet`.
+
+    Raises:
+        InputError: as `TaskSet`.
+    """
+    return tuple(_describe(leaf) for leaf in load_leaves(config, None))
+
+
+def _describe(leaf: Leaf) -> TaskItems:
+    return TaskItems(
+        task=leaf.name,
+        metric=leaf.metric,
+        higher_is_better=leaf.higher_is_better,
+        weight=leaf.weight,
+        ids=leaf.ids,
+        excluded=leaf.excluded,
+    )
