@@ -1,0 +1,1 @@
+"""Who does the work: one interface, in the driver's process or on Ray."""

@@ -1,0 +1,104 @@
+"""One worker: a resident model and the campaign's tasks, built once, fed with recipes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evomerge.config import CampaignConfig
+from evomerge.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """All that a worker is built from; small, and picklable.
+
+    Attributes:
+        config: the campaign.
+        items: split → task → item ids, in the order in which scores come back.
+        threads: of torch's arithmetic.
+    """
+
+    config: CampaignConfig
+    items: Mapping[str, Mapping[str, Sequence[str]]]
+    threads: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A recipe's item scores on a split: task → float64 (items,), and where the time went."""
+
+    scores: Mapping[str, np.ndarray]
+    seconds: Mapping[str, float]
+
+
+class Worker:
+    """Materializes recipes in place and scores them."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        """Open the models, build the resident model and all requests.
+
+        Raises:
+            InputError: models or tasks cannot be loaded here.
+        """
+        import torch
+
+        from evomerge.fitness.engine import make_lm
+        from evomerge.fitness.tasks import TaskSet
+        from evomerge.materialize.kernel import Kernel
+        from evomerge.materialize.resident import Resident
+        from evomerge.models.checkpoint import open_checkpoint
+        from evomerge.models.tokenizer import load_tokenizer
+
+        torch.set_num_threads(spec.threads)
+        config, models = spec.config, spec.config.models
+        flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
+        specs = {"base": models.base, **models.experts}
+        sources = {name: open_checkpoint(name, path, **flags) for name, path in specs.items()}
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        kernel = Kernel(sources, config.dtype.weights, config.chunk_mib << 20, device)
+        base = sources["base"]
+        self._resident = Resident(
+            base.layout, kernel, compute_dtype(config, device), models.trust_remote_code
+        )
+        tokenizer = load_tokenizer(base.folder, trust_remote_code=models.trust_remote_code)
+        lm = make_lm(self._resident.model, tokenizer, config.fitness.batch_size)
+        self._tasks = TaskSet(config.fitness, lm)
+        self._items = spec.items
+
+    def measure(self, recipe: Recipe, split: str) -> Measurement:
+        """Write the recipe into the resident model and score it on a split's items.
+
+        Raises:
+            CandidateError: the recipe's weights are not finite, or it cannot be scored.
+        """
+        started = time.perf_counter()
+        self._resident.write(recipe)
+        written = time.perf_counter()
+        scores = self._tasks.score(self._items[split])
+        done = time.perf_counter()
+        return Measurement(scores, {"materialize": written - started, "score": done - written})
+
+
+def compute_dtype(config: CampaignConfig, device: str) -> Any:
+    """The torch dtype of scoring: `auto` is float32 on CPU and bfloat16 on CUDA."""
+    import torch
+
+    name = config.dtype.compute
+    if name == "auto":
+        name = "float32" if device == "cpu" else "bfloat16"
+    return getattr(torch, name)
+
+
+def threads_per_worker(config: CampaignConfig) -> int:
+    """`workers.cpus_per_worker`, by default this machine's cores shared among the workers."""
+    return config.workers.cpus_per_worker or max(1, _cores() // config.workers.count)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
