@@ -1,0 +1,257 @@
+"""The campaign: ask, measure, record, tell, until the budget is spent; then choose and test.
+
+Everything is recorded in the study the moment it is known, and the optimizer's state is what the
+record makes of it, so a campaign that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Protocol
+
+import numpy as np
+
+from evomerge.errors import EvomergeError
+from evomerge.judging.scores import Scores
+from evomerge.judging.selection import best, finalists
+from evomerge.recipe import BASE, Recipe
+from evomerge.search.optimizers import Proposal
+from evomerge.setup import Setup
+from evomerge.study.record import Evaluation, Marker
+from evomerge.study.study import Study
+from evomerge.workers.executor import Executor, Job, Outcome
+
+ATTEMPTS = 3
+"""How often a candidate may take its worker or the driver down before it is retired."""
+
+
+class Listener(Protocol):
+    """Told what happens, for display; must not raise."""
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """A phase begins with `done` of its `total` evaluations already recorded."""
+
+    def recorded(self, evaluation: Evaluation) -> None:
+        """An evaluation was recorded."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe to measure on a split, and why: a yardstick, a finalist, or the optimizer's own."""
+
+    recipe: Recipe
+    split: str
+    role: str
+    name: str | None = None
+    proposal: Proposal | None = None
+    attempt: int = 1
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What is looked up before anything is measured: the recipe's digest and the split."""
+        return self.recipe.digest, self.split
+
+
+class Campaign:
+    """One run of a campaign over its study."""
+
+    def __init__(self, setup: Setup, study: Study, executor: Executor, listener: Listener) -> None:
+        """Bring a new optimizer to the state of the record."""
+        self._setup = setup
+        self._study = study
+        self._executor = executor
+        self._listener = listener
+        self._free = deque(range(executor.slots))
+        self._flying: dict[int, Candidate] = {}
+        self._versions = {name: version(name) for name in ("lm_eval", "torch", "transformers")}
+        self._known = {(e.digest, e.split): e for e in study.evaluations()}
+        self._optimizer = setup.optimizer()
+        self._trials: list[Evaluation] = []  # the optimizer's own, in the order of the tells
+        for evaluation in study.evaluations():
+            if evaluation.optimizers_own:
+                self._tell(evaluation)
+
+    def run(self, deadline: float | None = None) -> None:
+        """Measure the yardsticks, search until the budget or `deadline` (time.monotonic) is
+        reached, choose the winner on select, and open the test split.
+
+        Raises:
+            EvomergeError: the base model itself cannot be scored, or no trial succeeded.
+        """
+        self._measure("parents and baselines", self._yardsticks("search"))
+        self._search(deadline)
+        self._conclude()
+
+    def _search(self, deadline: float | None) -> None:
+        budget = self._setup.config.budget.trials
+        self._listener.phase("search", len(self._trials), budget)
+        queue = deque(self._interrupted())
+        in_flight = [c.proposal.ask for c in queue if c.proposal]
+        asked = 1 + max([*in_flight, *(trial.ask or 0 for trial in self._trials)], default=-1)
+        while True:
+            while self._free and (queue or self._may_ask(budget, deadline)):
+                if not queue:
+                    queue.append(self._candidate(self._optimizer.ask(asked)))
+                    asked += 1
+                self._start(queue.popleft())
+            if not self._flying:
+                return
+            self._land()
+
+    def _conclude(self) -> None:
+        """Finalists meet the select split, the winner the test split, yardsticks both."""
+        top = finalists(self._trials, self._setup.config.fitness.select_top)
+        if not top:
+            raise EvomergeError(f"no trial succeeded; the last failed: {self._trials[-1].reason}")
+        candidates = [Candidate(Recipe.from_json(t.recipe), "select", "finalist") for t in top]
+        self._measure("select", [*self._yardsticks("select"), *candidates])
+        chosen = [self._known[c.key] for c in candidates]
+        winner = best(chosen)
+        if winner is None:
+            raise EvomergeError(f"no finalist could be scored on select: {chosen[0].reason}")
+        self._open_test(winner.digest)
+        final = Candidate(Recipe.from_json(winner.recipe), "test", "finalist")
+        self._measure("test", [*self._yardsticks("test"), final])
+        self._study.set_note("winner", winner.digest)
+
+    def _open_test(self, winner: str) -> None:
+        """Note, before it is opened, when and for whom the test split was opened."""
+        opened = self._study.note("test_opened") or []
+        trials = len(self._trials)
+        if not opened or opened[-1]["winner"] != winner:
+            self._study.set_note("test_opened", [*opened, {"trials": trials, "winner": winner}])
+
+    def _yardsticks(self, split: str) -> list[Candidate]:
+        space = self._setup.space
+        return [
+            *(Candidate(r, split, "parent", name) for name, r in space.parents().items()),
+            *(Candidate(r, split, "baseline", name) for name, r in space.baselines().items()),
+        ]
+
+    def _measure(self, phase: str, candidates: list[Candidate]) -> None:
+        """Measure what is not on record yet."""
+        crashes = {(m.digest, m.split): m.attempt for m in self._study.markers()}
+        queue = deque(
+            replace(c, attempt=crashes.get(c.key, 0) + 1)
+            for c in candidates
+            if c.key not in self._known
+        )
+        self._listener.phase(phase, len(candidates) - len(queue), len(candidates))
+        while queue or self._flying:
+            while queue and self._free:
+                self._start(queue.popleft())
+            if self._flying:
+                self._land()
+
+    def _may_ask(self, budget: int, deadline: float | None) -> bool:
+        in_time = deadline is None or time.monotonic() < deadline
+        return in_time and len(self._trials) + len(self._flying) < budget
+
+    def _candidate(self, proposal: Proposal, attempt: int = 1) -> Candidate:
+        recipe = self._setup.space.decode(proposal.genome)
+        return Candidate(recipe, "search", "search", proposal=proposal, attempt=attempt)
+
+    def _interrupted(self) -> Iterable[Candidate]:
+        """What was in flight when the last driver stopped, in the order in which it was asked."""
+        recorded = {trial.ask for trial in self._trials}
+        lost = {}
+        for marker in self._study.markers():
+            if marker.ask is not None and marker.genome is not None and marker.ask not in recorded:
+                proposal = Proposal(marker.ask, marker.tells or 0, marker.genome, marker.parents)
+                lost[marker.ask] = self._candidate(proposal, marker.attempt + 1)
+        return (candidate for _, candidate in sorted(lost.items()))
+
+    def _start(self, candidate: Candidate) -> None:
+        """Look the candidate up, retire it, or put it to work in a free slot."""
+        known = self._known.get(candidate.key)
+        if known is not None:
+            self._record(candidate, known.scores, known.reason, {})
+        elif candidate.attempt > ATTEMPTS:
+            self._record(candidate, {}, f"its evaluation died {ATTEMPTS} times", {})
+        else:
+            slot = self._free.popleft()
+            proposal = candidate.proposal
+            self._study.mark(
+                Marker(
+                    slot=slot,
+                    digest=candidate.recipe.digest,
+                    split=candidate.split,
+                    attempt=candidate.attempt,
+                    ask=proposal.ask if proposal else None,
+                    tells=proposal.tells if proposal else None,
+                    genome=proposal.genome if proposal else None,
+                    parents=proposal.parents if proposal else (),
+                )
+            )
+            self._flying[slot] = candidate
+            self._executor.submit(Job(slot, candidate.recipe, candidate.split))
+
+    def _land(self) -> None:
+        """Wait for one outcome and record it; a candidate whose worker died flies again."""
+        outcome: Outcome = self._executor.wait()
+        candidate = self._flying.pop(outcome.job.slot)
+        self._free.append(outcome.job.slot)
+        if outcome.lost and candidate.attempt < ATTEMPTS:
+            self._start(replace(candidate, attempt=candidate.attempt + 1))
+        elif outcome.measurement is None:
+            if candidate.name == BASE:
+                raise EvomergeError(f"the base model itself cannot be scored: {outcome.reason}")
+            self._record(candidate, {}, outcome.reason, {})
+        else:
+            done = outcome.measurement
+            self._record(candidate, done.scores, None, done.seconds)
+
+    def _record(
+        self,
+        candidate: Candidate,
+        items: Mapping[str, np.ndarray],
+        reason: str | None,
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Write the fact, then let the optimizer and the display know."""
+        scores = self._setup.judge.scores(items) if reason is None else None
+        proposal = candidate.proposal
+        evaluation = self._study.add(
+            Evaluation(
+                split=candidate.split,
+                digest=candidate.recipe.digest,
+                recipe=candidate.recipe.to_json(),
+                role=candidate.role,
+                name=candidate.name,
+                value=scores.value if scores else None,
+                se=scores.se if scores else None,
+                n=scores.n if scores else 0,
+                scores=items,
+                reason=reason,
+                params=self._setup.space.params(proposal.genome) if proposal else {},
+                genome=proposal.genome if proposal else None,
+                ask=proposal.ask if proposal else None,
+                tells=proposal.tells if proposal else None,
+                parents=proposal.parents if proposal else (),
+                attempt=candidate.attempt,
+                seconds=seconds,
+                versions=self._versions,
+            )
+        )
+        self._known[candidate.key] = evaluation
+        if evaluation.optimizers_own:
+            self._tell(evaluation)
+        self._listener.recorded(evaluation)
+
+    def _tell(self, trial: Evaluation) -> None:
+        assert trial.ask is not None
+        assert trial.tells is not None
+        assert trial.genome is not None
+        self._trials.append(trial)
+        proposal = Proposal(trial.ask, trial.tells, trial.genome, trial.parents)
+        self._optimizer.tell(proposal, _scores(trial))
+
+
+def _scores(trial: Evaluation) -> Scores | None:
+    if trial.value is None:
+        return None
+    return Scores(trial.value, trial.se or 0.0, trial.n, trial.estimated, trial.scores)

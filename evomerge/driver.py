@@ -1,0 +1,74 @@
+"""The driver: a campaign opened over its folder, with workers and a study behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from evomerge.campaign import Campaign, Listener
+from evomerge.config import CampaignConfig
+from evomerge.errors import InputError
+from evomerge.export.checkpoint import export_checkpoint
+from evomerge.models.preflight import preflight
+from evomerge.recipe import Recipe
+from evomerge.report.summary import best_summary
+from evomerge.runs import remember_campaign, study_place
+from evomerge.setup import Setup
+from evomerge.study.study import Study
+from evomerge.workers.executor import build_executor
+from evomerge.workers.worker import WorkerSpec, threads_per_worker
+
+
+@contextmanager
+def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Campaign]:
+    """Take the study's lock, build the workers, and hand out the campaign, ready to run.
+
+    Raises:
+        InputError: the folder cannot be written, the study belongs to another campaign or is being
+            run by another driver, or a worker cannot load models or tasks.
+    """
+    config, space = setup.config, setup.space
+    storage, name = study_place(config, folder)
+    study = Study.create_or_resume(
+        storage,
+        name,
+        identity=setup.identity,
+        campaign=config.model_dump(mode="json"),
+        bounds={gene.name: (gene.low, gene.high, False) for gene in space.genes},
+    )
+    with study:
+        remember_campaign(config, folder)
+        study.set_items(setup.items)
+        study.set_note(
+            "tasks",
+            [
+                {
+                    "task": task.task,
+                    "metric": task.metric,
+                    "weight": task.weight,
+                    "higher_is_better": task.higher_is_better,
+                }
+                for task in setup.tasks
+            ],
+        )
+        spec = WorkerSpec(config, setup.items, threads_per_worker(config))
+        with closing(build_executor(spec)) as executor:
+            yield Campaign(setup, study, executor, listener)
+
+
+def export_trial(config: CampaignConfig, study: Study, trial: int | None, to: Path) -> Path:
+    """Write a trial's recipe (the winner's by default) as a checkpoint folder.
+
+    Raises:
+        InputError: no such trial, the models have changed, or the folder cannot be written.
+    """
+    if trial is None:
+        recipe = best_summary(study)["recipe"]
+    else:
+        by_number = {e.number: e.recipe for e in study.evaluations()}
+        if trial not in by_number:
+            raise InputError(f"--trial {trial}: study {study.name!r} has no such trial")
+        recipe = by_number[trial]
+    models = preflight(config.models)
+    return export_checkpoint(Recipe.from_json(recipe), models, config.dtype, to)

@@ -1,0 +1,52 @@
+"""A run's folder: the study beside the campaign that made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from evomerge.config import CampaignConfig, load_campaign
+from evomerge.errors import InputError
+from evomerge.study.storage import sqlite_url
+from evomerge.study.study import Study
+
+CAMPAIGN_FILE = "campaign.yaml"
+STUDY_FILE = "study.db"
+
+
+def study_place(config: CampaignConfig, folder: Path) -> tuple[str, str]:
+    """The storage URL and the name of a campaign's study."""
+    storage = config.study.storage
+    url = sqlite_url(folder / STUDY_FILE) if storage == "sqlite" else storage
+    return url, config.study.name or config.name
+
+
+def remember_campaign(config: CampaignConfig, folder: Path) -> None:
+    """Write the campaign, with absolute paths, into the run's folder; made if missing.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        (folder / CAMPAIGN_FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
+    """The campaign and the study of a run's folder, to look at.
+
+    Raises:
+        InputError: the folder holds no run, or its study cannot be read.
+    """
+    path = folder / CAMPAIGN_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: no run here (no {CAMPAIGN_FILE}); give the folder that "
+            "`evomerge search` was run with: runs/<name>, or its --out"
+        )
+    config = load_campaign(path)
+    return config, Study.read(*study_place(config, folder))

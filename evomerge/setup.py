@@ -1,0 +1,101 @@
+"""Everything a campaign needs before its first candidate, checked and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from evomerge.config import SPLITS, CampaignConfig, content_digest
+from evomerge.errors import InputError
+from evomerge.fitness.tasks import TaskItems, list_items
+from evomerge.judging.objectives import find_objective
+from evomerge.judging.scores import Judge
+from evomerge.judging.splits import split_items
+from evomerge.models.preflight import Preflight, preflight
+from evomerge.search.optimizers import Optimizer, build_optimizer
+from evomerge.search.space import WeightSpace
+
+SplitItems = dict[str, dict[str, list[str]]]
+"""split → task → item ids."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A campaign that can work: its models fit, its space is sound, its splits are full."""
+
+    config: CampaignConfig
+    models: Preflight
+    space: WeightSpace
+    tasks: tuple[TaskItems, ...]
+    items: SplitItems
+    judge: Judge
+
+    def optimizer(self) -> Optimizer:
+        """A new optimizer, in its state before the first tell."""
+        config = self.config
+        return build_optimizer(
+            config.optimizer, self.space.dimension, self.space.initial, config.seed
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change when a study is resumed. Paths and budgets are not part of it."""
+        config, fitness = self.config, self.config.fitness
+        return {
+            "models": {name: source.digest for name, source in self.models.sources.items()},
+            "space": config.space.model_dump(mode="json"),
+            "fitness": {
+                "tasks": {t.task: t.model_dump(mode="json") for t in fitness.tasks},
+                "objective": fitness.objective,
+                "splits": fitness.splits,
+                "fewshot_seed": fitness.fewshot_seed,
+                "documents": {t.task: content_digest(t.ids) for t in self.tasks},
+            },
+            "dtype": config.dtype.model_dump(mode="json"),
+            "optimizer": config.optimizer.model_dump(mode="json"),
+            "seed": config.seed,
+            "versions": {"lm_eval": version("lm_eval")},
+        }
+
+
+def prepare(config: CampaignConfig) -> Setup:
+    """Open and check models, tasks and space; computes nothing that a candidate needs.
+
+    Raises:
+        InputError: whatever would fail later, said now; names file or key.
+    """
+    objective = find_objective(config.fitness.objective, "fitness.objective")
+    models = preflight(config.models)
+    digests = {name: source.digest for name, source in models.sources.items()}
+    space = WeightSpace(config.space, models.layout, digests, config.seed)
+    tasks = list_items(config.fitness)
+    setup = Setup(
+        config=config,
+        models=models,
+        space=space,
+        tasks=tasks,
+        items=_split(tasks, config),
+        judge=Judge(
+            objective=objective,
+            tasks=[t.task for t in tasks],
+            weights=np.array([t.weight for t in tasks]),
+            signs=np.array([1.0 if t.higher_is_better else -1.0 for t in tasks]),
+        ),
+    )
+    setup.optimizer()  # checks the optimizer's name and options
+    return setup
+
+
+def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> SplitItems:
+    dealt: SplitItems = {split: {} for split in SPLITS}
+    for task in tasks:
+        scored = [item for item in task.ids if item not in task.excluded]
+        if not scored:
+            raise InputError(f"fitness.tasks: {task.task} has no items left to score")
+        for split, ids in split_items(scored, config.fitness.splits, task.task).items():
+            dealt[split][task.task] = ids
+    return dealt

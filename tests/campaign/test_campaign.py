@@ -1,0 +1,316 @@
+"""The whole loop: kill, resume, replay; one worker in process and on Ray."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import tiny
+
+from evomerge.campaign import ATTEMPTS
+from evomerge.config import load_campaign
+from evomerge.driver import open_campaign
+from evomerge.errors import EvomergeError, InputError
+from evomerge.report.summary import best_summary, status_summary
+from evomerge.runs import open_run, study_place
+from evomerge.setup import prepare
+from evomerge.study.study import Study
+from evomerge.workers.executor import LocalExecutor, Outcome
+from evomerge.workers.worker import Worker
+
+
+class Silent:
+    def phase(self, name, done, total):
+        pass
+
+    def recorded(self, evaluation):
+        pass
+
+
+def run(folder, out=None, overrides=(), deadline=None):
+    """Run the folder's campaign; returns the run's folder."""
+    out = out or folder / "run"
+    config = load_campaign(folder / "campaign.yaml", overrides)
+    with open_campaign(prepare(config), out, Silent()) as campaign:
+        campaign.run(deadline)
+    return out
+
+
+def evaluations(out):
+    _, study = open_run(out)
+    return study.evaluations()
+
+
+def facts(out):
+    """What must be the same in every run of one campaign: order, recipes, scores."""
+    return [
+        (e.role, e.name, e.split, e.digest, e.value, e.ask, e.tells, _bytes(e.scores))
+        for e in evaluations(out)
+    ]
+
+
+def _bytes(scores):
+    return {task: values.tobytes() for task, values in scores.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of the tiny campaign."""
+    folder = tmp_path_factory.mktemp("whole")
+    tiny.save_campaign(folder)
+    return run(folder)
+
+
+def test_yardsticks_come_first_then_trials_then_select_then_test(whole):
+    order = [(e.split, e.role) for e in evaluations(whole)]
+    assert order[:6] == [("search", "parent")] * 3 + [("search", "baseline")] * 3
+    assert order[6:18] == [("search", "search")] * 12
+    splits = [split for split, _ in order[18:]]
+    assert splits == sorted(splits)  # every select before every test
+    assert Counter(order[18:]) == {
+        ("select", "parent"): 3,
+        ("select", "baseline"): 3,
+        ("select", "finalist"): 3,
+        ("test", "parent"): 3,
+        ("test", "baseline"): 3,
+        ("test", "finalist"): 1,
+    }
+
+
+def test_the_winner_is_the_finalist_that_is_best_on_select(whole):
+    found = evaluations(whole)
+    on_select = [e for e in found if e.split == "select" and e.role == "finalist"]
+    best = max(on_select, key=lambda e: e.value)
+    summary = best_summary(open_run(whole)[1])
+    assert summary["digest"] == best.digest
+    assert summary["scores"]["select"]["mean"] == pytest.approx(best.value)
+    assert set(summary["parents"]) == {"base", "math", "lang"}
+    test = summary["scores"]["test"]
+    assert test["low"] <= test["mean"] <= test["high"]
+    ours = next(e for e in found if e.split == "test" and e.digest == best.digest)
+    base = next(e for e in found if e.split == "test" and e.name == "base")
+    difference = summary["parents"]["base"]["test"]["winner_minus_this"]["difference"]
+    assert difference == pytest.approx(ours.value - base.value)
+
+
+def test_no_item_is_in_two_splits_and_the_winner_is_scored_on_all(whole):
+    _, study = open_run(whole)
+    items = study.items()
+    per_split = [set(items[s]["pick"]) for s in ("search", "select", "test")]
+    assert sum(map(len, per_split)) == len(set.union(*per_split)) == 60
+    summary = best_summary(study)
+    assert sum(summary["scores"][s]["tasks"]["pick"]["n"] for s in summary["scores"]) == 60
+
+
+def test_the_study_is_done_and_a_second_run_repeats_nothing(whole, monkeypatch):
+    assert status_summary(open_run(whole)[1])["done"]
+    before = facts(whole)
+    monkeypatch.setattr(Worker, "measure", lambda *_: pytest.fail("measured again"))
+    run(whole.parent)
+    assert facts(whole) == before
+
+
+def test_a_larger_budget_extends_the_study_and_says_that_the_test_was_seen(tiny_folder):
+    out = run(tiny_folder, overrides=["budget.trials=4"])
+    before = facts(out)
+    run(tiny_folder, overrides=["budget.trials=8"])
+    assert facts(out)[: len(before)] == before
+    status = status_summary(open_run(out)[1])
+    assert status["trials"] == 8
+    opened = best_summary(open_run(out)[1])["test_opened"]
+    assert [entry["trials"] for entry in opened] == [4, 8]
+
+
+def kill_and_resume(folder, out, moments):
+    """Start the campaign, kill -9 it at each moment (s after start), then let it finish."""
+    command = [sys.executable, "-m", "evomerge.cli", "search", "campaign.yaml", "--out", str(out)]
+    for moment in [*moments, None]:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        if moment is None:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+        else:
+            _wait_for_study(out, process)
+            time.sleep(moment)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+
+
+def _wait_for_study(out, process):
+    """Until the driver writes; start-up takes seconds, and nothing can be lost there."""
+    stamp = out / "study.db.driver"
+    while process.poll() is None and not stamp.exists():
+        time.sleep(0.02)
+
+
+def test_kill_and_resume_repeats_nothing_and_changes_nothing(tiny_folder, whole):
+    out = tiny_folder / "killed"
+    moments = [random.Random(1).uniform(0.3, 3.0) for _ in range(3)]
+    kill_and_resume(tiny_folder, out, moments)
+    assert facts(out) == facts(whole)
+    assert best_summary(open_run(out)[1]) == best_summary(open_run(whole)[1])
+
+
+class CrashingExecutor(LocalExecutor):
+    """Dies, as a driver would, in the middle of one measurement."""
+
+    def __init__(self, spec, at):
+        super().__init__(spec)
+        self.left = at
+
+    def wait(self):
+        self.left -= 1
+        if self.left < 0:
+            raise SystemError("the driver died")
+        return super().wait()
+
+
+def crash(folder, out, monkeypatch, at):
+    with monkeypatch.context() as patch:
+        patch.setattr("evomerge.driver.build_executor", lambda spec: CrashingExecutor(spec, at))
+        with pytest.raises(SystemError):
+            run(folder, out)
+
+
+@pytest.mark.parametrize("at", [0, 5, 9, 14, 20, 26])
+def test_dying_inside_any_phase_loses_only_the_evaluation_in_flight(
+    tiny_folder, whole, monkeypatch, at
+):
+    out = tiny_folder / "run"
+    crash(tiny_folder, out, monkeypatch, at)
+    assert len(evaluations(out)) == at
+    run(tiny_folder, out)
+    assert facts(out) == facts(whole)
+
+
+def test_a_candidate_that_kills_the_driver_is_retired_after_three_attempts(
+    tiny_folder, monkeypatch
+):
+    out = tiny_folder / "run"
+    for _ in range(ATTEMPTS):
+        crash(tiny_folder, out, monkeypatch, at=8 - len(evaluations(out)) if out.exists() else 8)
+    run(tiny_folder, out)
+    trials = [e for e in evaluations(out) if e.optimizers_own]
+    assert [t.ask for t in trials if t.failed] == [2]
+    assert trials[2].reason == "its evaluation died 3 times"
+    assert len(trials) == 12
+
+
+def test_the_same_campaign_on_ray_gives_the_same_trials(tiny_folder, whole):
+    out = run(tiny_folder, overrides=["workers.kind=ray", "workers.cpus_per_worker=2"])
+    assert facts(out) == facts(whole)
+
+
+def test_two_workers_on_ray_lose_and_repeat_nothing(tiny_folder):
+    out = run(tiny_folder, overrides=["workers.count=2"])
+    trials = [e for e in evaluations(out) if e.optimizers_own]
+    assert sorted(t.ask for t in trials) == list(range(12))
+    assert len({t.digest for t in trials}) == 12
+    assert any(t.tells < t.ask for t in trials), "asked while another was in flight"
+    assert status_summary(open_run(out)[1])["done"]
+
+
+class FlakyExecutor(LocalExecutor):
+    """Loses the worker under chosen jobs, fails others."""
+
+    lose, fail = Counter(), set()
+
+    def wait(self):
+        digest = self._job.recipe.digest
+        if self.lose[digest] > 0:
+            self.lose[digest] -= 1
+            job, self._job = self._job, None
+            return Outcome(job, reason="its worker died", lost=True)
+        if digest in self.fail:
+            job, self._job = self._job, None
+            return Outcome(job, reason="out of memory")
+        return super().wait()
+
+
+def test_a_lost_worker_is_tried_again_and_failures_do_not_end_the_campaign(
+    tiny_folder, whole, monkeypatch
+):
+    trials = [e.digest for e in evaluations(whole) if e.optimizers_own]
+    FlakyExecutor.lose = Counter({trials[0]: 2, trials[1]: ATTEMPTS})
+    FlakyExecutor.fail = {trials[2]}
+    monkeypatch.setattr("evomerge.driver.build_executor", FlakyExecutor)
+    out = run(tiny_folder)
+    found = [e for e in evaluations(out) if e.optimizers_own]
+    assert [e.attempt for e in found[:3]] == [3, 3, 1]
+    assert [e.reason for e in found[:3]] == [None, "its worker died", "out of memory"]
+    assert len(found) == 12
+    status = status_summary(open_run(out)[1])
+    assert status["failed"] == 2
+    assert status["failures"] == {"its worker died": 1, "out of memory": 1}
+
+
+def test_a_base_that_cannot_be_scored_ends_the_run_and_is_not_recorded(tiny_folder, monkeypatch):
+    monkeypatch.setattr(Worker, "measure", lambda *_: 1 / 0)
+    with pytest.raises(EvomergeError, match="base model itself cannot be scored: ZeroDivision"):
+        run(tiny_folder)
+    assert evaluations(tiny_folder / "run") == []
+
+
+def test_a_recipe_already_scored_is_looked_up(tiny_folder, monkeypatch):
+    """An optimizer that proposes one genome for ever costs one measurement."""
+    measured = Counter()
+    measure = Worker.measure
+
+    def counting(self, recipe, split):
+        measured[recipe.digest, split] += 1
+        return measure(self, recipe, split)
+
+    monkeypatch.setattr(Worker, "measure", counting)
+    monkeypatch.setattr(
+        "evomerge.search.optimizers.random.RandomSearch._propose",
+        lambda self, rng: (np.full(self.dimension, 0.25), ()),
+    )
+    out = run(tiny_folder, overrides=["optimizer={kind: random}"])
+    assert max(measured.values()) == 1
+    trials = [e for e in evaluations(out) if e.optimizers_own]
+    assert len(trials) == 12
+    assert len({t.value for t in trials}) == 1
+
+
+def test_a_deadline_ends_the_search_and_still_chooses_and_tests(tiny_folder):
+    run(tiny_folder, overrides=["budget.trials=2"])
+    out = run(tiny_folder, deadline=time.monotonic() - 1)
+    status = status_summary(open_run(out)[1])
+    assert (status["trials"], status["budget"], status["done"]) == (2, 12, True)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=1", "seed"),
+        ("optimizer={kind: random}", "optimizer"),
+        ("fitness.splits={search: 0.4, select: 0.3, test: 0.3}", "fitness.splits"),
+        ("space.weights.genes={weight: [0, 1]}", "space.weights"),
+    ],
+)
+def test_a_study_of_another_campaign_is_refused_and_untouched(whole, override, key):
+    before = facts(whole)
+    with pytest.raises(InputError, match=f"belongs to another campaign: {key}"):
+        run(whole.parent, overrides=[override])
+    assert facts(whole) == before
+
+
+def test_paths_budget_and_workers_may_change_between_runs(whole, tmp_path):
+    tiny.save_campaign(tmp_path)  # the same contents elsewhere
+    config = load_campaign(tmp_path / "campaign.yaml", ["budget.trials=13"])
+    with open_campaign(prepare(config), whole, Silent()):
+        pass
+    assert (
+        Study.read(*study_place(config, whole))
+        .campaign["models"]["base"]
+        .startswith(os.fspath(tmp_path))
+    )
