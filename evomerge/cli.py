@@ -1,0 +1,260 @@
+"""The command line. Heavy imports happen inside the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from evomerge import __version__
+from evomerge.errors import EvomergeError, InputError
+
+if TYPE_CHECKING:
+    from evomerge.config import CampaignConfig
+
+app = typer.Typer(
+    name="evomerge",
+    help="Find model-merge recipes: search, resume, and export the best.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+stdout = Console()
+stderr = Console(stderr=True)
+
+CampaignFile = Annotated[Path, typer.Argument(help="The campaign file (YAML).", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(help="A run's folder, such as runs/quickstart.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Override a key of the campaign file; repeatable."
+    ),
+]
+BAD_INPUT, INTERRUPTED, FAILED = 2, 3, 1
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Errors that are the user's to mend: one message, no trace-back, the documented exit code."""
+    try:
+        yield
+    except InputError as error:
+        stderr.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(BAD_INPUT) from None
+    except EvomergeError as error:
+        stderr.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        stdout.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def search(
+    campaign: CampaignFile,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder.", show_default="runs/<name>")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="The study's total.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0, help="This run's wall time.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="HH:MM", help="Stop asking at this time of day.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of workers.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search and of masks.")] = None,
+    overrides: Override = None,
+) -> None:
+    """Run a campaign, or go on with what its folder already holds."""
+    started = time.monotonic()
+    flags = {
+        "budget.trials": trials,
+        "budget.hours": hours,
+        "workers.count": workers,
+        "seed": seed,
+    }
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    with _exit_codes():
+        config = _load(campaign, [*(overrides or []), *given])
+        folder = out or Path("runs") / config.name
+        deadline = _deadline(started, config, until)
+        try:
+            with _terminated_like_interrupted():
+                _search(config, folder, deadline)
+        except KeyboardInterrupt:
+            stderr.print(
+                f"\nstopped; nothing recorded is lost. Go on with: "
+                f"evomerge search {campaign}" + (f" --out {out}" if out else ""),
+                highlight=False,
+            )
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
+    from evomerge.progress import ProgressDisplay
+    from evomerge.report.summary import best_summary
+    from evomerge.report.tables import best_table
+    from evomerge.runs import study_place
+
+    with stderr.status("opening models and tasks"):
+        from evomerge.setup import prepare
+
+        setup = prepare(config)
+    for note in setup.models.notes:
+        stderr.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    from evomerge.driver import open_campaign
+
+    with ProgressDisplay(stderr) as display, open_campaign(setup, folder, display) as campaign:
+        campaign.run(deadline)
+    from evomerge.study.study import Study
+
+    study = Study.read(*study_place(config, folder))
+    stdout.print(best_table(best_summary(study)))
+    stderr.print(f"export the winner: evomerge export {folder} --to DIR", highlight=False)
+
+
+@app.command()
+def check(campaign: CampaignFile, overrides: Override = None) -> None:
+    """Check a campaign before its first candidate: models, space, tasks, splits, folders."""
+    with _exit_codes():
+        config = _load(campaign, overrides or [])
+        from evomerge.report.preflight import preflight_table
+        from evomerge.setup import prepare
+
+        with stderr.status("opening models and tasks"):
+            setup = prepare(config)
+        stdout.print(preflight_table(setup))
+
+
+@app.command()
+def status(folder: RunFolder, as_json: AsJson = False) -> None:
+    """How far a campaign is."""
+    from evomerge.report.summary import status_summary
+    from evomerge.report.tables import status_table
+    from evomerge.runs import open_run
+
+    with _exit_codes():
+        _, study = open_run(folder)
+        summary = status_summary(study)
+        _print(summary, as_json, status_table)
+
+
+@app.command()
+def best(folder: RunFolder, as_json: AsJson = False) -> None:
+    """The winner, against every parent and baseline, with intervals."""
+    from evomerge.report.summary import best_summary
+    from evomerge.report.tables import best_table
+    from evomerge.runs import open_run
+
+    with _exit_codes():
+        _, study = open_run(folder)
+        summary = best_summary(study)
+        _print(summary, as_json, best_table)
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option("--to", help="A new folder for the checkpoint.")],
+    trial: Annotated[
+        int | None, typer.Option(help="A trial's number.", show_default="the winner")
+    ] = None,
+) -> None:
+    """Write the winner, or any trial, as a checkpoint that transformers loads."""
+    from evomerge.runs import open_run
+
+    with _exit_codes():
+        config, study = open_run(folder)
+        from evomerge.driver import export_trial
+        from evomerge.export.command import stock_commands
+
+        with stderr.status("writing the checkpoint"):
+            written = export_trial(config, study, trial, to)
+        stdout.print(f"{written}", highlight=False, soft_wrap=True)
+        stderr.print("its scores, with stock lm-eval:", highlight=False)
+        compute = "float32" if config.dtype.compute == "auto" else config.dtype.compute
+        for command in stock_commands(config.fitness, str(written.resolve()), compute):
+            stderr.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[
+        Literal["methods", "optimizers", "objectives"], typer.Argument(show_default=False)
+    ],
+) -> None:
+    """List merge methods, optimizers or objectives, with their parameters."""
+    from evomerge.report import catalogue
+
+    stdout.print(getattr(catalogue, what)())
+
+
+def _load(campaign: Path, overrides: list[str]) -> CampaignConfig:
+    from evomerge.config import load_campaign
+
+    return load_campaign(campaign, overrides)
+
+
+def _deadline(started: float, config: CampaignConfig, until: str | None) -> float | None:
+    """When to stop asking, on the monotonic clock: the earlier of `budget.hours` and `--until`."""
+    limits = []
+    if config.budget.hours is not None:
+        limits.append(started + 3600 * config.budget.hours)
+    if until is not None:
+        now = datetime.now()
+        try:
+            clock = datetime.strptime(until, "%H:%M").time()
+        except ValueError:
+            raise InputError(f"--until {until}: write a time of day as HH:MM") from None
+        end = datetime.combine(now.date(), clock)
+        if end <= now:
+            end += timedelta(days=1)
+        limits.append(started + (end - now).total_seconds())
+    return min(limits, default=None)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """A SIGTERM stops the campaign as Ctrl-C does: in order, and resumable."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print(summary: dict[str, Any], as_json: bool, table: Any) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        stdout.print(table(summary))
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The stock `lm_eval` command that gives the campaign's own scores on an export."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evomerge.config import FitnessConfig, TaskConfig
+
+
+def stock_commands(fitness: FitnessConfig, checkpoint: str, compute: str) -> list[str]:
+    """One command per group of tasks that share their settings.
+
+    Args:
+        checkpoint: the exported folder.
+        compute: dtype in which the campaign scored, `float32`.
+
+    lm-eval takes relative data files from the working directory, so the command begins with a `cd`
+    to the tasks' folder.
+    """
+    groups: dict[str, list[TaskConfig]] = {}
+    for task in fitness.tasks:
+        groups.setdefault(json.dumps(_settings(task), sort_keys=True), []).append(task)
+    return [_command(fitness, checkpoint, compute, tasks) for tasks in groups.values()]
+
+
+def _command(
+    fitness: FitnessConfig, checkpoint: str, compute: str, tasks: Sequence[TaskConfig]
+) -> str:
+    names = ",".join(task.task for task in tasks)
+    model = f"pretrained={checkpoint},dtype={compute},softmax_dtype=float32"
+    words = ["lm_eval", "--model", "hf", "--model_args", model, "--tasks", names]
+    words += ["--batch_size", str(fitness.batch_size)]
+    if fitness.include_path:
+        words += ["--include_path", fitness.include_path]
+    for option, value in _settings(tasks[0]).items():
+        words += [option] if value is True else [option, str(value)]
+    if fitness.fewshot_seed != 1234:
+        words += ["--seed", f"0,1234,1234,{fitness.fewshot_seed}"]
+    text = shlex.join(words)
+    return f"cd {shlex.quote(fitness.include_path)} && {text}" if fitness.include_path else text
+
+
+def _settings(task: TaskConfig) -> Mapping[str, Any]:
+    """The task's settings as lm_eval's options; True stands for a bare flag."""
+    options = {
+        "--num_fewshot": task.num_fewshot,
+        "--apply_chat_template": task.apply_chat_template or None,
+        "--system_instruction": task.system_instruction,
+        "--fewshot_as_multiturn": task.fewshot_as_multiturn or None,
+        "--gen_kwargs": json.dumps(task.gen_kwargs) if task.gen_kwargs else None,
+    }
+    return {option: value for option, value in options.items() if value is not None}

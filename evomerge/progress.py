@@ -1,0 +1,94 @@
+"""What is happening, on standard error: a live bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from evomerge.study.record import Evaluation
+
+PLAIN_SECONDS = 30.0
+"""Where there is no terminal: at most one line in so many seconds within a phase."""
+
+
+class ProgressDisplay:
+    """A campaign's `Listener`: phase, count, best, rate, failures, time left."""
+
+    def __init__(self, console: Console) -> None:
+        """`console` should write to standard error."""
+        self._console = console
+        self._live = console.is_terminal
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+        )
+        self._task: TaskID | None = None
+        self._phase = ""
+        self._done = self._at_start = self._total = self._failed = 0
+        self._best: float | None = None
+        self._started = self._printed = time.monotonic()
+
+    def __enter__(self) -> ProgressDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """A phase begins; the best of the search stays on show."""
+        self._phase, self._done, self._total = name, done, max(done, total)
+        self._at_start, self._started = done, time.monotonic()
+        self._task = self._bar.add_task(name, total=self._total, completed=done, facts="")
+        if done == total:
+            self._bar.update(self._task, facts="on record")
+        if not self._live:
+            self._console.print(f"{name}: {done} of {total} on record")
+            self._printed = time.monotonic()
+
+    def recorded(self, evaluation: Evaluation) -> None:
+        """One more is done."""
+        self._done += 1
+        self._failed += evaluation.failed
+        if evaluation.optimizers_own and evaluation.value is not None:
+            self._best = max(evaluation.value, self._best or evaluation.value)
+        if self._task is not None:
+            self._bar.update(self._task, completed=self._done, facts=self._facts())
+        due = time.monotonic() - self._printed > PLAIN_SECONDS or self._done == self._total
+        if not self._live and due:
+            self._printed = time.monotonic()
+            self._console.print(f"{self._phase}: {self._done} of {self._total}  {self._facts()}")
+
+    def _facts(self) -> str:
+        rate = (self._done - self._at_start) / max(1e-9, time.monotonic() - self._started)
+        speed = f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
+        facts = [speed]
+        if self._best is not None:
+            facts.insert(0, f"best {self._best:.4f}")
+        if self._failed:
+            facts.append(f"{self._failed} failed")
+        return "  ".join(facts)

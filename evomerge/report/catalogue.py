@@ -1,0 +1,68 @@
+"""What `evomerge list` shows: the registries, with every parameter. No torch."""
+
+from __future__ import annotations
+
+import inspect
+
+from rich.table import Table
+
+from evomerge.judging.objectives import objectives as all_objectives
+from evomerge.methods.registry import Parameter
+from evomerge.methods.registry import methods as all_methods
+from evomerge.registry import options
+from evomerge.search.optimizers.base import optimizers as all_optimizers
+from evomerge.search.optimizers.base import summary
+
+
+def methods() -> Table:
+    """Merge methods: parameters with defaults and ranges, and where each comes from."""
+    table = _table("merge method", "parameters", "what it does", "source")
+    for name, method in all_methods().items():
+        parameters = "\n".join(_describe(p) for p in method.parameters.values())
+        table.add_row(name, parameters, method.summary, method.reference)
+    return table
+
+
+def optimizers() -> Table:
+    """Optimizers and their options."""
+    table = _table("optimizer", "options", "what it does")
+    for name, kind in all_optimizers().items():
+        listed = "\n".join(f"{o} = {_shown(p.default)}" for o, p in options(kind).items())
+        table.add_row(name, listed, summary(kind))
+    return table
+
+
+def objectives() -> Table:
+    """Objectives."""
+    table = _table("objective", "what it does")
+    for name, objective in all_objectives().items():
+        table.add_row(name, objective.summary)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(show_lines=True)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _describe(parameter: Parameter) -> str:
+    if parameter.low is not None:
+        allowed = f" in {parameter.low:g} … {parameter.high:g}"
+    else:
+        allowed = f" of {', '.join(parameter.choices)}" if parameter.choices else ""
+    scope = ", per expert" if parameter.per_expert else ""
+    return f"{parameter.name} = {_shown(parameter.default)}{allowed}{scope}"
+
+
+def _shown(default: object) -> str:
+    if default is inspect.Parameter.empty:
+        return "(required)"
+    return (
+        "none"
+        if default is None
+        else f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+    )

@@ -1,0 +1,110 @@
+"""The same summaries as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.config import SPLITS
+
+
+def status_table(status: dict[str, Any]) -> RenderableType:
+    """`status_summary` for people."""
+    table = Table(title=f"campaign {status['name']}", show_header=False)
+    state = "done" if status["done"] else "not finished; the same search command goes on with it"
+    leader = status["best"]
+    rows = {
+        "state": state,
+        "trials": f"{status['trials']} of {status['budget']}",
+        "completed": status["completed"],
+        "failed": status["failed"],
+        "best so far": f"{leader['value']:.4f} (trial {leader['trial']}, search split)"
+        if leader
+        else "none yet",
+        "items scored": f"{status['item_evaluations']:,}",
+        "time in evaluations": f"{status['seconds']:.1f} s",
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    for reason, count in status["failures"].items():
+        table.add_row(f"failed × {count}", Text(str(reason)))
+    return table
+
+
+def best_table(best: dict[str, Any]) -> RenderableType:
+    """`best_summary` for people: means, and intervals and paired comparisons where they count.
+
+    Intervals stand on the test split once it is open, on the search split before.
+    """
+    shown = "test" if best["scores"]["test"] else "search"
+    title = f"winner: trial {best['trial']}, recipe {best['digest'][:12]}"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("recipe", min_width=12)
+    for split in SPLITS:
+        table.add_column(split, justify="right", no_wrap=True)
+    table.add_column("winner − this", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    table.add_row("winner", *_means(best["scores"], shown), "", "", style="bold")
+    for kind in ("parents", "baselines"):
+        table.add_section()
+        for name, scores in best[kind].items():
+            difference = (scores[shown] or {}).get("winner_minus_this")
+            table.add_row(
+                name,
+                *_means(scores, shown),
+                _difference(difference) if difference else "",
+                _p(difference["p"]) if difference else "",
+            )
+    return Group(table, *[Text(line, style="dim") for line in _remarks(best)])
+
+
+def _means(scores: dict[str, Any], shown: str) -> list[str]:
+    cells = []
+    for split in SPLITS:
+        score = scores[split]
+        if score is None:
+            cells.append("–")
+        elif split == shown:
+            cells.append(f"{_short(score['mean'])} {_span(score)}")
+        else:
+            cells.append(_short(score["mean"]))
+    return cells
+
+
+def _difference(found: dict[str, float]) -> str:
+    return f"{_short(found['difference'], '+')} {_span(found, '+')}"
+
+
+def _span(found: dict[str, float], sign: str = "") -> str:
+    return f"[{_short(found['low'], sign)}, {_short(found['high'], sign)}]"
+
+
+def _short(value: float, sign: str = "") -> str:
+    """Three decimals, without the zero before the point, so that a row fits a terminal."""
+    return f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.3f}"
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else _short(value)
+
+
+def _remarks(best: dict[str, Any]) -> list[str]:
+    """How to read the table, and what the reader must not overlook."""
+    lines = [
+        "[95 % bootstrap intervals], on the test split once it is open, on search before; "
+        "p: paired permutation test, two-sided, not corrected for the number of rows."
+    ]
+    opened = best["test_opened"]
+    if not opened:
+        lines.append("The test split has not been opened: the budget is not spent.")
+    elif len(opened) > 1:
+        counts = ", ".join(str(entry["trials"]) for entry in opened)
+        lines.append(
+            f"The test split was opened {len(opened)} times (after {counts} trials): the campaign "
+            "was extended after it had been seen, so the last figures are not on untouched data."
+        )
+    return lines
