@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.metrics import mean, nanmean
+from lm_eval.api.metrics import mean
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import handle_non_serializable, hash_string
@@ -71,12 +72,15 @@ class Leaf:
                 f"{type(error).__name__}: {error}"
             ) from error
         try:
-            return float(results[self.metric])
+            value = float(results[self.metric])
         except (KeyError, TypeError, ValueError):
             raise InputError(
                 f"{self.name}: metric {self.metric!r} is {results.get(self.metric)!r} on item "
                 f"{self.ids[place]}, not one number per document; choose another metric"
             ) from None
+        if not math.isfinite(value):
+            raise CandidateError(f"{self.name}: {self.metric} is {value} on {self.ids[place]}")
+        return value
 
 
 def load_leaves(config: FitnessConfig, lm: HFLM | None) -> Iterator[Leaf]:
@@ -189,10 +193,8 @@ def _choose_metric(where: str, name: str, task: Any, spec: TaskConfig) -> tuple[
 
 
 def _is_mean(aggregation: Any) -> bool:
-    return aggregation in (mean, nanmean) or getattr(aggregation, "__name__", "") in {
-        "mean",
-        "nanmean",
-    }
+    # nanmean would leave holes among the items, and candidates could not be paired on them.
+    return aggregation is mean or getattr(aggregation, "__name__", "") == "mean"
 
 
 def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: HFLM | None) -> list[Any]:
