@@ -37,6 +37,7 @@ class ProgressDisplay:
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             disable=not self._live,

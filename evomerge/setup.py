@@ -16,8 +16,11 @@ from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
 from evomerge.judging.splits import split_items
 from evomerge.models.preflight import Preflight, preflight
+from evomerge.models.tokenizer import tokenizer_digest
+from evomerge.recipe import BASE
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import WeightSpace
+from evomerge.workers.worker import compute_dtype
 
 SplitItems = dict[str, dict[str, list[str]]]
 """split → task → item ids."""
@@ -54,8 +57,10 @@ class Setup:
                 "splits": fitness.splits,
                 "fewshot_seed": fitness.fewshot_seed,
                 "documents": {t.task: content_digest(t.ids) for t in self.tasks},
+                "prompts": {t.task: t.asked for t in self.tasks},
             },
-            "dtype": config.dtype.model_dump(mode="json"),
+            "tokenizer": tokenizer_digest(self.models.sources[BASE].folder),
+            "dtype": {"weights": config.dtype.weights, "compute": compute_dtype(config)},
             "optimizer": config.optimizer.model_dump(mode="json"),
             "seed": config.seed,
             "versions": {"lm_eval": version("lm_eval")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 from collections import Counter
@@ -45,6 +46,15 @@ class Leaf:
     ids: tuple[str, ...]
     excluded: frozenset[str]
     requests: tuple[tuple[Instance, ...], ...]
+
+    def asked(self) -> str:
+        """SHA-256 over every request's arguments and every document's target, as hex digits."""
+        digest = hashlib.sha256()
+        for requests in self.requests:
+            target = self.task.doc_to_target(deepcopy(requests[0].doc))
+            asked = [target, *(request.args for request in requests)]
+            digest.update(json.dumps(asked, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
 
     def values(self, places: Sequence[int]) -> list[float]:
         """The metric of the documents at `places` (ascending), from their requests' responses.

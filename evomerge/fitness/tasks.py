@@ -27,6 +27,8 @@ class TaskItems:
         weight: the entry's weight; a group's is shared among its leaves as lm-eval averages them.
         ids: item ids in document order: lm-eval's `doc_hash`; a repeated document gets "#2", "#3".
         excluded: ids whose document serves as a few-shot example; these are not to be scored.
+        asked: digest of what is asked and what counts as right, before any chat template: it
+            changes with prompts, choices, few-shot examples, generation settings and answers.
     """
 
     task: str
@@ -35,6 +37,7 @@ class TaskItems:
     weight: float
     ids: tuple[str, ...]
     excluded: frozenset[str]
+    asked: str
 
 
 class TaskSet:
@@ -140,4 +143,5 @@ def _describe(leaf: Leaf) -> TaskItems:
         weight=leaf.weight,
         ids=leaf.ids,
         excluded=leaf.excluded,
+        asked=leaf.asked(),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,10 @@ from evomerge.models.messages import reason
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_TOKENIZER_FILES = (
+    *("tokenizer*", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
+)
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -35,6 +40,14 @@ def load_tokenizer(
     # Each tokenizer class fails on a damaged file in its own way.
     except Exception as error:
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {reason(error)}") from None
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """SHA-256 over names and bytes of the tokenizer's files and chat templates, as hex digits."""
+    digest = hashlib.sha256()
+    for path in sorted({p for pattern in _TOKENIZER_FILES for p in folder.glob(pattern)}):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

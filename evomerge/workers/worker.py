@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -60,12 +59,11 @@ class Worker:
         flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
         specs = {"base": models.base, **models.experts}
         sources = {name: open_checkpoint(name, path, **flags) for name, path in specs.items()}
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device_of(config)
         kernel = Kernel(sources, config.dtype.weights, config.chunk_mib << 20, device)
         base = sources["base"]
-        self._resident = Resident(
-            base.layout, kernel, compute_dtype(config, device), models.trust_remote_code
-        )
+        compute = getattr(torch, compute_dtype(config))
+        self._resident = Resident(base.layout, kernel, compute, models.trust_remote_code)
         tokenizer = load_tokenizer(base.folder, trust_remote_code=models.trust_remote_code)
         lm = make_lm(self._resident.model, tokenizer, config.fitness.batch_size)
         self._tasks = TaskSet(config.fitness, lm)
@@ -85,14 +83,20 @@ class Worker:
         return Measurement(scores, {"materialize": written - started, "score": done - written})
 
 
-def compute_dtype(config: CampaignConfig, device: str) -> Any:
-    """The torch dtype of scoring: `auto` is float32 on CPU and bfloat16 on CUDA."""
+def device_of(config: CampaignConfig) -> str:
+    """Where workers compute: on CUDA if there is one, on Ray only if they are given GPUs."""
     import torch
 
-    name = config.dtype.compute
-    if name == "auto":
-        name = "float32" if device == "cpu" else "bfloat16"
-    return getattr(torch, name)
+    workers = config.workers
+    uses_gpu = workers.gpus_per_worker > 0 if workers.on_ray else torch.cuda.is_available()
+    return "cuda" if uses_gpu else "cpu"
+
+
+def compute_dtype(config: CampaignConfig) -> str:
+    """The dtype of scoring, by torch's name: `auto` is float32 on CPU and bfloat16 on CUDA."""
+    if config.dtype.compute != "auto":
+        return config.dtype.compute
+    return "float32" if device_of(config) == "cpu" else "bfloat16"
 
 
 def threads_per_worker(config: CampaignConfig) -> int:

@@ -304,6 +304,44 @@ def test_a_study_of_another_campaign_is_refused_and_untouched(whole, override, k
     assert facts(whole) == before
 
 
+def change_the_prompt(folder):
+    path = folder / "tasks" / "pick.yaml"
+    path.write_text(path.read_text().replace("{{q}}", "{{q}} w1"))
+
+
+def change_an_answer(folder):
+    path = folder / "tasks" / "pick.yaml"
+    path.write_text(path.read_text().replace("{{answer}}", "{{3 - answer}}"))
+
+
+def change_the_documents(folder):
+    path = folder / "tasks" / "pick.jsonl"
+    path.write_text(path.read_text().replace("w1 ", "w2 "))
+
+
+def change_the_tokenizer(folder):
+    path = folder / "models" / "base" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"Whitespace"', '"WhitespaceSplit"'))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (change_the_prompt, "fitness.prompts.pick"),
+        (change_an_answer, "fitness.prompts.pick"),
+        (change_the_documents, "fitness.documents.pick"),
+        (change_the_tokenizer, "tokenizer"),
+    ],
+)
+def test_what_would_change_scores_behind_the_studys_back_is_refused(tiny_folder, change, key):
+    out = run(tiny_folder, overrides=["budget.trials=1"])
+    before = facts(out)
+    change(tiny_folder)
+    with pytest.raises(InputError, match=f"belongs to another campaign.*{key}"):
+        run(tiny_folder)
+    assert facts(out) == before
+
+
 def test_paths_budget_and_workers_may_change_between_runs(whole, tmp_path):
     tiny.save_campaign(tmp_path)  # the same contents elsewhere
     config = load_campaign(tmp_path / "campaign.yaml", ["budget.trials=13"])
