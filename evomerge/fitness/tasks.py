@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from lm_eval.api.instance import Instance
@@ -27,8 +27,9 @@ class TaskItems:
         weight: the entry's weight; a group's is shared among its leaves as lm-eval averages them.
         ids: item ids in document order: lm-eval's `doc_hash`; a repeated document gets "#2", "#3".
         excluded: ids whose document serves as a few-shot example; these are not to be scored.
-        asked: digest of what is asked and what counts as right, before any chat template: it
-            changes with prompts, choices, few-shot examples, generation settings and answers.
+        asked: digest of what is asked and what counts as right: it changes with prompts, choices,
+            few-shot examples, generation settings and answers. The driver's is taken before, a
+            worker's after the chat template, so it takes no part in comparisons.
     """
 
     task: str
@@ -37,7 +38,7 @@ class TaskItems:
     weight: float
     ids: tuple[str, ...]
     excluded: frozenset[str]
-    asked: str
+    asked: str = field(compare=False)
 
 
 class TaskSet:

@@ -166,7 +166,8 @@ def test_optuna_pandas_and_its_command_line_read_the_study(done):
     assert own["value"].between(0, 1).all()
     best = json.loads(evomerge("status", done / "run", "--json").stdout)["best"]
     assert study.best_trial.number == best["trial"]
-    command = ["optuna", "trials", "--storage", url, "--study-name", "tiny", "-f", "json"]
+    optuna_cli = os.path.join(os.path.dirname(sys.executable), "optuna")
+    command = [optuna_cli, "trials", "--storage", url, "--study-name", "tiny", "-f", "json"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True)
     trials = json.loads(listed.stdout)
     assert len(trials) == len(frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -36,5 +37,7 @@ def test_a_method_added_in_one_file_is_listed_checked_and_searched(tiny_folder, 
     assert "largest" in evomerge("list", "methods")
     use = ["campaign.yaml", "--set", "space.weights.method=largest"]
     assert "largest, 10 genes" in evomerge("check", *use)
-    table = evomerge("search", *use, "--out", "run", "--trials", "2")
-    assert "largest uniform" in re.sub(r"\s+", " ", table)
+    evomerge("search", *use, "--out", "run", "--trials", "2")
+    best = json.loads(evomerge("best", "run", "--json"))
+    assert {"largest default", "largest uniform"} <= set(best["baselines"])
+    assert {merge["method"] for merge in best["recipe"]["merges"]} == {"largest"}
