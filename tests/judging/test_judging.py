@@ -54,12 +54,21 @@ def test_copies_of_a_document_go_to_one_split():
     ("count", "splits", "message"),
     [
         (3, {"search": 0.9, "select": 0.05, "test": 0.05}, "would be empty: 0.05 of the 3 items"),
-        (20, {"search": 10, "select": 10, "test": 10}, "asks for 30 items, but task 't' has 20"),
+        (
+            20,
+            {"search": 10, "select": 10, "test": 10},
+            "asks for 30 items of each task, but 't' has 20",
+        ),
     ],
 )
 def test_splits_that_cannot_be_filled_are_refused(count, splits, message):
     with pytest.raises(InputError, match=message):
         split_items(ids(count), splits, "t")
+
+
+def test_copies_that_fit_nowhere_are_not_dropped():
+    dealt = split_items([f"{item}{copy}" for item in ids(5) for copy in ("", "#2")], FRACTIONS, "t")
+    assert sum(len(items) for items in dealt.values()) == 10
 
 
 def test_copies_that_leave_a_split_empty_are_refused():
@@ -134,6 +143,24 @@ def test_pairing_sees_what_unpaired_intervals_hide():
     assert paired.low > 0
     assert paired.p < 0.01
     assert interval(judge(), {"t0": a}).low < interval(judge(), {"t0": b}).high
+
+
+def test_large_tasks_are_drawn_in_blocks_with_the_same_answer(monkeypatch):
+    rng = np.random.default_rng(8)
+    a, b = ({"t0": (rng.random(300) < p).astype(float)} for p in (0.6, 0.55))
+    kept = compare(judge(), a, b)
+    monkeypatch.setattr("evomerge.judging.intervals._KEPT", 100_000)
+    blocks = compare(judge(), a, b)
+    assert blocks.low == pytest.approx(kept.low, abs=0.01)
+    assert blocks.p == pytest.approx(kept.p, abs=0.02)
+
+
+def test_tasks_are_resampled_apart():
+    """Equal tasks halve the variance of their mean; tied draws would leave it as it was."""
+    values = (np.random.default_rng(9).random(120) < 0.5).astype(float)
+    one = interval(judge(), {"t0": values})
+    two = interval(judge((1.0, 1.0), (1.0, 1.0)), {"t0": values, "t1": values})
+    assert (two.high - two.low) / (one.high - one.low) == pytest.approx(0.5**0.5, abs=0.05)
 
 
 def test_equal_scores_are_no_difference():
