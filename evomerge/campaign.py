@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Protocol
@@ -49,6 +50,7 @@ class Candidate:
     name: str | None = None
     proposal: Proposal | None = None
     attempt: int = 1
+    slot: int | None = None  # where it flew before: it goes there again, and no marker is lost
 
     @property
     def key(self) -> tuple[str, str]:
@@ -69,6 +71,9 @@ class Campaign:
         self._flying: dict[int, Candidate] = {}
         self._versions = {name: version(name) for name in ("lm_eval", "torch", "transformers")}
         self._known = {(e.digest, e.split): e for e in study.evaluations()}
+        self._crashed: dict[tuple[str, str], Marker] = {}
+        for marker in sorted(study.markers(), key=lambda m: m.attempt):
+            self._crashed[marker.digest, marker.split] = marker
         self._optimizer = setup.optimizer()
         self._trials: list[Evaluation] = []  # the optimizer's own, in the order of the tells
         for evaluation in study.evaluations():
@@ -82,9 +87,19 @@ class Campaign:
         Raises:
             EvomergeError: the base model itself cannot be scored, or no trial succeeded.
         """
-        self._measure("parents and baselines", self._yardsticks("search"))
-        self._search(deadline)
-        self._conclude()
+        try:
+            self._measure("parents and baselines", self._yardsticks("search"))
+            self._search(deadline)
+            self._conclude()
+        except (KeyboardInterrupt, EvomergeError):
+            self._forgive()
+            raise
+
+    def _forgive(self) -> None:
+        """An orderly stop is no fault of what was in flight: it keeps its attempts."""
+        for slot, candidate in self._flying.items():
+            with suppress(EvomergeError):
+                self._mark(replace(candidate, attempt=candidate.attempt - 1), slot)
 
     def _search(self, deadline: float | None) -> None:
         budget = self._setup.config.budget.trials
@@ -93,10 +108,12 @@ class Campaign:
         in_flight = [c.proposal.ask for c in queue if c.proposal]
         asked = 1 + max([*in_flight, *(trial.ask or 0 for trial in self._trials)], default=-1)
         while True:
-            while self._free and (queue or self._may_ask(budget, deadline)):
+            while self._free and self._may_ask(budget, deadline):
                 if not queue:
                     queue.append(self._candidate(self._optimizer.ask(asked)))
                     asked += 1
+                if not self._may_start(queue[0]):
+                    break
                 self._start(queue.popleft())
             if not self._flying:
                 return
@@ -104,6 +121,8 @@ class Campaign:
 
     def _conclude(self) -> None:
         """Finalists meet the select split, the winner the test split, yardsticks both."""
+        if not self._trials:
+            raise EvomergeError("the time was up before the first trial; run it again, for longer")
         top = finalists(self._trials, self._setup.config.fitness.select_top)
         if not top:
             raise EvomergeError(f"no trial succeeded; the last failed: {self._trials[-1].reason}")
@@ -116,14 +135,14 @@ class Campaign:
         self._open_test(winner.digest)
         final = Candidate(Recipe.from_json(winner.recipe), "test", "finalist")
         self._measure("test", [*self._yardsticks("test"), final])
-        self._study.set_note("winner", winner.digest)
+        self._study.set_note("concluded", {"winner": winner.digest, "trials": len(self._trials)})
 
     def _open_test(self, winner: str) -> None:
         """Note, before it is opened, when and for whom the test split was opened."""
         opened = self._study.note("test_opened") or []
-        trials = len(self._trials)
-        if not opened or opened[-1]["winner"] != winner:
-            self._study.set_note("test_opened", [*opened, {"trials": trials, "winner": winner}])
+        entry = {"trials": len(self._trials), "winner": winner}
+        if entry not in opened:
+            self._study.set_note("test_opened", [*opened, entry])
 
     def _yardsticks(self, split: str) -> list[Candidate]:
         space = self._setup.space
@@ -134,15 +153,10 @@ class Campaign:
 
     def _measure(self, phase: str, candidates: list[Candidate]) -> None:
         """Measure what is not on record yet."""
-        crashes = {(m.digest, m.split): m.attempt for m in self._study.markers()}
-        queue = deque(
-            replace(c, attempt=crashes.get(c.key, 0) + 1)
-            for c in candidates
-            if c.key not in self._known
-        )
+        queue = deque(self._again(c) for c in candidates if c.key not in self._known)
         self._listener.phase(phase, len(candidates) - len(queue), len(candidates))
         while queue or self._flying:
-            while queue and self._free:
+            while queue and self._free and self._may_start(queue[0]):
                 self._start(queue.popleft())
             if self._flying:
                 self._land()
@@ -151,19 +165,31 @@ class Campaign:
         in_time = deadline is None or time.monotonic() < deadline
         return in_time and len(self._trials) + len(self._flying) < budget
 
-    def _candidate(self, proposal: Proposal, attempt: int = 1) -> Candidate:
+    def _candidate(self, proposal: Proposal) -> Candidate:
         recipe = self._setup.space.decode(proposal.genome)
-        return Candidate(recipe, "search", "search", proposal=proposal, attempt=attempt)
+        return self._again(Candidate(recipe, "search", "search", proposal=proposal))
+
+    def _again(self, candidate: Candidate) -> Candidate:
+        """The candidate, with the attempts that earlier drivers made on it."""
+        marker = self._crashed.get(candidate.key)
+        if marker is None:
+            return candidate
+        return replace(candidate, attempt=marker.attempt + 1, slot=marker.slot)
 
     def _interrupted(self) -> Iterable[Candidate]:
         """What was in flight when the last driver stopped, in the order in which it was asked."""
         recorded = {trial.ask for trial in self._trials}
-        lost = {}
-        for marker in self._study.markers():
-            if marker.ask is not None and marker.genome is not None and marker.ask not in recorded:
-                proposal = Proposal(marker.ask, marker.tells or 0, marker.genome, marker.parents)
-                lost[marker.ask] = self._candidate(proposal, marker.attempt + 1)
-        return (candidate for _, candidate in sorted(lost.items()))
+        lost = [
+            Proposal(marker.ask, marker.tells or 0, marker.genome, marker.parents)
+            for marker in self._crashed.values()
+            if marker.ask is not None and marker.genome is not None and marker.ask not in recorded
+        ]
+        return (self._candidate(p) for p in sorted(lost, key=lambda p: p.ask))
+
+    def _may_start(self, candidate: Candidate) -> bool:
+        """A last attempt is made alone, so that the driver's death is not laid on a neighbour."""
+        last = [c for c in (candidate, *self._flying.values()) if c.attempt == ATTEMPTS]
+        return not last or not self._flying
 
     def _start(self, candidate: Candidate) -> None:
         """Look the candidate up, retire it, or put it to work in a free slot."""
@@ -171,39 +197,49 @@ class Campaign:
         if known is not None:
             self._record(candidate, known.scores, known.reason, {})
         elif candidate.attempt > ATTEMPTS:
-            self._record(candidate, {}, f"its evaluation died {ATTEMPTS} times", {})
+            self._fail(candidate, f"the process ended {ATTEMPTS} times while it was being scored")
         else:
-            slot = self._free.popleft()
-            proposal = candidate.proposal
-            self._study.mark(
-                Marker(
-                    slot=slot,
-                    digest=candidate.recipe.digest,
-                    split=candidate.split,
-                    attempt=candidate.attempt,
-                    ask=proposal.ask if proposal else None,
-                    tells=proposal.tells if proposal else None,
-                    genome=proposal.genome if proposal else None,
-                    parents=proposal.parents if proposal else (),
-                )
-            )
+            own = candidate.slot
+            slot = own if own is not None and own in self._free else self._free[0]
+            self._mark(candidate, slot)
+            self._free.remove(slot)
             self._flying[slot] = candidate
             self._executor.submit(Job(slot, candidate.recipe, candidate.split))
+
+    def _mark(self, candidate: Candidate, slot: int) -> None:
+        proposal = candidate.proposal
+        self._study.mark(
+            Marker(
+                slot=slot,
+                digest=candidate.recipe.digest,
+                split=candidate.split,
+                attempt=candidate.attempt,
+                ask=proposal.ask if proposal else None,
+                tells=proposal.tells if proposal else None,
+                genome=proposal.genome if proposal else None,
+                parents=proposal.parents if proposal else (),
+            )
+        )
 
     def _land(self) -> None:
         """Wait for one outcome and record it; a candidate whose worker died flies again."""
         outcome: Outcome = self._executor.wait()
-        candidate = self._flying.pop(outcome.job.slot)
-        self._free.append(outcome.job.slot)
+        slot = outcome.job.slot
+        candidate = self._flying.pop(slot)
+        self._free.append(slot)
         if outcome.lost and candidate.attempt < ATTEMPTS:
-            self._start(replace(candidate, attempt=candidate.attempt + 1))
+            self._start(replace(candidate, attempt=candidate.attempt + 1, slot=slot))
         elif outcome.measurement is None:
-            if candidate.name == BASE:
-                raise EvomergeError(f"the base model itself cannot be scored: {outcome.reason}")
-            self._record(candidate, {}, outcome.reason, {})
+            self._fail(candidate, outcome.reason)
         else:
             done = outcome.measurement
             self._record(candidate, done.scores, None, done.seconds)
+
+    def _fail(self, candidate: Candidate, reason: str | None) -> None:
+        """Record a failure; a base that cannot be scored is the end: nothing else will be."""
+        if candidate.name == BASE:
+            raise EvomergeError(f"the base model itself cannot be scored: {reason}")
+        self._record(candidate, {}, reason, {})
 
     def _record(
         self,

@@ -17,7 +17,3 @@ class CandidateError(EvomergeError):
 
 class NonFiniteError(CandidateError):
     """A merged tensor holds NaN or infinity; the text names the tensor."""
-
-
-class InterruptedRunError(EvomergeError):
-    """The run was stopped by the user; the study can be resumed. Exit code 3."""

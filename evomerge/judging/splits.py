@@ -38,6 +38,10 @@ def split_items(
             if len(group) <= room[split] - len(dealt[split]):
                 dealt[split].extend(group)
                 break
+        else:
+            if not _are_counts(splits):  # fractions promise every item a place
+                roomiest = max(SPLITS, key=lambda split: room[split] - len(dealt[split]))
+                dealt[roomiest].extend(group)
     for split, items in dealt.items():
         if not items:
             raise InputError(
@@ -49,12 +53,12 @@ def split_items(
 
 def _counts(total: int, splits: Mapping[str, float | int], task: str) -> dict[str, int]:
     """Whole numbers of items: fractions by largest remainder, so that they add up to the total."""
-    if all(isinstance(splits[split], int) for split in SPLITS):
+    if _are_counts(splits):
         counts = {split: int(splits[split]) for split in SPLITS}
         if sum(counts.values()) > total:
             raise InputError(
-                f"fitness.splits: asks for {sum(counts.values())} items, "
-                f"but task {task!r} has {total}"
+                f"fitness.splits: asks for {sum(counts.values())} items of each task, "
+                f"but {task!r} has {total}"
             )
         return counts
     exact = {split: splits[split] * total for split in SPLITS}
@@ -69,3 +73,7 @@ def _counts(total: int, splits: Mapping[str, float | int], task: str) -> dict[st
                 f"of task {task!r} is less than one"
             )
     return counts
+
+
+def _are_counts(splits: Mapping[str, float | int]) -> bool:
+    return all(isinstance(splits[split], int) for split in SPLITS)

@@ -1,22 +1,27 @@
-"""`status` and `best` as plain data: everything read from the study, nothing computed anew."""
+"""What a study says, as plain data: `status`, `best`, and what the report shows beside them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from evomerge import __version__
 from evomerge.config import SPLITS
 from evomerge.errors import InputError
 from evomerge.judging.intervals import compare, interval
 from evomerge.judging.objectives import find_objective
-from evomerge.judging.scores import Judge
+from evomerge.judging.scores import Judge, Values
 from evomerge.judging.selection import best
+from evomerge.recipe import BASE
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
+
+YARDSTICKS = ("parent", "baseline")
+"""The roles of what the winner is measured against."""
 
 
 def status_summary(study: Study) -> dict[str, Any]:
@@ -25,8 +30,7 @@ def status_summary(study: Study) -> dict[str, Any]:
     trials = [e for e in evaluations if e.optimizers_own]
     failed = [t for t in trials if t.failed]
     leader = best(trials)
-    opened = study.note("test_opened") or []
-    done = bool(opened) and opened[-1]["trials"] == len(trials) and bool(study.note("winner"))
+    concluded = study.note("concluded") or {}
     return {
         "name": study.name,
         "trials": len(trials),
@@ -39,7 +43,7 @@ def status_summary(study: Study) -> dict[str, Any]:
         "digests": [t.digest for t in trials],
         "item_evaluations": sum(e.n for e in evaluations if e.seconds),
         "seconds": round(sum(sum(e.seconds.values()) for e in evaluations), 3),
-        "done": done,
+        "done": concluded.get("trials") == len(trials),
     }
 
 
@@ -53,30 +57,148 @@ def best_summary(study: Study) -> dict[str, Any]:
     """
     evaluations = study.evaluations()
     trials = [e for e in evaluations if e.optimizers_own]
-    chosen = study.note("winner")
+    chosen = (study.note("concluded") or {}).get("winner")
     leader = best([t for t in trials if chosen in (None, t.digest)]) or best(trials)
     if leader is None:
-        raise InputError(f"study {study.name!r}: no trial has succeeded yet")
+        raise InputError(
+            f"study {study.name!r}: no trial has succeeded yet; `evomerge status` says how far it "
+            "is and what failed"
+        )
+    return trial_summary(study, leader)
+
+
+def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
+    """Any evaluation's recipe in the place of the winner, in the form of `best_summary`."""
+    evaluations = study.evaluations()
     judge = judge_of(study)
     scored = {(e.digest, e.split): e for e in evaluations if not e.failed}
     yardsticks = {
         role: {e.name or e.digest: e.digest for e in evaluations if e.role == role}
-        for role in ("parent", "baseline")
+        for role in YARDSTICKS
     }
     return {
-        "trial": leader.number,
-        "digest": leader.digest,
-        "recipe": leader.recipe,
-        "scores": _scores(judge, leader.digest, scored),
+        "trial": trial.number,
+        "digest": trial.digest,
+        "recipe": trial.recipe,
+        "scores": _scores(judge, trial.digest, scored),
         "parents": {
-            name: _against(judge, leader.digest, digest, scored)
+            name: _against(judge, trial.digest, digest, scored)
             for name, digest in yardsticks["parent"].items()
         },
         "baselines": {
-            name: _against(judge, leader.digest, digest, scored)
+            name: _against(judge, trial.digest, digest, scored)
             for name, digest in yardsticks["baseline"].items()
         },
         "test_opened": study.note("test_opened") or [],
+    }
+
+
+def shown_split(best: Mapping[str, Any]) -> str:
+    """The split a `best_summary` is judged by: test once it is open, search before."""
+    return "test" if best["scores"]["test"] else "search"
+
+
+def search_summary(study: Study) -> list[dict[str, Any]]:
+    """The optimizer's trials in the order of the record: number, value, standard error, reason.
+
+    A failed trial has a reason and neither value nor error.
+    """
+    return [
+        {"trial": e.number, "value": e.value, "se": e.se, "reason": e.reason}
+        for e in study.evaluations()
+        if e.optimizers_own
+    ]
+
+
+def task_summary(
+    study: Study, best: Mapping[str, Any], leader: str = "winner"
+) -> dict[str, dict[str, Any]]:
+    """Every task's own metric for the winner and every yardstick, on the split shown.
+
+    Args:
+        study: read from.
+        best: its `best_summary`.
+        leader: what the winner is called.
+
+    Returns:
+        task → `metric`, `higher_is_better`, `scores`: ("winner" | "parent" | "baseline", name) →
+        mean with its interval, as measured (not weighted, no sign turned).
+    """
+    split = shown_split(best)
+    found = [e for e in study.evaluations() if e.split == split and not e.failed]
+    scored = {
+        ("winner", leader): next(e.scores for e in found if e.digest == best["digest"]),
+        **{(e.role, e.name or e.digest): e.scores for e in found if e.role in YARDSTICKS},
+    }
+    mean = find_objective("mean", "report")
+    return {
+        task["task"]: {
+            "metric": task["metric"],
+            "higher_is_better": task["higher_is_better"],
+            "scores": {
+                row: _span(Judge(mean, [task["task"]], np.ones(1), np.ones(1)), items)
+                for row, items in scored.items()
+            },
+        }
+        for task in study.note("tasks") or []
+    }
+
+
+def coefficient_summary(study: Study, recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The searched coefficients of a recipe, in depth order.
+
+    Returns:
+        parameter → `bounds` [low, high], `rows` (embeddings, layers, final norm, head), `columns`
+        (the experts, or one for a parameter they share), `values` [rows][columns].
+    """
+    weights = study.campaign["space"]["weights"]
+    experts = [name for name in recipe["sources"] if name != BASE]
+    tables = {}
+    for parameter, bounds in searched_bounds(weights).items():
+        rows = dict(_coefficients(recipe, parameter, weights["granularity"]))
+        shared = all(None in row for row in rows.values())
+        tables[parameter] = {
+            "bounds": bounds,
+            "rows": list(rows),
+            "columns": ["all experts"] if shared else experts,
+            "values": [
+                [row.get(column) for column in ([None] if shared else experts)]
+                for row in rows.values()
+            ],
+        }
+    return tables
+
+
+def searched_bounds(weights: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Parameter → [low, high] of the campaign's `space.weights`; fixed ones are left out."""
+    return {name: value for name, value in weights["genes"].items() if isinstance(value, list)}
+
+
+def facts_summary(study: Study) -> dict[str, Any]:
+    """What the campaign is, and what it was run with, beside `status_summary`."""
+    campaign, identity = study.campaign, study.identity
+    evaluations = study.evaluations()
+    specs = {BASE: campaign["models"]["base"], **campaign["models"]["experts"]}
+    moments = [e.finished for e in evaluations if e.finished]
+    return {
+        "models": {
+            name: {"source": specs[name], "digest": digest}
+            for name, digest in identity["models"].items()
+        },
+        "weights": campaign["space"]["weights"],
+        "genes": max((len(e.params) for e in evaluations), default=0),
+        "optimizer": campaign["optimizer"],
+        "objective": campaign["fitness"]["objective"],
+        "select_top": campaign["fitness"]["select_top"],
+        "seed": campaign["seed"],
+        "tasks": study.note("tasks") or [],
+        "items": {
+            split: {task: len(ids) for task, ids in tasks.items()}
+            for split, tasks in study.items().items()
+        },
+        "versions": {"evomerge": __version__, **(evaluations[-1].versions if evaluations else {})},
+        "first": min(moments, default=None),
+        "last": max(moments, default=None),
     }
 
 
@@ -102,13 +224,33 @@ def _scores(
         if evaluation is None:
             found[split] = None
             continue
-        span = interval(judge, evaluation.scores)
         tasks = {
             task: {"mean": float(np.mean(values)), "n": len(values)}
             for task, values in evaluation.scores.items()
         }
-        found[split] = {"mean": span.value, "low": span.low, "high": span.high, "tasks": tasks}
+        found[split] = {**_span(judge, evaluation.scores), "tasks": tasks}
     return found
+
+
+def _span(judge: Judge, items: Mapping[str, Values]) -> dict[str, float]:
+    span = interval(judge, items)
+    return {"mean": span.value, "low": span.low, "high": span.high}
+
+
+def _coefficients(
+    recipe: Mapping[str, Any], parameter: str, granularity: str
+) -> Iterator[tuple[str, dict[str | None, float]]]:
+    """A label and owner → value for each tuned group; the owner of a shared parameter is None."""
+    for merge in recipe["merges"]:
+        if granularity == "model":
+            label = "whole model"
+        elif merge["slot"] is None:
+            label = merge["group"].replace("_", " ")
+        else:
+            module = "" if merge["group"] == "layer" else f" {merge['group']}"
+            label = f"layer {merge['slot']}{module}"
+        owners = {None: merge["parameters"], **merge["experts"]}
+        yield label, {o: given[parameter] for o, given in owners.items() if parameter in given}
 
 
 def _against(

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.config import SPLITS
+from evomerge.report.summary import shown_split
 
 
 def status_table(status: dict[str, Any]) -> RenderableType:
@@ -40,7 +41,7 @@ def best_table(best: dict[str, Any]) -> RenderableType:
 
     Intervals stand on the test split once it is open, on the search split before.
     """
-    shown = "test" if best["scores"]["test"] else "search"
+    shown = shown_split(best)
     title = f"winner: trial {best['trial']}, recipe {best['digest'][:12]}"
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("recipe", min_width=12)
@@ -52,14 +53,14 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     for kind in ("parents", "baselines"):
         table.add_section()
         for name, scores in best[kind].items():
-            difference = (scores[shown] or {}).get("winner_minus_this")
+            paired = (scores[shown] or {}).get("winner_minus_this")
             table.add_row(
                 name,
                 *_means(scores, shown),
-                _difference(difference) if difference else "",
-                _p(difference["p"]) if difference else "",
+                difference(paired) if paired else "",
+                p_value(paired["p"]) if paired else "",
             )
-    return Group(table, *[Text(line, style="dim") for line in _remarks(best)])
+    return Group(table, *[Text(line, style="dim") for line in remarks(best)])
 
 
 def _means(scores: dict[str, Any], shown: str) -> list[str]:
@@ -69,30 +70,33 @@ def _means(scores: dict[str, Any], shown: str) -> list[str]:
         if score is None:
             cells.append("–")
         elif split == shown:
-            cells.append(f"{_short(score['mean'])} {_span(score)}")
+            cells.append(f"{short(score['mean'])} {span(score)}")
         else:
-            cells.append(_short(score["mean"]))
+            cells.append(short(score["mean"]))
     return cells
 
 
-def _difference(found: dict[str, float]) -> str:
-    return f"{_short(found['difference'], '+')} {_span(found, '+')}"
+def difference(found: dict[str, float]) -> str:
+    """A paired difference with its interval: `+.304 [+.256, +.352]`."""
+    return f"{short(found['difference'], '+')} {span(found, '+')}"
 
 
-def _span(found: dict[str, float], sign: str = "") -> str:
-    return f"[{_short(found['low'], sign)}, {_short(found['high'], sign)}]"
+def span(found: dict[str, float], sign: str = "") -> str:
+    """An interval: `[.981, 1.000]`; with sign "+", a signed one."""
+    return f"[{short(found['low'], sign)}, {short(found['high'], sign)}]"
 
 
-def _short(value: float, sign: str = "") -> str:
+def short(value: float, sign: str = "") -> str:
     """Three decimals, without the zero before the point, so that a row fits a terminal."""
     return f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.3f}"
 
 
-def _p(value: float) -> str:
-    return "<.001" if value < 0.001 else _short(value)
+def p_value(value: float) -> str:
+    """A p-value to three decimals."""
+    return "<.001" if value < 0.001 else short(value)
 
 
-def _remarks(best: dict[str, Any]) -> list[str]:
+def remarks(best: dict[str, Any]) -> list[str]:
     """How to read the table, and what the reader must not overlook."""
     lines = [
         "[95 % bootstrap intervals], on the test split once it is open, on search before; "

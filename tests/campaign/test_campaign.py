@@ -13,6 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import tiny
+import yaml
 
 from evomerge.campaign import ATTEMPTS
 from evomerge.config import load_campaign
@@ -126,6 +127,7 @@ def test_a_larger_budget_extends_the_study_and_says_that_the_test_was_seen(tiny_
     assert status["trials"] == 8
     opened = best_summary(open_run(out)[1])["test_opened"]
     assert [entry["trials"] for entry in opened] == [4, 8]
+    assert status["done"]
 
 
 def kill_and_resume(folder, out, moments):
@@ -201,8 +203,110 @@ def test_a_candidate_that_kills_the_driver_is_retired_after_three_attempts(
     run(tiny_folder, out)
     trials = [e for e in evaluations(out) if e.optimizers_own]
     assert [t.ask for t in trials if t.failed] == [2]
-    assert trials[2].reason == "its evaluation died 3 times"
+    assert trials[2].reason == "the process ended 3 times while it was being scored"
     assert len(trials) == 12
+
+
+class InterruptedExecutor(LocalExecutor):
+    """Ctrl-C in the middle of one measurement."""
+
+    at = 0
+
+    def wait(self):
+        InterruptedExecutor.at -= 1
+        if InterruptedExecutor.at < 0:
+            raise KeyboardInterrupt
+        return super().wait()
+
+
+@pytest.mark.parametrize("at", [0, 7])
+def test_orderly_stops_are_no_fault_of_the_candidate_in_flight(tiny_folder, whole, monkeypatch, at):
+    out = tiny_folder / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("evomerge.driver.build_executor", InterruptedExecutor)
+        for _ in range(ATTEMPTS + 2):
+            InterruptedExecutor.at = at - (len(evaluations(out)) if out.exists() else 0)
+            with pytest.raises(KeyboardInterrupt):
+                run(tiny_folder, out)
+    run(tiny_folder, out)
+    assert facts(out) == facts(whole)
+
+
+class TwoSlots(LocalExecutor):
+    """Two places, served in the order of submission; dies when a chosen ask is measured."""
+
+    slots = 2
+    deadly = ""
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.jobs = []
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+    def wait(self):
+        job = self.jobs.pop(0)
+        if job.recipe.digest == self.deadly:
+            raise SystemError("the driver died")
+        super().submit(job)
+        return super().wait()
+
+
+def test_with_several_workers_a_deadly_candidate_is_retired_and_no_other_is_lost(
+    tiny_folder, whole, monkeypatch
+):
+    trials = [e.digest for e in evaluations(whole) if e.optimizers_own]
+    TwoSlots.deadly = trials[0]
+    monkeypatch.setattr("evomerge.driver.build_executor", TwoSlots)
+    out = tiny_folder / "run"
+    for _ in range(ATTEMPTS):
+        with pytest.raises(SystemError):
+            run(tiny_folder, out)
+    run(tiny_folder, out)
+    found = [e for e in evaluations(out) if e.optimizers_own]
+    assert sorted(e.ask for e in found) == list(range(12))
+    assert [e.ask for e in found if e.failed] == [0]
+    assert trials[1] in {e.digest for e in found}  # it was in flight beside the deadly one
+
+
+def test_a_smaller_budget_than_what_is_recorded_and_in_flight_is_kept(tiny_folder, monkeypatch):
+    out = tiny_folder / "run"
+    crash(tiny_folder, out, monkeypatch, at=6 + 4)
+    run(tiny_folder, out, overrides=["budget.trials=4"])
+    assert status_summary(open_run(out)[1])["trials"] == 4
+
+
+def test_no_time_at_all_is_said_not_tripped_over(tiny_folder):
+    with pytest.raises(EvomergeError, match="time was up before the first trial"):
+        run(tiny_folder, deadline=time.monotonic() - 1)
+
+
+def test_another_studys_folder_is_not_taken_over(whole):
+    before = (whole / "campaign.yaml").read_text()
+    with pytest.raises(InputError, match="holds the run of study 'tiny'"):
+        run(whole.parent, overrides=["name=other"])
+    assert (whole / "campaign.yaml").read_text() == before
+
+
+def test_experts_in_another_order_are_another_campaign(whole):
+    path = whole.parent / "campaign.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["models"]["experts"] = dict(reversed(data["models"]["experts"].items()))
+    other = whole.parent / "reordered.yaml"
+    other.write_text(yaml.safe_dump(data, sort_keys=False))
+    config = load_campaign(other)
+    assert list(config.models.experts) != list(load_campaign(path).models.experts)
+    with (
+        pytest.raises(InputError, match=r"belongs to another campaign.*sources"),
+        open_campaign(prepare(config), whole, Silent()),
+    ):
+        pass
+
+
+def test_ray_refuses_what_the_cluster_does_not_have(tiny_folder):
+    with pytest.raises(InputError, match="1 × 1 GPU asked for, but Ray has 0"):
+        run(tiny_folder, overrides=["workers={kind: ray, gpus_per_worker: 1}"])
 
 
 def test_the_same_campaign_on_ray_gives_the_same_trials(tiny_folder, whole):
