@@ -74,6 +74,15 @@ class WeightsConfig(Strict):
         default_factory=dict
     )
 
+    @field_validator("genes", mode="before")
+    @classmethod
+    def _are_bounds_or_values(cls, genes: Any) -> Any:
+        for name, value in genes.items() if isinstance(genes, dict) else ():
+            pair = isinstance(value, list) and len(value) == 2
+            if not (pair or isinstance(value, Scalar)):
+                raise ValueError(f"{name}: write [low, high] to search it, or one value to fix it")
+        return genes
+
     @field_validator("genes")
     @classmethod
     def _bounds_do_not_cross(cls, genes: dict[str, Any]) -> dict[str, Any]:
@@ -105,8 +114,22 @@ class TaskConfig(Strict):
     num_fewshot: int | None = Field(default=None, ge=0)
     apply_chat_template: bool | str = False
     system_instruction: str | None = None
-    fewshot_as_multiturn: bool = False
+    fewshot_as_multiturn: bool | None = None
+    """As in lm_eval's command: on with a chat template, off without, unless said here."""
     gen_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def multiturn(self) -> bool:
+        """Whether few-shot examples are turns of a conversation."""
+        if self.fewshot_as_multiturn is None:
+            return bool(self.apply_chat_template)
+        return self.fewshot_as_multiturn
+
+    @model_validator(mode="after")
+    def _multiturn_needs_a_template(self) -> TaskConfig:
+        if self.multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn needs apply_chat_template: true")
+        return self
 
 
 class FitnessConfig(Strict):
@@ -282,18 +305,29 @@ def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
         update={
             "models": models.model_copy(
                 update={
-                    "base": _resolve(models.base, folder),
-                    "experts": {k: _resolve(v, folder) for k, v in models.experts.items()},
+                    "base": resolve_spec(models.base, folder),
+                    "experts": {k: resolve_spec(v, folder) for k, v in models.experts.items()},
                 }
             ),
             "fitness": config.fitness.model_copy(
                 update={"include_path": include and str((folder / include).resolve())}
             ),
+            "study": config.study.model_copy(
+                update={"storage": _resolve_storage(config.study.storage, folder)}
+            ),
         }
     )
 
 
-def _resolve(spec: str, folder: Path) -> str:
+def _resolve_storage(storage: str, folder: Path) -> str:
+    """A SQLite file is taken from the campaign file's folder, as every relative path is."""
+    scheme = "sqlite:///"
+    if not storage.startswith(scheme) or ":memory:" in storage:
+        return storage
+    return scheme + str((folder / storage.removeprefix(scheme)).resolve())
+
+
+def resolve_spec(spec: str, folder: Path) -> str:
     """A folder that exists, or anything that cannot be a hub id, becomes an absolute path."""
     path = (folder / Path(spec).expanduser()).resolve()
     looks_local = spec.startswith((".", "/", "~")) or spec.count("/") != 1
@@ -311,6 +345,8 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return f"{where}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{where}: required, but not given"
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"{where}: expected a section with keys of its own (found {problem['input']!r})"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f" (found {given!r})" if isinstance(given, Scalar | None) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
@@ -23,15 +24,37 @@ def study_place(config: CampaignConfig, folder: Path) -> tuple[str, str]:
 
 
 def remember_campaign(config: CampaignConfig, folder: Path) -> None:
-    """Write the campaign, with absolute paths, into the run's folder; made if missing.
+    """Write the campaign, with absolute paths, into the run's folder, whole or not at all.
 
     Raises:
         InputError: the folder cannot be written.
     """
+    path, partial = folder / CAMPAIGN_FILE, folder / f".{CAMPAIGN_FILE}.partial"
+    try:
+        partial.write_text(
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+        )
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def claim_folder(config: CampaignConfig, folder: Path) -> None:
+    """Make the run's folder, or see that the run it holds is of this campaign's study.
+
+    Raises:
+        InputError: another study's run lies there, or the folder cannot be made.
+    """
+    path = folder / CAMPAIGN_FILE
+    if path.is_file():
+        theirs = study_place(load_campaign(path), folder)
+        if theirs[1] != study_place(config, folder)[1]:
+            raise InputError(
+                f"{folder}: holds the run of study {theirs[1]!r}, which belongs to another "
+                "campaign; choose another --out"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        (folder / CAMPAIGN_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
 

@@ -16,7 +16,7 @@ from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
 from evomerge.judging.splits import split_items
 from evomerge.models.preflight import Preflight, preflight
-from evomerge.models.tokenizer import tokenizer_digest
+from evomerge.models.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.recipe import BASE
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import WeightSpace
@@ -50,7 +50,9 @@ class Setup:
         config, fitness = self.config, self.config.fitness
         return {
             "models": {name: source.digest for name, source in self.models.sources.items()},
+            "sources": list(self.models.sources),  # experts are merged in this order
             "space": config.space.model_dump(mode="json"),
+            "genes": [gene.name for gene in self.space.genes],
             "fitness": {
                 "tasks": {t.task: t.model_dump(mode="json") for t in fitness.tasks},
                 "objective": fitness.objective,
@@ -77,6 +79,7 @@ def prepare(config: CampaignConfig) -> Setup:
     models = preflight(config.models)
     digests = {name: source.digest for name, source in models.sources.items()}
     space = WeightSpace(config.space, models.layout, digests, config.seed)
+    _check_chat_template(config, models)
     tasks = list_items(config.fitness)
     setup = Setup(
         config=config,
@@ -93,6 +96,18 @@ def prepare(config: CampaignConfig) -> Setup:
     )
     setup.optimizer()  # checks the optimizer's name and options
     return setup
+
+
+def _check_chat_template(config: CampaignConfig, models: Preflight) -> None:
+    """Said here, before a worker is built, because it needs the tokenizer only."""
+    asking = [task.task for task in config.fitness.tasks if task.apply_chat_template]
+    folder = models.sources[BASE].folder
+    tokenizer = load_tokenizer(folder, trust_remote_code=config.models.trust_remote_code)
+    if asking and not (tokenizer and tokenizer.chat_template):
+        raise InputError(
+            f"fitness.tasks: {asking[0]} has apply_chat_template, but the base model's tokenizer "
+            f"in {folder} has no chat template"
+        )
 
 
 def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> SplitItems:

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ from evomerge.config import FitnessConfig, TaskConfig
 from evomerge.errors import CandidateError, InputError
 from evomerge.fitness.loading import LoadedTasks, load_tasks, open_manager
 from evomerge.fitness.surroundings import quiet, stock_seeds, templates_compiled_once
+
+_SCORING_KEYS = ("output_type", "repeats", "filter_list", "metric_list", "process_results")
+"""Of a task's configuration, what turns answers into values; prompts are taken as rendered."""
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,11 @@ class Leaf:
     requests: tuple[tuple[Instance, ...], ...]
 
     def asked(self) -> str:
-        """SHA-256 over every request's arguments and every document's target, as hex digits."""
+        """SHA-256 over every request's arguments, every target and the task's own code, in hex."""
         digest = hashlib.sha256()
+        config = self.task.dump_config()
+        scoring = {key: config.get(key) for key in _SCORING_KEYS}
+        digest.update(_ADDRESS.sub("", json.dumps(scoring, sort_keys=True, default=str)).encode())
         for requests in self.requests:
             target = self.task.doc_to_target(deepcopy(requests[0].doc))
             asked = [target, *(request.args for request in requests)]
@@ -218,7 +226,7 @@ def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: HFLM | None
         try:
             task.build_all_requests(
                 system_instruction=spec.system_instruction,
-                fewshot_as_multiturn=spec.fewshot_as_multiturn,
+                fewshot_as_multiturn=spec.multiturn,
                 apply_chat_template=bool(chat),
                 **chat,
             )

@@ -13,9 +13,10 @@ from evomerge.models.messages import reason
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOKENIZER_FILES = (
+_TEXT_FILES = (
     *("tokenizer*", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template*", "*_chat_templates/*"),
+    "generation_config.json",
 )
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
@@ -43,9 +44,13 @@ def load_tokenizer(
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 over names and bytes of the tokenizer's files and chat templates, as hex digits."""
+    """SHA-256 over the files that decide how text goes in and out, as hex digits.
+
+    Those are the tokenizer's, its chat templates, and the generation settings.
+    """
     digest = hashlib.sha256()
-    for path in sorted({p for pattern in _TOKENIZER_FILES for p in folder.glob(pattern)}):
+    files = {path for pattern in _TEXT_FILES for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(files):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -93,8 +93,12 @@ class Recipe(Strict):
 
     @cached_property
     def digest(self) -> str:
-        """32 hex digits over everything the recipe says; order of keys and merges aside."""
+        """32 hex digits over everything the recipe says; order of keys and merges aside.
+
+        The order of the sources counts: it is the order in which experts are merged.
+        """
         data = self.model_dump(mode="json")
+        data["sources"] = list(data["sources"].items())
         data["merges"] = sorted(data["merges"], key=canonical_json)
         return content_digest(data)
 
