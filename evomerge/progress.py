@@ -76,7 +76,8 @@ class ProgressDisplay:
         self._done += 1
         self._failed += evaluation.failed
         if evaluation.optimizers_own and evaluation.value is not None:
-            self._best = max(evaluation.value, self._best or evaluation.value)
+            values = (evaluation.value, self._best)
+            self._best = max(value for value in values if value is not None)
         if self._task is not None:
             self._bar.update(self._task, completed=self._done, facts=self._facts())
         due = time.monotonic() - self._printed > PLAIN_SECONDS or self._done == self._total

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, InputError
 from evomerge.recipe import Recipe
 from evomerge.workers.worker import Measurement, Worker, WorkerSpec
 
@@ -79,9 +79,15 @@ class LocalExecutor:
 
 
 def attempt(job: Job, measure: Callable[[Recipe, str], Measurement]) -> Outcome:
-    """Measure, and turn whatever goes wrong with the candidate into a recorded reason."""
+    """Measure, and turn whatever goes wrong with the candidate into a recorded reason.
+
+    Raises:
+        InputError: what is wrong is wrong for every candidate.
+    """
     try:
         return Outcome(job, measure(job.recipe, job.split))
+    except InputError:
+        raise
     except EvomergeError as error:
         return Outcome(job, reason=str(error))
     except MemoryError:
