@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,10 +101,12 @@ def search(
             with _terminated_like_interrupted():
                 _search(config, folder, deadline)
         except KeyboardInterrupt:
+            again = shlex.join(["evomerge", *sys.argv[1:]])
             stderr.print(
-                f"\nstopped; nothing recorded is lost. Go on with: "
-                f"evomerge search {campaign}" + (f" --out {out}" if out else ""),
+                f"\nstopped; nothing recorded is lost. The same command goes on:\n  {again}",
+                markup=False,
                 highlight=False,
+                soft_wrap=True,
             )
             raise typer.Exit(INTERRUPTED) from None
 
@@ -121,7 +125,11 @@ def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> Non
         stderr.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     from evomerge.driver import open_campaign
 
-    with ProgressDisplay(stderr) as display, open_campaign(setup, folder, display) as campaign:
+    with (
+        ProgressDisplay(stderr) as display,
+        open_campaign(setup, folder, display) as campaign,
+        _terminated_like_interrupted(),  # again: Ray puts a handler of its own in place
+    ):
         campaign.run(deadline)
     from evomerge.study.study import Study
 
@@ -132,7 +140,7 @@ def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> Non
 
 @app.command()
 def check(campaign: CampaignFile, overrides: Override = None) -> None:
-    """Check a campaign before its first candidate: models, space, tasks, splits, folders."""
+    """Check a campaign before its first candidate: models, space, tasks and splits."""
     with _exit_codes():
         config = _load(campaign, overrides or [])
         from evomerge.report.preflight import preflight_table
@@ -170,28 +178,97 @@ def best(folder: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def report(
+    folder: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="The page's file.", show_default="DIR/report.html")
+    ] = None,
+) -> None:
+    """Write the campaign as one HTML page: progress, coefficients, scores, facts."""
+    from evomerge.report.html import write_report
+    from evomerge.runs import open_run
+
+    with _exit_codes():
+        _, study = open_run(folder)
+        page = out or folder / "report.html"
+        write_report(study, page)
+        stdout.print(f"{page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     folder: RunFolder,
-    to: Annotated[Path, typer.Option("--to", help="A new folder for the checkpoint.")],
+    to: Annotated[Path, typer.Option("--to", help="A new folder, or the file's path.")],
     trial: Annotated[
         int | None, typer.Option(help="A trial's number.", show_default="the winner")
     ] = None,
+    format: Annotated[
+        Literal["hf", "mergekit", "recipe"],
+        typer.Option(help="hf: a checkpoint folder; mergekit, recipe: that one file."),
+    ] = "hf",
 ) -> None:
     """Write the winner, or any trial, as a checkpoint that transformers loads."""
     from evomerge.runs import open_run
 
     with _exit_codes():
         config, study = open_run(folder)
-        from evomerge.driver import export_trial
-        from evomerge.export.command import stock_commands
+        from evomerge.driver import export_trial, scoring_commands
 
-        with stderr.status("writing the checkpoint"):
-            written = export_trial(config, study, trial, to)
-        stdout.print(f"{written}", highlight=False, soft_wrap=True)
+        with stderr.status(f"writing {to}"):
+            written = export_trial(config, study, trial, to, format)
+        stdout.print(f"{written}", markup=False, highlight=False, soft_wrap=True)
+        if format != "hf":
+            return
         stderr.print("its scores, with stock lm-eval:", highlight=False)
-        compute = "float32" if config.dtype.compute == "auto" else config.dtype.compute
-        for command in stock_commands(config.fitness, str(written.resolve()), compute):
+        for command in scoring_commands(config, study, written):
             stderr.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def merge(
+    file: Annotated[
+        Path,
+        typer.Argument(help="A recipe.json, or a mergekit file (.yaml).", show_default=False),
+    ],
+    to: Annotated[Path, typer.Option("--to", help="A new folder for the checkpoint.")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="The base model.", show_default="as the file says"),
+    ] = None,
+    experts: Annotated[
+        list[str] | None,
+        typer.Option("--expert", metavar="NAME=MODEL", help="Where an expert lies; repeatable."),
+    ] = None,
+    dtype: Annotated[
+        Literal["checkpoint", "float32", "float16", "bfloat16"] | None,
+        typer.Option(help="The result's dtype.", show_default="as the file says, or the base's"),
+    ] = None,
+) -> None:
+    """Write the checkpoint of a recipe or of a mergekit file, streamed."""
+    with _exit_codes():
+        given = dict(_named(text) for text in experts or [])
+        if base is not None:
+            given["base"] = base
+        from evomerge.export.merge import merge_file
+
+        with stderr.status(f"writing {to}"):
+            written, notes = merge_file(file, to, given, dtype)
+        for note in notes:
+            stderr.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+        stdout.print(f"{written}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def quickstart(
+    to: Annotated[Path, typer.Option("--to", help="A new folder for the files.")],
+) -> None:
+    """Copy small models, tasks and a campaign to play with."""
+    from evomerge.quickstart import copy_quickstart
+
+    with _exit_codes():
+        campaign = copy_quickstart(to)
+        stdout.print(f"{campaign}", markup=False, highlight=False, soft_wrap=True)
+        stderr.print(f"run it: evomerge search {campaign}", markup=False, highlight=False)
 
 
 @app.command(name="list")
@@ -204,6 +281,14 @@ def list_(
     from evomerge.report import catalogue
 
     stdout.print(getattr(catalogue, what)())
+
+
+def _named(text: str) -> tuple[str, str]:
+    """`NAME=MODEL` in two."""
+    name, separator, model = text.partition("=")
+    if not separator or not name or not model:
+        raise InputError(f"--expert {text}: write it as NAME=MODEL")
+    return name, model
 
 
 def _load(campaign: Path, overrides: list[str]) -> CampaignConfig:

@@ -9,11 +9,12 @@ from pathlib import Path
 from evomerge.campaign import Campaign, Listener
 from evomerge.config import CampaignConfig
 from evomerge.errors import InputError
-from evomerge.export.checkpoint import export_checkpoint
+from evomerge.export.command import stock_commands
+from evomerge.export.folder import Format, Origin, export_recipe
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Recipe
-from evomerge.report.summary import best_summary
-from evomerge.runs import remember_campaign, study_place
+from evomerge.report.summary import best_summary, trial_summary
+from evomerge.runs import claim_folder, remember_campaign, study_place
 from evomerge.setup import Setup
 from evomerge.study.study import Study
 from evomerge.workers.executor import build_executor
@@ -29,6 +30,7 @@ def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Ca
             run by another driver, or a worker cannot load models or tasks.
     """
     config, space = setup.config, setup.space
+    claim_folder(config, folder)
     storage, name = study_place(config, folder)
     study = Study.create_or_resume(
         storage,
@@ -38,8 +40,8 @@ def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Ca
         bounds={gene.name: (gene.low, gene.high, False) for gene in space.genes},
     )
     with study:
-        remember_campaign(config, folder)
         study.set_items(setup.items)
+        remember_campaign(config, folder)
         study.set_note(
             "tasks",
             [
@@ -57,18 +59,32 @@ def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Ca
             yield Campaign(setup, study, executor, listener)
 
 
-def export_trial(config: CampaignConfig, study: Study, trial: int | None, to: Path) -> Path:
-    """Write a trial's recipe (the winner's by default) as a checkpoint folder.
+def export_trial(
+    config: CampaignConfig, study: Study, trial: int | None, to: Path, format: Format = "hf"
+) -> Path:
+    """Write a trial's recipe (the winner's by default) as a checkpoint folder or as one file.
 
     Raises:
-        InputError: no such trial, the models have changed, or the folder cannot be written.
+        InputError: no such trial, the models have changed, or `to` cannot be written.
     """
     if trial is None:
-        recipe = best_summary(study)["recipe"]
+        summary = best_summary(study)
     else:
-        by_number = {e.number: e.recipe for e in study.evaluations()}
+        by_number = {e.number: e for e in study.evaluations()}
         if trial not in by_number:
             raise InputError(f"--trial {trial}: study {study.name!r} has no such trial")
-        recipe = by_number[trial]
-    models = preflight(config.models)
-    return export_checkpoint(Recipe.from_json(recipe), models, config.dtype, to)
+        summary = trial_summary(study, by_number[trial])
+    origin = Origin(
+        config=config.models,
+        models=preflight(config.models),
+        dtype=config.dtype,
+        summary=summary,
+        commands=scoring_commands(config, study, to),
+    )
+    return export_recipe(Recipe.from_json(summary["recipe"]), origin, to, format)
+
+
+def scoring_commands(config: CampaignConfig, study: Study, checkpoint: Path) -> list[str]:
+    """The stock lm_eval commands that give the campaign's own scores on an exported folder."""
+    compute = study.identity["dtype"]["compute"]
+    return stock_commands(config.fitness, str(checkpoint.resolve()), compute)

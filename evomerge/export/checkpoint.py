@@ -6,7 +6,9 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from evomerge.config import DtypeConfig
 from evomerge.errors import InputError
@@ -17,7 +19,7 @@ from evomerge.recipe import BASE, Recipe
 
 _COMPANIONS = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 _INDEX = ".index.json"
-_OWN = ("config.json", "recipe.json")
+_OWN = ("config.json", "recipe.json", "evomerge.json")
 
 
 def export_checkpoint(
@@ -26,11 +28,13 @@ def export_checkpoint(
     dtype: DtypeConfig,
     folder: Path,
     shard_bytes: int = SHARD_BYTES,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write weights, config, tokenizer, generation settings and `recipe.json` into a new folder.
 
     The folder appears whole or not at all: it is written beside its place and renamed. Tokenizer,
-    chat template and generation config are the base model's own files.
+    chat template and generation config are the base model's own files. `texts` are further files,
+    name → content.
 
     Raises:
         InputError: the folder exists and is not empty, cannot be written, the disk has not the
@@ -47,8 +51,8 @@ def export_checkpoint(
         write_weights(recipe, models.layout, kernel, partial, shard_bytes)
         _write_config(models, kernel, partial)
         _copy_companions(models.sources[BASE].folder, partial)
-        text = json.dumps(recipe.to_json(), indent=2)
-        (partial / "recipe.json").write_text(text + "\n", encoding="utf-8")
+        for name, text in {"recipe.json": recipe_text(recipe), **texts}.items():
+            (partial / name).write_text(text, encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         os.replace(partial, folder)
@@ -57,6 +61,11 @@ def export_checkpoint(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The content of `recipe.json`."""
+    return json.dumps(recipe.to_json(), indent=2) + "\n"
 
 
 def _write_config(models: Preflight, kernel: Kernel, folder: Path) -> None:

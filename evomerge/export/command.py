@@ -49,7 +49,7 @@ def _settings(task: TaskConfig) -> Mapping[str, Any]:
         "--num_fewshot": task.num_fewshot,
         "--apply_chat_template": task.apply_chat_template or None,
         "--system_instruction": task.system_instruction,
-        "--fewshot_as_multiturn": task.fewshot_as_multiturn or None,
+        "--fewshot_as_multiturn": str(task.multiturn).lower() if task.apply_chat_template else None,
         "--gen_kwargs": json.dumps(task.gen_kwargs) if task.gen_kwargs else None,
     }
     return {option: value for option, value in options.items() if value is not None}

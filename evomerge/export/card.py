@@ -1,0 +1,215 @@
+"""The model card: what was merged, how well it does, and how to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from evomerge import __version__
+from evomerge.config import SPLITS
+from evomerge.export.parents import Parent
+from evomerge.recipe import BASE, Merge, Recipe
+from evomerge.recipe.mergekit import MergekitFile
+
+if TYPE_CHECKING:
+    from evomerge.models.layout import Layout
+
+Cells = dict[str, str]
+"""Column → what stands in it."""
+
+
+def model_card(
+    recipe: Recipe,
+    layout: Layout,
+    title: str,
+    parents: Sequence[Parent],
+    mergekit: MergekitFile | str,
+    summary: Mapping[str, Any] | None,
+    commands: Sequence[str],
+) -> str:
+    """The text of the export's `README.md`.
+
+    Args:
+        mergekit: the recipe for mergekit, or why there is none.
+        summary: its scores as `report.summary` gives them; None when it comes from no run.
+        commands: the lm_eval commands that give its scores.
+    """
+    sections = [
+        _front_matter(parents, mergekit),
+        f"# {title}",
+        f"A merge of {_list(parents)}, made with evomerge {__version__}.",
+        *_recipe(recipe, layout),
+        *(_scores(summary) if summary else ()),
+        *_parents(parents),
+        *_reproduction(recipe, mergekit, commands),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(parents: Sequence[Parent], mergekit: MergekitFile | str) -> str:
+    """What the hub reads; `base_model` may name models of the hub only."""
+    on_hub = [parent.hub_id for parent in parents if parent.hub_id]
+    data: dict[str, Any] = {"base_model": on_hub} if on_hub else {}
+    data |= {"library_name": "transformers", "tags": ["merge", "evomerge"]}
+    if isinstance(mergekit, MergekitFile):
+        data["tags"].append("mergekit")
+    return f"---\n{yaml.safe_dump(data, sort_keys=False)}---"
+
+
+def _list(parents: Sequence[Parent]) -> str:
+    names = [f"`{parent.name}`" for parent in parents]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _recipe(recipe: Recipe, layout: Layout) -> Iterator[str]:
+    constant = _constants(recipe)
+    rows = dict(_places(recipe, constant))
+    yield "## Recipe"
+    if constant:
+        yield f"Merge methods: {'; '.join(_kind(*item) for item in constant.items())}."
+    outside = {merge.group for merge in recipe.merges if merge.slot is None}
+    first = next(iter(rows.values()))
+    if outside == set(layout.outside_groups) and all(cells == first for cells in rows.values()):
+        rows = {"all": first}
+    yield _table("tensors", rows)
+    yield (
+        "Tensors that no row names are the base's. The numbers are rounded; `recipe.json` has them "
+        "in full."
+    )
+
+
+def _kind(method: str, shared: Cells) -> str:
+    return f"`{method}`" + (f" ({', '.join(f'{k} {v}' for k, v in shared.items())})" * bool(shared))
+
+
+def _constants(recipe: Recipe) -> dict[str, Cells]:
+    """Method → those of its shared parameters that have one value in the whole recipe."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for merge in recipe.merges:
+        shared = found.setdefault(merge.method, {})
+        for name, value in merge.parameters.items():
+            shared.setdefault(name, set()).add(_short(value))
+    return {
+        method: {name: min(values) for name, values in shared.items() if len(values) == 1}
+        for method, shared in found.items()
+    }
+
+
+def _places(recipe: Recipe, constant: Mapping[str, Cells]) -> Iterator[tuple[str, Cells]]:
+    """The recipe's rows in depth order, each with its coefficients."""
+    found: dict[int | None, list[Merge]] = {}
+    for merge in recipe.merges:
+        found.setdefault(merge.slot, []).append(merge)
+    outside = {merge.group: merge for merge in found.get(None, [])}
+    if "embeddings" in outside:
+        yield "embeddings", _cells(outside.pop("embeddings"), constant)
+    for index, slot in enumerate(recipe.path):
+        place = f"layer {index}"
+        merges = found.get(index, [])
+        if all(merge.group != "layer" for merge in merges):
+            yield place, {"method": f"copy of {slot.source}"}
+        for merge in merges:
+            module = "" if merge.group == "layer" else f", {merge.group}"
+            yield place + module, _cells(merge, constant)
+    for group, merge in outside.items():
+        yield group.replace("_", " "), _cells(merge, constant)
+
+
+def _cells(merge: Merge, constant: Mapping[str, Cells]) -> Cells:
+    copied = next(iter(merge.experts), BASE) if merge.method == "passthrough" else None
+    cells = {"method": f"copy of {copied}" if copied else merge.method}
+    for expert, values in merge.experts.items():
+        cells |= {f"{expert} {name}": _short(value) for name, value in values.items()}
+    varying = merge.parameters.keys() - constant[merge.method].keys()
+    return cells | {name: _short(merge.parameters[name]) for name in sorted(varying)}
+
+
+def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Means with intervals on every split, against each parent and baseline."""
+    shown = "test" if summary["scores"]["test"] else "search"
+    rows: dict[str, Cells] = {"this merge": _means(summary["scores"])}
+    for role, kind in (("parents", "parent"), ("baselines", "baseline")):
+        for name, scores in summary[role].items():
+            rows[f"{name} ({kind})"] = {
+                **_means(scores),
+                f"this merge's lead ({shown})": _lead(scores[shown]),
+            }
+    tasks = summary["scores"][shown]["tasks"]
+    yield "## Scores"
+    yield (
+        f"Trial {summary['trial']} of the search. The campaign's objective over "
+        + ", ".join(f"{task} ({found['n']} items)" for task, found in tasks.items())
+        + f" (item counts of the {shown} split), with 95 % bootstrap intervals. The search saw the "
+        "search split, the winner was chosen on select, and test was opened at the end; leads are "
+        "paired, p from a permutation test, not corrected for the number of rows."
+    )
+    yield _table("model", rows)
+
+
+def _means(scores: Mapping[str, Any]) -> Cells:
+    return {split: _span(scores[split], "mean") for split in SPLITS if scores[split]}
+
+
+def _lead(scores: Mapping[str, Any] | None) -> str:
+    found = scores and scores.get("winner_minus_this")
+    if not found:
+        return ""
+    p = "p < 0.001" if found["p"] < 0.001 else f"p = {found['p']:.3f}"
+    return f"{_span(found, 'difference')}, {p}"
+
+
+def _span(found: Mapping[str, float], key: str) -> str:
+    return f"{found[key]:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _parents(parents: Sequence[Parent]) -> Iterator[str]:
+    yield "## Parents and licences"
+    rows = {
+        parent.name: {
+            "model": f"`{parent.spec}`",
+            "licence": parent.licence,
+            "digest": f"`{parent.digest}`",
+        }
+        for parent in parents
+    }
+    yield _table("name", rows)
+    yield (
+        "Licences are given as found in the parents' folders; a merge stands under all of them. "
+        "Digests are over weights and config."
+    )
+
+
+def _reproduction(
+    recipe: Recipe, mergekit: MergekitFile | str, commands: Sequence[str]
+) -> Iterator[str]:
+    yield "## How to make it again"
+    yield "The same bytes, in this folder (`evomerge.json` says where the models lie):"
+    yield _code("evomerge merge recipe.json --to ../again")
+    if isinstance(mergekit, str):
+        yield f"There is no `mergekit.yaml`: {mergekit}."
+    else:
+        yield "With mergekit 0.1.5, the same tensors up to rounding in float32:"
+        yield _code("mergekit-yaml mergekit.yaml ../again")
+        if mergekit.caveats:
+            yield "But:\n\n" + "\n".join(f"- {caveat}" for caveat in mergekit.caveats)
+    if commands:
+        yield "Its scores over all items of the three splits, with stock lm-eval:"
+        yield _code("\n".join(commands))
+    yield f"Recipe digest: `{recipe.digest}`."
+
+
+def _table(corner: str, rows: Mapping[str, Cells]) -> str:
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    lines = [[corner, *columns], ["---"] * (1 + len(columns))]
+    lines += [[name, *(cells.get(c, "") for c in columns)] for name, cells in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _code(text: str) -> str:
+    return f"```sh\n{text}\n```"
+
+
+def _short(value: bool | float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower()

@@ -1,0 +1,174 @@
+"""An export with everything that explains it: card, mergekit file, and where the models lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from evomerge import __version__
+from evomerge.config import DtypeConfig, ModelsConfig, Strict
+from evomerge.errors import InputError
+from evomerge.export.card import model_card
+from evomerge.export.checkpoint import export_checkpoint, recipe_text
+from evomerge.export.parents import parents_of
+from evomerge.materialize.kernel import Kernel
+from evomerge.models.preflight import Preflight
+from evomerge.models.shards import read_stored
+from evomerge.recipe import BASE, Recipe
+from evomerge.recipe.mergekit import MergekitFile, to_mergekit
+
+Format = Literal["hf", "mergekit", "recipe"]
+SOURCES_FILE = "evomerge.json"
+
+
+class Sources(Strict):
+    """`evomerge.json`: what `recipe.json` does not hold but merging it again needs.
+
+    `models` is source name → folder or hub id; the other fields mean what the campaign's do.
+    """
+
+    evomerge: str
+    models: dict[str, str]
+    allow_pickle: bool
+    trust_remote_code: bool
+    weights: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a recipe comes from.
+
+    Attributes:
+        config: its models as the user named them.
+        models: the same, opened.
+        dtype: what its weights are rounded to.
+        summary: `report.summary`'s account of it, when it comes from a run.
+        commands: the stock lm_eval commands that give its scores on the export.
+    """
+
+    config: ModelsConfig
+    models: Preflight
+    dtype: DtypeConfig
+    summary: Mapping[str, Any] | None = None
+    commands: Sequence[str] = ()
+
+
+def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf") -> Path:
+    """Write a recipe as a checkpoint folder, or as one file: `mergekit` or `recipe`.
+
+    Raises:
+        InputError: `to` is taken or cannot be written, the recipe does not fit the models, or
+            mergekit cannot express it.
+        NonFiniteError: a merged tensor is not finite.
+    """
+    if format == "recipe":
+        return _write_file(to, "recipe.json", recipe_text(recipe))
+    if format == "mergekit":
+        return _write_file(to, "mergekit.yaml", mergekit_text(mergekit_file(recipe, origin)))
+    try:
+        file: MergekitFile | str = mergekit_file(recipe, origin)
+    except InputError as error:
+        file = str(error)
+    texts = {SOURCES_FILE: _sources_text(origin)}
+    if isinstance(file, MergekitFile):
+        texts["mergekit.yaml"] = mergekit_text(file)
+    texts["README.md"] = model_card(
+        recipe,
+        origin.models.layout,
+        to.resolve().name,
+        parents_of(recipe, origin.models),
+        file,
+        origin.summary,
+        origin.commands,
+    )
+    return export_checkpoint(recipe, origin.models, origin.dtype, to, texts=texts)
+
+
+def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
+    """The recipe for mergekit.
+
+    Raises:
+        InputError: mergekit would not make the same of it; says why.
+    """
+    models = origin.models
+    kernel = Kernel(models.sources, origin.dtype.weights)
+    dtypes = {str(kernel.dtype(n)).removeprefix("torch.") for n in models.layout.names}
+    if len(dtypes) > 1:
+        raise InputError(
+            "mergekit cannot express this recipe: the base's tensors have several dtypes "
+            f"({', '.join(sorted(dtypes))}), and mergekit writes one"
+        )
+    for name, source in models.sources.items():
+        if source.layout.vocab_size != models.layout.vocab_size:
+            raise InputError(
+                f"mergekit cannot express this recipe: {name} has another number of vocabulary "
+                "rows than the base"
+            )
+    file = to_mergekit(
+        recipe, models.layout, {n: s.spec for n, s in models.sources.items()}, dtypes.pop()
+    )
+    if "filter:" in file.text:
+        _check_names(origin)
+    return file
+
+
+def mergekit_text(file: MergekitFile) -> str:
+    """The file with its caveats as comments above."""
+    caveats = [f"# Note: {caveat}." for caveat in file.caveats]
+    return "\n".join(["# For mergekit 0.1.5, written by evomerge.", *caveats, file.text])
+
+
+def load_sources(path: Path) -> Sources:
+    """Read an export's `evomerge.json`.
+
+    Raises:
+        InputError: the file is not what evomerge writes.
+    """
+    try:
+        return Sources.model_validate_json(path.read_bytes())
+    except (ValidationError, ValueError) as error:
+        raise InputError(f"{path}: not a file that evomerge wrote: {error}") from None
+
+
+def _sources_text(origin: Origin) -> str:
+    sources = Sources(
+        evomerge=__version__,
+        models={BASE: origin.config.base, **origin.config.experts},
+        allow_pickle=origin.config.allow_pickle,
+        trust_remote_code=origin.config.trust_remote_code,
+        weights=origin.dtype.weights,
+    )
+    return json.dumps(sources.model_dump(mode="json"), indent=2) + "\n"
+
+
+def _check_names(origin: Origin) -> None:
+    """mergekit's filters meet the names of its own tables, which are those tensors are stored by.
+
+    Raises:
+        InputError: the base stores tensors under other names than transformers has for them.
+    """
+    stored = read_stored(origin.models.sources[BASE].folder, origin.config.allow_pickle)
+    for name in origin.models.layout.names:
+        if name not in stored:
+            raise InputError(
+                f"mergekit cannot express this recipe: the base stores {name} under another name, "
+                "so that mergekit's filters may not meet it"
+            )
+
+
+def _write_file(to: Path, name: str, text: str) -> Path:
+    path = to / name if to.is_dir() else to
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise InputError(f"{path}: exists; choose another --to") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    return path

@@ -1,0 +1,76 @@
+"""The models a merge was made of, and under which licences they say they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.preflight import Preflight
+from evomerge.recipe import BASE, Recipe
+
+UNSTATED = "not stated"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """One source of a recipe.
+
+    Attributes:
+        name: as the recipe calls it.
+        spec: folder or hub id, as the user named it.
+        hub_id: `org/model` without its revision, for a model from the hub; else None.
+        licence: what its model card says, else the name of a licence file, else `UNSTATED`.
+    """
+
+    name: str
+    spec: str
+    hub_id: str | None
+    licence: str
+    digest: str
+
+
+def parents_of(recipe: Recipe, models: Preflight) -> list[Parent]:
+    """The base and the experts that the recipe uses, in its order."""
+    names = [BASE, *recipe.active_experts()]
+    return [_parent(models.sources[name]) for name in names]
+
+
+def licence_of(folder: Path) -> str:
+    """The licence that a model's folder states."""
+    card = _front_matter(folder / "README.md")
+    stated = card.get("license_name") or card.get("license")
+    if stated:
+        return ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated)
+    return next(_licence_files(folder), UNSTATED)
+
+
+def _parent(source: Checkpoint) -> Parent:
+    local = Path(source.spec).is_dir()
+    return Parent(
+        name=source.name,
+        spec=source.spec,
+        hub_id=None if local else source.spec.partition("@")[0],
+        licence=licence_of(source.folder),
+        digest=source.digest,
+    )
+
+
+def _front_matter(card: Path) -> dict[str, Any]:
+    """The YAML between the two rules that a model card begins with; {} where there is none."""
+    try:
+        text = card.read_text(encoding="utf-8")
+        data = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _licence_files(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.iterdir()):
+        if path.stem.upper() in ("LICENSE", "LICENCE", "COPYING"):
+            yield f"see its {path.name}"

@@ -1,0 +1,75 @@
+"""The form of a mergekit file, as far as evomerge reads it; other keys are refused, not ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from evomerge.config import Strict
+from evomerge.errors import InputError
+
+
+class ModelEntry(Strict):
+    """One model and the parameters that are its own."""
+
+    model: str
+    parameters: dict[str, Any] | None = None
+
+
+class SliceSource(ModelEntry):
+    """Layers `layer_range[0]` up to, without, `layer_range[1]` of a model."""
+
+    layer_range: tuple[int, int]
+
+
+class SliceEntry(Strict):
+    """Consecutive layers of the result."""
+
+    sources: list[SliceSource] = Field(min_length=1)
+    base_model: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Document(Strict):
+    """The whole file."""
+
+    merge_method: str
+    base_model: str | None = None
+    models: list[ModelEntry] | None = None
+    slices: list[SliceEntry] | None = None
+    parameters: dict[str, Any] | None = None
+    dtype: str | None = None
+    out_dtype: str | None = None
+    tokenizer_source: str | None = None
+    tokenizer: dict[str, Any] | None = None
+    chat_template: str | None = None
+
+
+def parse_document(text: str, where: str) -> Document:
+    """Check the form of a mergekit file's text.
+
+    Raises:
+        InputError: not YAML, or a key that is unknown, missing or of another type; one line each.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a mapping with the keys of a mergekit file")
+    try:
+        return Document.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+        raise InputError("\n".join(lines)) from None
+
+
+def _explain(problem: Any) -> str:
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: evomerge does not read this key of mergekit's"
+    if problem["type"] == "missing":
+        return f"{place}: required, but not given"
+    return f"{place}: {problem['msg']} (found {problem['input']!r})"

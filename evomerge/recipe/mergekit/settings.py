@@ -1,0 +1,155 @@
+"""mergekit's parameter settings: how a number, a gradient or a filter gives a tensor its value.
+
+A setting is a scalar, a list of scalars (a gradient, interpolated over the layers of a slice), or a
+list of `{filter, value}` of which the first whose filter occurs in the tensor's name counts. What
+is said here of mergekit is true of its release 0.1.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+Value = float | bool
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a mergekit method: its type, and its default (None: it must be given)."""
+
+    type: type[float] | type[bool]
+    default: Value | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """What mergekit's file may say of a method that evomerge has too.
+
+    Attributes:
+        per_model: parameters with a value for each model.
+        shared: parameters with one value.
+        base: `needed` among the models, an `input` like the others, or `ignored`.
+        inputs: how many models, the base included where it is one of them; None: any number.
+    """
+
+    per_model: Mapping[str, Parameter]
+    shared: Mapping[str, Parameter]
+    base: str
+    inputs: int | None = None
+
+
+_WEIGHT = {"weight": Parameter(float)}
+_SPARSE = {**_WEIGHT, "density": Parameter(float, 1.0)}
+
+
+def _task_vectors(per_model: Mapping[str, Parameter], normalize: bool) -> Method:
+    shared = {"normalize": Parameter(bool, normalize), "lambda": Parameter(float, 1.0)}
+    return Method(per_model, shared, "needed")
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "linear": Method(_WEIGHT, {"normalize": Parameter(bool, True)}, "input"),
+        "slerp": Method({}, {"t": Parameter(float)}, "needed", 2),
+        "passthrough": Method({"scale": Parameter(float, 1.0)}, {}, "ignored", 1),
+        "task_arithmetic": _task_vectors(_WEIGHT, False),
+        "ties": _task_vectors(_SPARSE, True),
+        "dare_linear": _task_vectors(_SPARSE, False),
+        "dare_ties": _task_vectors(_SPARSE, False),
+    }
+)
+"""The methods both tools have, with mergekit's defaults, which are not all evomerge's."""
+
+RANDOM = ("dare_linear", "dare_ties")
+"""Methods with random masks: mergekit draws them from a global generator."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The values for tensors whose name contains `filter` (None: for all).
+
+    A scalar has one value, a gradient one or more; an empty gradient gives nothing.
+    """
+
+    filter: str | None
+    values: tuple[Value, ...]
+
+
+Setting = tuple[Condition, ...]
+
+
+def parse_setting(raw: Any, kind: type[float] | type[bool]) -> Setting:
+    """Read a setting as YAML gives it.
+
+    Args:
+        raw: a scalar, a list of scalars, `{filter, value}`, or a list of those.
+        kind: the parameter's type; texts such as `1e-5`, which YAML 1.1 does not take for numbers,
+            are read as mergekit reads them.
+
+    Raises:
+        ValueError: anything else; says what to write.
+    """
+    if isinstance(raw, dict):
+        return (_condition(raw, kind),)
+    if isinstance(raw, list) and raw and all(isinstance(entry, dict) for entry in raw):
+        return tuple(_condition(entry, kind) for entry in raw)
+    return (Condition(None, _values(raw, kind)),)
+
+
+def evaluate(setting: Setting, tensor: str, t: float) -> Value | None:
+    """A tensor's value, None where the setting says nothing of it.
+
+    Args:
+        tensor: the tensor's name, which filters are searched in.
+        t: depth in [0, 1] of the tensor's layer within its slice (see `depth`), 0 outside the
+            layers.
+    """
+    for condition in setting:
+        if condition.filter in (None, "*") or str(condition.filter) in tensor:
+            return _interpolate(condition.values, t)
+    return None
+
+
+def depth(index: int, layers: int) -> float:
+    """`t` of layer `index` of a slice of `layers` layers; 1 for the only layer of one."""
+    return index / (layers - 1) if layers > 1 else 1.0
+
+
+def _interpolate(values: tuple[Value, ...], t: float) -> Value | None:
+    """Linear between the gradient's entries; truth values change at entries, never between."""
+    if not values:
+        return None
+    place = t * (len(values) - 1)
+    low = int(place)
+    if isinstance(values[low], bool):
+        return values[low]
+    high, share = min(len(values) - 1, low + 1), place - low
+    return (1 - share) * values[low] + share * values[high]
+
+
+def _condition(raw: Mapping[str, Any], kind: type[float] | type[bool]) -> Condition:
+    if "value" not in raw or not set(raw) <= {"filter", "value"}:
+        raise ValueError(f"{dict(raw)} is not of the form {{filter: TEXT, value: VALUE}}")
+    name = raw.get("filter")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"filter {name!r} is not a text")
+    return Condition(name, _values(raw["value"], kind))
+
+
+def _values(raw: Any, kind: type[float] | type[bool]) -> tuple[Value, ...]:
+    entries = raw if isinstance(raw, list) else [raw]
+    try:
+        values = tuple(TypeAdapter(kind).validate_python(entry) for entry in entries)
+    except ValidationError:
+        what = "a number" if kind is float else "true or false"
+        raise ValueError(
+            f"{raw!r} is neither {what}, nor a list of such, nor a list of {{filter, value}}"
+        ) from None
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{raw!r} is not finite")
+    return values

@@ -1,0 +1,189 @@
+"""What stands beside the weights of an export: card, mergekit file, where the models lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import tiny
+import yaml
+from transformers import AutoModelForCausalLM
+
+from evomerge.config import DtypeConfig, ModelsConfig
+from evomerge.errors import InputError
+from evomerge.export.card import model_card
+from evomerge.export.folder import Origin, export_recipe, load_sources, mergekit_file
+from evomerge.export.parents import Parent, licence_of
+from evomerge.models.preflight import preflight
+from evomerge.recipe import Merge, Recipe, Slot, load_recipe
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family")
+    tiny.save_family(folder)
+    return folder
+
+
+def origin_of(folder, weights="checkpoint"):
+    config = ModelsConfig(
+        base=str(folder / "base"),
+        experts={"math": str(folder / "math"), "lang": str(folder / "lang")},
+    )
+    return Origin(config, preflight(config), DtypeConfig(weights=weights))
+
+
+@pytest.fixture(scope="module")
+def origin(family):
+    return origin_of(family)
+
+
+def recipe_of(origin, *merges):
+    digests = {name: source.digest for name, source in origin.models.sources.items()}
+    return Recipe(
+        sources=digests, path=[Slot(source="base", layer=i) for i in (0, 1)], merges=merges
+    )
+
+
+def merge(slot, group, method="task_arithmetic", **experts):
+    values = {name: {"weight": weight} for name, weight in experts.items()}
+    return Merge(slot=slot, group=group, method=method, experts=values)
+
+
+def some_recipe(origin):
+    return recipe_of(origin, merge(0, "mlp", math=0.25, lang=1), merge(None, "head", math=0.123456))
+
+
+def test_the_folder_holds_recipe_card_and_mergekit_file(origin, tmp_path):
+    recipe = some_recipe(origin)
+    out = export_recipe(recipe, origin, tmp_path / "out")
+    assert load_recipe(out / "recipe.json") == recipe
+    assert yaml.safe_load((out / "mergekit.yaml").read_text())["merge_method"] == "task_arithmetic"
+    card = (out / "README.md").read_text()
+    matter = yaml.safe_load(card.split("---")[1])
+    assert matter == {
+        "library_name": "transformers",
+        "tags": ["merge", "evomerge", "mergekit"],
+    }
+    assert "| layer 0, mlp | task_arithmetic | 0.25 | 1 |" in card
+    assert "| head | task_arithmetic | 0.1235 |  |" in card
+    assert "| layer 1 | copy of base |  |  |" in card
+    assert "evomerge merge recipe.json" in card
+    assert "mergekit-yaml mergekit.yaml" in card
+    assert "## Scores" not in card
+    assert load_sources(out / "evomerge.json").models == {
+        "base": origin.config.base,
+        **origin.config.experts,
+    }
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 2
+
+
+def test_a_merge_that_is_the_same_everywhere_is_one_row(origin, tmp_path):
+    groups = [
+        (0, "layer"),
+        (1, "layer"),
+        (None, "embeddings"),
+        (None, "final_norm"),
+        (None, "head"),
+    ]
+    out = export_recipe(
+        recipe_of(origin, *(merge(*place, math=0.5) for place in groups)), origin, tmp_path / "out"
+    )
+    assert "| all | task_arithmetic | 0.5 |" in (out / "README.md").read_text()
+
+
+def test_a_recipe_mergekit_cannot_express_comes_without_its_file_and_the_card_says_why(
+    origin, tmp_path
+):
+    recipe = recipe_of(origin, merge(0, "mlp", math=1), merge(1, "mlp", "ties", math=1))
+    out = export_recipe(recipe, origin, tmp_path / "out")
+    assert not (out / "mergekit.yaml").exists()
+    card = (out / "README.md").read_text()
+    assert "There is no `mergekit.yaml`: mergekit cannot express this recipe: it merges by" in card
+    with pytest.raises(InputError, match="task_arithmetic and ties"):
+        export_recipe(recipe, origin, tmp_path / "x.yaml", "mergekit")
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_one_file_formats_write_only_that_file(origin, tmp_path):
+    recipe = some_recipe(origin)
+    assert export_recipe(recipe, origin, tmp_path, "recipe") == tmp_path / "recipe.json"
+    path = export_recipe(recipe, origin, tmp_path / "new" / "m.yaml", "mergekit")
+    assert path.read_text().startswith("# For mergekit 0.1.5")
+    assert {p.name for p in tmp_path.iterdir()} == {"recipe.json", "new"}
+    assert load_recipe(tmp_path / "recipe.json") == recipe
+    with pytest.raises(InputError, match=r"m\.yaml: exists"):
+        export_recipe(recipe, origin, path, "mergekit")
+
+
+def test_an_export_of_an_export_has_its_own_recipe_and_sources(origin, family, tmp_path):
+    first = export_recipe(some_recipe(origin), origin, tmp_path / "first")
+    config = ModelsConfig(base=str(first), experts={"math": str(family / "math")})
+    models = preflight(config)
+    again = Origin(config, models, DtypeConfig())
+    digests = {name: source.digest for name, source in models.sources.items()}
+    recipe = Recipe(sources=digests, path=[Slot(source="base", layer=i) for i in (0, 1)])
+    second = export_recipe(recipe, again, tmp_path / "second")
+    assert load_recipe(second / "recipe.json") == recipe
+    assert json.loads((second / "evomerge.json").read_text())["models"]["base"] == str(first)
+
+
+def test_models_that_mergekit_would_merge_otherwise_get_no_file(family, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(family, tmp_path / "m")
+    weights = tmp_path / "m" / "base" / "model.safetensors"
+    tensors = load_file(weights)
+    mixed = {**tensors, "model.norm.weight": tensors["model.norm.weight"].float()}
+    save_file(mixed, weights, metadata={"format": "pt"})
+    origin = origin_of(tmp_path / "m")
+    with pytest.raises(InputError, match="several dtypes"):
+        mergekit_file(some_recipe(origin), origin)
+    mergekit_file(some_recipe(origin), origin_of(tmp_path / "m", "float32"))
+
+    renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(renamed, weights, metadata={"format": "pt"})
+    origin = origin_of(tmp_path / "m")
+    with pytest.raises(InputError, match=r"stores model\.embed_tokens\.weight under another name"):
+        mergekit_file(some_recipe(origin), origin)
+
+    save_file(tensors, weights, metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m" / "math")
+    model.resize_token_embeddings(70)
+    model.save_pretrained(tmp_path / "m" / "math")
+    origin = origin_of(tmp_path / "m")
+    with pytest.raises(InputError, match="math has another number of vocabulary rows"):
+        mergekit_file(some_recipe(origin), origin)
+
+
+def test_the_card_names_models_of_the_hub_and_only_those_as_base_models(origin):
+    parents = [
+        Parent("base", "org/base@v1", "org/base", "apache-2.0", "0" * 32),
+        Parent("math", "models/math", None, "not stated", "1" * 32),
+    ]
+    card = model_card(
+        some_recipe(origin), origin.models.layout, "out", parents, "reason", None, ["lm_eval …"]
+    )
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == ["org/base"]
+    assert "| base | `org/base@v1` | apache-2.0 |" in card
+    assert "lm_eval …" in card
+
+
+@pytest.mark.parametrize(
+    ("files", "licence"),
+    [
+        ({}, "not stated"),
+        ({"README.md": "---\nlicense: mit\n---\n# x"}, "mit"),
+        ({"README.md": "---\nlicense: other\nlicense_name: llama3\n---\n"}, "llama3"),
+        ({"README.md": "---\nlicense: [a, b]\n---\n"}, "a, b"),
+        ({"README.md": "# no front matter", "LICENSE.txt": "MIT"}, "see its LICENSE.txt"),
+        ({"README.md": "---\n: [\n---\n", "LICENCE": ""}, "see its LICENCE"),
+        ({"README.md": "---\nlicense: mit"}, "mit"),
+        ({"README.md": "---"}, "not stated"),
+    ],
+)
+def test_licences_are_told_as_found(tmp_path, files, licence):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert licence_of(tmp_path) == licence
