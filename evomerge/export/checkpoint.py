@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from safetensors import SafetensorError
+
 from evomerge.config import DtypeConfig
 from evomerge.errors import InputError
 from evomerge.materialize.kernel import Kernel
@@ -41,6 +43,7 @@ def export_checkpoint(
             room, or the recipe was made from other weights.
         NonFiniteError: a merged tensor is not finite.
     """
+    folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not an empty folder; choose another --to")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -56,8 +59,8 @@ def export_checkpoint(
         if folder.exists():
             folder.rmdir()
         os.replace(partial, folder)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    except (OSError, SafetensorError) as error:  # the latter when the disk fills up after all
+        raise InputError(f"{folder}: cannot be written ({error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

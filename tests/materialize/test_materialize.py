@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig
@@ -346,3 +347,19 @@ def test_exports_of_other_architectures_load_with_the_resident_models_logits(tmp
     tokens = torch.arange(1, 20)[None]
     with torch.no_grad():
         assert torch.equal(loaded(tokens).logits, resident.model(tokens).logits)
+
+
+def test_a_disk_that_fills_up_after_the_check_is_one_message(models, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(stream, "save_file", full)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left"):
+        export_checkpoint(some_recipe(models), models, DtypeConfig(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_current_folder_can_be_exported_to(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = export_checkpoint(some_recipe(models), models, DtypeConfig(), Path())
+    assert (out / "config.json").is_file()
