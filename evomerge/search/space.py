@@ -140,16 +140,18 @@ class WeightSpace:
         return recipes
 
     def baselines(self) -> dict[str, Recipe]:
-        """Merges that need no search: the experts' average, and the method's uniform and default.
+        """Merges that need no search: the method's uniform and default, and two that anybody tries.
 
         "uniform" gives every expert weight 1/N, "default" the method's own defaults; parameters
-        fixed in the campaign keep their fixed values. Identical recipes appear once.
+        fixed in the campaign keep their fixed values. Whatever the method, the experts' average
+        and TIES with its defaults stand beside them. Identical recipes appear once.
         """
         share = {"weight": 1 / len(self._experts)}
         found = {f"{self.method.name} default": self._everywhere(self.method, {}, self._fixed)}
         if "weight" in self.method.parameters:
             name = f"{self.method.name} uniform"
             found[name] = self._everywhere(self.method, share, self._fixed)
+        found.setdefault("ties default", self._everywhere(find_method("ties", "space"), {}, {}))
         found["average"] = self._everywhere(find_method("linear", "space"), share, {})
         unique: dict[str, str] = {}
         for name, recipe in found.items():

@@ -71,16 +71,16 @@ def whole(tmp_path_factory):
 
 def test_yardsticks_come_first_then_trials_then_select_then_test(whole):
     order = [(e.split, e.role) for e in evaluations(whole)]
-    assert order[:6] == [("search", "parent")] * 3 + [("search", "baseline")] * 3
-    assert order[6:18] == [("search", "search")] * 12
-    splits = [split for split, _ in order[18:]]
+    assert order[:7] == [("search", "parent")] * 3 + [("search", "baseline")] * 4
+    assert order[7:19] == [("search", "search")] * 12
+    splits = [split for split, _ in order[19:]]
     assert splits == sorted(splits)  # every select before every test
-    assert Counter(order[18:]) == {
+    assert Counter(order[19:]) == {
         ("select", "parent"): 3,
-        ("select", "baseline"): 3,
+        ("select", "baseline"): 4,
         ("select", "finalist"): 3,
         ("test", "parent"): 3,
-        ("test", "baseline"): 3,
+        ("test", "baseline"): 4,
         ("test", "finalist"): 1,
     }
 
@@ -199,7 +199,7 @@ def test_a_candidate_that_kills_the_driver_is_retired_after_three_attempts(
 ):
     out = tiny_folder / "run"
     for _ in range(ATTEMPTS):
-        crash(tiny_folder, out, monkeypatch, at=8 - len(evaluations(out)) if out.exists() else 8)
+        crash(tiny_folder, out, monkeypatch, at=9 - len(evaluations(out)) if out.exists() else 9)
     run(tiny_folder, out)
     trials = [e for e in evaluations(out) if e.optimizers_own]
     assert [t.ask for t in trials if t.failed] == [2]
@@ -219,7 +219,7 @@ class InterruptedExecutor(LocalExecutor):
         return super().wait()
 
 
-@pytest.mark.parametrize("at", [0, 7])
+@pytest.mark.parametrize("at", [0, 8])
 def test_orderly_stops_are_no_fault_of_the_candidate_in_flight(tiny_folder, whole, monkeypatch, at):
     out = tiny_folder / "run"
     with monkeypatch.context() as patch:
@@ -272,7 +272,7 @@ def test_with_several_workers_a_deadly_candidate_is_retired_and_no_other_is_lost
 
 def test_a_smaller_budget_than_what_is_recorded_and_in_flight_is_kept(tiny_folder, monkeypatch):
     out = tiny_folder / "run"
-    crash(tiny_folder, out, monkeypatch, at=6 + 4)
+    crash(tiny_folder, out, monkeypatch, at=7 + 4)
     run(tiny_folder, out, overrides=["budget.trials=4"])
     assert status_summary(open_run(out)[1])["trials"] == 4
 
