@@ -8,6 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 
 quickstart: $(VENV)/.run
 	$(BIN)/evomerge search search_spaces/quickstart/quickstart.yaml --out runs/quickstart
+	$(BIN)/evomerge report runs/quickstart
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow and not gpu"
