@@ -14,7 +14,7 @@ from evomerge.export.folder import Format, Origin, export_recipe
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Recipe
 from evomerge.report.summary import best_summary, trial_summary
-from evomerge.runs import claim_folder, remember_campaign, study_place
+from evomerge.runs import check_folder, remember_campaign, study_place
 from evomerge.setup import Setup
 from evomerge.study.study import Study
 from evomerge.workers.executor import build_executor
@@ -30,7 +30,7 @@ def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Ca
             run by another driver, or a worker cannot load models or tasks.
     """
     config, space = setup.config, setup.space
-    claim_folder(config, folder)
+    check_folder(config, folder)
     storage, name = study_place(config, folder)
     study = Study.create_or_resume(
         storage,

@@ -31,6 +31,7 @@ def remember_campaign(config: CampaignConfig, folder: Path) -> None:
     """
     path, partial = folder / CAMPAIGN_FILE, folder / f".{CAMPAIGN_FILE}.partial"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         partial.write_text(
             yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
         )
@@ -39,11 +40,11 @@ def remember_campaign(config: CampaignConfig, folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
-def claim_folder(config: CampaignConfig, folder: Path) -> None:
-    """Make the run's folder, or see that the run it holds is of this campaign's study.
+def check_folder(config: CampaignConfig, folder: Path) -> None:
+    """See that the run a folder holds, if any, is of this campaign's study.
 
     Raises:
-        InputError: another study's run lies there, or the folder cannot be made.
+        InputError: another study's run lies there.
     """
     path = folder / CAMPAIGN_FILE
     if path.is_file():
@@ -53,10 +54,6 @@ def claim_folder(config: CampaignConfig, folder: Path) -> None:
                 f"{folder}: holds the run of study {theirs[1]!r}, which belongs to another "
                 "campaign; choose another --out"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def open_run(folder: Path) -> tuple[CampaignConfig, Study]:

@@ -20,7 +20,7 @@ def stock(lm, config, filter_name="none"):
             task_manager=TaskManager(include_path=config.include_path, include_defaults=False),
             apply_chat_template=spec.apply_chat_template,
             system_instruction=spec.system_instruction,
-            fewshot_as_multiturn=spec.fewshot_as_multiturn,
+            fewshot_as_multiturn=spec.multiturn,
             gen_kwargs=dict(spec.gen_kwargs) or None,
             fewshot_random_seed=config.fewshot_seed,
             bootstrap_iters=0,

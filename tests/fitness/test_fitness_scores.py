@@ -20,8 +20,13 @@ SETTINGS = {
     "plain": {},
     "few-shot": {"num_fewshot": 3},
     "system instruction": {"system_instruction": "system w1", "num_fewshot": 1},
-    "chat template": {"apply_chat_template": True, "system_instruction": "w2", "num_fewshot": 2},
-    "chat turns": {"apply_chat_template": True, "fewshot_as_multiturn": True, "num_fewshot": 2},
+    "chat template": {
+        "apply_chat_template": True,
+        "fewshot_as_multiturn": False,
+        "system_instruction": "w2",
+        "num_fewshot": 2,
+    },
+    "chat turns": {"apply_chat_template": True, "num_fewshot": 2},  # lm_eval's own default
 }
 METRICS = {"multiple_choice": "acc", "loglikelihood": "acc", "generate_until": "print"}
 
