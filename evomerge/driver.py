@@ -15,6 +15,7 @@ from evomerge.models.preflight import preflight
 from evomerge.recipe import Recipe
 from evomerge.report.summary import best_summary, trial_summary
 from evomerge.runs import check_folder, remember_campaign, study_place
+from evomerge.search.distributions import distribution
 from evomerge.setup import Setup
 from evomerge.study.study import Study
 from evomerge.workers.executor import build_executor
@@ -37,7 +38,7 @@ def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Ca
         name,
         identity=setup.identity,
         campaign=config.model_dump(mode="json"),
-        bounds={gene.name: (gene.low, gene.high, False) for gene in space.genes},
+        genes={gene.name: distribution(gene) for gene in space.genes},
     )
     with study:
         study.set_items(setup.items)

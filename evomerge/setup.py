@@ -19,7 +19,8 @@ from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.recipe import BASE
 from evomerge.search.optimizers import Optimizer, build_optimizer
-from evomerge.search.space import WeightSpace
+from evomerge.search.space import Space
+from evomerge.search.weights import WeightSpace
 from evomerge.workers.worker import compute_dtype
 
 SplitItems = dict[str, dict[str, list[str]]]
@@ -32,17 +33,14 @@ class Setup:
 
     config: CampaignConfig
     models: Preflight
-    space: WeightSpace
+    space: Space
     tasks: tuple[TaskItems, ...]
     items: SplitItems
     judge: Judge
 
     def optimizer(self) -> Optimizer:
         """A new optimizer, in its state before the first tell."""
-        config = self.config
-        return build_optimizer(
-            config.optimizer, self.space.dimension, self.space.initial, config.seed
-        )
+        return build_optimizer(self.config.optimizer, self.space, self.config.seed)
 
     @property
     def identity(self) -> dict[str, Any]:

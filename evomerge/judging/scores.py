@@ -23,6 +23,10 @@ class Scores:
         n: number of items.
         estimated: some items were not measured but estimated.
         items: task → metric value per item, in the study's order.
+        objectives: what a multi-objective optimizer maximises, each larger is better; by default
+            the value alone.
+        violation: by how much constraints are broken in sum; 0 when all hold.
+        metrics: measures by name, in their natural direction: each task's mean.
     """
 
     value: float
@@ -30,6 +34,18 @@ class Scores:
     n: int
     estimated: bool = False
     items: Mapping[str, Values] = field(default_factory=dict)
+    objectives: tuple[float, ...] = ()
+    violation: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            object.__setattr__(self, "objectives", (self.value,))
+
+    @property
+    def fitness(self) -> float:
+        """The value; below every feasible one where constraints are broken (Deb 2000's rule)."""
+        return self.value if self.violation <= 0 else -1e9 * (1 + self.violation)
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,7 @@ class Judge:
             se=float(np.sqrt(np.sum((slopes * errors) ** 2))),
             n=sum(len(items[task]) for task in self.tasks),
             items=items,
+            metrics=dict(zip(self.tasks, means.tolist(), strict=True)),
         )
 
     def value(self, means: Values) -> Values:

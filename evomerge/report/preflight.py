@@ -22,7 +22,7 @@ def preflight_table(setup: Setup) -> RenderableType:
     facts.add_row("parameters", f"{parameters:,}")
     for name, source in setup.models.sources.items():
         facts.add_row(f"model {name}", f"{source.folder} (digest {source.digest[:12]})")
-    facts.add_row("space", f"{space.method.name}, {space.dimension} genes")
+    facts.add_row("space", f"{space.label}, {space.dimension} genes")
     facts.add_row("optimizer", config.optimizer.kind)
     facts.add_row("budget", f"{config.budget.trials} trials")
     kind = "Ray" if config.workers.on_ray else "in this process"

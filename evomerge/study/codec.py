@@ -103,7 +103,7 @@ def decode_evaluation(
     packed: Mapping[str, Any],
     *,
     value: float | None,
-    params: Mapping[str, float],
+    params: Mapping[str, Any],
     number: int,
     finished: datetime | None,
 ) -> Evaluation | None:

@@ -40,7 +40,7 @@ class Evaluation:
     """Task -> float64 [items], in the study's item order of (split, task)."""
     reason: str | None = None
     """Why it failed."""
-    params: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, bool | float | int | str] = field(default_factory=dict)
     """Gene -> natural value (search trials only)."""
     genome: np.ndarray | None = None
     """float64 [genes], the whole raw vector (search trials only)."""

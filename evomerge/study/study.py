@@ -16,7 +16,11 @@ from types import TracebackType
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 import evomerge
@@ -43,7 +47,7 @@ SUMMARIES: dict[str, Callable[[list[float]], float]] = {
 }
 
 Items = Mapping[str, Mapping[str, list[str]]]
-Bounds = Mapping[str, tuple[float, float, bool]]
+Distributions = Mapping[str, BaseDistribution]
 
 
 class Study:
@@ -75,7 +79,7 @@ class Study:
         *,
         identity: Mapping[str, Any],
         campaign: Mapping[str, Any],
-        bounds: Bounds,
+        genes: Distributions,
     ) -> Study:
         """Open the study for the one driver that writes it; make it if there is none.
 
@@ -85,7 +89,7 @@ class Study:
             identity: nested JSON data that must not change between runs: models, space, fitness,
                 optimizer, seed, `versions: {"lm_eval": ...}`.
             campaign: the campaign as JSON data; replaces the stored one.
-            bounds: gene -> (low, high, log) in natural values.
+            genes: each gene's distribution over its natural values.
 
         Raises:
             InputError: another driver is running; the identity differs; the study is not
@@ -99,7 +103,7 @@ class Study:
         except BaseException:
             study.close()
             raise
-        study._set_bounds(bounds)
+        study._set_genes(genes)
         return study
 
     @classmethod
@@ -319,25 +323,25 @@ class Study:
             for key, chunk in packed.items():
                 self._storage.set_study_system_attr(self._id, key, chunk)
 
-    def _set_bounds(self, bounds: Bounds) -> None:
+    def _set_genes(self, genes: Distributions) -> None:
         """The distributions of Optuna's params: one per gene, or the summaries'."""
-        self._gene_count = len(bounds)
-        if len(bounds) <= REAL_PARAMS:
-            self._distributions = {
-                gene: FloatDistribution(low, high, log=log)
-                for gene, (low, high, log) in bounds.items()
-            }
+        self._gene_count = len(genes)
+        if len(genes) <= REAL_PARAMS:
+            self._distributions = dict(genes)
         else:
-            low = min(low for low, _, _ in bounds.values())
-            high = max(high for _, high, _ in bounds.values())
+            numeric = [
+                d for d in genes.values() if isinstance(d, FloatDistribution | IntDistribution)
+            ]
+            low = min((float(d.low) for d in numeric), default=0.0)
+            high = max((float(d.high) for d in numeric), default=0.0)
             self._distributions = dict.fromkeys(SUMMARIES, FloatDistribution(low, high))
 
     def _to_trial(self, evaluation: Evaluation) -> FrozenTrial:
         """The whole trial, before its number is known."""
         summarised = self._gene_count > REAL_PARAMS and bool(evaluation.params)
-        params: Mapping[str, float] = evaluation.params
+        params: Mapping[str, Any] = evaluation.params
         if summarised:
-            values = list(params.values())
+            values = [float(v) for v in params.values() if not isinstance(v, str)] or [0.0]
             params = {name: summary(values) for name, summary in SUMMARIES.items()}
         distributions = {gene: self._distributions[gene] for gene in params}
         trial = optuna.trial.create_trial(
@@ -379,8 +383,9 @@ def _from_trial(trial: FrozenTrial) -> Evaluation | None:
     )
 
 
-def _clip(value: float, distribution: BaseDistribution) -> float:
-    assert isinstance(distribution, FloatDistribution)
+def _clip(value: Any, distribution: BaseDistribution) -> Any:
+    if not isinstance(distribution, FloatDistribution):
+        return value
     return min(max(float(value), distribution.low), distribution.high)
 
 

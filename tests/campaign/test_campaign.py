@@ -376,7 +376,7 @@ def test_a_recipe_already_scored_is_looked_up(tiny_folder, monkeypatch):
     monkeypatch.setattr(Worker, "measure", counting)
     monkeypatch.setattr(
         "evomerge.search.optimizers.random.RandomSearch._propose",
-        lambda self, rng: (np.full(self.dimension, 0.25), ()),
+        lambda self, rng: (np.full(self.domain.dimension, 0.25), ()),
     )
     out = run(tiny_folder, overrides=["optimizer={kind: random}"])
     assert max(measured.values()) == 1

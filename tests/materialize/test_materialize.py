@@ -20,7 +20,7 @@ from evomerge.materialize.resident import Resident
 from evomerge.methods.registry import _REGISTRY, merge_method, methods
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Merge, Recipe, Slot
-from evomerge.search.space import WeightSpace
+from evomerge.search.weights import WeightSpace
 
 ELEMENTWISE = [n for n in methods() if n not in ("slerp", "passthrough")]
 

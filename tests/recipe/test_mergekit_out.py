@@ -15,7 +15,7 @@ from evomerge.export.checkpoint import export_checkpoint
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.recipe.mergekit import from_mergekit, to_mergekit
-from evomerge.search.space import WeightSpace
+from evomerge.search.weights import WeightSpace
 
 LAYERS = 5
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from optuna.distributions import FloatDistribution
 
 from evomerge.config import SPLITS, parse_campaign
 from evomerge.judging.scores import Judge
@@ -68,7 +69,7 @@ class Invented:
                 "versions": {"lm_eval": "0"},
             },
             campaign=campaign,
-            bounds=dict.fromkeys(self.genes, (-9.0, 9.0, False)),
+            genes=dict.fromkeys(self.genes, FloatDistribution(-9.0, 9.0)),
         )
         self.study.set_items(
             {s: {t: [f"{t}{s}{i}" for i in range(COUNTS[s])] for t in tasks} for s in SPLITS}

@@ -6,6 +6,7 @@ import pytest
 from evomerge.config import OptimizerConfig
 from evomerge.errors import InputError
 from evomerge.judging.scores import Scores
+from evomerge.search.domain import Domain, Gene
 from evomerge.search.optimizers import build_optimizer, optimizers
 from evomerge.search.optimizers.cma import CmaEs
 
@@ -14,7 +15,12 @@ NAMES = list(optimizers())
 
 def build(name, dimension=6, seed=0, **options):
     config = OptimizerConfig(kind=name, **options)
-    return build_optimizer(config, dimension, np.full(dimension, 0.4), seed)
+    return build_optimizer(config, box(dimension), seed)
+
+
+def box(dimension):
+    genes = [Gene(f"g{i}") for i in range(dimension)]
+    return Domain(genes, np.full(dimension, 0.4))
 
 
 def sphere(genome):
@@ -123,7 +129,7 @@ def test_cma_is_separable_above_two_hundred_genes():
 )
 def test_wrong_optimizer_sections_are_refused_by_key(options, message):
     with pytest.raises(InputError, match=message):
-        build_optimizer(OptimizerConfig(**options), 5, np.full(5, 0.5), 0)
+        build_optimizer(OptimizerConfig(**options), box(5), 0)
 
 
 def test_cma_with_a_single_gene_is_refused():

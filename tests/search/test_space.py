@@ -6,7 +6,7 @@ import pytest
 from evomerge.config import SpaceConfig
 from evomerge.errors import InputError
 from evomerge.models.layout import Layout, TensorSpec
-from evomerge.search.space import WeightSpace
+from evomerge.search.weights import WeightSpace
 
 DIGESTS = {"base": "0", "math": "1", "lang": "2"}
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from optuna.distributions import FloatDistribution
 
 from evomerge.study import codec
 from evomerge.study.record import Evaluation, Marker
@@ -20,8 +21,8 @@ IDENTITY = {
 
 
 def open_study(url, genes=3, **changes):
-    bounds = {f"layer_{i}.weight": (0.0, 1.5, False) for i in range(genes)}
-    options = {"identity": IDENTITY, "campaign": {"name": "c"}, "bounds": bounds} | changes
+    distributions = {f"layer_{i}.weight": FloatDistribution(0.0, 1.5) for i in range(genes)}
+    options = {"identity": IDENTITY, "campaign": {"name": "c"}, "genes": distributions} | changes
     return Study.create_or_resume(url, "c", **options)
 
 

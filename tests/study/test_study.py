@@ -14,6 +14,7 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy
+from optuna.distributions import FloatDistribution
 
 from evomerge.errors import InputError
 from evomerge.study.record import Evaluation
@@ -26,7 +27,7 @@ IDENTITY = {
     "seed": 0,
     "versions": {"lm_eval": "0.4.13"},
 }
-BOUNDS = {"weight": (0.0, 1.5, False), "density": (0.01, 1.0, True)}
+GENES = {"weight": FloatDistribution(0.0, 1.5), "density": FloatDistribution(0.01, 1.0, log=True)}
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def url(tmp_path):
 
 
 def open_study(url, **changes):
-    options = {"identity": IDENTITY, "campaign": {"name": "c"}, "bounds": BOUNDS} | changes
+    options = {"identity": IDENTITY, "campaign": {"name": "c"}, "genes": GENES} | changes
     return Study.create_or_resume(url, "c", **options)
 
 
@@ -102,8 +103,8 @@ def test_the_optuna_command_line_lists_study_and_trials(url):
 
 def test_above_64_genes_optuna_sees_a_summary(url):
     genes = {f"g{i}": i / 100 for i in range(100)}
-    bounds = {f"g{i}": (0.0, 1.0, False) for i in range(100)}
-    with open_study(url, bounds=bounds) as study:
+    distributions = dict.fromkeys(genes, FloatDistribution(0.0, 1.0))
+    with open_study(url, genes=distributions) as study:
         study.add(scored(0.25, params=genes))
     (trial,) = optuna.load_study(study_name="c", storage=url).trials
     assert trial.params == pytest.approx({"genes.min": 0, "genes.mean": 0.495, "genes.max": 0.99})

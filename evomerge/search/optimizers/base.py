@@ -1,7 +1,7 @@
 """What an optimizer is, and how one is found by its name.
 
 An optimizer is a class in a file of this folder under `@optimizer("name")`. Its constructor takes
-`(dimension, initial, seed)` and then keyword-only options, whose annotations and defaults are the
+`(domain, seed)` and then keyword-only options, whose annotations and defaults are the
 schema of the campaign file's `optimizer` section.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from evomerge.config import OptimizerConfig
 from evomerge.judging.scores import Scores
 from evomerge.registry import check_options, find, import_all
-from evomerge.search.space import Genome
+from evomerge.search.domain import Domain, Genome
 
 _REGISTRY: dict[str, type[Optimizer]] = {}
 
@@ -47,15 +47,16 @@ class Optimizer(ABC):
     trials brings it to the same state.
     """
 
-    def __init__(self, dimension: int, initial: Genome, seed: int) -> None:
-        """`initial`: where to start, shape (dimension,)."""
-        self.dimension = dimension
-        self.initial = initial
+    def __init__(self, domain: Domain, seed: int) -> None:
+        """`domain`: the genes, where to begin, and how genomes recombine."""
+        self.domain = domain
         self.seed = seed
         self.tells = 0
 
     def ask(self, index: int) -> Proposal:
-        """The proposal of ask `index`."""
+        """The proposal of ask `index`: the domain's starts first, then the optimizer's own."""
+        if index < len(self.domain.starts):
+            return Proposal(index, self.tells, self.domain.starts[index])
         genome, parents = self._propose(self._random(index))
         return Proposal(index, self.tells, genome, parents)
 
@@ -95,16 +96,14 @@ def optimizers() -> Mapping[str, type[Optimizer]]:
     return dict(sorted(_REGISTRY.items()))
 
 
-def build_optimizer(
-    config: OptimizerConfig, dimension: int, initial: Genome, seed: int
-) -> Optimizer:
+def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optimizer:
     """The optimizer that a campaign file names, with its options checked.
 
     Raises:
         InputError: no such optimizer, an unknown option, or an option's value of the wrong type.
     """
     kind = find(optimizers(), config.kind, "optimizer", "optimizer.kind")
-    return kind(dimension, initial, seed, **check_options(kind, config.options, "optimizer"))
+    return kind(domain, seed, **check_options(kind, config.options, "optimizer"))
 
 
 def summary(kind: type[Optimizer]) -> str:

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from evomerge.errors import InputError
 from evomerge.judging.scores import Scores
+from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
-from evomerge.search.space import Genome
 
 SEPARABLE_ABOVE = 200
 """Dimensions above which the covariance is kept diagonal (SepCMA): O(n) instead of O(n²)."""
@@ -29,8 +29,7 @@ class CmaEs(Optimizer):
 
     def __init__(
         self,
-        dimension: int,
-        initial: Genome,
+        domain: Domain,
         seed: int,
         *,
         sigma: Annotated[float, Field(gt=0, le=1)] = 0.2,
@@ -39,15 +38,15 @@ class CmaEs(Optimizer):
         """`sigma`: initial step size, as a share of each gene's range; `population`: λ, by default
         4 + ⌊3 ln n⌋.
         """
-        if dimension < 2:
+        if domain.dimension < 2:
             raise InputError("optimizer.kind: cma needs at least two genes; use 'random'")
-        super().__init__(dimension, initial, seed)
+        super().__init__(domain, seed)
         self._sigma = sigma
-        self._population = population or 4 + math.floor(3 * math.log(dimension))
+        self._population = population or 4 + math.floor(3 * math.log(domain.dimension))
         self._restarts = 0
         self._restarted_at = 0
         self._arrived: list[tuple[Genome, float]] = []
-        self._strategy = self._start(np.clip(initial, 0.05, 0.95))
+        self._strategy = self._start(np.clip(domain.initial, 0.05, 0.95))
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         self._strategy.reseed_rng(int(rng.generate_state(1)[0]))
@@ -56,7 +55,7 @@ class CmaEs(Optimizer):
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         if proposal.tells < self._restarted_at:
             return
-        self._arrived.append((proposal.genome, -scores.value if scores else math.inf))
+        self._arrived.append((proposal.genome, -scores.fitness if scores else math.inf))
         if len(self._arrived) == self._strategy.population_size:
             self._strategy.tell(self._arrived)
             self._arrived = []
@@ -69,16 +68,16 @@ class CmaEs(Optimizer):
         self._restarted_at = self.tells + 1
         self._population *= 2
         rng = np.random.default_rng(self._random(self._restarts, stream=1))
-        self._strategy = self._start(rng.random(self.dimension))
+        self._strategy = self._start(rng.random(self.domain.dimension))
 
     def _start(self, mean: Genome) -> CMA | SepCMA:
-        kind = SepCMA if self.dimension > SEPARABLE_ABOVE else CMA
+        kind = SepCMA if self.domain.dimension > SEPARABLE_ABOVE else CMA
         return kind(
             mean=mean,
             sigma=self._sigma,
-            bounds=np.tile([0.0, 1.0], (self.dimension, 1)),
+            bounds=np.tile([0.0, 1.0], (self.domain.dimension, 1)),
             # resampling until all genes fit is hopeless in high dimension; clip instead
-            n_max_resampling=10 if self.dimension <= SEPARABLE_ABOVE else 1,
+            n_max_resampling=10 if self.domain.dimension <= SEPARABLE_ABOVE else 1,
             seed=0,
             population_size=self._population,
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.judging.scores import Scores
+from evomerge.search.domain import Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
-from evomerge.search.space import Genome
 
 
 @optimizer("random")
@@ -14,7 +14,7 @@ class RandomSearch(Optimizer):
     """Uniform over the bounds, every ask on its own."""
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
-        return np.random.default_rng(rng).random(self.dimension), ()
+        return np.random.default_rng(rng).random(self.domain.dimension), ()
 
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         pass

@@ -1,0 +1,228 @@
+"""The space of merges in weight space: one method, tuned at a granularity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evomerge.config import SpaceConfig
+from evomerge.errors import InputError
+from evomerge.methods.registry import Method, Parameter, find_method
+from evomerge.models.layout import Layout
+from evomerge.recipe import BASE, Merge, Recipe, Slot
+from evomerge.search.domain import Gene, Genome
+from evomerge.search.space import Space
+
+
+@dataclass(frozen=True)
+class _Coefficient:
+    """Where one gene goes: a parameter of one expert (or shared: None) in one tuned group."""
+
+    group: int
+    expert: str | None
+    parameter: str
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Tensors that are tuned together: a label, and the (slot, group) pairs of their merges."""
+
+    label: str
+    targets: tuple[tuple[int | None, str], ...]
+
+
+class WeightSpace(Space):
+    """Merging in weight space: one method, tuned at a granularity.
+
+    The genome runs through the model from the embeddings to the head, group by group, so that a
+    crossover at a point splits the model in depth.
+
+    Attributes:
+        genes: in genome order.
+        method: the merge method.
+    """
+
+    def __init__(
+        self, config: SpaceConfig, layout: Layout, digests: Mapping[str, str], seed: int
+    ) -> None:
+        """Check the configuration against the method's signature and the models' layout.
+
+        Args:
+            digests: source name → content digest, the base first.
+            seed: keys the random masks of every recipe of this space.
+
+        Raises:
+            InputError: unknown method or parameter, bounds outside the method's range, no genes.
+        """
+        where = "space.weights"
+        self.method: Method = find_method(config.weights.method, f"{where}.method")
+        self._sources = dict(digests)
+        self._experts = [name for name in digests if name != BASE]
+        self._layers = layout.layers
+        self._seed = seed
+        self.method.check_experts(len(self._experts), f"{where}.method")
+        self._groups = list(_groups(config.weights.granularity, layout))
+        self._fixed, bounds = _fixed_and_bounds(self.method, config.weights.genes, f"{where}.genes")
+        if not bounds:
+            raise InputError(
+                f"{where}.genes: nothing to search; give at least one parameter of "
+                f"{self.method.name} as [low, high]: {', '.join(self.method.parameters)}"
+            )
+        self._coefficients = list(self._enumerate(bounds))
+        super().__init__([Gene(self._name(c), *bounds[c.parameter]) for c in self._coefficients])
+        self.initial = self._uniform()
+        self.label = self.method.name
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        """Where each group of tensors begins."""
+        owners = [c.group for c in self._coefficients]
+        return [i for i, group in enumerate(owners) if i == 0 or group != owners[i - 1]]
+
+    def _uniform(self) -> Genome:
+        """The uniform merge (weights 1/N), other genes at their defaults."""
+        defaults = {p.name: _number(p.default) for p in self.method.parameters.values()}
+        defaults["weight"] = 1 / len(self._experts)
+        pairs = zip(self.genes, self._coefficients, strict=True)
+        return np.array([gene.unit(defaults[c.parameter]) for gene, c in pairs])
+
+    def decode(self, genome: Genome) -> Recipe:
+        """The recipe of a genome; every parameter of the method stands in it, defaults too."""
+        values: list[dict[str | None, dict[str, Any]]] = [{} for _ in self._groups]
+        for gene, coefficient, unit in zip(self.genes, self._coefficients, genome, strict=True):
+            into = values[coefficient.group].setdefault(coefficient.expert, {})
+            into[coefficient.parameter] = gene.value(unit)
+        merges = [
+            self._merge(self.method, target, values[index], self._fixed)
+            for index, group in enumerate(self._groups)
+            for target in group.targets
+        ]
+        return self._recipe(BASE, merges)
+
+    def parents(self) -> dict[str, Recipe]:
+        """The base and each expert as recipes: every layer and group copied from one source."""
+        copy = find_method("passthrough", "space")
+        targets = [target for group in self._groups for target in group.targets]
+        recipes = {BASE: self._recipe(BASE, [])}
+        for name in self._experts:
+            merges = [
+                Merge(slot=slot, group=group, method=copy.name, experts={name: {}})
+                for slot, group in targets
+                if slot is None
+            ]
+            recipes[name] = self._recipe(name, merges)
+        return recipes
+
+    def baselines(self) -> dict[str, Recipe]:
+        """Merges that need no search: the method's uniform and default, and two that anybody tries.
+
+        "uniform" gives every expert weight 1/N, "default" the method's own defaults; parameters
+        fixed in the campaign keep their fixed values. Whatever the method, the experts' average
+        and TIES with its defaults stand beside them. Identical recipes appear once.
+        """
+        share = {"weight": 1 / len(self._experts)}
+        found = {f"{self.method.name} default": self._everywhere(self.method, {}, self._fixed)}
+        if "weight" in self.method.parameters:
+            name = f"{self.method.name} uniform"
+            found[name] = self._everywhere(self.method, share, self._fixed)
+        found.setdefault("ties default", self._everywhere(find_method("ties", "space"), {}, {}))
+        found["average"] = self._everywhere(find_method("linear", "space"), share, {})
+        unique: dict[str, str] = {}
+        for name, recipe in found.items():
+            unique.setdefault(recipe.digest, name)
+        return {name: found[name] for name in unique.values()}
+
+    def _everywhere(
+        self, method: Method, per_expert: Mapping[str, float], fixed: Mapping[str, Any]
+    ) -> Recipe:
+        """One method with equal parameters on every tensor."""
+        values: dict[str | None, dict[str, float]] = {e: dict(per_expert) for e in self._experts}
+        merges = [
+            self._merge(method, target, values, fixed)
+            for group in self._groups
+            for target in group.targets
+        ]
+        return self._recipe(BASE, merges)
+
+    def _merge(
+        self,
+        method: Method,
+        target: tuple[int | None, str],
+        values: Mapping[str | None, Mapping[str, Any]],
+        fixed: Mapping[str, Any],
+    ) -> Merge:
+        complete: dict[str | None, dict[str, Any]] = {}
+        for owner in (None, *self._experts):
+            given = {**fixed, **values.get(owner, {})}
+            complete[owner] = {
+                p.name: given.get(p.name, p.default)
+                for p in method.parameters.values()
+                if p.per_expert == (owner is not None)
+            }
+        return Merge(
+            slot=target[0],
+            group=target[1],
+            method=method.name,
+            experts={name: complete[name] for name in self._experts},
+            parameters=complete[None],
+        )
+
+    def _recipe(self, source: str, merges: Sequence[Merge]) -> Recipe:
+        path = tuple(Slot(source=source, layer=layer) for layer in range(self._layers))
+        return Recipe(sources=self._sources, path=path, merges=tuple(merges), seed=self._seed)
+
+    def _enumerate(self, bounds: Mapping[str, Any]) -> Iterator[_Coefficient]:
+        for index in range(len(self._groups)):
+            for name in bounds:
+                owners = self._experts if self.method.parameters[name].per_expert else [None]
+                yield from (_Coefficient(index, owner, name) for owner in owners)
+
+    def _name(self, coefficient: _Coefficient) -> str:
+        """`weight.layer_03.math`; shared parameters have no expert."""
+        label = self._groups[coefficient.group].label
+        parts = [coefficient.parameter, label, coefficient.expert]
+        return ".".join(part for part in parts if part)
+
+
+def _groups(granularity: str, layout: Layout) -> Iterator[_Group]:
+    """The tuned groups in depth order: embeddings, layers, final norm, head."""
+    layers = range(layout.layers)
+    outside = [_Group(name, ((None, name),)) for name in layout.outside_groups]
+    if granularity == "model":
+        targets = [group.targets[0] for group in outside]
+        yield _Group("model", (*targets, *((layer, "layer") for layer in layers)))
+        return
+    width = len(str(layout.layers - 1))
+    yield from (group for group in outside if group.label == "embeddings")
+    for layer in layers:
+        label = f"layer_{layer:0{width}d}"
+        if granularity == "layer":
+            yield _Group(label, ((layer, "layer"),))
+        else:
+            yield from (_Group(f"{label}.{m}", ((layer, m),)) for m in layout.modules)
+    yield from (group for group in outside if group.label != "embeddings")
+
+
+def _fixed_and_bounds(
+    method: Method, genes: Mapping[str, Any], where: str
+) -> tuple[dict[str, bool | float | str], dict[str, tuple[float, float]]]:
+    """Split the file's `genes` into fixed values and [low, high] bounds, both checked."""
+    fixed: dict[str, bool | float | str] = {}
+    bounds: dict[str, tuple[float, float]] = {}
+    for name, value in genes.items():
+        parameter: Parameter = method.parameter(name, where)
+        if not isinstance(value, list):
+            fixed[name] = parameter.check(value, f"{where}.{name}")
+        elif parameter.type is not float:
+            raise InputError(f"{where}.{name}: not a number, so it has no bounds; give one value")
+        else:
+            low, high = (_number(parameter.check(v, f"{where}.{name}")) for v in value)
+            bounds[name] = (low, high)
+    return fixed, bounds
+
+
+def _number(value: bool | float | str) -> float:
+    return float(value) if not isinstance(value, str) else 0.0
