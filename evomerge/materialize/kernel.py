@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from evomerge.errors import NonFiniteError
-from evomerge.materialize.plan import MergeRule, TensorStep
-from evomerge.methods.masks import At
+from evomerge.materialize.compiled import Compiler
+from evomerge.materialize.plan import TensorStep
+from evomerge.materialize.statistics import Statistics
+from evomerge.methods.masks import at
 from evomerge.methods.registry import View
 from evomerge.models.source import Source
 from evomerge.models.vocabulary import reconciled
 from evomerge.recipe import BASE
-from evomerge.registry import options
 
 ARITHMETIC = torch.float32
+COMPILED_ABOVE = 1 << 25
+"""Parameters of a model above which element-wise merges are compiled: seconds, once a process."""
 _LANES = 1 << 12
+_COMPILED_SLICE = 1 << 30
+_SMALL = 1 << 14
+"""Entries up to which the call of a compiled function takes longer than the plain operations."""
 
 
 @dataclass(frozen=True)
 class Kernel:
     """Makes tensors from sources: `weights` is "checkpoint" (the base's dtype, tensor by tensor)
     or a float dtype's name; `scratch` bounds the bytes an element-wise merge holds beside its
-    sources and its output.
+    sources and its output; `compiled` (None: as the model's size suggests) makes element-wise
+    merges one pass over memory, with the same bytes; `statistics` keeps what the sources alone
+    decide.
     """
 
     sources: Mapping[str, Source]
     weights: str = "checkpoint"
     scratch: int = 16 << 20
     device: str = "cpu"
+    compiled: bool | None = None
+    statistics: Statistics = field(default_factory=Statistics)
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype to which the merged tensor `name` is rounded."""
@@ -50,64 +61,112 @@ class Kernel:
         Raises:
             NonFiniteError: a rounded value is NaN or infinite; names the tensor.
         """
-        flat = out.view(-1)
+        if out.numel() == 0:
+            return
         dtype = self.dtype(step.tensor.name)
-        for start, part in self._parts(step, seed):
-            rounded = part.to(dtype)
-            if rounded.numel():
-                low, high = torch.aminmax(rounded)
-                if not (math.isfinite(low) and math.isfinite(high)):
-                    raise NonFiniteError(f"{step.tensor.name}: the merge gave NaN or infinity")
-            flat[start : start + rounded.numel()].copy_(rounded)
+        for largest in self._fill(out.view(-1), step, seed, dtype):
+            if not math.isfinite(largest):
+                raise NonFiniteError(f"{step.tensor.name}: the merge gave NaN or infinity")
 
-    def _parts(self, step: TensorStep, seed: int) -> Iterator[tuple[int, Tensor]]:
-        """The merged tensor as flat slices in order, each with its first index."""
+    def _fill(
+        self, out: Tensor, step: TensorStep, seed: int, dtype: torch.dtype
+    ) -> Iterator[Tensor]:
+        """Fill `out` slice by slice; of each, the largest magnitude, NaN if there is one."""
         if step.rule is None:
-            yield 0, self._read(step, step.source).reshape(-1)
+            yield _round_into(out, self._read(step, step.source).reshape(-1), dtype)
             return
         base = self._read(step, BASE)
         experts = [self._read(step, name) for name in step.rule.experts]
-        if not step.rule.method.elementwise:
+        method, arguments = step.rule.method, dict(step.rule.arguments)
+        if not method.elementwise:
             wide = [t.to(ARITHMETIC) for t in (base, *experts)]
-            yield 0, self._apply(step, wide[0], wide[1:], seed, 0, {}).reshape(-1)
+            yield _round_into(out, method(wide[0], wide[1:], **arguments).reshape(-1), dtype)
             return
+        base, experts = base.reshape(-1), [e.reshape(-1) for e in experts]
         size = self._slice_length(len(experts))
-        view = View(base.reshape(-1), [e.reshape(-1) for e in experts], ARITHMETIC, block=size)
-        extra = _measured(step.rule, view)
+        view = View(base, experts, ARITHMETIC, size, self._run)
+        if method.measure is not None:
+            arguments["measured"] = method.measured(view, arguments, self._statistics(step, view))
+        arguments = _as_tensors(arguments)
+        merge = _merge_of(method.function)
+        run = self._run if base.numel() > _SMALL else _plainly
         for start in range(0, base.numel(), size):
             chunk = slice(start, start + size)
-            wide = [t[chunk].to(ARITHMETIC) for t in (view.base, *view.experts)]
-            yield start, self._apply(step, wide[0], wide[1:], seed, start, extra)
+            if method.needs_position:
+                arguments["at"] = at(seed, step.tensor.name, step.rule.experts, start)
+            yield run(merge, out[chunk], base[chunk], [e[chunk] for e in experts], dtype, arguments)
 
-    def _apply(
-        self,
-        step: TensorStep,
-        base: Tensor,
-        experts: list[Tensor],
-        seed: int,
-        start: int,
-        extra: Mapping[str, Any],
-    ) -> Tensor:
+    def _statistics(self, step: TensorStep, view: View) -> list[Any]:
         assert step.rule is not None
-        method = step.rule.method
-        if method.needs_position:
-            extra = {**extra, "at": At(seed, step.tensor.name, step.rule.experts, start)}
-        return method.function(base, experts, **step.rule.arguments, **extra)
+        statistic = step.rule.method.statistic
+        if statistic is None:
+            return []
+        return self.statistics.of(statistic, view, step.tensor.name, step.rule.experts)
+
+    @cached_property
+    def _run(self) -> Callable[..., Tensor]:
+        """How element-wise functions are called: compiled or as they are."""
+        compiled = self.compiled
+        if compiled is None:
+            base = self.sources[BASE]
+            compiled = sum(math.prod(base.shape(n)) for n in base.names()) >= COMPILED_ABOVE
+        return Compiler() if compiled else _plainly
 
     def _read(self, step: TensorStep, source: str) -> Tensor:
         tensor = reconciled(self.sources[source], self.sources[BASE], step.tensor)
         return tensor.to(self.device, non_blocking=True)
 
     def _slice_length(self, experts: int) -> int:
-        """Entries per slice: sources, task vectors, sparsified ones and sums live at a time."""
-        live = 4 * (3 * (experts + 1) + 4)
-        return max(_LANES, self.scratch // live // _LANES * _LANES)
+        """Entries per slice, a power of two, so that masks know their place.
+
+        Sources, task vectors, sparsified ones and sums live at a time; compiled, one byte at most.
+        """
+        if isinstance(self._run, Compiler):
+            return min(_COMPILED_SLICE, _power_of_two(self.scratch))
+        return _power_of_two(self.scratch // (4 * (3 * (experts + 1) + 4)))
 
 
-def _measured(rule: MergeRule, view: View) -> dict[str, Any]:
-    """Run the method's reduction, if it has one, with the parameters that it names."""
-    measure = rule.method.measure
-    if measure is None:
-        return {}
-    named = options(measure)
-    return {"measured": measure(view, **{k: v for k, v in rule.arguments.items() if k in named})}
+def _plainly(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return function(*arguments)
+
+
+def _power_of_two(entries: int) -> int:
+    return max(_LANES, 1 << max(entries, 1).bit_length() - 1)
+
+
+def _merge(
+    function: Callable[..., Tensor],
+    out: Tensor,
+    base: Tensor,
+    experts: list[Tensor],
+    dtype: torch.dtype,
+    arguments: Mapping[str, Any],
+) -> Tensor:
+    wide = [expert.to(ARITHMETIC) for expert in experts]
+    return _round_into(out, function(base.to(ARITHMETIC), wide, **arguments), dtype)
+
+
+@cache
+def _merge_of(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method's whole pass; one object for each, so that it is compiled once."""
+    return partial(_merge, method)
+
+
+def _round_into(out: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Write values rounded to `dtype`; their largest magnitude, NaN if there is one."""
+    rounded = values.to(dtype)
+    out.copy_(rounded)
+    return rounded.to(ARITHMETIC).abs().amax()
+
+
+def _as_tensors(value: Any) -> Any:
+    """Numbers, alone or in sequences, as float32 tensors of shape () or (n,)."""
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=ARITHMETIC)
+    if isinstance(value, dict):
+        return {key: _as_tensors(entry) for key, entry in value.items()}
+    if hasattr(value, "_fields"):
+        return type(value)(*map(_as_tensors, value))
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return torch.tensor(value, dtype=ARITHMETIC)
+    return [_as_tensors(entry) for entry in value] if isinstance(value, list) else value

@@ -6,10 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import Annotated
 
-from evomerge.methods.registry import PerExpert, Range, Tensor, View, merge_method, whole_view
+from evomerge.methods.registry import PerExpert, Range, Tensor, View, merge_method
 
 
-@merge_method(reference="Wortsman et al. 2022, arXiv:2203.05482 (uniform soup; here weighted)")
+def shares(
+    _: View, *, weight: Sequence[float], base_weight: float, normalize: bool
+) -> Sequence[float]:
+    """The factors of the base and of each expert; NaN when they sum to zero and are normalised."""
+    total = base_weight + math.fsum(weight) if normalize else 1.0
+    return [value / total if total else math.nan for value in (base_weight, *weight)]
+
+
+@merge_method(
+    reference="Wortsman et al. 2022, arXiv:2203.05482 (uniform soup; here weighted)",
+    measure=shares,
+)
 def linear(
     base: Tensor,
     experts: Sequence[Tensor],
@@ -17,16 +28,17 @@ def linear(
     weight: Annotated[Sequence[float], PerExpert(1.0, low=-10.0, high=10.0)],
     base_weight: Annotated[float, Range(-10.0, 10.0)] = 0.0,
     normalize: bool = True,
+    measured: Sequence[float],
 ) -> Tensor:
     """Weighted sum of the experts and, with `base_weight`, of the base.
 
     Σ wᵢθᵢ, divided by Σ wᵢ when `normalize` (a sum of zero gives non-finite weights, which the
     materializer reports as a failed candidate).
     """
-    total = base * base_weight
-    for value, expert in zip(weight, experts, strict=True):
-        total = total + expert * value
-    return total / (base_weight + math.fsum(weight)) if normalize else total
+    total = base * measured[0]
+    for share, expert in zip(measured[1:], experts, strict=True):
+        total = total + expert * share
+    return total
 
 
 def angle(view: View) -> float:
@@ -48,13 +60,21 @@ def angle(view: View) -> float:
     return math.acos(max(-1.0, min(1.0, dot / math.sqrt(aa * bb))))
 
 
-@merge_method(reference="Shoemake 1985; as merged by mergekit", experts=(1, 2), measure=angle)
+def arc(view: View, *, t: float) -> Sequence[float]:
+    """The factors of slerp's two ends."""
+    omega = angle(view)
+    if abs(math.cos(omega)) > 0.9995:
+        return [1 - t, t]
+    return [math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)]
+
+
+@merge_method(reference="Shoemake 1985; as merged by mergekit", experts=(1, 2), measure=arc)
 def slerp(
     base: Tensor,
     experts: Sequence[Tensor],
     *,
     t: Annotated[float, Range(0.0, 1.0)] = 0.5,
-    measured: float | None = None,
+    measured: Sequence[float],
 ) -> Tensor:
     """Spherical interpolation from the base to one expert, or between two experts.
 
@@ -62,11 +82,7 @@ def slerp(
     linear when |cos Ω| > 0.9995.
     """
     first, second = _endpoints(base, experts)
-    omega = angle(whole_view(base, experts)) if measured is None else measured
-    if abs(math.cos(omega)) > 0.9995:
-        return first * (1 - t) + second * t
-    sine = math.sin(omega)
-    return first * (math.sin((1 - t) * omega) / sine) + second * (math.sin(t * omega) / sine)
+    return first * measured[0] + second * measured[1]
 
 
 @merge_method(reference="the source itself", experts=(0, 1))

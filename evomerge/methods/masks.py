@@ -10,44 +10,61 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from evomerge.methods.registry import Tensor
 
 
-@dataclass(frozen=True)
-class At:
-    """Where a slice lies: the recipe's seed, the tensor's name, its experts, its first index."""
+class At(NamedTuple):
+    """Where a slice lies; made by `at`.
 
-    seed: int
-    tensor: str
-    experts: Sequence[str]
-    start: int = 0
+    Attributes:
+        words: int32 (experts, 2), the keys of each expert's mask.
+        start: int64 (), index of the slice's first entry.
+    """
 
-    def keep(self, expert: int, like: Tensor, density: float) -> Tensor:
-        """Bernoulli(density) for each entry of a slice.
+    words: Tensor
+    start: Tensor
+
+    def keep(self, expert: int, like: Tensor, limit: Tensor) -> Tensor:
+        """Which entries of a slice survive, independently of each other.
 
         Args:
             expert: index of the expert whose mask it is.
             like: a tensor of the slice's shape, on its device.
-            density: probability of keeping, in [0, 1]; resolution 2⁻³².
+            limit: int32 (), from `limits`.
 
         Returns:
             bool tensor of `like`'s shape.
         """
         import torch
 
-        words = _key(self.seed, self.tensor, self.experts[expert])
-        stop = self.start + like.numel()
-        index = torch.arange(self.start, stop, dtype=torch.int64, device=like.device)
-        low = index.to(torch.int32)  # wraps: entries beyond 2³² differ in the high word
-        if stop > 1 << 32:
-            low = low ^ _mix((index >> 32).to(torch.int32))
-        bits = _mix(_mix(low ^ words[0]) ^ words[1])
-        threshold = round(density * (1 << 32)) - (1 << 31)  # bits are signed: uniform in ±2³¹
-        if threshold >= 1 << 31:
-            return torch.ones_like(like, dtype=torch.bool)
-        return (bits < threshold).view(like.shape)
+        index = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
+        index = index + self.start.to(torch.int32)  # wraps; `at` keeps the rest in the words
+        bits = _mix(_mix(index ^ self.words[expert, 0]) ^ self.words[expert, 1])
+        return (bits <= limit).view(like.shape)
+
+
+def at(seed: int, tensor: str, experts: Sequence[str], start: int = 0) -> At:
+    """The place of a slice that begins at flat index `start` and crosses no multiple of 2³²."""
+    import torch
+
+    words = torch.tensor([_key(seed, tensor, name) for name in experts], dtype=torch.int32)
+    if start >> 32:
+        words[:, 0] ^= _mix(torch.tensor(start >> 32, dtype=torch.int32))
+    return At(words.view(-1, 2), torch.tensor(start))
+
+
+def limits(densities: Sequence[float]) -> Tensor:
+    """What `At.keep` compares with to keep entries with these probabilities in [0, 1].
+
+    Returns:
+        int32 (len(densities),); resolution 2⁻³², and 2⁻³² instead of 0.
+    """
+    import torch
+
+    places = [round(density * (1 << 32)) - 1 for density in densities]
+    return torch.tensor([max(place, 0) - (1 << 31) for place in places], dtype=torch.int32)
 
 
 def _key(*parts: int | str) -> tuple[int, int]:

@@ -13,11 +13,19 @@ A method is a pure function
 
 in any file of this folder. `base` and `experts` have one shape and one float dtype (float32 in a
 campaign) and must not be written to; the result has that shape and dtype. Keyword arguments are the
-parameters: `PerExpert` ones arrive as one value per expert, the others once. Two keywords are
-filled in by the materializer for functions that name them: `at`, where the tensors lie (for random
-masks), and `measured`, the result of the function given as `measure=` (for reductions over whole
-tensors). A method with `elementwise=True` is called on flat slices of bounded size; it must not
-look beyond the entries it is given, except through `measured`.
+parameters: `PerExpert` ones arrive as one value per expert, the others once. Two more keywords are
+filled in for functions that name them: `at`, where the tensors lie (for random masks), and
+`measured`, the result of the function given as `measure=`, which is called once with a `View` of
+the whole tensors and the parameters that it names: for reductions, and for arithmetic that is about
+the parameters only. What a measure needs of the sources alone, whatever the parameters, is a
+statistic: the function given as `statistic=` is called once per worker for each tensor and expert,
+and the measure gets its results as `statistics`.
+
+A method with `elementwise=True` is called on flat slices of bounded size; it must not look beyond
+the entries it is given, except through `measured`. On large models it is compiled into one pass
+over memory, with the same bytes as result: numbers among the parameters and in `measured` therefore
+arrive as float32 tensors of shape () or (experts,), and a function that asks Python what they are
+(`if weight[0] > 0`) is left uncompiled; `torch.where` is not.
 
 Torch is imported inside functions, so that listing the methods does not load it.
 """
@@ -28,11 +36,12 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from evomerge.errors import InputError
-from evomerge.registry import find, import_all
+from evomerge.registry import find, import_all, options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,12 +111,35 @@ class Method:
     experts: tuple[int, int | None]
     elementwise: bool
     measure: Callable[..., Any] | None
+    statistic: Callable[[View, int], Statistic] | None
     needs_position: bool
 
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def __call__(self, base: Tensor, experts: Sequence[Tensor], **arguments: Any) -> Tensor:
+        """Merge whole tensors by hand, outside a recipe; masks are those of seed 0."""
+        from evomerge.methods.masks import at
+
+        given = {k: v.default for k, v in inspect.signature(self.function).parameters.items()}
+        given = {k: v for k, v in given.items() if v is not inspect.Parameter.empty} | arguments
+        if self.measure is not None:
+            given["measured"] = self.measured(whole_view(base, experts), given)
+        if self.needs_position and "at" not in arguments:
+            given["at"] = at(0, "", [str(i) for i in range(len(experts))])
+        return self.function(base, experts, **given)
+
+    def measured(
+        self, view: View, arguments: Mapping[str, Any], statistics: Sequence[Statistic] = ()
+    ) -> Any:
+        """Run the measure with the parameters, and the statistics, that it names."""
+        assert self.measure is not None
+        given = {k: v for k, v in arguments.items() if k in _named(self.measure)}
+        if statistics:
+            given["statistics"] = statistics
+        return self.measure(view, **given)
 
     def parameter(self, name: str, where: str) -> Parameter:
         """The parameter called `name`.
@@ -160,6 +192,14 @@ class Method:
         return arguments
 
 
+class Statistic(Protocol):
+    """What a source's tensor is like, kept in memory for every later candidate."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+
+
 @dataclass(frozen=True)
 class View:
     """The flat tensors of one merge, read block by block in the arithmetic's dtype.
@@ -171,18 +211,29 @@ class View:
     experts: Sequence[Tensor]
     dtype: Any
     block: int = 1 << 16
+    run: Callable[..., Any] = lambda function, *rest: function(*rest)
 
-    def blocks(self, tensor: Tensor) -> Iterator[Tensor]:
-        """`tensor` in order, as slices of at most `block` entries in `dtype`."""
-        for start in range(0, tensor.numel(), self.block):
-            yield tensor[start : start + self.block].to(self.dtype)
+    def map(self, function: Callable[..., Any], expert: int, *rest: Tensor) -> Iterator[Any]:
+        """An element-wise `function(τ, *rest)` of τ = θ_expert − θ_base, block by block."""
+        of_task_vector = _of_task_vector(function, self.dtype)
+        for start in range(0, self.base.numel(), self.block):
+            part = slice(start, start + self.block)
+            yield self.run(of_task_vector, self.base[part], self.experts[expert][part], *rest)
 
-    def task_vector(self, expert: int) -> Iterator[Tensor]:
-        """Blocks of τ = θ_expert − θ_base."""
-        for base, other in zip(
-            self.blocks(self.base), self.blocks(self.experts[expert]), strict=True
-        ):
-            yield other - base
+
+@cache
+def _named(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(options(function))
+
+
+@cache
+def _of_task_vector(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+    """`function` as one of the stored tensors; one object for each, so that it is compiled once."""
+
+    def of_stored(base: Tensor, expert: Tensor, *rest: Tensor) -> Any:
+        return function(expert.to(dtype) - base.to(dtype), *rest)
+
+    return of_stored
 
 
 def whole_view(base: Tensor, experts: Sequence[Tensor]) -> View:
@@ -196,8 +247,9 @@ def merge_method(
     experts: tuple[int, int | None] = (1, None),
     elementwise: bool = True,
     measure: Callable[..., Any] | None = None,
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a function as a merge method under its own name; see this module's docstring.
+    statistic: Callable[[View, int], Statistic] | None = None,
+) -> Callable[[Callable[..., Tensor]], Method]:
+    """Make a function a merge method, registered under its own name; see this module's docstring.
 
     Args:
         reference: paper and equation.
@@ -205,14 +257,16 @@ def merge_method(
         elementwise: the function may be called on slices.
         measure: called as `measure(View, **parameters it names)` over the whole tensors before
             the slices; its result is passed as `measured`.
+        statistic: called as `statistic(View, index of an expert)` once per worker; the measure
+            gets one result per expert as `statistics`.
     """
 
-    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def register(function: Callable[..., Tensor]) -> Method:
         name = function.__name__
         if name in _REGISTRY:
             raise ValueError(f"two merge methods are called {name!r}")
         parameters = _parameters(function)
-        _REGISTRY[name] = Method(
+        _REGISTRY[name] = method = Method(
             name=name,
             function=function,
             parameters=MappingProxyType(parameters),
@@ -220,9 +274,10 @@ def merge_method(
             experts=experts,
             elementwise=elementwise,
             measure=measure,
+            statistic=statistic,
             needs_position="at" in inspect.signature(function).parameters,
         )
-        return function
+        return method
 
     return register
 

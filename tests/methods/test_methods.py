@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from evomerge.errors import InputError
-from evomerge.methods.masks import At
+from evomerge.methods.masks import at, limits
 from evomerge.methods.registry import View, methods, whole_view
-from evomerge.methods.task_arithmetic import Trim, ties, trims
+from evomerge.methods.task_arithmetic import ties
+from evomerge.methods.trimming import spectrum, trims
 
 REGISTRY = methods()
 
@@ -29,7 +30,7 @@ def test_every_method_leaves_its_inputs_alone_and_keeps_shape_and_dtype(name):
     count = method.experts[1] or 3
     base, *experts = some_tensors(count + 1)
     before = [t.clone() for t in (base, *experts)]
-    result = method.function(base, experts, **default_arguments(method, count))
+    result = method(base, experts, **default_arguments(method, count))
     assert result.shape == base.shape
     assert result.dtype == base.dtype
     for tensor, copy in zip((base, *experts), before, strict=True):
@@ -47,13 +48,12 @@ def test_every_elementwise_method_gives_the_same_bytes_in_slices(name):
     names = [f"e{i}" for i in range(count)]
     measured = {}
     if method.measure is not None:
-        wanted = {k: v for k, v in arguments.items() if k == "density"}
-        measured = {"measured": method.measure(whole_view(base, experts), **wanted)}
+        measured = {"measured": method.measured(whole_view(base, experts), arguments)}
 
     def run(start, stop):
-        at = {"at": At(5, "t", names, start)} if method.needs_position else {}
+        place = {"at": at(5, "t", names, start)} if method.needs_position else {}
         parts = [t[start:stop] for t in (base, *experts)]
-        return method.function(parts[0], parts[1:], **arguments, **at, **measured)
+        return method.function(parts[0], parts[1:], **arguments, **place, **measured)
 
     whole = run(0, 1001)
     for size in (64, 333):
@@ -69,7 +69,7 @@ def test_identical_experts_give_that_expert_when_weights_share_out(name):
     arguments["weight"] = [1 / 3] * 3
     if "density" in arguments:
         arguments["density"] = [1.0] * 3
-    result = method.function(base, [expert] * 3, **arguments)
+    result = method(base, [expert] * 3, **arguments)
     torch.testing.assert_close(result, expert)
 
 
@@ -78,7 +78,7 @@ def test_lambda_zero_gives_the_base(name):
     method = REGISTRY[name]
     base, *experts = some_tensors(4)
     arguments = {**default_arguments(method, 3), "lambda_": 0.0}
-    assert torch.equal(method.function(base, experts, **arguments), base)
+    assert torch.equal(method(base, experts, **arguments), base)
 
 
 def test_trim_keeps_exactly_k_entries_and_of_ties_the_lower_index():
@@ -89,19 +89,43 @@ def test_trim_keeps_exactly_k_entries_and_of_ties_the_lower_index():
     assert kept == [1, 2, 4, 8]
 
 
+def kept_by_sorting(tau, density):
+    expected = torch.zeros(len(tau), dtype=torch.bool)
+    k = max(1, int(density * len(tau)))
+    expected[torch.sort(tau.abs(), descending=True, stable=True).indices[:k]] = True
+    return expected
+
+
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.37, 0.5, 0.999])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_radix_selection_agrees_with_a_stable_sort(density, dtype):
+@pytest.mark.parametrize("known", [False, True])
+def test_trims_agree_with_a_stable_sort(density, dtype, known):
     generator = torch.Generator().manual_seed(3)
-    base = torch.randn(5000, generator=generator).to(dtype)
-    expert = base + (torch.randn(5000, generator=generator) * 0.01).to(dtype)  # many ties in fp16
-    view = View(base, [expert], torch.float32, block=700)
+    base = torch.randn(20_011, generator=generator).to(dtype)
+    expert = base + (torch.randn(20_011, generator=generator) * 0.01).to(dtype)  # many ties in bf16
+    view = View(base, [expert], torch.float32, block=8192)
+    given = {"statistics": [spectrum(view, 0)]} if known else {}
+    [trim] = trims(view, density=[density], **given)
+    tau = expert.float() - base.float()
+    assert torch.equal(trim.keep(tau, 0), kept_by_sorting(tau, density))
+
+
+TAUS = {
+    "one value": torch.full((9000,), 0.25),
+    "nothing but zeros": torch.zeros(9000),
+    "two values in one bin": torch.tensor([1.0, 1.0 + 2**-23]).repeat(4500),
+    "a few entries": torch.tensor([3.0, -1.0, 2.0]),
+    "many near values": 1 + torch.arange(9000) % 1500 * 2.0**-23,
+    "the whole range of float32": torch.logspace(-44, 38, 9000),
+}
+
+
+@pytest.mark.parametrize("density", [0.0004, 0.3, 0.5, 0.9999])
+@pytest.mark.parametrize("tau", TAUS.values(), ids=TAUS)
+def test_trims_of_awkward_task_vectors_agree_with_a_stable_sort(tau, density):
+    view = View(torch.zeros_like(tau), [tau], torch.float32, block=4096)
     [trim] = trims(view, density=[density])
-    magnitude = (expert.float() - base.float()).abs()
-    k = max(1, int(density * 5000))
-    expected = torch.zeros(5000, dtype=torch.bool)
-    expected[torch.sort(magnitude, descending=True, stable=True).indices[:k]] = True
-    assert torch.equal(trim.keep(expert.float() - base.float(), 0), expected)
+    assert torch.equal(trim.keep(tau, 0), kept_by_sorting(tau, density))
 
 
 def test_a_not_a_number_is_never_trimmed_away_unseen():
@@ -111,22 +135,24 @@ def test_a_not_a_number_is_never_trimmed_away_unseen():
     assert torch.isnan(result).any()
 
 
+def mask(density, size, seed=0, tensor="t", start=0, expert=0):
+    place = at(seed, tensor, ["math", "lang"], start)
+    return place.keep(expert, torch.empty(size), limits([density])[0])
+
+
 def test_masks_depend_on_place_only():
-    at = At(11, "model.layers.0.mlp.weight", ["math", "lang"])
-    whole = at.keep(0, torch.empty(10_000), 0.3)
-    tail = At(11, at.tensor, at.experts, start=4_321).keep(0, torch.empty(1_000), 0.3)
-    assert torch.equal(tail, whole[4_321:5_321])
+    assert torch.equal(mask(0.3, 1_000, start=4_321), mask(0.3, 10_000)[4_321:5_321])
 
 
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 0.9, 1.0])
 def test_masks_keep_their_share(density):
-    kept = At(0, "t", ["e"]).keep(0, torch.empty(400_000), density).float().mean().item()
+    kept = mask(density, 400_000).float().mean().item()
     assert abs(kept - density) <= 5 * (density * (1 - density) / 400_000) ** 0.5
 
 
 def test_masks_of_different_keys_are_independent():
     masks = [
-        At(seed, tensor, ["a", "b"]).keep(expert, torch.empty(100_000), 0.5).float() * 2 - 1
+        mask(0.5, 100_000, seed, tensor, expert=expert).float() * 2 - 1
         for seed, tensor, expert in [(0, "t", 0), (1, "t", 0), (0, "u", 0), (0, "t", 1)]
     ]
     for i in range(len(masks)):
@@ -135,16 +161,13 @@ def test_masks_of_different_keys_are_independent():
 
 
 def test_masks_have_no_serial_correlation():
-    bits = At(0, "t", ["a"]).keep(0, torch.empty(200_000), 0.5).float() * 2 - 1
+    bits = mask(0.5, 200_000).float() * 2 - 1
     for lag in (1, 2, 8, 64, 4096):
         assert abs((bits[:-lag] * bits[lag:]).mean().item()) < 5 / 200_000**0.5
 
 
 def test_masks_beyond_four_billion_entries_do_not_repeat():
-    at = At(0, "t", ["a"])
-    far = At(0, "t", ["a"], start=1 << 32)
-    like = torch.empty(10_000)
-    assert not torch.equal(at.keep(0, like, 0.5), far.keep(0, like, 0.5))
+    assert not torch.equal(mask(0.5, 10_000), mask(0.5, 10_000, start=1 << 32))
 
 
 def test_listing_methods_does_not_import_torch():
@@ -175,4 +198,4 @@ def test_trim_of_nothing_and_of_everything():
     base, expert = torch.zeros(5), torch.arange(5.0)
     nothing, everything = trims(whole_view(base, [expert, expert]), density=[0.0, 1.0])
     assert not nothing.keep(expert, 0).any()
-    assert everything == Trim(0.0, 4)
+    assert everything.keep(expert, 0).all()

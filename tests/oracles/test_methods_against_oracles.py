@@ -8,7 +8,7 @@ from mergekit.merge_methods import merge_tensors
 from peft.utils import merge_utils
 
 from evomerge.methods.averaging import linear, passthrough, slerp
-from evomerge.methods.masks import At
+from evomerge.methods.masks import at, limits
 from evomerge.methods.task_arithmetic import dare_linear, dare_ties, task_arithmetic, ties
 
 SHAPES = [(1,), (7,), (99,), (13, 11), (64, 48), (3, 5, 7)]
@@ -99,10 +99,10 @@ def test_passthrough_is_the_expert_times_scale(tensors):
 def peft_with_our_masks(monkeypatch):
     """PEFT's DARE with its Bernoulli draws replaced by our counter-based masks, in order."""
 
-    def use(at, taus, densities):
+    def use(place, taus, densities):
         masks = iter(
-            at.keep(i, tau, density).to(tau.dtype)
-            for i, (tau, density) in enumerate(zip(taus, densities, strict=True))
+            place.keep(i, tau, limit).to(tau.dtype)
+            for i, (tau, limit) in enumerate(zip(taus, limits(densities), strict=True))
         )
         pruned = lambda tensor, density, rescale: tensor * next(masks) / density  # noqa: E731
         monkeypatch.setattr(merge_utils, "random_pruning", pruned)
@@ -112,21 +112,21 @@ def peft_with_our_masks(monkeypatch):
 
 @pytest.mark.parametrize("density", [0.2, 0.7])
 def test_dare_linear_agrees_with_peft_on_the_same_mask(tensors, density, peft_with_our_masks):
-    at = At(3, "a.weight", ["x", "y", "z"])
+    place = at(3, "a.weight", ["x", "y", "z"])
     taus = [e - tensors[0] for e in tensors[1:]]
-    peft_with_our_masks(at, taus, [density] * 3)
+    peft_with_our_masks(place, taus, [density] * 3)
     weights = torch.tensor(WEIGHTS, dtype=torch.float64)
     expected = tensors[0] + merge_utils.dare_linear(taus, weights, density)
-    ours = dare_linear(tensors[0], tensors[1:], weight=WEIGHTS, density=[density] * 3, at=at)
+    ours = dare_linear(tensors[0], tensors[1:], weight=WEIGHTS, density=[density] * 3, at=place)
     torch.testing.assert_close(ours, expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("density", [0.2, 0.7])
 def test_dare_ties_agrees_with_peft_on_the_same_mask(tensors, density, peft_with_our_masks):
     # PEFT elects signs before weighting and divides by the count: equal weights make both the same
-    at = At(3, "a.weight", ["x", "y", "z"])
+    place = at(3, "a.weight", ["x", "y", "z"])
     taus = [e - tensors[0] for e in tensors[1:]]
-    peft_with_our_masks(at, taus, [density] * 3)
+    peft_with_our_masks(place, taus, [density] * 3)
     expected = tensors[0] + merge_utils.dare_ties(taus, torch.ones(3, dtype=torch.float64), density)
-    ours = dare_ties(tensors[0], tensors[1:], weight=[1.0] * 3, density=[density] * 3, at=at)
+    ours = dare_ties(tensors[0], tensors[1:], weight=[1.0] * 3, density=[density] * 3, at=place)
     torch.testing.assert_close(ours, expected, **TOLERANCE)

@@ -1,0 +1,228 @@
+"""The time to make one candidate: evomerge against mergekit's `merge_tensors`, tensor by tensor.
+
+Run `python benchmarks/materialize.py`. A Llama of 68 M parameters (20 layers of hidden 512, MLP
+1536), a random base and three experts that are the base plus noise, all bf16 safetensors in the
+page cache, mapped. One candidate has its own weight (and density) per expert.
+
+- evomerge: `plan` and `Kernel.fill` of every tensor, as a worker does it: arithmetic in float32,
+  every value rounded to bf16, checked to be finite and written into resident parameters. These are
+  float32, the CPU's default for scoring, and so twice mergekit's output; `--compute bfloat16` for
+  bf16 ones.
+- mergekit: `merge_tensors` for every tensor on the same mapped tensors, the base among them, as
+  bf16 arithmetic (its default for bf16 inputs) and with `dtype=float32, out_dtype=bfloat16`; the
+  ratio is taken to the faster of the two.
+
+Both in turn in one process, the first round (page cache, statistics of the sources) not counted,
+median of the others. Where no mask is random, the results are compared before anything is timed.
+"The floor" is reading four models and writing one at this machine's copy bandwidth. Exits with 1
+when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from mergekit.merge_methods import merge_tensors
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.plan import plan
+from evomerge.methods.registry import whole_view
+from evomerge.methods.trimming import trims
+from evomerge.models.checkpoint import Checkpoint, open_checkpoint
+from evomerge.recipe import BASE, Merge, Recipe, Slot
+
+EXPERTS = ("first", "second", "third")
+WEIGHTS = (0.6, 0.3, 0.4)
+DENSITIES = (0.3, 0.5, 0.8)
+BARS = {"linear": 3.0, "task_arithmetic": 3.0, "ties": 20.0, "dare_ties": 10.0}
+METHODS = (*BARS, "slerp", "dare_linear")
+RANDOM = ("dare_ties", "dare_linear")
+BASE_WEIGHT = 0.2
+
+
+def save_models(folder: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=20,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).bfloat16()
+    base = {name: value.clone() for name, value in model.state_dict().items()}
+    for name in (BASE, *EXPERTS):
+        if name != BASE:
+            for parameter, value in zip(model.parameters(), base.values(), strict=False):
+                noise = torch.randn(value.shape) * 0.1 * value.float().std().clamp(0.01)
+                parameter.data.copy_(value + noise)
+        model.save_pretrained(folder / name)
+
+
+def recipe_of(method: str, sources: dict[str, Checkpoint]) -> Recipe:
+    layout = sources[BASE].layout
+    names = EXPERTS[:1] if method == "slerp" else EXPERTS
+    experts: dict[str, dict[str, float]] = {name: {} for name in names}
+    if method != "slerp":
+        for name, weight, density in zip(names, WEIGHTS, DENSITIES, strict=True):
+            experts[name]["weight"] = weight
+            if method in ("ties", *RANDOM):
+                experts[name]["density"] = density
+    parameters = {"linear": {"base_weight": BASE_WEIGHT}, "slerp": {"t": 0.4}}.get(method, {})
+    groups = [(None, group) for group in layout.outside_groups]
+    groups += [(layer, "layer") for layer in range(layout.layers)]
+    return Recipe(
+        sources=dict.fromkeys(sources, "unused"),
+        path=tuple(Slot(source=BASE, layer=layer) for layer in range(layout.layers)),
+        merges=tuple(
+            Merge(slot=slot, group=group, method=method, experts=experts, parameters=parameters)
+            for slot, group in groups
+        ),
+    )
+
+
+def mergekit_of(
+    method: str, sources: dict[str, Checkpoint], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    names = (BASE, EXPERTS[0]) if method == "slerp" else (BASE, *EXPERTS)
+    parameters: dict[str, object] = {"weight": list(WEIGHTS)}
+    if method == "linear":
+        parameters = {"weight": [BASE_WEIGHT, *WEIGHTS], "normalize": True}
+    elif method == "slerp":
+        parameters = {"t": 0.4}
+    elif method == "task_arithmetic":
+        parameters |= {"normalize": False}
+    else:
+        parameters |= {"density": list(DENSITIES), "normalize": method != "dare_linear"}
+    return {
+        name: merge_tensors(
+            [sources[source].read(name) for source in names],
+            method,
+            parameters=parameters,
+            base_index=None if method == "linear" else 0,
+            dtype=dtype,
+            out_dtype=torch.bfloat16,
+        )
+        for name in sources[BASE].names()
+    }
+
+
+def check(
+    method: str,
+    sources: dict[str, Checkpoint],
+    ours: dict[str, torch.Tensor],
+    theirs: dict[str, torch.Tensor],
+) -> None:
+    """Refuse results that differ by more than bf16's rounding, entries tied at a trim aside."""
+    for name, value in theirs.items():
+        gap = (ours[name].float() - value.float()).abs() > 2**-7 * value.float().abs() + 1e-6
+        if method == "ties":
+            gap &= ~tied(sources, name)
+        if gap.any():
+            raise SystemExit(f"{method}: {name} differs from mergekit's")
+
+
+def tied(sources: dict[str, Checkpoint], name: str) -> torch.Tensor:
+    """Entries whose |τ| is an expert's trim threshold: mergekit chooses among them at will."""
+    base, *experts = (sources[source].read(name).float() for source in (BASE, *EXPERTS))
+    cut = trims(whole_view(base, experts), density=DENSITIES)
+    masks = [(e - base).abs() == t.threshold for e, t in zip(experts, cut, strict=True)]
+    return torch.stack(masks).any(0)
+
+
+def seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def floor(parameters: int) -> float:
+    """Seconds to read four bf16 models and write one, at the best of ten copies of 256 MB."""
+    source = torch.ones(1 << 27, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    best = min(seconds(lambda: target.copy_(source)) for _ in range(10))
+    return best * (5 * parameters) / (2 * source.numel())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as name, torch.no_grad():
+        save_models(Path(name))
+        sources = {n: open_checkpoint(n, f"{name}/{n}") for n in (BASE, *EXPERTS)}
+        rows = [compare(method, sources, arguments) for method in arguments.methods]
+        layout = sources[BASE].layout
+        size = sum(torch.Size(tensor.shape).numel() for tensor in layout.tensors)
+    if arguments.json:
+        print(json.dumps({"parameters": size, "floor": floor(size), "methods": rows}))
+    else:
+        show(rows, size, arguments)
+    return int(any(row["bar"] and row["ratio"] < row["bar"] for row in rows))
+
+
+def compare(
+    method: str, sources: dict[str, Checkpoint], arguments: argparse.Namespace
+) -> dict[str, object]:
+    layout, kernel = sources[BASE].layout, Kernel(sources)
+    compute = getattr(torch, arguments.compute)
+    resident = {t.name: torch.empty(t.shape, dtype=compute) for t in layout.tensors}
+    recipe = recipe_of(method, sources)
+
+    def candidate() -> None:
+        for step in plan(recipe, layout, sources):
+            kernel.fill(resident[step.tensor.name], step, recipe.seed)
+
+    runs: dict[str, Callable[[], object]] = {
+        "evomerge": candidate,
+        "mergekit bf16": lambda: mergekit_of(method, sources, None),
+        "mergekit fp32": lambda: mergekit_of(method, sources, torch.float32),
+    }
+    first = seconds(candidate)
+    if method not in RANDOM:
+        check(method, sources, resident, mergekit_of(method, sources, torch.float32))
+    spent: dict[str, list[float]] = {key: [] for key in runs}
+    for _ in range(arguments.repeats + 1):
+        for key, run in runs.items():
+            spent[key].append(seconds(run))
+    median = {key: statistics.median(values[1:]) for key, values in spent.items()}
+    ratio = min(median["mergekit bf16"], median["mergekit fp32"]) / median["evomerge"]
+    return {"method": method, "first": first, **median, "ratio": ratio, "bar": BARS.get(method)}
+
+
+def show(rows: list[dict[str, object]], size: int, arguments: argparse.Namespace) -> None:
+    print(
+        f"{size / 1e6:.1f} M parameters, base + 3 experts in bf16, {arguments.threads} threads, "
+        f"{arguments.compute} resident; seconds, median of {arguments.repeats}"
+    )
+    print(f"{'':16} evomerge (first)  mergekit bf16   fp32   ratio   bar")
+    for row in rows:
+        bar = f"{row['bar']:4.0f}x" if row["bar"] else ""
+        print(
+            f"{row['method']:16} {row['evomerge']:8.3f} ({row['first']:5.2f}) "
+            f"{row['mergekit bf16']:14.3f} {row['mergekit fp32']:6.3f} "
+            f"{row['ratio']:6.1f}x {bar:>5}"
+        )
+    print(f"floor: four models read and one written at copy bandwidth, {floor(size):.3f} s")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

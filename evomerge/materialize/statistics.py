@@ -1,0 +1,49 @@
+"""What the sources alone decide, computed once per worker and kept for every later candidate."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from evomerge.methods.registry import Statistic, View
+
+
+class Statistics:
+    """Results of methods' `statistic=` functions by tensor and expert.
+
+    Belongs to one set of sources. Holds at most `limit` bytes: the least recently used results
+    are dropped and computed again when they are needed.
+    """
+
+    def __init__(self, limit: int = 256 << 20) -> None:
+        self.limit = limit
+        self.nbytes = 0
+        self._kept: OrderedDict[tuple[object, ...], Statistic] = OrderedDict()
+
+    def of(
+        self,
+        statistic: Callable[[View, int], Statistic],
+        view: View,
+        tensor: str,
+        experts: Sequence[str],
+    ) -> list[Statistic]:
+        """The statistic of each expert's tensor; `view` holds the experts in the same order."""
+        return [self._one(statistic, view, tensor, i, name) for i, name in enumerate(experts)]
+
+    def _one(
+        self,
+        statistic: Callable[[View, int], Statistic],
+        view: View,
+        tensor: str,
+        index: int,
+        expert: str,
+    ) -> Statistic:
+        key = (statistic, tensor, expert)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        found = self._kept[key] = statistic(view, index)
+        self.nbytes += found.nbytes
+        while self.nbytes > self.limit:
+            self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+        return found

@@ -1,0 +1,238 @@
+"""Trims by magnitude: the k largest |τ| of a task vector, exactly, of tied ones the lower indices.
+
+A non-negative float32 orders as its bit pattern does. The upper 20 of its 31 bits are counted once
+per source (`spectrum`): for any k the counts say in which bracket of about n/4096 entries the k-th
+largest lies. A candidate then looks at the entries of that one bracket only.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evomerge.methods.registry import Tensor, View
+
+_LOW = 11
+"""Bits of a pattern below its bin."""
+_BINS = 1 << 31 - _LOW
+_BRACKETS = 1 << 12
+_ROW = 64
+"""Entries that a search counts together: a mask entry by entry would cost more than the sums."""
+_INFINITE = 0x7F800000
+"""The pattern of infinity; those of NaN lie above it."""
+
+
+class Trim(NamedTuple):
+    """Which entries of a task vector are its k largest by |τ| in float32.
+
+    Kept are the entries above `threshold`, float32 (), and those equal to it up to index `last`,
+    int64 (): of tied entries the lower index comes first.
+    """
+
+    threshold: Tensor
+    last: Tensor
+
+    def keep(self, tau: Tensor, start: Tensor | int) -> Tensor:
+        """Boolean mask over a slice of at most 2³¹ entries that begins at flat index `start`.
+
+        NaN is kept, so that it is seen in the result.
+        """
+        import torch
+
+        magnitude = tau.abs().float()
+        index = torch.arange(tau.numel(), dtype=torch.int32, device=tau.device).view(tau.shape)
+        last = (self.last - start).clamp(-1, (1 << 31) - 1).to(torch.int32)
+        return ~(magnitude <= self.threshold) | ((magnitude == self.threshold) & (index <= last))
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """How an expert's |τ| spread over one tensor: brackets of consecutive bins, the largest first.
+
+    Attributes:
+        floors: int64 (b,), the least pattern of each bracket; falling.
+        counts: int64 (b,), entries in this bracket and those before it.
+        finite: no entry is infinite or NaN.
+    """
+
+    floors: np.ndarray
+    counts: np.ndarray
+    finite: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self.floors.nbytes + self.counts.nbytes
+
+    def bracket(self, k: int) -> Bracket:
+        """Where the k-th largest |τ| lies (from 1)."""
+        place = int(np.searchsorted(self.counts, k))
+        above = int(self.counts[place - 1]) if place else 0
+        stop = int(self.floors[place - 1]) if place else _INFINITE
+        return Bracket(int(self.floors[place]), stop, k - above)
+
+
+class Bracket(NamedTuple):
+    """Patterns from `start` up to `stop`; wanted is the `rank`-th largest of their entries."""
+
+    start: int
+    stop: int
+    rank: int
+
+
+def spectrum(view: View, expert: int) -> Spectrum:
+    """Count an expert's |τ| by bin; depends on the sources alone."""
+    import torch
+
+    share = -(-view.base.numel() // _BRACKETS)
+    counts = np.zeros(_BINS, dtype=np.int64)
+    for bins in view.map(_bins, expert):
+        counts += torch.bincount(bins, minlength=_BINS).cpu().numpy()
+    light = np.flatnonzero((counts > 0) & (counts <= share))
+    exact, tied = _single_patterns(view, expert, np.flatnonzero(counts > share))
+    floors = np.concatenate([light << _LOW, exact])
+    falling = np.argsort(-floors)
+    floors, entries = floors[falling], np.concatenate([counts[light], tied])[falling]
+    total = entries.cumsum()
+    # a bracket ends where another multiple of its share is reached, and before and after many ties
+    last = np.diff(total // share, prepend=0) > 0
+    last[:-1] |= entries[1:] > share
+    last[-1:] = True
+    return Spectrum(floors[last], total[last], not counts[_INFINITE >> _LOW :].any())
+
+
+def _single_patterns(view: View, expert: int, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The patterns in full bins, and the entries of each: a few values with many ties, mostly."""
+    import torch
+
+    place = torch.full((_BINS,), -1, dtype=torch.int32)
+    place[torch.from_numpy(bins)] = torch.arange(len(bins), dtype=torch.int32)
+    counts = np.zeros(len(bins) << _LOW, dtype=np.int64)
+    for patterns in view.map(_patterns, expert) if len(bins) else ():
+        at = place[patterns.cpu() >> _LOW]
+        cells = ((at << _LOW) | (patterns.cpu() & (1 << _LOW) - 1))[at >= 0]
+        counts += torch.bincount(cells, minlength=len(counts)).numpy()
+    found = np.flatnonzero(counts)
+    return bins[found >> _LOW] << _LOW | found & (1 << _LOW) - 1, counts[found]
+
+
+def trims(
+    view: View, *, density: Sequence[float], statistics: Sequence[Spectrum] | None = None
+) -> list[Trim]:
+    """One `Trim` per expert: k = max(1, int(density·n)) entries kept, none at density 0.
+
+    `statistics` are the experts' spectra; they are computed where they are not given.
+    """
+    return [
+        _trim(view, expert, value, statistics[expert] if statistics else None)
+        for expert, value in enumerate(density)
+    ]
+
+
+def _trim(view: View, expert: int, density: float, known: Spectrum | None) -> Trim:
+    n = view.base.numel()
+    if density <= 0 or n == 0:
+        return _as_tensors(math.inf, -1)
+    if density >= 1:
+        return _as_tensors(0.0, n - 1)
+    known = known or spectrum(view, expert)
+    if not known.finite:  # an infinite or undefined entry is kept, and refused in the result
+        return _as_tensors(0.0, n - 1)
+    bracket = known.bracket(max(1, int(density * n)))
+    rows = _rows(view, expert, bracket)
+    if rows.least == rows.greatest:
+        return _select_among_ties(view, expert, rows, bracket.rank)
+    return _select_by_gathering(view, expert, rows, bracket)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What one pass tells of a bracket: its entries in each row of `_ROW`, its extreme values."""
+
+    counts: np.ndarray
+    least: float
+    greatest: float
+
+
+def _rows(view: View, expert: int, bracket: Bracket) -> _Rows:
+    import torch
+
+    bounds = [torch.tensor(_float(pattern)) for pattern in bracket[:2]]
+    whole = view.base.numel() // _ROW * _ROW
+    head = replace(view, base=view.base[:whole], experts=[e[:whole] for e in view.experts])
+    parts: list[Any] = [*head.map(_count_rows, expert, *bounds)]
+    if whole < view.base.numel():
+        parts.append(_count_rows(_padded(view, expert, whole), *bounds))
+    counts, least, greatest = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+    return _Rows(counts.astype(np.int64), float(least.min()), float(greatest.max()))
+
+
+def _count_rows(tau: Tensor, floor: Tensor, ceiling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row: how many entries have floor ≤ |τ| < ceiling, the least of them, the greatest."""
+    import torch
+
+    magnitude = tau.abs().float().view(-1, _ROW)
+    inside = (magnitude >= floor) & (magnitude < ceiling)
+    least = torch.where(inside, magnitude, math.inf).amin(1)
+    return inside.float().sum(1), least, torch.where(inside, magnitude, -1.0).amax(1)
+
+
+def _padded(view: View, expert: int, start: int) -> Tensor:
+    """The task vector from `start` on, filled up with NaN to a whole row."""
+    import torch
+
+    rest = view.experts[expert][start:].to(view.dtype) - view.base[start:].to(view.dtype)
+    return torch.nn.functional.pad(rest, (0, -rest.numel() % _ROW), value=math.nan)
+
+
+def _select_among_ties(view: View, expert: int, rows: _Rows, rank: int) -> Trim:
+    """The trim in a bracket of one value: the `rank`-th of its entries is the last one kept."""
+    total = rows.counts.cumsum()
+    row = int(np.searchsorted(total, rank))
+    rank -= int(total[row - 1]) if row else 0
+    part = slice(row * _ROW, (row + 1) * _ROW)
+    tau = view.experts[expert][part].to(view.dtype) - view.base[part].to(view.dtype)
+    ties = (tau.abs().float() == rows.least).nonzero().view(-1)
+    return _as_tensors(rows.least, row * _ROW + int(ties[rank - 1]))
+
+
+def _select_by_gathering(view: View, expert: int, rows: _Rows, bracket: Bracket) -> Trim:
+    """The trim at a bracket's `rank`-th largest pattern, from the rows with entries in it."""
+    import torch
+
+    index = (np.flatnonzero(rows.counts)[:, None] * _ROW + np.arange(_ROW)).ravel()
+    index = index[index < view.base.numel()]
+    where = torch.from_numpy(index).to(view.base.device)
+    base, other = (t[where].to(view.dtype) for t in (view.base, view.experts[expert]))
+    patterns = _patterns(other - base).cpu().numpy()
+    inside = (patterns >= bracket.start) & (patterns < bracket.stop)
+    index, patterns = index[inside], patterns[inside]
+    pattern = int(np.partition(patterns, -bracket.rank)[-bracket.rank])
+    tied = bracket.rank - int(np.count_nonzero(patterns > pattern))
+    return _as_tensors(_float(pattern), int(index[np.flatnonzero(patterns == pattern)[tied - 1]]))
+
+
+def _as_tensors(threshold: float, last: int) -> Trim:
+    import torch
+
+    return Trim(torch.tensor(threshold), torch.tensor(last))
+
+
+def _float(pattern: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<I", pattern))[0])
+
+
+def _patterns(tau: Tensor) -> Tensor:
+    """|τ| in float32 as int32 bit patterns."""
+    import torch
+
+    return tau.abs().float().view(torch.int32)
+
+
+def _bins(tau: Tensor) -> Tensor:
+    return _patterns(tau) >> _LOW
