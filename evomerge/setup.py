@@ -92,7 +92,8 @@ def prepare(config: CampaignConfig) -> Setup:
             signs=np.array([1.0 if t.higher_is_better else -1.0 for t in tasks]),
         ),
     )
-    setup.optimizer()  # checks the optimizer's name and options
+    optimizer = setup.optimizer()  # checks the optimizer's name and options
+    optimizer.check_metrics([task.task for task in tasks])
     return setup
 
 

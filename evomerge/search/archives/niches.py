@@ -38,6 +38,7 @@ class NicheArchive:
         self._binary = np.ones(0, dtype=bool)
         self._tasks = np.zeros(0, np.int64)
         self._shares: Values = np.ones(0)
+        self._prices: tuple[Values, Values] | None = None  # of the members, until one changes
 
     def __len__(self) -> int:
         return self._count
@@ -67,12 +68,16 @@ class NicheArchive:
         self._binary &= (scores * scores == scores) | missing
         if self._count < self.capacity:
             self._count += 1
+            self._prices = None
             return row
-        loser = int(np.argmin(self.fitness(newcomer=True)))
+        fitness = self.fitness(newcomer=True)
+        # sums that differ by rounding alone are ties, on every machine
+        loser = int(np.argmax(fitness <= fitness.min() * (1 + 1e-9)))
         if loser == row:
             return None
         self._scores[loser] = self._scores[row]
         self._partial[loser] = self._partial[row]
+        self._prices = None
         return loser
 
     def fitness(self, *, newcomer: bool = False) -> Values:
@@ -92,7 +97,8 @@ class NicheArchive:
         Raises:
             ValueError: the archive is empty.
         """
-        scores, price = self._competition(self._count)
+        self._prices = self._prices or self._competition(self._count)
+        scores, price = self._prices
         fitness = scores @ price
         first = draw(rng, fitness)
         if not attraction or self._count == 1:
@@ -156,6 +162,7 @@ class NicheArchive:
         wider = np.full((self.capacity + 1, width), np.nan)
         wider[:, :known] = self._scores
         self._scores = wider
+        self._prices = None
         self._partial[: self._count] = True
         self._binary = np.append(self._binary, np.ones(width - known, dtype=bool))
         self._tasks = np.zeros(width, np.int64) if tasks is None else tasks
