@@ -76,7 +76,7 @@ def prepare(config: CampaignConfig) -> Setup:
     objective = find_objective(config.fitness.objective, "fitness.objective")
     models = preflight(config.models)
     digests = {name: source.digest for name, source in models.sources.items()}
-    space = WeightSpace(config.space, models.layout, digests, config.seed)
+    space = WeightSpace(config.space, models.layout, digests, config.seed, models.sources)
     _check_chat_template(config, models)
     tasks = list_items(config.fitness)
     setup = Setup(
