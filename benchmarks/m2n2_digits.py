@@ -260,7 +260,7 @@ def summary(row: Row, results: list[Result]) -> dict[str, object]:
     from scipy.stats import t
 
     tests = [r.test for r in results]
-    mean, half = statistics.fmean(tests), math.nan
+    mean, half = statistics.fmean(tests), None
     if len(tests) > 1:
         half = t.ppf(0.975, len(tests) - 1) * statistics.stdev(tests) / math.sqrt(len(tests))
     return {
@@ -293,8 +293,10 @@ def main() -> int:
             line = summary(row, results)
             found[table].append(line)
             if not options.json:
+                half = line["half_interval"]
+                around = "       " if half is None else f"± {half:.3f}"
                 print(
-                    f"  {row.name:24s} {line['test']:.3f} ± {line['half_interval']:.3f}"
+                    f"  {row.name:24s} {line['test']:.3f} {around}"
                     f"  {line['search']:.3f}  {line['evaluations_per_second']:6.0f}",
                     flush=True,
                 )
