@@ -86,7 +86,9 @@ class Judge:
             n=sum(len(items[task]) for task in self.tasks),
             items=items,
             metrics=dict(zip(self.tasks, means.tolist(), strict=True)),
-            signs=dict(zip(self.tasks, self.signs.tolist(), strict=True)),
+            signs=dict(
+                zip(self.tasks, np.broadcast_to(self.signs, len(means)).tolist(), strict=True)
+            ),
         )
 
     def value(self, means: Values) -> Values:
