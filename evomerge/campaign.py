@@ -268,6 +268,7 @@ class Campaign:
                 ask=proposal.ask if proposal else None,
                 tells=proposal.tells if proposal else None,
                 parents=proposal.parents if proposal else (),
+                state=self._optimizer.state() if proposal else {},
                 attempt=candidate.attempt,
                 seconds=seconds,
                 versions=self._versions,
@@ -284,10 +285,13 @@ class Campaign:
         assert trial.genome is not None
         self._trials.append(trial)
         proposal = Proposal(trial.ask, trial.tells, trial.genome, trial.parents)
-        self._optimizer.tell(proposal, _scores(trial))
+        self._optimizer.tell(proposal, self._scores(trial))
 
-
-def _scores(trial: Evaluation) -> Scores | None:
-    if trial.value is None:
-        return None
-    return Scores(trial.value, trial.se or 0.0, trial.n, trial.estimated, trial.scores)
+    def _scores(self, trial: Evaluation) -> Scores | None:
+        """What the record says of a trial, in the judge's terms."""
+        if trial.value is None:
+            return None
+        scores = self._setup.judge.scores(trial.scores)
+        return replace(
+            scores, value=trial.value, se=trial.se or 0.0, n=trial.n, estimated=trial.estimated
+        )

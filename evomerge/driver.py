@@ -32,6 +32,7 @@ def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Ca
     """
     config, space = setup.config, setup.space
     check_folder(config, folder)
+    space.keep_in(folder)
     storage, name = study_place(config, folder)
     study = Study.create_or_resume(
         storage,

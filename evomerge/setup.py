@@ -76,7 +76,7 @@ def prepare(config: CampaignConfig) -> Setup:
     objective = find_objective(config.fitness.objective, "fitness.objective")
     models = preflight(config.models)
     digests = {name: source.digest for name, source in models.sources.items()}
-    space = WeightSpace(config.space, models.layout, digests, config.seed)
+    space = WeightSpace(config.space, models.layout, digests, config.seed, models.sources)
     _check_chat_template(config, models)
     tasks = list_items(config.fitness)
     setup = Setup(
@@ -92,7 +92,8 @@ def prepare(config: CampaignConfig) -> Setup:
             signs=np.array([1.0 if t.higher_is_better else -1.0 for t in tasks]),
         ),
     )
-    setup.optimizer()  # checks the optimizer's name and options
+    optimizer = setup.optimizer()  # checks the optimizer's name and options
+    optimizer.check_metrics([task.task for task in tasks])
     return setup
 
 

@@ -27,6 +27,7 @@ class Scores:
             the value alone.
         violation: by how much constraints are broken in sum; 0 when all hold.
         metrics: measures by name, in their natural direction: each task's mean.
+        signs: task → −1 where a smaller metric is better; others count as +1.
     """
 
     value: float
@@ -37,6 +38,7 @@ class Scores:
     objectives: tuple[float, ...] = ()
     violation: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    signs: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.objectives:
@@ -84,6 +86,9 @@ class Judge:
             n=sum(len(items[task]) for task in self.tasks),
             items=items,
             metrics=dict(zip(self.tasks, means.tolist(), strict=True)),
+            signs=dict(
+                zip(self.tasks, np.broadcast_to(self.signs, len(means)).tolist(), strict=True)
+            ),
         )
 
     def value(self, means: Values) -> Values:

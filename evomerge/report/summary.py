@@ -43,6 +43,7 @@ def status_summary(study: Study) -> dict[str, Any]:
         "digests": [t.digest for t in trials],
         "item_evaluations": sum(e.n for e in evaluations if e.seconds),
         "seconds": round(sum(sum(e.seconds.values()) for e in evaluations), 3),
+        "optimizer_state": dict(trials[-1].state) if trials else {},
         "done": concluded.get("trials") == len(trials),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 
 from evomerge.recipe import Recipe
 from evomerge.search.domain import Domain, Genome
@@ -16,6 +17,10 @@ class Space(Domain):
     """
 
     label: str
+
+    def keep_in(self, folder: Path) -> None:
+        """Told where the run's files lie, for what a space may want to keep between starts."""
+        return None
 
     @abstractmethod
     def decode(self, genome: Genome) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import numpy as np
 from evomerge.config import SpaceConfig
 from evomerge.errors import InputError
 from evomerge.methods.registry import Method, Parameter, find_method
-from evomerge.models.layout import Layout
+from evomerge.models.layout import Layout, TensorSpec
+from evomerge.models.source import Source
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 from evomerge.search.domain import Gene, Genome
+from evomerge.search.lineage import Lineage, SourceGrams, owners_of_coefficients
 from evomerge.search.space import Space
 
 
@@ -46,13 +49,20 @@ class WeightSpace(Space):
     """
 
     def __init__(
-        self, config: SpaceConfig, layout: Layout, digests: Mapping[str, str], seed: int
+        self,
+        config: SpaceConfig,
+        layout: Layout,
+        digests: Mapping[str, str],
+        seed: int,
+        sources: Mapping[str, Source] | None = None,
     ) -> None:
         """Check the configuration against the method's signature and the models' layout.
 
         Args:
             digests: source name → content digest, the base first.
             seed: keys the random masks of every recipe of this space.
+            sources: read, if ever, for the Grams of spherical recombination; without them genomes
+                recombine linearly.
 
         Raises:
             InputError: unknown method or parameter, bounds outside the method's range, no genes.
@@ -75,6 +85,8 @@ class WeightSpace(Space):
         super().__init__([Gene(self._name(c), *bounds[c.parameter]) for c in self._coefficients])
         self.initial = self._uniform()
         self.label = self.method.name
+        self._lineage = self._find_lineage(layout, sources)
+        self.seeds = self._lineage.seeds(self._sources) if self._lineage else {}
 
     @property
     def cuts(self) -> Sequence[int]:
@@ -88,6 +100,45 @@ class WeightSpace(Space):
         defaults["weight"] = 1 / len(self._experts)
         pairs = zip(self.genes, self._coefficients, strict=True)
         return np.array([gene.unit(defaults[c.parameter]) for gene, c in pairs])
+
+    def recombine(self, a: Genome, b: Genome, split: int, weight: float) -> Genome:
+        """SLERP of what the genomes stand for, where genes are linear coefficients of the sources
+        (`Lineage`); elsewhere the genes themselves, linearly.
+        """
+        if self._lineage is None or self._lineage.grams is None:
+            return super().recombine(a, b, split, weight)
+        return self._lineage.recombine(a, b, split, weight)
+
+    def statistics(self, genome: Genome) -> dict[str, float]:
+        """The mean over groups of every parameter, by name: `weight.math`, `lambda`."""
+        found: dict[str, list[float]] = {}
+        for gene, coefficient, unit in zip(self.genes, self._coefficients, genome, strict=True):
+            name = ".".join(p for p in (coefficient.parameter, coefficient.expert) if p)
+            found.setdefault(name, []).append(_number(gene.value(unit)))
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep the Grams, once computed, in the run's folder."""
+        if self._lineage and self._lineage.grams:
+            self._lineage.grams.folder = folder
+
+    def _find_lineage(self, layout: Layout, sources: Mapping[str, Source] | None) -> Lineage | None:
+        """The genes as linear coefficients of the sources; None where they are not."""
+        settings = {p.name: self._fixed.get(p.name, p.default) for p in self._shared_parameters()}
+        searched = {c.parameter for c in self._coefficients}
+        owners = owners_of_coefficients(self.method.name, searched, settings, self._experts)
+        if owners is None or any(gene.log for gene in self.genes):
+            return None
+        place = {(c.group, c.expert): i for i, c in enumerate(self._coefficients)}
+        blocks = [[place[group, owner] for owner in owners] for group in range(len(self._groups))]
+        grams = None
+        if sources is not None:
+            tensors = [_tensors(group, layout) for group in self._groups]
+            grams = SourceGrams(sources, tensors, task_vectors=None not in owners)
+        return Lineage(owners, np.array(blocks), self.genes, grams)
+
+    def _shared_parameters(self) -> Iterator[Parameter]:
+        return (p for p in self.method.parameters.values() if not p.per_expert)
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome; every parameter of the method stands in it, defaults too."""
@@ -204,6 +255,17 @@ def _groups(granularity: str, layout: Layout) -> Iterator[_Group]:
         else:
             yield from (_Group(f"{label}.{m}", ((layer, m),)) for m in layout.modules)
     yield from (group for group in outside if group.label != "embeddings")
+
+
+def _tensors(group: _Group, layout: Layout) -> list[TensorSpec]:
+    """The tensors that a group's merges make."""
+    targets = set(group.targets)
+    return [
+        spec
+        for spec in layout.tensors
+        if (spec.layer, spec.group) in targets
+        or (spec.layer is not None and (spec.layer, "layer") in targets)
+    ]
 
 
 def _fixed_and_bounds(

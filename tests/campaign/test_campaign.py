@@ -456,3 +456,27 @@ def test_paths_budget_and_workers_may_change_between_runs(whole, tmp_path):
         .campaign["models"]["base"]
         .startswith(os.fspath(tmp_path))
     )
+
+
+def test_coverage_and_entropy_stand_beside_every_trial_of_an_archive(tmp_path):
+    tiny.save_campaign(tmp_path)
+    linear = "space.weights={method: task_arithmetic, genes: {weight: [-1, 2]}}"
+    chosen = ["optimizer={kind: m2n2, population: 3}", linear, "budget.trials=9"]
+    out = run(tmp_path, overrides=chosen)
+    trials = [e for e in evaluations(out) if e.optimizers_own]
+    assert trials[0].state == {"coverage": 0.0, "entropy": 0.0}  # nothing had arrived by then
+    solved = np.concatenate(list(trials[0].scores.values()))
+    assert trials[1].state["coverage"] == pytest.approx(solved.mean())
+    assert status_summary(open_run(out)[1])["optimizer_state"] == trials[-1].state
+    again = run(tmp_path, out=tmp_path / "short", overrides=[*chosen[:2], "budget.trials=6"])
+    resumed = run(tmp_path, out=again, overrides=chosen)
+    assert (out / "grams.npz").stat().st_size < 10_000
+    own = [(e.digest, e.parents, e.state) for e in evaluations(resumed) if e.optimizers_own]
+    assert own == [(e.digest, e.parents, e.state) for e in trials]
+
+
+def test_a_measure_that_is_no_task_is_refused_before_any_work(tmp_path):
+    tiny.save_campaign(tmp_path)
+    options = ["optimizer={kind: map_elites, measures: [nothing]}"]
+    with pytest.raises(InputError, match=r"optimizer.measures: 'nothing'"):
+        prepare(load_campaign(tmp_path / "campaign.yaml", options))

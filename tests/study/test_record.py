@@ -42,6 +42,7 @@ def search_trial(genes=3, items=4, **changes):
         "ask": 7,
         "tells": 5,
         "parents": (2, 4),
+        "state": {"coverage": 0.75, "entropy": 0.5},
         "attempt": 2,
         "seconds": {"materialize": 0.25, "score": 1.5},
         "versions": {"lm_eval": "0.4.13", "torch": "2.13"},

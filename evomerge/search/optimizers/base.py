@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,11 +52,14 @@ class Optimizer(ABC):
         self.domain = domain
         self.seed = seed
         self.tells = 0
+        self._openings: Sequence[Genome] = domain.starts
 
     def ask(self, index: int) -> Proposal:
-        """The proposal of ask `index`: the domain's starts first, then the optimizer's own."""
-        if index < len(self.domain.starts):
-            return Proposal(index, self.tells, self.domain.starts[index])
+        """The proposal of ask `index`: the openings (the domain's starts, unless an optimizer adds
+        to them) first, then the optimizer's own.
+        """
+        if index < len(self._openings):
+            return Proposal(index, self.tells, self._openings[index])
         genome, parents = self._propose(self._random(index))
         return Proposal(index, self.tells, genome, parents)
 
@@ -64,6 +67,18 @@ class Optimizer(ABC):
         """Learn how a proposal did; None when it failed."""
         self._learn(proposal, scores)
         self.tells += 1
+
+    def state(self) -> dict[str, float]:
+        """What is worth recording of the optimizer's state with each evaluation, by name."""
+        return {}
+
+    def check_metrics(self, names: Collection[str]) -> None:
+        """Check options that name tasks against those there are.
+
+        Raises:
+            InputError: an option names none of them.
+        """
+        return None
 
     @abstractmethod
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:

@@ -1,0 +1,105 @@
+"""MAP-Elites: the best of every cell of a grid over two measures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from evomerge.errors import InputError
+from evomerge.judging.scores import Scores, Values
+from evomerge.registry import nearest
+from evomerge.search.archives import GridArchive
+from evomerge.search.domain import Domain, Genome
+from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
+from evomerge.search.variation import cross, mutate, openings
+
+SPREAD = 0.2
+"""Standard deviation, in genes, of the first candidates around the seeds."""
+
+Names = Annotated[list[str], Field(min_length=1, max_length=2)]
+Cells = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+Ranges = Annotated[list[Range], Field(min_length=2, max_length=2)]
+
+
+@optimizer("map_elites")
+class MapElites(Optimizer):
+    """MAP-Elites with crossover over two named measures (Mouret & Clune 2015, arXiv:1504.04909).
+
+    A measure is a task's metric or a recipe statistic. A candidate takes the cell of its measures
+    when that is empty or holds a worse one. Parents are two elites drawn uniformly. Failures and
+    candidates that break a constraint stay out.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        seed: int,
+        *,
+        measures: Names | None = None,
+        grid: Cells = [10, 10],  # noqa: B006 -- never written to
+        bounds: Ranges = [[0, 1], [0, 1]],  # noqa: B006
+        split: bool = True,
+        mutation: Annotated[float, Field(ge=0, le=1)] = 0.05,
+        warmup: Annotated[int, Field(ge=0)] = 15,
+    ) -> None:
+        """`measures`: names of tasks or recipe statistics, by default the first two there are;
+        `grid`: cells along each; `bounds`: [low, high] of each, values beyond count to the
+        outermost cell; `split`, `mutation`, `warmup`: as those of `m2n2`.
+        """
+        for name, (low, high) in zip(("first", "second"), bounds, strict=True):
+            if not low < high:
+                raise InputError(
+                    f"optimizer.bounds: the {name} measure's [{low}, {high}] cross; "
+                    "write [low, high] with low < high"
+                )
+        super().__init__(domain, seed)
+        self._openings = openings(domain)
+        self._warm_at = len(self._openings) + warmup
+        self._measures = measures
+        self._split = split
+        self._mutation = mutation
+        self._archive = GridArchive(grid, bounds)
+        self._elites: dict[int, tuple[int, Genome]] = {}  # by cell: ask index, genome
+
+    def check_metrics(self, names: Collection[str]) -> None:
+        """Refuse a measure that is neither a task nor a recipe statistic."""
+        known = [*names, *self.domain.statistics(self.domain.initial)]
+        for name in self._measures or ():
+            if name not in known:
+                raise InputError(
+                    f"optimizer.measures: {name!r} is neither a task nor a recipe statistic; "
+                    f"{nearest(name, known)}"
+                )
+
+    def state(self) -> dict[str, float]:
+        """How many cells hold an elite, and their share of all."""
+        return {"elites": float(len(self._archive)), "coverage": self._archive.coverage()}
+
+    def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
+        random = np.random.default_rng(rng)
+        if self.tells < self._warm_at or not self._elites:
+            parent = int(random.integers(len(self._openings)))
+            return mutate(self.domain, self._openings[parent], random, SPREAD), (parent,)
+        cells = self._archive.parents(random)
+        (first, a), (second, b) = (self._elites[cell] for cell in cells)
+        child = cross(self.domain, a, b, random, split=self._split)
+        child = mutate(self.domain, child, random, self._mutation)
+        return child, tuple(dict.fromkeys((first, second)))
+
+    def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
+        if scores is None or scores.violation > 0:
+            return
+        cell = self._archive.offer(self._place(proposal.genome, scores), scores.value)
+        if cell is not None:
+            self._elites[cell] = (proposal.ask, proposal.genome)
+
+    def _place(self, genome: Genome, scores: Scores) -> Values:
+        """The two measures, shape (2,); one that is not there counts as 0."""
+        values = {**self.domain.statistics(genome), **scores.metrics}
+        names = self._measures or [*scores.metrics, *self.domain.statistics(genome)]
+        found = [values.get(name, 0.0) for name in names[:2]]
+        return np.array([*found, 0.0, 0.0][:2])
