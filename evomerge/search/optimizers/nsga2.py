@@ -87,7 +87,7 @@ class Nsga2(Optimizer):
         self._order = self._preference(objectives, violations, ranks)
 
     def _superfluous(self, objectives: NDArray[np.float64], ranks: NDArray[np.int64]) -> int:
-        """Index of the member to drop: the most crowded of the worst front, of equals the oldest."""
+        """Index of the member to drop: the worst front's most crowded, of equals the oldest."""
         worst = np.flatnonzero(ranks == ranks.max())
         return int(worst[np.argmin(pareto.crowding(objectives[worst]))])
 
