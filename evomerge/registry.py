@@ -48,9 +48,10 @@ def options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def check_options(
-    function: Callable[..., Any], values: Mapping[str, Any], where: str
+    function: Callable[..., Any], values: Mapping[str, Any], where: str, of: str
 ) -> dict[str, Any]:
-    """`values` as keyword arguments in the annotated types, defaults left out.
+    """`values` as keyword arguments of what is called `of`, in the annotated types, defaults left
+    out.
 
     Raises:
         InputError: an unknown option, or a value of the wrong type; names `where` and the option.
@@ -64,5 +65,7 @@ def check_options(
         problem = error.errors()[0]
         name = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
-            raise InputError(f"{where}.{name}: unknown option; {nearest(name, known)}") from None
+            raise InputError(
+                f"{where}.{name}: unknown option of {of}; {nearest(name, known)}"
+            ) from None
         raise InputError(f"{where}.{name}: {problem['msg']} (found {values[name]!r})") from None

@@ -1,36 +1,53 @@
-"""Children in genes: recombination at a random cut, and mutation. Shared by archive optimizers."""
+"""Crossover and mutation of genomes, real-coded; discrete genes exchange and redraw their levels.
+
+`discrete` is a mask of shape (dimension,): genes of levels, whose distance means nothing.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.search.domain import Domain, Genome
 
-
-def openings(domain: Domain) -> tuple[Genome, ...]:
-    """What an archive is seeded with: the domain's starts, its seeds, its initial point."""
-    found: dict[bytes, Genome] = {}
-    for genome in (*domain.starts, *domain.seeds.values(), domain.initial):
-        found.setdefault(genome.tobytes(), genome)
-    return tuple(found.values())
+Mask = NDArray[np.bool_]
 
 
-def cross(
-    domain: Domain, a: Genome, b: Genome, rng: np.random.Generator, *, split: bool = True
-) -> Genome:
-    """The child of two genomes: weight ~ U(0, 1), split at one of the domain's cuts, or nowhere."""
-    cuts = domain.cuts
-    at = int(cuts[int(rng.integers(len(cuts)))]) if split else domain.dimension
-    return domain.recombine(a, b, at, float(rng.random()))
+def discrete_genes(domain: Domain) -> Mask:
+    """Which genes have levels, shape (dimension,)."""
+    return np.array([gene.levels is not None for gene in domain.genes], dtype=bool)
 
 
-def mutate(domain: Domain, genome: Genome, rng: np.random.Generator, sigma: float) -> Genome:
-    """N(0, σ²) on every continuous gene, clipped to [0, 1]; a discrete one is drawn anew with
-    probability σ, because a small step would rarely leave its cell.
+def sbx(a: Genome, b: Genome, discrete: Mask, rng: np.random.Generator, eta: float) -> Genome:
+    """One child by simulated binary crossover (Deb & Agrawal 1995), clipped to the unit cube.
+
+    Each gene crosses with probability 1/2, else stays a's; `eta`: the larger, the nearer to the
+    parents.
     """
-    if sigma <= 0:
-        return genome
-    moved = np.clip(genome + rng.normal(0, sigma, domain.dimension), 0, 1)
-    discrete = np.array([gene.levels is not None for gene in domain.genes], dtype=bool)
-    redrawn = np.where(rng.random(domain.dimension) < sigma, rng.random(domain.dimension), genome)
-    return np.where(discrete, redrawn, moved)
+    u, side, crosses = rng.random((3, a.size))
+    spread = np.where(u < 0.5, 2 * u, 1 / (2 * (1 - u))) ** (1 / (eta + 1))
+    spread = np.where(side < 0.5, spread, -spread)
+    child = 0.5 * ((1 + spread) * a + (1 - spread) * b)
+    child = np.where(discrete, b, np.clip(child, 0.0, 1.0))
+    return np.where(crosses < 0.5, child, a)
+
+
+def mutate(x: Genome, discrete: Mask, rng: np.random.Generator, eta: float, rate: float) -> Genome:
+    """Polynomial mutation within bounds (Deb & Deb 2014) of each gene at `rate`, of one at least.
+
+    A discrete gene is drawn anew; `eta`: the larger, the smaller the steps.
+    """
+    u, fresh, chance = rng.random((3, x.size))
+    chosen = chance < rate
+    chosen[rng.integers(x.size)] |= not chosen.any()
+    power = eta + 1
+    down = (2 * u + (1 - 2 * u) * (1 - x) ** power) ** (1 / power) - 1
+    up = 1 - (2 * (1 - u) + (2 * u - 1) * x**power) ** (1 / power)
+    moved = np.clip(x + np.where(u < 0.5, down, up), 0.0, 1.0)
+    return np.where(chosen, np.where(discrete, fresh, moved), x)
+
+
+def reflect(x: Genome) -> Genome:
+    """What lies outside the unit cube, mirrored at its walls."""
+    folded = np.mod(x, 2.0)
+    return np.where(folded > 1.0, 2.0 - folded, folded)

@@ -127,7 +127,10 @@ def test_cma_is_separable_above_two_hundred_genes():
     ("options", "message"),
     [
         ({"kind": "cmaa"}, "optimizer.kind: no optimizer is called 'cmaa'; did you mean 'cma'"),
-        ({"kind": "cma", "sigm": 0.1}, "optimizer.sigm: unknown option; did you mean 'sigma'"),
+        (
+            {"kind": "cma", "sigm": 0.1},
+            "optimizer.sigm: unknown option of cma; did you mean 'sigma'",
+        ),
         ({"kind": "cma", "sigma": "wide"}, "optimizer.sigma"),
         ({"kind": "cma", "population": 1}, "optimizer.population"),
     ],

@@ -93,6 +93,12 @@ class Optimizer(ABC):
         return np.random.SeedSequence([self.seed & 0xFFFFFFFFFFFFFFFF, stream, index])
 
 
+def ask_index(rng: np.random.SeedSequence) -> int:
+    """The index of the ask whose randomness `rng` is, as `_propose` is given it."""
+    assert isinstance(rng.entropy, list)
+    return int(rng.entropy[-1])
+
+
 def optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]]:
     """Register a class as the optimizer called `name` in campaign files."""
 
@@ -118,7 +124,8 @@ def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optim
         InputError: no such optimizer, an unknown option, or an option's value of the wrong type.
     """
     kind = find(optimizers(), config.kind, "optimizer", "optimizer.kind")
-    return kind(domain, seed, **check_options(kind, config.options, "optimizer"))
+    options = check_options(kind, config.options, "optimizer", of=config.kind)
+    return kind(domain, seed, **options)
 
 
 def summary(kind: type[Optimizer]) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field
 from evomerge.errors import InputError
 from evomerge.judging.scores import Scores
 from evomerge.search.domain import Domain, Genome
+from evomerge.search.mixed_cma import MixedCMA
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
 
 SEPARABLE_ABOVE = 200
@@ -25,6 +26,10 @@ class CmaEs(Optimizer):
     An update happens when a population's worth of results has arrived, in the order of their
     arrival, whichever asks they belong to: workers never wait. Results of proposals made before a
     restart do not enter the restarted distribution. Failures rank last (+inf).
+
+    Where a gene has levels, CatCMA with margin (Hamano et al. 2025, arXiv:2504.07884) takes the
+    place of CMA-ES: whole numbers keep a margin of probability beside the mean's level, choices
+    have a distribution of their own.
     """
 
     def __init__(
@@ -38,7 +43,7 @@ class CmaEs(Optimizer):
         """`sigma`: initial step size, as a share of each gene's range; `population`: λ, by default
         4 + ⌊3 ln n⌋.
         """
-        if domain.dimension < 2:
+        if sum(gene.levels != 1 for gene in domain.genes) < 2:
             raise InputError("optimizer.kind: cma needs at least two genes; use 'random'")
         super().__init__(domain, seed)
         self._sigma = sigma
@@ -70,14 +75,17 @@ class CmaEs(Optimizer):
         rng = np.random.default_rng(self._random(self._restarts, stream=1))
         self._strategy = self._start(rng.random(self.domain.dimension))
 
-    def _start(self, mean: Genome) -> CMA | SepCMA:
+    def _start(self, mean: Genome) -> CMA | SepCMA | MixedCMA:
+        # resampling until all genes fit is hopeless in high dimension; clip instead
+        resampling = 10 if self.domain.dimension <= SEPARABLE_ABOVE else 1
+        if any(gene.levels is not None for gene in self.domain.genes):
+            return MixedCMA(self.domain.genes, mean, self._sigma, self._population, resampling)
         kind = SepCMA if self.domain.dimension > SEPARABLE_ABOVE else CMA
         return kind(
             mean=mean,
             sigma=self._sigma,
             bounds=np.tile([0.0, 1.0], (self.domain.dimension, 1)),
-            # resampling until all genes fit is hopeless in high dimension; clip instead
-            n_max_resampling=10 if self.domain.dimension <= SEPARABLE_ABOVE else 1,
+            n_max_resampling=resampling,
             seed=0,
             population_size=self._population,
         )

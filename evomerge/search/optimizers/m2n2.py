@@ -11,7 +11,7 @@ from evomerge.judging.scores import Scores
 from evomerge.search.archives import ItemColumns, NicheArchive
 from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
-from evomerge.search.variation import cross, mutate, openings
+from evomerge.search.recombination import cross, mutate, openings
 
 SPREAD = 0.2
 """Standard deviation, in genes, of the first candidates around what the archive is seeded with."""

@@ -1,0 +1,146 @@
+"""Particle swarm optimization as Model Swarms sets it up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from evomerge.judging.scores import Scores
+from evomerge.search.domain import Domain, Genome
+from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
+
+Share = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A place, how good it is, and which ask led there."""
+
+    genome: Genome
+    fitness: float
+    ask: int
+
+
+@dataclass
+class _Particle:
+    """Where it is, how it came there, its best, and for how many moves that has stood."""
+
+    at: _Seen
+    velocity: Genome
+    best: _Seen
+    stale: int = 0
+
+
+@optimizer("pso")
+class ParticleSwarm(Optimizer):
+    """Model Swarms (arXiv:2410.11163): particles drawn to bests and driven from the worst.
+
+    v ← r_v·inertia·v + r_p·cognitive·(p − x) + r_g·social·(g − x) + r_w·repel·(x − w), divided by
+    the sum of the r's times their weights, where p is the particle's best, g the swarm's, w the
+    worst seen, and each r is uniform on [0, 1]; then x ← x + λ·v, clipped to the unit cube. λ
+    begins at `step` and shrinks by `decay` with each swarm's worth of results, down to
+    `least_step`. A particle that has not improved for `patience` moves returns to its best and
+    rests (v = 0).
+
+    Ask k moves particle k mod N from where it was last seen, so workers never wait. The velocity is
+    the displacement that came about, over λ. Particles begin at the domain's starts, then between
+    two sources of the domain (as the paper interpolates its experts), or uniformly where there are
+    none. After a failure a particle stays where it was.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        seed: int,
+        *,
+        particles: Annotated[int, Field(ge=2)] = 20,
+        inertia: Share = 0.4,
+        cognitive: Share = 0.3,
+        social: Share = 0.3,
+        repel: Share = 0.3,
+        step: Annotated[float, Field(gt=0)] = 1.0,
+        decay: Annotated[float, Field(gt=0, le=1)] = 0.95,
+        least_step: Annotated[float, Field(gt=0)] = 0.1,
+        patience: Annotated[int, Field(ge=1)] = 10,
+    ) -> None:
+        """`particles`: N; the four shares weigh the velocity's parts; `step`, `decay`,
+        `least_step`: λ; `patience`: moves without improvement before a particle starts over from
+        its best.
+        """
+        super().__init__(domain, seed)
+        self._count = particles
+        self._shares = np.array([inertia, cognitive, social, repel])
+        self._step, self._decay, self._least_step = step, decay, least_step
+        self._patience = patience
+        self._swarm: dict[int, _Particle] = {}
+        self._best: _Seen | None = None
+        self._worst: _Seen | None = None
+
+    def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
+        generator = np.random.default_rng(rng)
+        particle = self._swarm.get(ask_index(rng) % self._count)
+        if particle is None or self._best is None or self._worst is None:
+            return self._beginning(generator), ()
+        x = particle.at.genome
+        pulls = np.stack(
+            [
+                particle.velocity,
+                particle.best.genome - x,
+                self._best.genome - x,
+                x - self._worst.genome,
+            ]
+        )
+        weights = generator.random(len(pulls)) * self._shares
+        velocity = weights @ pulls / (weights.sum() or 1.0)
+        parents = dict.fromkeys([particle.at.ask, particle.best.ask, self._best.ask])
+        return np.clip(x + self._length(self.tells) * velocity, 0.0, 1.0), tuple(parents)
+
+    def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
+        slot = proposal.ask % self._count
+        particle = self._swarm.get(slot)
+        if scores is not None:
+            seen = _Seen(proposal.genome, scores.fitness, proposal.ask)
+            if self._best is None or seen.fitness > self._best.fitness:
+                self._best = seen
+            if self._worst is None or seen.fitness < self._worst.fitness:
+                self._worst = seen
+            if particle is None:
+                self._swarm[slot] = _Particle(seen, self._first_velocity(seen), seen)
+                return
+            self._move(particle, seen, self._length(proposal.tells))
+        if particle is not None:
+            self._rest_if_stale(particle)
+
+    def _move(self, particle: _Particle, seen: _Seen, length: float) -> None:
+        particle.velocity = (seen.genome - particle.at.genome) / length
+        particle.at = seen
+        if seen.fitness > particle.best.fitness:
+            particle.best, particle.stale = seen, -1
+
+    def _rest_if_stale(self, particle: _Particle) -> None:
+        """Count a move; after too many without improvement, back to the best."""
+        particle.stale += 1
+        if particle.stale >= self._patience:
+            particle.at, particle.stale = particle.best, 0
+            particle.velocity = np.zeros(self.domain.dimension)
+
+    def _length(self, tells: int) -> float:
+        """λ after so many tells."""
+        return max(self._step * self._decay ** (tells // self._count), self._least_step)
+
+    def _beginning(self, generator: np.random.Generator) -> Genome:
+        """Between two of the domain's sources, or anywhere."""
+        sources = list(self.domain.seeds.values())
+        if len(sources) < 2:
+            return generator.random(self.domain.dimension)
+        a, b = generator.choice(len(sources), size=2, replace=False)
+        share = generator.random()
+        return share * sources[a] + (1 - share) * sources[b]
+
+    def _first_velocity(self, seen: _Seen) -> Genome:
+        """Towards another beginning, as the paper's particles start towards one another."""
+        generator = np.random.default_rng(self._random(seen.ask, stream=1))
+        return self._beginning(generator) - seen.genome
