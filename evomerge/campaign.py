@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Protocol
@@ -18,7 +18,7 @@ import numpy as np
 
 from evomerge.errors import EvomergeError
 from evomerge.judging.scores import Scores
-from evomerge.judging.selection import best, finalists
+from evomerge.judging.selection import best, finalists, leading
 from evomerge.recipe import BASE, Recipe
 from evomerge.search.optimizers import Proposal
 from evomerge.setup import Setup
@@ -61,8 +61,20 @@ class Candidate:
 class Campaign:
     """One run of a campaign over its study."""
 
-    def __init__(self, setup: Setup, study: Study, executor: Executor, listener: Listener) -> None:
-        """Bring a new optimizer to the state of the record."""
+    def __init__(
+        self,
+        setup: Setup,
+        study: Study,
+        executor: Executor,
+        listener: Listener,
+        elsewhere: Mapping[tuple[str, str], Evaluation] | None = None,
+    ) -> None:
+        """Bring a new optimizer to the state of the record.
+
+        `elsewhere`: what other studies know of these items, by digest and split; it is copied
+        instead of being measured again.
+        """
+        self._elsewhere = elsewhere or {}
         self._setup = setup
         self._study = study
         self._executor = executor
@@ -87,19 +99,39 @@ class Campaign:
         Raises:
             EvomergeError: the base model itself cannot be scored, or no trial succeeded.
         """
-        try:
+        with self._orderly():
             self._measure("parents and baselines", self._yardsticks("search"))
             self._search(deadline)
             self._conclude()
-        except (KeyboardInterrupt, EvomergeError):
-            self._forgive()
-            raise
 
-    def _forgive(self) -> None:
-        """An orderly stop is no fault of what was in flight: it keeps its attempts."""
-        for slot, candidate in self._flying.items():
-            with suppress(EvomergeError):
-                self._mark(replace(candidate, attempt=candidate.attempt - 1), slot)
+    def race(self) -> None:
+        """Search, then measure on select whatever was the best of the search at some time.
+
+        The optimizer is told nothing of it, and test stays shut.
+
+        Raises:
+            EvomergeError: the base model itself cannot be scored.
+        """
+        with self._orderly():
+            self._measure("parents and baselines", self._yardsticks("search"))
+            self._search(None)
+            leaders = {trial.digest: trial for trial in leading(self._trials) if trial}
+            candidates = [
+                Candidate(Recipe.from_json(trial.recipe), "select", "finalist")
+                for trial in leaders.values()
+            ]
+            self._measure("select", [*self._yardsticks("select"), *candidates])
+
+    @contextmanager
+    def _orderly(self) -> Iterator[None]:
+        """A stop within is no fault of what was in flight: it keeps its attempts."""
+        try:
+            yield
+        except (KeyboardInterrupt, EvomergeError):
+            for slot, candidate in self._flying.items():
+                with suppress(EvomergeError):
+                    self._mark(replace(candidate, attempt=candidate.attempt - 1), slot)
+            raise
 
     def _search(self, deadline: float | None) -> None:
         budget = self._setup.config.budget.trials
@@ -193,7 +225,7 @@ class Campaign:
 
     def _start(self, candidate: Candidate) -> None:
         """Look the candidate up, retire it, or put it to work in a free slot."""
-        known = self._known.get(candidate.key)
+        known = self._known.get(candidate.key) or self._elsewhere.get(candidate.key)
         if known is not None:
             self._record(candidate, known.scores, known.reason, {})
         elif candidate.attempt > ATTEMPTS:

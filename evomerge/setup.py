@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -42,6 +42,16 @@ class Setup:
         """A new optimizer, in its state before the first tell."""
         return build_optimizer(self.config.optimizer, self.space, self.config.seed)
 
+    def with_config(self, config: CampaignConfig) -> Setup:
+        """The same models, tasks and items under a config that differs in how it searches.
+
+        Raises:
+            InputError: no such optimizer, or one that cannot search this space.
+        """
+        setup = replace(self, config=config, space=_space(config, self.models))
+        setup.optimizer()
+        return setup
+
     @property
     def identity(self) -> dict[str, Any]:
         """What must not change when a study is resumed. Paths and budgets are not part of it."""
@@ -75,8 +85,7 @@ def prepare(config: CampaignConfig) -> Setup:
     """
     objective = find_objective(config.fitness.objective, "fitness.objective")
     models = preflight(config.models)
-    digests = {name: source.digest for name, source in models.sources.items()}
-    space = WeightSpace(config.space, models.layout, digests, config.seed)
+    space = _space(config, models)
     _check_chat_template(config, models)
     tasks = list_items(config.fitness)
     setup = Setup(
@@ -94,6 +103,11 @@ def prepare(config: CampaignConfig) -> Setup:
     )
     setup.optimizer()  # checks the optimizer's name and options
     return setup
+
+
+def _space(config: CampaignConfig, models: Preflight) -> Space:
+    digests = {name: source.digest for name, source in models.sources.items()}
+    return WeightSpace(config.space, models.layout, digests, config.seed)
 
 
 def _check_chat_template(config: CampaignConfig, models: Preflight) -> None:

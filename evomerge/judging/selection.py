@@ -35,3 +35,12 @@ def best(trials: Sequence[R]) -> R | None:
     """The best of `trials` by value, or None if all failed; of equals, the earlier one."""
     top = finalists(trials, 1)
     return top[0] if top else None
+
+
+def leading(trials: Sequence[R]) -> list[R | None]:
+    """The best of the first one, two, … of `trials`; None as long as all failed."""
+    leaders: list[R | None] = []
+    for trial in trials:
+        rivals = [leaders[-1], trial] if leaders and leaders[-1] else [trial]
+        leaders.append(best([rival for rival in rivals if rival is not None]))
+    return leaders
