@@ -17,11 +17,12 @@ from typing import Protocol
 import numpy as np
 
 from evomerge.errors import EvomergeError
-from evomerge.judging.scores import Scores
-from evomerge.judging.selection import best, finalists, leading
+from evomerge.judging.scores import Judge
+from evomerge.judging.selection import by_preference, leading
 from evomerge.recipe import BASE, Recipe
 from evomerge.search.optimizers import Proposal
 from evomerge.setup import Setup
+from evomerge.study.judged import judge_on, judged
 from evomerge.study.record import Evaluation, Marker
 from evomerge.study.study import Study
 from evomerge.workers.executor import Executor, Job, Outcome
@@ -87,10 +88,13 @@ class Campaign:
         for marker in sorted(study.markers(), key=lambda m: m.attempt):
             self._crashed[marker.digest, marker.split] = marker
         self._optimizer = setup.optimizer()
+        self._judges: dict[str, Judge] = {}
         self._trials: list[Evaluation] = []  # the optimizer's own, in the order of the tells
-        for evaluation in study.evaluations():
-            if evaluation.optimizers_own:
-                self._tell(evaluation)
+        own = [evaluation for evaluation in study.evaluations() if evaluation.optimizers_own]
+        if own:  # then every parent is on record
+            self._judges["search"] = judge_on(setup.judge, study.evaluations(), "search")
+        for evaluation in own:
+            self._tell(evaluation)
 
     def run(self, deadline: float | None = None) -> None:
         """Measure the yardsticks, search until the budget or `deadline` (time.monotonic) is
@@ -100,7 +104,7 @@ class Campaign:
             EvomergeError: the base model itself cannot be scored, or no trial succeeded.
         """
         with self._orderly():
-            self._measure("parents and baselines", self._yardsticks("search"))
+            self._measure_yardsticks("search")
             self._search(deadline)
             self._conclude()
 
@@ -113,14 +117,12 @@ class Campaign:
             EvomergeError: the base model itself cannot be scored.
         """
         with self._orderly():
-            self._measure("parents and baselines", self._yardsticks("search"))
+            self._measure_yardsticks("search")
             self._search(None)
-            leaders = {trial.digest: trial for trial in leading(self._trials) if trial}
-            candidates = [
-                Candidate(Recipe.from_json(trial.recipe), "select", "finalist")
-                for trial in leaders.values()
-            ]
-            self._measure("select", [*self._yardsticks("select"), *candidates])
+            trials = judged(self._judge("search"), self._trials)
+            leaders = {one.digest: one.trial for one in leading(trials) if one}
+            self._measure_yardsticks("select")
+            self._measure("select", [_finalist(trial, "select") for trial in leaders.values()])
 
     @contextmanager
     def _orderly(self) -> Iterator[None]:
@@ -155,18 +157,21 @@ class Campaign:
         """Finalists meet the select split, the winner the test split, yardsticks both."""
         if not self._trials:
             raise EvomergeError("the time was up before the first trial; run it again, for longer")
-        top = finalists(self._trials, self._setup.config.fitness.select_top)
-        if not top:
+        objective = self._setup.judge.objective
+        trials = by_preference(judged(self._judge("search"), self._trials), objective)
+        if not trials:
             raise EvomergeError(f"no trial succeeded; the last failed: {self._trials[-1].reason}")
-        candidates = [Candidate(Recipe.from_json(t.recipe), "select", "finalist") for t in top]
-        self._measure("select", [*self._yardsticks("select"), *candidates])
-        chosen = [self._known[c.key] for c in candidates]
-        winner = best(chosen)
-        if winner is None:
+        top = trials[: self._setup.config.fitness.select_top]
+        self._measure_yardsticks("select")
+        self._measure("select", [_finalist(one.trial, "select") for one in top])
+        chosen = [self._known[one.digest, "select"] for one in top]
+        preferred = by_preference(judged(self._judge("select"), chosen), objective)
+        if not preferred:
             raise EvomergeError(f"no finalist could be scored on select: {chosen[0].reason}")
+        winner = preferred[0].trial
         self._open_test(winner.digest)
-        final = Candidate(Recipe.from_json(winner.recipe), "test", "finalist")
-        self._measure("test", [*self._yardsticks("test"), final])
+        self._measure_yardsticks("test")
+        self._measure("test", [_finalist(winner, "test")])
         self._study.set_note("concluded", {"winner": winner.digest, "trials": len(self._trials)})
 
     def _open_test(self, winner: str) -> None:
@@ -176,12 +181,18 @@ class Campaign:
         if entry not in opened:
             self._study.set_note("test_opened", [*opened, entry])
 
-    def _yardsticks(self, split: str) -> list[Candidate]:
-        space = self._setup.space
-        return [
-            *(Candidate(r, split, "parent", name) for name, r in space.parents().items()),
-            *(Candidate(r, split, "baseline", name) for name, r in space.baselines().items()),
-        ]
+    def _measure_yardsticks(self, split: str) -> None:
+        """The parents first: objectives and constraints may compare with them."""
+        space, judge = self._setup.space, self._setup.judge
+        parents = [Candidate(r, split, "parent", name) for name, r in space.parents().items()]
+        self._measure(f"parents on {split}", parents)
+        self._judges[split] = judge_on(judge, self._study.evaluations(), split)
+        baselines = [Candidate(r, split, "baseline", n) for n, r in space.baselines().items()]
+        self._measure(f"baselines on {split}", baselines)
+
+    def _judge(self, split: str) -> Judge:
+        """The judge of a split; before its parents are all measured, one that knows none."""
+        return self._judges.get(split, self._setup.judge)
 
     def _measure(self, phase: str, candidates: list[Candidate]) -> None:
         """Measure what is not on record yet."""
@@ -281,7 +292,7 @@ class Campaign:
         seconds: Mapping[str, float],
     ) -> None:
         """Write the fact, then let the optimizer and the display know."""
-        scores = self._setup.judge.scores(items) if reason is None else None
+        scores = self._judge(candidate.split).scores(items) if reason is None else None
         proposal = candidate.proposal
         evaluation = self._study.add(
             Evaluation(
@@ -292,6 +303,7 @@ class Campaign:
                 name=candidate.name,
                 value=scores.value if scores else None,
                 se=scores.se if scores else None,
+                violation=scores.violation if scores else 0.0,
                 n=scores.n if scores else 0,
                 scores=items,
                 reason=reason,
@@ -316,10 +328,9 @@ class Campaign:
         assert trial.genome is not None
         self._trials.append(trial)
         proposal = Proposal(trial.ask, trial.tells, trial.genome, trial.parents)
-        self._optimizer.tell(proposal, _scores(trial))
+        (found,) = judged(self._judge("search"), [trial])
+        self._optimizer.tell(proposal, found.scores)
 
 
-def _scores(trial: Evaluation) -> Scores | None:
-    if trial.value is None:
-        return None
-    return Scores(trial.value, trial.se or 0.0, trial.n, trial.estimated, trial.scores)
+def _finalist(trial: Evaluation, split: str) -> Candidate:
+    return Candidate(Recipe.from_json(trial.recipe), split, "finalist")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -19,6 +17,7 @@ from rich.console import Console
 
 from evomerge import __version__
 from evomerge.errors import EvomergeError, InputError
+from evomerge.signals import terminated_like_interrupted
 
 if TYPE_CHECKING:
     from evomerge.config import CampaignConfig
@@ -118,7 +117,7 @@ def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> Non
     with (
         ProgressDisplay(stderr) as display,
         open_campaign(setup, folder, display) as campaign,
-        _terminated_like_interrupted(),  # again: Ray puts a handler of its own in place
+        terminated_like_interrupted(),  # again: Ray puts a handler of its own in place
     ):
         campaign.run(deadline)
     from evomerge.study.study import Study
@@ -367,24 +366,10 @@ def _deadline(started: float, config: CampaignConfig, until: str | None) -> floa
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """A SIGTERM stops the campaign as Ctrl-C does: in order, and resumable."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def _resumable() -> Iterator[None]:
     """Ctrl-C or SIGTERM ends the command in order, and says how to go on."""
     try:
-        with _terminated_like_interrupted():
+        with terminated_like_interrupted():
             yield
     except KeyboardInterrupt:
         again = shlex.join(["evomerge", *sys.argv[1:]])

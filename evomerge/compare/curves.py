@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.judging.scores import Judge
 from evomerge.judging.selection import leading
+from evomerge.study.judged import searched
 from evomerge.study.record import Evaluation
 
 SHARE = 0.95
@@ -40,21 +42,21 @@ class Curve:
         return float(self.spent[there[0]]) if len(there) else np.inf
 
 
-def curve(evaluations: Sequence[Evaluation], trials: int, items: int) -> Curve:
+def curve(judge: Judge, evaluations: Sequence[Evaluation], trials: int, items: int) -> Curve:
     """The curve of a run's first `trials` trials.
 
     A trial costs the items it was asked for, whether they were scored, looked up or lost in a
     failure (`items`, the whole search split): what other runs have measured makes nobody faster.
     Where the best by search could not be scored on select, the one before it stands.
     """
-    own = [e for e in evaluations if e.optimizers_own][:trials]
+    own = searched(judge, evaluations)[:trials]
     select = {e.digest: e.value for e in evaluations if e.split == "select" and not e.failed}
     values: list[float] = []
     for leader in leading(own):
         value = select.get(leader.digest) if leader else None
         before = values[-1] if values else np.nan
         values.append(before if value is None else float(value))
-    costs = [items if trial.failed else trial.n for trial in own]
+    costs = [items if one.trial.failed else one.trial.n for one in own]
     return Curve(np.cumsum(costs, dtype=np.float64), np.array(values))
 
 
@@ -89,7 +91,7 @@ def summarize(
     Returns:
         `best_known`: the highest score on select, yardsticks and all; `target`: `SHARE` of it;
         `yardsticks`; `optimizers`: label → `final` (quartiles and `runs`), `to_target` (`median`
-        item evaluations, null when fewer than half of the runs arrived; `reached`, `of`), `wins`
+        item evaluations, null unless more than half of the runs arrived; `reached`, `of`), `wins`
         (a seed's best final score; ties are shared), `curve` (`quartiles`).
     """
     final = {

@@ -19,6 +19,8 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a7300", "#56b4e9", "#7a
 """Okabe & Ito's palette, its yellow darkened, and two more: told apart by the colour-blind."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 STROKES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+BEYOND = 1.02
+"""Lines go on a little after the budget, so that its last step can be seen."""
 QUIET = "#7d8590"
 """The colour of the best parent and the best baseline."""
 
@@ -38,10 +40,13 @@ class Line:
 
 def lines(comparison: Mapping[str, Any]) -> Iterator[Line]:
     """What is drawn of `compare_optimizers`' result; optimizers without a score are left out."""
-    for place, (label, found) in enumerate(comparison["optimizers"].items()):
-        if found["curve"]["spent"]:
+    curves = {label: found["curve"] for label, found in comparison["optimizers"].items()}
+    end = BEYOND * max((x for found in curves.values() for x in found["spent"]), default=1.0)
+    for place, (label, found) in enumerate(curves.items()):
+        if found["spent"]:
             color, dash = COLORS[place % len(COLORS)], DASHES[place % len(DASHES)]
-            yield Line(label, color, dash, **found["curve"])
+            bands = {key: [*values, values[-1]] for key, values in found.items()}
+            yield Line(label, color, dash, **bands | {"spent": [*found["spent"], end]})
 
 
 def references(comparison: Mapping[str, Any]) -> list[tuple[str, float]]:

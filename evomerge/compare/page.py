@@ -74,8 +74,8 @@ def remarks(comparison: Mapping[str, Any]) -> list[str]:
     if comparison["target"] is not None:
         lines.append(
             f"Target: .95 of the best known score, {short(comparison['best_known'])} (the highest "
-            "on select of all that was measured); items to it: the median run, – when fewer than "
-            "half of the runs arrived. Seeds that tie share the win."
+            "on select of all that was measured); items to it: the median run, – unless more "
+            "than half of the runs arrived. Seeds that tie share the win."
         )
     lines += [f"On select, {name}." for name, _ in references(comparison)]
     return lines

@@ -62,7 +62,7 @@ def compare_optimizers(
                 found = study.evaluations()
             known |= {(e.digest, e.split): e for e in found if not e.failed}
             yardsticks += [e for e in found if e.split == "select" and e.name and not e.failed]
-            runs[label][seed] = curve(found, trials, items)
+            runs[label][seed] = curve(setup.judge, found, trials, items)
     return {
         "campaign": setup.config.name,
         "objective": objective_label(setup),

@@ -150,6 +150,42 @@ def forest(rows: Rows, scale: str, *, legend: bool = True) -> go.Figure:
     return figure
 
 
+def front(points: Sequence[Mapping[str, Any]], marked: str, label: str) -> go.Figure:
+    """A front of two goals: on search, and the finalists again on select.
+
+    Args:
+        points: `best_summary`'s front.
+        marked: the digest of the recipe to mark, and `label`, what it is ("winner").
+    """
+    across, up = points[0]["search"]
+    figure = go.Figure(layout=plot_layout(height=400, right=16))
+    for split, color, symbol in (
+        ("search", COLORS["winner"], "circle"),
+        ("select", COLORS["parent"], "diamond"),
+    ):
+        scored = [p for p in points if p[split]]
+        scored.sort(key=lambda p: p[split][across])
+        figure.add_scatter(
+            x=[p[split][across] for p in scored],
+            y=[p[split][up] for p in scored],
+            mode="markers",
+            marker={
+                "color": color,
+                "symbol": symbol,
+                "size": [15 if p["digest"] == marked else 8 for p in scored],
+            },
+            customdata=[
+                f"trial {p['trial']}" + (f" ({label})" if p["digest"] == marked else "")
+                for p in scored
+            ],
+            hovertemplate=f"%{{customdata}} on {split}: %{{x:.4f}}, %{{y:.4f}}<extra></extra>",
+            name=f"on {split}",
+        )
+    figure.update_xaxes(title_text=shown(across, 60))
+    figure.update_yaxes(title_text=shown(up, 60))
+    return figure
+
+
 def heat_map(parameter: str, table: Mapping[str, Any]) -> go.Figure:
     """One searched parameter of a recipe, layer × expert; colours span the searched range.
 

@@ -15,6 +15,8 @@ from evomerge.compare.page import comparison_page, rows, write_comparison
 from evomerge.compare.runs import compare_optimizers
 from evomerge.config import OptimizerConfig, load_campaign
 from evomerge.errors import InputError
+from evomerge.judging.objectives import find_objective
+from evomerge.judging.scores import Judge
 from evomerge.runs import open_run
 from evomerge.setup import prepare
 from evomerge.study.record import Evaluation
@@ -179,25 +181,30 @@ def test_optimizers_that_cannot_be_read_are_refused(text, message):
         parse_arms(text, OWN)
 
 
+JUDGE = Judge(find_objective("mean", "test"), ["t"], np.ones(1), np.ones(1))
+
+
 def trial(digest, value, split="search", n=10):
     role = "search" if split == "search" else "finalist"
-    return Evaluation(split, digest, {}, role, value=value, n=n if value is not None else 0)
+    if value is None:
+        return Evaluation(split, digest, {}, role)
+    return Evaluation(split, digest, {}, role, value=value, n=n, scores={"t": np.full(n, value)})
 
 
 def test_a_curve_counts_failures_in_full_and_starts_at_the_first_success():
     found = [trial("a", None), trial("b", 0.3), trial("c", 0.2), trial("d", 0.5, n=4)]
     found += [trial("b", 0.6, "select"), trial("d", 0.4, "select")]
-    made = curve(found, trials=9, items=10)
+    made = curve(JUDGE, found, trials=9, items=10)
     assert made.spent.tolist() == [10, 20, 30, 34]
     assert np.isnan(made.select[0])
     assert made.select[1:].tolist() == [0.6, 0.6, 0.4]
-    assert curve(found, trials=3, items=10).select[-1] == 0.6
+    assert curve(JUDGE, found, trials=3, items=10).select[-1] == 0.6
 
 
 def test_a_leader_that_fails_on_select_leaves_the_one_before_it():
     found = [trial("a", 0.3), trial("b", 0.5), trial("a", 0.7, "select")]
     found.append(trial("b", None, "select"))
-    assert curve(found, trials=2, items=10).select.tolist() == [0.7, 0.7]
+    assert curve(JUDGE, found, trials=2, items=10).select.tolist() == [0.7, 0.7]
 
 
 def steps(*values):
