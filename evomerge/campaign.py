@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Protocol
@@ -17,11 +17,12 @@ from typing import Protocol
 import numpy as np
 
 from evomerge.errors import EvomergeError
-from evomerge.judging.scores import Scores
-from evomerge.judging.selection import best, finalists
+from evomerge.judging.scores import Judge
+from evomerge.judging.selection import by_preference, leading
 from evomerge.recipe import BASE, Recipe
 from evomerge.search.optimizers import Proposal
 from evomerge.setup import Setup
+from evomerge.study.judged import judge_on, judged
 from evomerge.study.record import Evaluation, Marker
 from evomerge.study.study import Study
 from evomerge.workers.executor import Executor, Job, Outcome
@@ -61,8 +62,20 @@ class Candidate:
 class Campaign:
     """One run of a campaign over its study."""
 
-    def __init__(self, setup: Setup, study: Study, executor: Executor, listener: Listener) -> None:
-        """Bring a new optimizer to the state of the record."""
+    def __init__(
+        self,
+        setup: Setup,
+        study: Study,
+        executor: Executor,
+        listener: Listener,
+        elsewhere: Mapping[tuple[str, str], Evaluation] | None = None,
+    ) -> None:
+        """Bring a new optimizer to the state of the record.
+
+        `elsewhere`: what other studies know of these items, by digest and split; it is copied
+        instead of being measured again.
+        """
+        self._elsewhere = elsewhere or {}
         self._setup = setup
         self._study = study
         self._executor = executor
@@ -75,10 +88,13 @@ class Campaign:
         for marker in sorted(study.markers(), key=lambda m: m.attempt):
             self._crashed[marker.digest, marker.split] = marker
         self._optimizer = setup.optimizer()
+        self._judges: dict[str, Judge] = {}
         self._trials: list[Evaluation] = []  # the optimizer's own, in the order of the tells
-        for evaluation in study.evaluations():
-            if evaluation.optimizers_own:
-                self._tell(evaluation)
+        own = [evaluation for evaluation in study.evaluations() if evaluation.optimizers_own]
+        if own:  # then every parent is on record
+            self._judges["search"] = judge_on(setup.judge, study.evaluations(), "search")
+        for evaluation in own:
+            self._tell(evaluation)
 
     def run(self, deadline: float | None = None) -> None:
         """Measure the yardsticks, search until the budget or `deadline` (time.monotonic) is
@@ -87,19 +103,37 @@ class Campaign:
         Raises:
             EvomergeError: the base model itself cannot be scored, or no trial succeeded.
         """
-        try:
-            self._measure("parents and baselines", self._yardsticks("search"))
+        with self._orderly():
+            self._measure_yardsticks("search")
             self._search(deadline)
             self._conclude()
-        except (KeyboardInterrupt, EvomergeError):
-            self._forgive()
-            raise
 
-    def _forgive(self) -> None:
-        """An orderly stop is no fault of what was in flight: it keeps its attempts."""
-        for slot, candidate in self._flying.items():
-            with suppress(EvomergeError):
-                self._mark(replace(candidate, attempt=candidate.attempt - 1), slot)
+    def race(self) -> None:
+        """Search, then measure on select whatever was the best of the search at some time.
+
+        The optimizer is told nothing of it, and test stays shut.
+
+        Raises:
+            EvomergeError: the base model itself cannot be scored.
+        """
+        with self._orderly():
+            self._measure_yardsticks("search")
+            self._search(None)
+            trials = judged(self._judge("search"), self._trials)
+            leaders = {one.digest: one.trial for one in leading(trials) if one}
+            self._measure_yardsticks("select")
+            self._measure("select", [_finalist(trial, "select") for trial in leaders.values()])
+
+    @contextmanager
+    def _orderly(self) -> Iterator[None]:
+        """A stop within is no fault of what was in flight: it keeps its attempts."""
+        try:
+            yield
+        except (KeyboardInterrupt, EvomergeError):
+            for slot, candidate in self._flying.items():
+                with suppress(EvomergeError):
+                    self._mark(replace(candidate, attempt=candidate.attempt - 1), slot)
+            raise
 
     def _search(self, deadline: float | None) -> None:
         budget = self._setup.config.budget.trials
@@ -123,18 +157,21 @@ class Campaign:
         """Finalists meet the select split, the winner the test split, yardsticks both."""
         if not self._trials:
             raise EvomergeError("the time was up before the first trial; run it again, for longer")
-        top = finalists(self._trials, self._setup.config.fitness.select_top)
-        if not top:
+        objective = self._setup.judge.objective
+        trials = by_preference(judged(self._judge("search"), self._trials), objective)
+        if not trials:
             raise EvomergeError(f"no trial succeeded; the last failed: {self._trials[-1].reason}")
-        candidates = [Candidate(Recipe.from_json(t.recipe), "select", "finalist") for t in top]
-        self._measure("select", [*self._yardsticks("select"), *candidates])
-        chosen = [self._known[c.key] for c in candidates]
-        winner = best(chosen)
-        if winner is None:
+        top = trials[: self._setup.config.fitness.select_top]
+        self._measure_yardsticks("select")
+        self._measure("select", [_finalist(one.trial, "select") for one in top])
+        chosen = [self._known[one.digest, "select"] for one in top]
+        preferred = by_preference(judged(self._judge("select"), chosen), objective)
+        if not preferred:
             raise EvomergeError(f"no finalist could be scored on select: {chosen[0].reason}")
+        winner = preferred[0].trial
         self._open_test(winner.digest)
-        final = Candidate(Recipe.from_json(winner.recipe), "test", "finalist")
-        self._measure("test", [*self._yardsticks("test"), final])
+        self._measure_yardsticks("test")
+        self._measure("test", [_finalist(winner, "test")])
         self._study.set_note("concluded", {"winner": winner.digest, "trials": len(self._trials)})
 
     def _open_test(self, winner: str) -> None:
@@ -144,12 +181,18 @@ class Campaign:
         if entry not in opened:
             self._study.set_note("test_opened", [*opened, entry])
 
-    def _yardsticks(self, split: str) -> list[Candidate]:
-        space = self._setup.space
-        return [
-            *(Candidate(r, split, "parent", name) for name, r in space.parents().items()),
-            *(Candidate(r, split, "baseline", name) for name, r in space.baselines().items()),
-        ]
+    def _measure_yardsticks(self, split: str) -> None:
+        """The parents first: objectives and constraints may compare with them."""
+        space, judge = self._setup.space, self._setup.judge
+        parents = [Candidate(r, split, "parent", name) for name, r in space.parents().items()]
+        self._measure(f"parents on {split}", parents)
+        self._judges[split] = judge_on(judge, self._study.evaluations(), split)
+        baselines = [Candidate(r, split, "baseline", n) for n, r in space.baselines().items()]
+        self._measure(f"baselines on {split}", baselines)
+
+    def _judge(self, split: str) -> Judge:
+        """The judge of a split; before its parents are all measured, one that knows none."""
+        return self._judges.get(split, self._setup.judge)
 
     def _measure(self, phase: str, candidates: list[Candidate]) -> None:
         """Measure what is not on record yet."""
@@ -193,7 +236,7 @@ class Campaign:
 
     def _start(self, candidate: Candidate) -> None:
         """Look the candidate up, retire it, or put it to work in a free slot."""
-        known = self._known.get(candidate.key)
+        known = self._known.get(candidate.key) or self._elsewhere.get(candidate.key)
         if known is not None:
             self._record(candidate, known.scores, known.reason, {})
         elif candidate.attempt > ATTEMPTS:
@@ -249,7 +292,7 @@ class Campaign:
         seconds: Mapping[str, float],
     ) -> None:
         """Write the fact, then let the optimizer and the display know."""
-        scores = self._setup.judge.scores(items) if reason is None else None
+        scores = self._judge(candidate.split).scores(items) if reason is None else None
         proposal = candidate.proposal
         evaluation = self._study.add(
             Evaluation(
@@ -260,6 +303,7 @@ class Campaign:
                 name=candidate.name,
                 value=scores.value if scores else None,
                 se=scores.se if scores else None,
+                violation=scores.violation if scores else 0.0,
                 n=scores.n if scores else 0,
                 scores=items,
                 reason=reason,
@@ -285,13 +329,9 @@ class Campaign:
         assert trial.genome is not None
         self._trials.append(trial)
         proposal = Proposal(trial.ask, trial.tells, trial.genome, trial.parents)
-        self._optimizer.tell(proposal, self._scores(trial))
+        (found,) = judged(self._judge("search"), [trial])
+        self._optimizer.tell(proposal, found.scores)
 
-    def _scores(self, trial: Evaluation) -> Scores | None:
-        """What the record says of a trial, in the judge's terms."""
-        if trial.value is None:
-            return None
-        scores = self._setup.judge.scores(trial.scores)
-        return replace(
-            scores, value=trial.value, se=trial.se or 0.0, n=trial.n, estimated=trial.estimated
-        )
+
+def _finalist(trial: Evaluation, split: str) -> Candidate:
+    return Candidate(Recipe.from_json(trial.recipe), split, "finalist")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -19,6 +17,7 @@ from rich.console import Console
 
 from evomerge import __version__
 from evomerge.errors import EvomergeError, InputError
+from evomerge.signals import terminated_like_interrupted
 
 if TYPE_CHECKING:
     from evomerge.config import CampaignConfig
@@ -97,18 +96,8 @@ def search(
         config = _load(campaign, [*(overrides or []), *given])
         folder = out or Path("runs") / config.name
         deadline = _deadline(started, config, until)
-        try:
-            with _terminated_like_interrupted():
-                _search(config, folder, deadline)
-        except KeyboardInterrupt:
-            again = shlex.join(["evomerge", *sys.argv[1:]])
-            stderr.print(
-                f"\nstopped; nothing recorded is lost. The same command goes on:\n  {again}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-            raise typer.Exit(INTERRUPTED) from None
+        with _resumable():
+            _search(config, folder, deadline)
 
 
 def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
@@ -128,7 +117,7 @@ def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> Non
     with (
         ProgressDisplay(stderr) as display,
         open_campaign(setup, folder, display) as campaign,
-        _terminated_like_interrupted(),  # again: Ray puts a handler of its own in place
+        terminated_like_interrupted(),  # again: Ray puts a handler of its own in place
     ):
         campaign.run(deadline)
     from evomerge.study.study import Study
@@ -136,6 +125,67 @@ def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> Non
     study = Study.read(*study_place(config, folder))
     stdout.print(best_table(best_summary(study)))
     stderr.print(f"export the winner: evomerge export {folder} --to DIR", highlight=False)
+
+
+@app.command()
+def compare(
+    campaign: CampaignFile,
+    optimizers: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,…",
+            help="Names (`evomerge list optimizers`), each with options or without: "
+            "'cma,cma:{sigma: 0.1},random'. A bare name that is the campaign's own optimizer has "
+            "the campaign's options.",
+            show_default=False,
+        ),
+    ],
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each optimizer; the first has the campaign's seed.")
+    ] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The comparison's folder.", show_default="runs/<name>-compare"),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Of each run.", show_default="the campaign's")
+    ] = None,
+    overrides: Override = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare optimizers on a campaign: equal item evaluations, several seeds.
+
+    Each optimizer and seed is a run of its own in OUT/<optimizer>/seed-<n>. Whatever was the best
+    by search at some time is scored on select in hindsight; the test split stays shut. Writes
+    compare.html, compare.png and compare.json into OUT. Stopped, the same command goes on; with
+    more trials, seeds or optimizers it adds what is missing.
+    """
+    given = [] if trials is None else [f"budget.trials={trials}"]
+    with _exit_codes(), _resumable():
+        config = _load(campaign, [*(overrides or []), *given])
+        _compare(config, optimizers, seeds, out or Path("runs") / f"{config.name}-compare", as_json)
+
+
+def _compare(
+    config: CampaignConfig, optimizers: str, seeds: int, folder: Path, as_json: bool
+) -> None:
+    from evomerge.compare.arms import parse_arms
+    from evomerge.progress import ProgressDisplay
+
+    arms = parse_arms(optimizers, config.optimizer)
+    with stderr.status("opening models and tasks"):
+        from evomerge.setup import prepare
+
+        setup = prepare(config)
+    from evomerge.compare.page import comparison_table, write_comparison
+    from evomerge.compare.runs import compare_optimizers
+
+    with ProgressDisplay(stderr) as display:
+        comparison = compare_optimizers(setup, arms, seeds, folder, display)
+    written = write_comparison(comparison, folder)
+    _print(comparison, as_json, comparison_table)
+    for path in written:
+        stderr.print(f"{path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -316,17 +366,20 @@ def _deadline(started: float, config: CampaignConfig, until: str | None) -> floa
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """A SIGTERM stops the campaign as Ctrl-C does: in order, and resumable."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _resumable() -> Iterator[None]:
+    """Ctrl-C or SIGTERM ends the command in order, and says how to go on."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        with terminated_like_interrupted():
+            yield
+    except KeyboardInterrupt:
+        again = shlex.join(["evomerge", *sys.argv[1:]])
+        stderr.print(
+            f"\nstopped; nothing recorded is lost. The same command goes on:\n  {again}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _print(summary: dict[str, Any], as_json: bool, table: Any) -> None:

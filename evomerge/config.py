@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from evomerge.errors import InputError
+from evomerge.sections import ConstraintConfig, ObjectiveConfig, PlugConfig, Strict
 
 SPLITS = ("search", "select", "test")
 """The three disjoint sets of documents, in the order in which they are opened."""
 
 Scalar = bool | int | float | str
 FloatType = Literal["float32", "float16", "bfloat16"]
-
-
-class Strict(BaseModel):
-    """A frozen section of the campaign file that refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelsConfig(Strict):
@@ -137,7 +138,8 @@ class FitnessConfig(Strict):
 
     tasks: list[TaskConfig] = Field(min_length=1)
     include_path: str | None = None
-    objective: str = "mean"
+    objective: ObjectiveConfig = ObjectiveConfig(kind="mean")
+    constraints: list[ConstraintConfig] = Field(default_factory=list)
     splits: dict[str, float | int] = Field(
         default_factory=lambda: {"search": 0.5, "select": 0.2, "test": 0.3}
     )
@@ -171,16 +173,10 @@ class FitnessConfig(Strict):
         return splits
 
 
-class OptimizerConfig(BaseModel):
+class OptimizerConfig(PlugConfig):
     """`kind` names the optimizer; the other keys are its options (`evomerge list optimizers`)."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     kind: str = "cma"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The optimizer's own keyword arguments, as written in the file."""
-        return dict(self.model_extra or {})
 
 
 class BudgetConfig(Strict):

@@ -18,7 +18,7 @@ from evomerge.runs import check_folder, remember_campaign, study_place
 from evomerge.search.distributions import distribution
 from evomerge.setup import Setup
 from evomerge.study.study import Study
-from evomerge.workers.executor import build_executor
+from evomerge.workers.executor import Executor, build_executor
 from evomerge.workers.worker import WorkerSpec, threads_per_worker
 
 
@@ -29,6 +29,18 @@ def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Ca
     Raises:
         InputError: the folder cannot be written, the study belongs to another campaign or is being
             run by another driver, or a worker cannot load models or tasks.
+    """
+    with open_study(setup, folder) as study, closing(open_workers(setup)) as executor:
+        yield Campaign(setup, study, executor, listener)
+
+
+@contextmanager
+def open_study(setup: Setup, folder: Path) -> Iterator[Study]:
+    """Take the lock of the study of a run's folder, made if there is none.
+
+    Raises:
+        InputError: the folder cannot be written, or the study belongs to another campaign or is
+            being run by another driver.
     """
     config, space = setup.config, setup.space
     check_folder(config, folder)
@@ -56,9 +68,17 @@ def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Ca
                 for task in setup.tasks
             ],
         )
-        spec = WorkerSpec(config, setup.items, threads_per_worker(config))
-        with closing(build_executor(spec)) as executor:
-            yield Campaign(setup, study, executor, listener)
+        yield study
+
+
+def open_workers(setup: Setup) -> Executor:
+    """Workers for the campaign's models and items; they know nothing of its optimizer.
+
+    Raises:
+        InputError: a worker cannot load models or tasks.
+    """
+    config = setup.config
+    return build_executor(WorkerSpec(config, setup.items, threads_per_worker(config)))
 
 
 def export_trial(

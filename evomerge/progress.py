@@ -60,6 +60,13 @@ class ProgressDisplay:
     ) -> None:
         self._bar.stop()
 
+    def begin(self, title: str) -> None:
+        """One of several runs begins: a line for it, and the bars of the one before go."""
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        self._best, self._failed = None, 0
+        self._console.print(title, markup=False, highlight=False)
+
     def phase(self, name: str, done: int, total: int) -> None:
         """A phase begins; the best of the search stays on show."""
         self._phase, self._done, self._total = name, done, max(done, total)

@@ -57,15 +57,22 @@ def check_options(
         InputError: an unknown option, or a value of the wrong type; names `where` and the option.
     """
     known = options(function)
-    fields: dict[str, Any] = {name: (p.annotation, p.default) for name, p in known.items()}
+    fields: dict[str, Any] = {
+        name: (p.annotation, ... if p.default is p.empty else p.default)
+        for name, p in known.items()
+    }
     schema = create_model("Options", __config__=ConfigDict(extra="forbid"), **fields)
     try:
-        return schema.model_validate(dict(values)).model_dump(exclude_unset=True)
+        checked = schema.model_validate(dict(values))
+        return {name: getattr(checked, name) for name in known if name in values}
     except ValidationError as error:
-        problem = error.errors()[0]
+        problem = max(error.errors(), key=lambda found: len(found["loc"]))
         name = str(problem["loc"][0])
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
             raise InputError(
                 f"{where}.{name}: unknown option of {of}; {nearest(name, known)}"
             ) from None
-        raise InputError(f"{where}.{name}: {problem['msg']} (found {values[name]!r})") from None
+        if name not in values:
+            raise InputError(f"{where}.{name}: required, but not given") from None
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}.{name}: {reason} (found {values[name]!r})") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from evomerge.config import SPLITS, CampaignConfig, content_digest
 from evomerge.errors import InputError
 from evomerge.fitness.tasks import TaskItems, list_items
+from evomerge.judging.constraints import Constraints
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
 from evomerge.judging.splits import split_items
@@ -42,6 +43,16 @@ class Setup:
         """A new optimizer, in its state before the first tell."""
         return build_optimizer(self.config.optimizer, self.space, self.config.seed)
 
+    def with_config(self, config: CampaignConfig) -> Setup:
+        """The same models, tasks and items under a config that differs in how it searches.
+
+        Raises:
+            InputError: no such optimizer, or one that cannot search this space.
+        """
+        setup = replace(self, config=config, space=_space(config, self.models))
+        setup.optimizer()
+        return setup
+
     @property
     def identity(self) -> dict[str, Any]:
         """What must not change when a study is resumed. Paths and budgets are not part of it."""
@@ -53,7 +64,12 @@ class Setup:
             "genes": [gene.name for gene in self.space.genes],
             "fitness": {
                 "tasks": {t.task: t.model_dump(mode="json") for t in fitness.tasks},
-                "objective": fitness.objective,
+                "objective": fitness.objective.model_dump(mode="json"),
+                **(
+                    {"constraints": [c.model_dump(mode="json") for c in fitness.constraints]}
+                    if fitness.constraints
+                    else {}
+                ),
                 "splits": fitness.splits,
                 "fewshot_seed": fitness.fewshot_seed,
                 "documents": {t.task: content_digest(t.ids) for t in self.tasks},
@@ -73,10 +89,10 @@ def prepare(config: CampaignConfig) -> Setup:
     Raises:
         InputError: whatever would fail later, said now; names file or key.
     """
-    objective = find_objective(config.fitness.objective, "fitness.objective")
+    wanted = config.fitness.objective
+    find_objective(wanted.kind, "fitness.objective", wanted.options)
     models = preflight(config.models)
-    digests = {name: source.digest for name, source in models.sources.items()}
-    space = WeightSpace(config.space, models.layout, digests, config.seed, models.sources)
+    space = _space(config, models)
     _check_chat_template(config, models)
     tasks = list_items(config.fitness)
     setup = Setup(
@@ -85,16 +101,32 @@ def prepare(config: CampaignConfig) -> Setup:
         space=space,
         tasks=tasks,
         items=_split(tasks, config),
-        judge=Judge(
-            objective=objective,
-            tasks=[t.task for t in tasks],
-            weights=np.array([t.weight for t in tasks]),
-            signs=np.array([1.0 if t.higher_is_better else -1.0 for t in tasks]),
-        ),
+        judge=_judge(config, models, tasks),
     )
     optimizer = setup.optimizer()  # checks the optimizer's name and options
     optimizer.check_metrics([task.task for task in tasks])
     return setup
+
+
+def _space(config: CampaignConfig, models: Preflight) -> Space:
+    digests = {name: source.digest for name, source in models.sources.items()}
+    return WeightSpace(config.space, models.layout, digests, config.seed, models.sources)
+
+
+def _judge(config: CampaignConfig, models: Preflight, tasks: Sequence[TaskItems]) -> Judge:
+    """The objective and the constraints, over the tasks that there are."""
+    names = [t.task for t in tasks]
+    signs = [1.0 if t.higher_is_better else -1.0 for t in tasks]
+    wanted = config.fitness.objective
+    constraints = Constraints(config.fitness.constraints, dict(zip(names, signs, strict=True)))
+    constraints.check(names, list(models.sources))
+    return Judge(
+        objective=find_objective(wanted.kind, "fitness.objective", wanted.options, names),
+        tasks=names,
+        weights=np.array([t.weight for t in tasks]),
+        signs=np.array(signs),
+        constraints=constraints,
+    )
 
 
 def _check_chat_template(config: CampaignConfig, models: Preflight) -> None:

@@ -45,7 +45,7 @@ def interval(judge: Judge, items: Mapping[str, Values]) -> Interval:
     """The objective's percentile bootstrap interval."""
     values = [items[task][:, None] for task in judge.tasks]
     low, high = _percentiles(judge.value(_resampled(values)[:, 0]))
-    return Interval(judge.scores(items).value, low, high)
+    return Interval(judge.value_of(items), low, high)
 
 
 def compare(judge: Judge, ours: Mapping[str, Values], theirs: Mapping[str, Values]) -> Comparison:
@@ -57,7 +57,7 @@ def compare(judge: Judge, ours: Mapping[str, Values], theirs: Mapping[str, Value
     pairs = [np.stack([ours[task], theirs[task]], axis=-1) for task in judge.tasks]
     means = _resampled(pairs)
     low, high = _percentiles(judge.value(means[:, 0]) - judge.value(means[:, 1]))
-    observed = judge.scores(ours).value - judge.scores(theirs).value
+    observed = judge.value_of(ours) - judge.value_of(theirs)
     swapped = _swapped(pairs)
     null = judge.value(swapped[:, 0]) - judge.value(swapped[:, 1])
     extreme = np.sum(np.abs(null) >= abs(observed) - _TIE)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from evomerge.judging.constraints import Check, Constraints, Items, Values
 from evomerge.judging.objectives import Objective
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -57,34 +57,41 @@ class Judge:
     Attributes:
         objective: maps signed task means to one number, larger is better.
         tasks: task names, in order.
-        weights: one per task.
+        weights: one per task; 0 for what is measured beside the score.
         signs: +1 where a larger metric is better, −1 where a smaller one is.
+        constraints: what a recipe must not lose against a parent.
+        parents: name → items on the split that is judged; see `against`.
     """
 
     objective: Objective
     tasks: Sequence[str]
     weights: Values
     signs: Values
+    constraints: Constraints | None = None
+    parents: Mapping[str, Items] = field(default_factory=dict)
 
-    def scores(self, items: Mapping[str, Values]) -> Scores:
+    def against(self, parents: Mapping[str, Items]) -> Judge:
+        """The judge of one split, on which the parents have these items."""
+        return replace(self, parents=parents)
+
+    def scores(self, items: Items) -> Scores:
         """Sum up item values, with the delta-method standard error.
 
         se² = Σ_t (∂f/∂m_t)² s_t² / n_t, the derivatives taken numerically.
         """
-        means = np.array([np.mean(items[task]) for task in self.tasks])
+        means = self._means(items)
         errors = np.array([_standard_error(items[task]) for task in self.tasks])
         step = 1e-6
-        slopes = np.array(
-            [
-                (self.value(means + delta) - self.value(means - delta)) / (2 * step)
-                for delta in np.eye(len(means)) * step
-            ]
-        )
+        around = means + np.stack([np.eye(len(means)), -np.eye(len(means))]) * step
+        above, below = self.value(around)
+        slopes = (above - below) / (2 * step)
         return Scores(
             value=float(self.value(means)),
             se=float(np.sqrt(np.sum((slopes * errors) ** 2))),
-            n=sum(len(items[task]) for task in self.tasks),
+            n=sum(len(items[t]) for t, w in zip(self.tasks, self.weights, strict=True) if w > 0),
             items=items,
+            objectives=self._goals(means),
+            violation=sum(check.violation for check in self.checks(items)),
             metrics=dict(zip(self.tasks, means.tolist(), strict=True)),
             signs=dict(
                 zip(self.tasks, np.broadcast_to(self.signs, len(means)).tolist(), strict=True)
@@ -92,8 +99,43 @@ class Judge:
         )
 
     def value(self, means: Values) -> Values:
-        """The objective of raw task means, shape (..., tasks) → (...)."""
-        return self.objective.function(means * self.signs, self.weights)
+        """The objective of raw task means, shape (..., tasks) → (...).
+
+        Of an objective that compares with the parents: the weighted mean, as long as there are
+        none (while they themselves are measured).
+        """
+        objective, signed = self.objective, means * self.signs
+        if objective.needs_parents and not self.parents:
+            return signed @ self.weights / self.weights.sum()
+        return objective.function(
+            signed, self.weights, **objective.given(objective.function, self._known)
+        )
+
+    def value_of(self, items: Items) -> float:
+        """The value that `scores` gives, without looking at constraints."""
+        return float(self.value(self._means(items)))
+
+    def checks(self, items: Items) -> list[Check]:
+        """Every constraint, measured; none while the parents themselves are measured."""
+        if self.constraints is None or not self.parents:
+            return []
+        return self.constraints.measure(items, self.parents)
+
+    def _goals(self, means: Values) -> tuple[float, ...]:
+        goals = self.objective.goals
+        if goals is None:
+            return ()
+        given = self.objective.given(goals, self._known)
+        return tuple(goals(means * self.signs, self.weights, **given).tolist())
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        """What objectives may name in their signatures."""
+        parents = [self._means(found) * self.signs for found in self.parents.values()]
+        return {"parents": np.array(parents), "tasks": self.tasks, "signs": self.signs}
+
+    def _means(self, items: Items) -> Values:
+        return np.array([np.mean(items[task]) for task in self.tasks])
 
 
 def _standard_error(values: Values) -> float:

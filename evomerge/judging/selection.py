@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from evomerge.judging.objectives import Objective
+from evomerge.judging.scores import Scores
 
 
 class Ranked(Protocol):
@@ -19,6 +25,21 @@ class Ranked(Protocol):
 
 
 R = TypeVar("R", bound=Ranked)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Judged(Generic[T]):
+    """A trial with what the judge says of it; scores are None when it failed."""
+
+    trial: T
+    digest: str
+    scores: Scores | None
+
+    @property
+    def value(self) -> float | None:
+        """The objective; where constraints are broken below every value of those that hold."""
+        return self.scores.fitness if self.scores else None
 
 
 def finalists(trials: Sequence[R], count: int) -> list[R]:
@@ -35,3 +56,29 @@ def best(trials: Sequence[R]) -> R | None:
     """The best of `trials` by value, or None if all failed; of equals, the earlier one."""
     top = finalists(trials, 1)
     return top[0] if top else None
+
+
+def leading(trials: Sequence[R]) -> list[R | None]:
+    """The best of the first one, two, … of `trials`; None as long as all failed."""
+    leaders: list[R | None] = []
+    for trial in trials:
+        rivals = [leaders[-1], trial] if leaders and leaders[-1] else [trial]
+        leaders.append(best([rival for rival in rivals if rival is not None]))
+    return leaders
+
+
+def by_preference(judged: Sequence[Judged[T]], objective: Objective) -> list[Judged[T]]:
+    """Distinct recipes, the preferred first: of a multi-objective campaign the front alone.
+
+    Nothing that breaks a constraint stands before what keeps all; where nothing keeps all, the
+    smaller violation comes first.
+    """
+    ranked = finalists(judged, len(judged))
+    feasible = [one for one in ranked if one.scores and one.scores.violation <= 0]
+    if objective.ranking is None or not feasible:
+        return ranked
+    points = np.array([one.scores.objectives for one in feasible if one.scores])
+    values = np.array([one.scores.value for one in feasible if one.scores])
+    scores = objective.ranking(points, values, **objective.options)
+    order = np.argsort(-scores, kind="stable")
+    return [feasible[place] for place in order if np.isfinite(scores[place])]

@@ -33,10 +33,12 @@ def optimizers() -> Table:
 
 
 def objectives() -> Table:
-    """Objectives."""
-    table = _table("objective", "what it does")
+    """Objectives and their options."""
+    table = _table("objective", "options", "what it does")
     for name, objective in all_objectives().items():
-        table.add_row(name, objective.summary)
+        known = options(objective.function)
+        listed = "\n".join(f"{o} = {_shown(p.default)}" for o, p in known.items())
+        table.add_row(name, listed, objective.summary)
     return table
 
 

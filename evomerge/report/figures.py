@@ -44,7 +44,7 @@ def progress(
         marked: the number of the trial to mark, and what it is ("winner").
         scale: the axis title.
     """
-    figure = go.Figure(layout=_layout(height=440, right=210))
+    figure = go.Figure(layout=plot_layout(height=440, right=210))
     ends = [trials[0]["trial"] - 0.5, trials[-1]["trial"] + 0.5]
     done = [t for t in trials if t["value"] is not None]
     reached = list(accumulate(done, _better))
@@ -107,7 +107,7 @@ def forest(rows: Rows, scale: str, *, legend: bool = True) -> go.Figure:
         legend: whether the figure explains its symbols.
     """
     height = 34 * len(rows) + (110 if legend else 70)
-    figure = go.Figure(layout=_layout(height=height, right=16, top=40 if legend else 16))
+    figure = go.Figure(layout=plot_layout(height=height, right=16, top=40 if legend else 16))
     places = {row: len(rows) - 1 - place for place, row in enumerate(rows)}
     for role in COLORS:
         group = {row: scores for row, scores in rows.items() if row[0] == role}
@@ -150,6 +150,42 @@ def forest(rows: Rows, scale: str, *, legend: bool = True) -> go.Figure:
     return figure
 
 
+def front(points: Sequence[Mapping[str, Any]], marked: str, label: str) -> go.Figure:
+    """A front of two goals: on search, and the finalists again on select.
+
+    Args:
+        points: `best_summary`'s front.
+        marked: the digest of the recipe to mark, and `label`, what it is ("winner").
+    """
+    across, up = points[0]["search"]
+    figure = go.Figure(layout=plot_layout(height=400, right=16))
+    for split, color, symbol in (
+        ("search", COLORS["winner"], "circle"),
+        ("select", COLORS["parent"], "diamond"),
+    ):
+        scored = [p for p in points if p[split]]
+        scored.sort(key=lambda p: p[split][across])
+        figure.add_scatter(
+            x=[p[split][across] for p in scored],
+            y=[p[split][up] for p in scored],
+            mode="markers",
+            marker={
+                "color": color,
+                "symbol": symbol,
+                "size": [15 if p["digest"] == marked else 8 for p in scored],
+            },
+            customdata=[
+                f"trial {p['trial']}" + (f" ({label})" if p["digest"] == marked else "")
+                for p in scored
+            ],
+            hovertemplate=f"%{{customdata}} on {split}: %{{x:.4f}}, %{{y:.4f}}<extra></extra>",
+            name=f"on {split}",
+        )
+    figure.update_xaxes(title_text=shown(across, 60))
+    figure.update_yaxes(title_text=shown(up, 60))
+    return figure
+
+
 def heat_map(parameter: str, table: Mapping[str, Any]) -> go.Figure:
     """One searched parameter of a recipe, layer × expert; colours span the searched range.
 
@@ -160,7 +196,7 @@ def heat_map(parameter: str, table: Mapping[str, Any]) -> go.Figure:
     rows, columns = table["rows"], table["columns"]
     low, high = table["bounds"]
     step = 26 if len(rows) <= 40 else 15
-    figure = go.Figure(layout=_layout(height=step * len(rows) + 100, right=16, top=0))
+    figure = go.Figure(layout=plot_layout(height=step * len(rows) + 100, right=16, top=0))
     figure.add_heatmap(
         z=table["values"],
         x=list(range(len(columns))),
@@ -205,15 +241,8 @@ def heat_map(parameter: str, table: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def shown(text: str, length: int = 40) -> str:
-    """A name as plotly shall show it: no mark-up, and its middle left out where it is long."""
-    if len(text) > length:
-        tail = (length - 1) // 2
-        text = f"{text[: length - 1 - tail]}…{text[-tail:]}"
-    return html.escape(text)
-
-
-def _layout(height: int, right: int, top: int = 56) -> dict[str, Any]:
+def plot_layout(height: int, right: int, top: int = 56) -> dict[str, Any]:
+    """What all figures have in common; sizes in pixels."""
     axis = {"automargin": True, "title": {"standoff": 8, "font": {"size": 13}}}
     return {
         "template": go.layout.Template(),
@@ -233,6 +262,14 @@ def _layout(height: int, right: int, top: int = 56) -> dict[str, Any]:
         },
         "hovermode": "closest",
     }
+
+
+def shown(text: str, length: int = 40) -> str:
+    """A name as plotly shall show it: no mark-up, and its middle left out where it is long."""
+    if len(text) > length:
+        tail = (length - 1) // 2
+        text = f"{text[: length - 1 - tail]}…{text[-tail:]}"
+    return html.escape(text)
 
 
 def _better(one: Trial, other: Trial) -> Trial:

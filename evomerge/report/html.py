@@ -25,7 +25,7 @@ from evomerge.report.summary import (
     status_summary,
     task_summary,
 )
-from evomerge.report.tables import difference, p_value, remarks, short, span
+from evomerge.report.tables import constraint_lines, difference, p_value, remarks, short, span
 from evomerge.study.study import Study
 
 TEMPLATE = "report.html.j2"
@@ -82,6 +82,7 @@ def report_page(study: Study) -> str:
         strongest=[_strongest(rows, role) for role in YARDSTICKS],
         yardsticks={"parent": best["parents"], "baseline": best["baselines"]},
         remarks=remarks(best),
+        constraints=constraint_lines(best),
         tasks=tasks,
         recipe=json.dumps(best["recipe"], indent=2, ensure_ascii=False),
         plotly=get_plotlyjs(),
@@ -90,6 +91,9 @@ def report_page(study: Study) -> str:
             "progress": _plain(
                 figures.progress(search_summary(study), on_search, (best["trial"], leader), scale)
             ),
+            "front": _plain(figures.front(best["front"], best["digest"], leader))
+            if len((best.get("front") or [{"search": {}}])[0]["search"]) == 2
+            else None,
             "tasks": {
                 task: _plain(figures.forest(found["scores"], _metric(found), legend=False))
                 for task, found in (tasks.items() if len(tasks) > 1 else ())

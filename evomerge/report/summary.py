@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,11 +12,14 @@ import numpy as np
 from evomerge import __version__
 from evomerge.config import SPLITS
 from evomerge.errors import InputError
+from evomerge.judging.constraints import Constraints
 from evomerge.judging.intervals import compare, interval
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge, Values
-from evomerge.judging.selection import best
+from evomerge.judging.selection import Judged, best, by_preference
 from evomerge.recipe import BASE
+from evomerge.sections import ConstraintConfig, ObjectiveConfig
+from evomerge.study.judged import judge_on, searched
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 
@@ -29,7 +32,7 @@ def status_summary(study: Study) -> dict[str, Any]:
     evaluations = study.evaluations()
     trials = [e for e in evaluations if e.optimizers_own]
     failed = [t for t in trials if t.failed]
-    leader = best(trials)
+    leader = best(searched(judge_of(study), evaluations))
     concluded = study.note("concluded") or {}
     return {
         "name": study.name,
@@ -39,7 +42,9 @@ def status_summary(study: Study) -> dict[str, Any]:
         "pruned": 0,
         "failed": len(failed),
         "failures": dict(Counter(t.reason for t in failed)),
-        "best": None if leader is None else {"trial": leader.number, "value": leader.value},
+        "best": None
+        if leader is None
+        else {"trial": leader.trial.number, "value": leader.trial.value},
         "digests": [t.digest for t in trials],
         "item_evaluations": sum(e.n for e in evaluations if e.seconds),
         "seconds": round(sum(sum(e.seconds.values()) for e in evaluations), 3),
@@ -56,22 +61,27 @@ def best_summary(study: Study) -> dict[str, Any]:
     Raises:
         InputError: no trial has succeeded yet.
     """
-    evaluations = study.evaluations()
-    trials = [e for e in evaluations if e.optimizers_own]
+    judge = judge_of(study)
+    trials = searched(judge, study.evaluations())
     chosen = (study.note("concluded") or {}).get("winner")
-    leader = best([t for t in trials if chosen in (None, t.digest)]) or best(trials)
+    ranked = by_preference(trials, judge.objective)
+    leader = best([t for t in trials if t.digest == chosen]) or next(iter(ranked), None)
     if leader is None:
         raise InputError(
             f"study {study.name!r}: no trial has succeeded yet; `evomerge status` says how far it "
             "is and what failed"
         )
-    return trial_summary(study, leader)
+    summary = trial_summary(study, leader.trial)
+    if judge.objective.goals is None:
+        return summary
+    feasible = [one for one in ranked if one.scores and one.scores.violation <= 0]
+    return {**summary, "front": _front(study, feasible)}
 
 
 def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
     """Any evaluation's recipe in the place of the winner, in the form of `best_summary`."""
     evaluations = study.evaluations()
-    judge = judge_of(study)
+    judges = {split: judge_on(judge_of(study), evaluations, split) for split in SPLITS}
     scored = {(e.digest, e.split): e for e in evaluations if not e.failed}
     yardsticks = {
         role: {e.name or e.digest: e.digest for e in evaluations if e.role == role}
@@ -81,14 +91,18 @@ def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
         "trial": trial.number,
         "digest": trial.digest,
         "recipe": trial.recipe,
-        "scores": _scores(judge, trial.digest, scored),
+        "scores": _scores(judges, trial.digest, scored),
         "parents": {
-            name: _against(judge, trial.digest, digest, scored)
+            name: _against(judges, trial.digest, digest, scored)
             for name, digest in yardsticks["parent"].items()
         },
         "baselines": {
-            name: _against(judge, trial.digest, digest, scored)
+            name: _against(judges, trial.digest, digest, scored)
             for name, digest in yardsticks["baseline"].items()
+        },
+        "constraints": {
+            split: _checks(judge, scored.get((trial.digest, split)))
+            for split, judge in judges.items()
         },
         "test_opened": study.note("test_opened") or [],
     }
@@ -189,7 +203,7 @@ def facts_summary(study: Study) -> dict[str, Any]:
         "weights": campaign["space"]["weights"],
         "genes": max((len(e.params) for e in evaluations), default=0),
         "optimizer": campaign["optimizer"],
-        "objective": campaign["fitness"]["objective"],
+        "objective": objective_label(campaign["fitness"]["objective"]),
         "select_top": campaign["fitness"]["select_top"],
         "seed": campaign["seed"],
         "tasks": study.note("tasks") or [],
@@ -204,19 +218,58 @@ def facts_summary(study: Study) -> dict[str, Any]:
 
 
 def judge_of(study: Study) -> Judge:
-    """The campaign's judge, from what the study says of its tasks."""
+    """The campaign's judge, from what the study says of its tasks; it knows no parents yet."""
     tasks = study.note("tasks") or []
-    objective = study.campaign["fitness"]["objective"]
+    names = [task["task"] for task in tasks]
+    signs = [1.0 if task["higher_is_better"] else -1.0 for task in tasks]
+    fitness = study.campaign["fitness"]
+    wanted = ObjectiveConfig.model_validate(fitness["objective"])
+    constraints = [ConstraintConfig.model_validate(c) for c in fitness.get("constraints", [])]
     return Judge(
-        objective=find_objective(objective, "fitness.objective"),
-        tasks=[task["task"] for task in tasks],
+        objective=find_objective(wanted.kind, "fitness.objective", wanted.options),
+        tasks=names,
         weights=np.array([task["weight"] for task in tasks]),
-        signs=np.array([1.0 if task["higher_is_better"] else -1.0 for task in tasks]),
+        signs=np.array(signs),
+        constraints=Constraints(constraints, dict(zip(names, signs, strict=True))),
     )
 
 
+def objective_label(objective: str | Mapping[str, Any]) -> str:
+    """The objective's name; its simple options in brackets: `weakest_link (temperature 0.05)`."""
+    wanted = ObjectiveConfig.model_validate(objective)
+    simple = [f"{k} {v}" for k, v in wanted.options.items() if isinstance(v, int | float | str)]
+    return f"{wanted.kind} ({', '.join(simple)})" if simple else wanted.kind
+
+
+def _front(study: Study, ranked: Sequence[Judged[Evaluation]]) -> list[dict[str, Any]]:
+    """The trials of the front, the preferred first: goals as measured, on search and on select."""
+    select = {e.digest: e for e in study.evaluations() if e.split == "select" and not e.failed}
+    options = ObjectiveConfig.model_validate(study.campaign["fitness"]["objective"]).options
+    goals = [goal if isinstance(goal, str) else goal["metric"] for goal in options["of"]]
+    return [
+        {
+            "trial": one.trial.number,
+            "digest": one.digest,
+            "search": _goals(goals, one.trial),
+            "select": _goals(goals, select.get(one.digest)),
+        }
+        for one in ranked
+    ]
+
+
+def _goals(goals: Sequence[str], trial: Evaluation | None) -> dict[str, float] | None:
+    return None if trial is None else {goal: float(np.mean(trial.scores[goal])) for goal in goals}
+
+
+def _checks(judge: Judge, trial: Evaluation | None) -> list[dict[str, Any]] | None:
+    """Every constraint as measured on a split; null where the split was not opened."""
+    if trial is None:
+        return None
+    return [{**asdict(c), "holds": c.violation <= 0} for c in judge.checks(trial.scores)]
+
+
 def _scores(
-    judge: Judge, digest: str, scored: Mapping[tuple[str, str], Evaluation]
+    judges: Mapping[str, Judge], digest: str, scored: Mapping[tuple[str, str], Evaluation]
 ) -> dict[str, Any]:
     """split → mean with interval and task means; null where the split was not opened."""
     found: dict[str, Any] = {}
@@ -229,7 +282,7 @@ def _scores(
             task: {"mean": float(np.mean(values)), "n": len(values)}
             for task, values in evaluation.scores.items()
         }
-        found[split] = {**_span(judge, evaluation.scores), "tasks": tasks}
+        found[split] = {**_span(judges[split], evaluation.scores), "tasks": tasks}
     return found
 
 
@@ -255,12 +308,16 @@ def _coefficients(
 
 
 def _against(
-    judge: Judge, ours: str, theirs: str, scored: Mapping[tuple[str, str], Evaluation]
+    judges: Mapping[str, Judge],
+    ours: str,
+    theirs: str,
+    scored: Mapping[tuple[str, str], Evaluation],
 ) -> dict[str, Any]:
     """A yardstick's scores, and by how much the winner beats it on each split, paired."""
-    scores = _scores(judge, theirs, scored)
+    scores = _scores(judges, theirs, scored)
     for split in SPLITS:
         us, them = scored.get((ours, split)), scored.get((theirs, split))
         if us is not None and them is not None:
-            scores[split]["winner_minus_this"] = asdict(compare(judge, us.scores, them.scores))
+            paired = compare(judges[split], us.scores, them.scores)
+            scores[split]["winner_minus_this"] = asdict(paired)
     return scores

@@ -12,6 +12,9 @@ from rich.text import Text
 from evomerge.config import SPLITS
 from evomerge.report.summary import shown_split
 
+SHOWN_OF_FRONT = 20
+"""Rows of a front in the terminal."""
+
 
 def status_table(status: dict[str, Any]) -> RenderableType:
     """`status_summary` for people."""
@@ -60,7 +63,44 @@ def best_table(best: dict[str, Any]) -> RenderableType:
                 difference(paired) if paired else "",
                 p_value(paired["p"]) if paired else "",
             )
-    return Group(table, *[Text(line, style="dim") for line in remarks(best)])
+    parts: list[RenderableType] = [table]
+    if best.get("front"):
+        parts.append(front_table(best))
+    parts += [Text(line, style="" if holds else "yellow") for line, holds in constraint_lines(best)]
+    return Group(*parts, *[Text(line, style="dim") for line in remarks(best)])
+
+
+def front_table(best: dict[str, Any]) -> Table:
+    """The trials that no other beats in every goal, the preferred first."""
+    front = best["front"]
+    table = Table(title=f"the front on search: {len(front)} recipes", box=SIMPLE)
+    table.add_column("trial", justify="right")
+    for goal in front[0]["search"]:
+        table.add_column(goal, justify="right")
+        table.add_column("on select", justify="right", style="dim")
+    for point in front[:SHOWN_OF_FRONT]:
+        cells = [
+            cell
+            for goal, value in point["search"].items()
+            for cell in (short(value), short(point["select"][goal]) if point["select"] else "–")
+        ]
+        style = "bold" if point["digest"] == best["digest"] else ""
+        table.add_row(str(point["trial"]), *cells, style=style)
+    if len(front) > SHOWN_OF_FRONT:
+        table.caption = f"and {len(front) - SHOWN_OF_FRONT} more (--json has all)"
+    return table
+
+
+def constraint_lines(best: dict[str, Any]) -> list[tuple[str, bool]]:
+    """Every constraint as measured on the split shown, and whether it holds."""
+    return [
+        (
+            f"constraint {'holds' if found['holds'] else 'BROKEN'} on {shown_split(best)}: "
+            f"{found['label']} {short(found['measured'])}, at most {short(found['limit'])}",
+            found["holds"],
+        )
+        for found in best["constraints"][shown_split(best)] or []
+    ]
 
 
 def _means(scores: dict[str, Any], shown: str) -> list[str]:

@@ -223,7 +223,10 @@ class WeightSpace(Space):
 
     def _recipe(self, source: str, merges: Sequence[Merge]) -> Recipe:
         path = tuple(Slot(source=source, layer=layer) for layer in range(self._layers))
-        return Recipe(sources=self._sources, path=path, merges=tuple(merges), seed=self._seed)
+        # without random masks a seed would only make equal merges look different
+        drawn = any(find_method(merge.method, "space").needs_position for merge in merges)
+        seed = self._seed if drawn else 0
+        return Recipe(sources=self._sources, path=path, merges=tuple(merges), seed=seed)
 
     def _enumerate(self, bounds: Mapping[str, Any]) -> Iterator[_Coefficient]:
         for index in range(len(self._groups)):

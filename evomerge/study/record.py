@@ -32,6 +32,9 @@ class Evaluation:
     """The objective's value, larger is better; None when the evaluation failed."""
     se: float | None = None
     """The standard error of `value`."""
+    violation: float = 0.0
+    """By how much constraints are broken in sum; for Optuna, which must not call such a trial the
+    best. Not read back: whoever needs it judges the items."""
     n: int = 0
     """How many items `value` rests on."""
     estimated: bool = False

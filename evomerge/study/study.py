@@ -353,7 +353,7 @@ class Study:
             system_attrs=codec.packed_attributes(evaluation, with_params=summarised),
             # Optuna's `best_trial` considers feasible trials only: a yardstick, or a score on a
             # later split, violates this constraint and can never be the study's best.
-            constraints=None if evaluation.optimizers_own else {"optimizers_own": 1.0},
+            constraints=_constraints(evaluation),
         )
         finished = (evaluation.finished or datetime.now(UTC)).astimezone().replace(tzinfo=None)
         trial.datetime_start = finished - timedelta(seconds=sum(evaluation.seconds.values()))
@@ -381,6 +381,13 @@ def _from_trial(trial: FrozenTrial) -> Evaluation | None:
         number=trial.number,
         finished=_utc(trial.datetime_complete),
     )
+
+
+def _constraints(evaluation: Evaluation) -> dict[str, float] | None:
+    """What Optuna takes for violated when it is above 0."""
+    if not evaluation.optimizers_own:
+        return {"optimizers_own": 1.0}
+    return {"violation": evaluation.violation} if evaluation.violation > 0 else None
 
 
 def _clip(value: Any, distribution: BaseDistribution) -> Any:

@@ -53,6 +53,16 @@ def test_best_prints_one_json_object_in_the_documented_form(done):
             assert set(split["tasks"]["pick"]) == {"mean", "n"}
 
 
+def test_compare_prints_one_json_object_and_writes_page_picture_and_data(tiny_folder):
+    out = tiny_folder / "compare"
+    arguments = ["--optimizers", "cma,random", "--seeds", 1, "--trials", 2, "--out", out]
+    found = evomerge("compare", tiny_folder / "campaign.yaml", *arguments, "--json")
+    assert set(json.loads(found.stdout)["optimizers"]) == {"cma", "random"}
+    assert {path.suffix for path in out.glob("compare.*")} == {".html", ".png", ".json"}
+    evomerge("best", out / "cma" / "seed-0")
+    evomerge("compare", tiny_folder / "campaign.yaml", "--optimizers", "cmaa", code=2)
+
+
 def test_status_prints_one_json_object_in_the_documented_form(done):
     status = json.loads(evomerge("status", done / "run", "--json").stdout)
     assert status["trials"] == status["completed"] == len(status["digests"]) == 12
@@ -80,7 +90,7 @@ def test_check_counts_items_and_genes(done):
     [
         ("methods", ["ties", "density", "dare_linear", "2306.01708"]),
         ("optimizers", ["cma", "population", "random"]),
-        ("objectives", ["mean"]),
+        ("objectives", ["mean", "temperature", "normalized", "prefer"]),
     ],
 )
 def test_list_shows_every_plug_with_its_parameters(what, words):

@@ -2,44 +2,97 @@
 
 An objective is a function `(means, weights) → value` over arrays of shape (..., tasks) and
 (tasks,), vectorised over the leading axes, so that intervals can be had by resampling. Means are
-signed: larger is better for every task. Put it in a file of this folder under `@objective`.
+signed: larger is better for every task; a task of weight 0 is a measure beside the score. Put it
+in a file of this folder under `@objective`. Further parameters are filled in where they are named:
+`parents`, the parents' signed means on the same items, shape (parents, tasks); `tasks`, the names;
+`signs`, −1 where the metric itself is the better the smaller. Keyword-only parameters are options
+of the campaign file.
+
+A multi-objective one registers under `@objective(goals=…, ranking=…)`: `goals` takes the same
+arguments and gives what an optimizer maximises, shape (..., goals); `ranking` takes feasible
+candidates' goals and values, shapes (n, goals) and (n,), and the options, and gives scores by which
+finalists and the winner are chosen, −∞ for those not to be chosen.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.registry import find, import_all
+from evomerge.errors import InputError
+from evomerge.registry import check_options, find, import_all
 
-ObjectiveFunction = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+Values = NDArray[np.float64]
+ObjectiveFunction = Callable[..., Values]
+F = TypeVar("F", bound=ObjectiveFunction)
 
 _REGISTRY: dict[str, Objective] = {}
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A registered objective."""
+    """A registered objective, with its options once they are known.
+
+    Attributes:
+        goals: task means → what a multi-objective optimizer maximises; None: the value alone.
+        ranking: (goals, values) → scores to choose by; None: by value.
+        check: `(tasks, options)`, raises InputError for options that do not fit the tasks.
+    """
 
     name: str
     function: ObjectiveFunction
+    goals: ObjectiveFunction | None = None
+    ranking: ObjectiveFunction | None = None
+    check: Callable[..., None] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
+    @property
+    def needs_parents(self) -> bool:
+        """Whether a value says how a recipe compares with the parents."""
+        return "parents" in inspect.signature(self.function).parameters
 
-def objective(function: ObjectiveFunction) -> ObjectiveFunction:
+    def given(self, function: ObjectiveFunction, known: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of `function`: what its signature names of `known`, and options."""
+        named = inspect.signature(function).parameters
+        filled = {name: value for name, value in known.items() if name in named}
+        return {**filled, **self.options}
+
+
+@overload
+def objective(function: F) -> F: ...
+
+
+@overload
+def objective(
+    *,
+    goals: ObjectiveFunction,
+    ranking: ObjectiveFunction | None = None,
+    check: Callable[..., None] | None = None,
+) -> Callable[[F], F]: ...
+
+
+def objective(function: Any = None, **more: Any) -> Any:
     """Register a function as an objective under its own name."""
+    if function is None:
+        return lambda decorated: _register(decorated, **more)
+    return _register(function)
+
+
+def _register(function: F, **more: Any) -> F:
     name = function.__name__
     if name in _REGISTRY:
         raise ValueError(f"two objectives are called {name!r}")
-    _REGISTRY[name] = Objective(name, function)
+    _REGISTRY[name] = Objective(name, function, **more)
     return function
 
 
@@ -49,10 +102,23 @@ def objectives() -> Mapping[str, Objective]:
     return dict(sorted(_REGISTRY.items()))
 
 
-def find_objective(name: str, where: str) -> Objective:
-    """The objective called `name`.
+def find_objective(
+    name: str,
+    where: str,
+    options: Mapping[str, Any] | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Objective:
+    """The objective called `name`, with its options checked; against the tasks, when given.
 
     Raises:
-        InputError: there is none; begins with `where` and names the nearest, or all.
+        InputError: there is none, or an option is unknown or of the wrong type; begins with
+            `where` and names the nearest, or all.
     """
-    return find(objectives(), name, "objective", where)
+    found = find(objectives(), name, "objective", where)
+    checked = check_options(found.function, options or {}, where, of=name)
+    if found.check is not None and tasks is not None:
+        try:
+            found.check(tasks, **checked)
+        except InputError as error:
+            raise InputError(f"{where}.{error}") from None
+    return replace(found, options=checked)

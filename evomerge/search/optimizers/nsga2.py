@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from evomerge.judging.scores import Scores
-from evomerge.search import pareto
+from evomerge.judging import pareto
 from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
 from evomerge.search.variation import discrete_genes, mutate, sbx

@@ -76,23 +76,22 @@ def crowding(objectives: ArrayLike) -> Floats:
     return distance
 
 
-def knee(objectives: ArrayLike, violation: ArrayLike | None = None) -> int:
-    """Index of the front's knee: the point farthest above the hyperplane through the extremes.
+def knee_scores(front: Floats) -> Floats:
+    """How far each point of a front bulges beyond the plane through the front's extremes.
 
-    With the objectives scaled to [0, 1] over the front, the one with the largest sum (Das 1999, On
-    characterizing the "knee" of the Pareto curve). Of equals, the first.
+    Objectives are scaled to [0, 1] over the front. With two objectives this is the distance to the
+    line between the two ends (Das 1999's normal-boundary knee); with more, to the plane Σ fᵢ = 1
+    through the ideal extremes.
 
-    Raises:
-        ValueError: there are no points, shapes that do not fit, or NaN.
+    Args:
+        front: shape (n, objectives), larger is better.
+
+    Returns:
+        shape (n,); the knee has the largest.
     """
-    points, broken = _checked(objectives, violation)
-    if not len(points):
-        raise ValueError("there is no knee where there are no points")
-    members = np.flatnonzero(front(points, broken))
-    chosen = points[members]
-    low, high = chosen.min(axis=0), chosen.max(axis=0)
-    scaled = (chosen - low) / np.where(high > low, high - low, 1.0)
-    return int(members[np.argmax(scaled.sum(axis=1))])
+    low, high = front.min(axis=0), front.max(axis=0)
+    scaled = (front - low) / np.where(high > low, high - low, 1.0)
+    return (scaled.sum(axis=1) - 1) / np.sqrt(front.shape[1])
 
 
 def hypervolume(objectives: ArrayLike, reference: ArrayLike) -> float:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.search import pareto
+from evomerge.judging import pareto
 
 
 def dominates(a, b):

@@ -1,0 +1,86 @@
+"""What is compared: optimizers as they are named on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from evomerge.config import OptimizerConfig
+from evomerge.errors import InputError
+
+OPTION = "--optimizers"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One optimizer of a comparison.
+
+    Attributes:
+        label: what the table and the figure call it, as it was written.
+        optimizer: its section of the campaign file.
+    """
+
+    label: str
+    optimizer: OptimizerConfig
+
+    @property
+    def folder(self) -> str:
+        """A name for its runs' folder, of plain characters, its own among all labels."""
+        plain = re.sub(r"[^\w.]+", "-", self.label).strip("-.")
+        if plain == self.label:
+            return plain
+        return f"{plain[:40]}-{hashlib.sha256(self.label.encode()).hexdigest()[:6]}"
+
+
+def parse_arms(text: str, own: OptimizerConfig) -> list[Arm]:
+    """Read `cma,random` or `cma,cma:{sigma: 0.1}`: names, each with options in braces or none.
+
+    A bare name that is the campaign's own optimizer brings the options of the campaign file.
+
+    Raises:
+        InputError: an entry is not a name with options, or stands there twice.
+    """
+    arms = [_arm(entry, own) for entry in _entries(text)]
+    if not arms:
+        raise InputError(f"{OPTION}: name at least one optimizer (`evomerge list optimizers`)")
+    labels = [arm.label for arm in arms]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"{OPTION}: {label!r} stands there twice; seeds repeat it already")
+    return arms
+
+
+def _arm(entry: str, own: OptimizerConfig) -> Arm:
+    kind, brace, rest = entry.partition("{")
+    kind = kind.rstrip().removesuffix(":").strip()
+    if not brace:
+        same = kind == own.kind
+        return Arm(entry, own if same else OptimizerConfig(kind=kind))
+    try:
+        options = yaml.safe_load(brace + rest)
+    except yaml.YAMLError:
+        options = None
+    if not kind or not isinstance(options, dict) or not all(isinstance(k, str) for k in options):
+        raise InputError(f"{OPTION}: {entry!r}: write it as name or name:{{option: value}}")
+    if "kind" in options:
+        raise InputError(f"{OPTION}: {entry!r}: the kind stands before the colon")
+    return Arm(entry, OptimizerConfig(kind=kind, **options))
+
+
+def _entries(text: str) -> Iterator[str]:
+    """The parts between commas that stand in no bracket."""
+    depth, entry = 0, ""
+    for character in [*text, ","]:
+        depth += (character in "{[") - (character in "}]")
+        if character == "," and depth <= 0:
+            if entry.strip():
+                yield entry.strip()
+            entry, depth = "", 0
+        else:
+            entry += character
+    if entry.strip():
+        raise InputError(f"{OPTION}: {entry.strip().rstrip(',')!r}: a bracket is never closed")

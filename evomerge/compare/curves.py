@@ -1,0 +1,152 @@
+"""Best so far against item evaluations: one curve a run, and what several say together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.judging.scores import Judge
+from evomerge.judging.selection import leading
+from evomerge.study.judged import searched
+from evomerge.study.record import Evaluation
+
+SHARE = 0.95
+"""An optimizer has arrived when it holds this share of the best known score."""
+QUARTILES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One run of an optimizer: what its best by search scores on select, after each trial.
+
+    Attributes:
+        spent: item evaluations the optimizer had asked for, shape (trials,), rising.
+        select: shape (trials,); NaN as long as every trial failed.
+    """
+
+    spent: NDArray[np.float64]
+    select: NDArray[np.float64]
+
+    def at(self, spent: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The curve as a step function; NaN before the first trial."""
+        place = np.searchsorted(self.spent, spent, side="right") - 1
+        return np.where(place < 0, np.nan, self.select[np.maximum(place, 0)])
+
+    def reached(self, target: float) -> float:
+        """The item evaluations until `target` was held for the first time; ∞ when it never was."""
+        there = np.flatnonzero(self.select >= target)
+        return float(self.spent[there[0]]) if len(there) else np.inf
+
+
+def curve(judge: Judge, evaluations: Sequence[Evaluation], trials: int, items: int) -> Curve:
+    """The curve of a run's first `trials` trials.
+
+    A trial costs the items it was asked for, whether they were scored, looked up or lost in a
+    failure (`items`, the whole search split): what other runs have measured makes nobody faster.
+    Where the best by search could not be scored on select, the one before it stands.
+    """
+    own = searched(judge, evaluations)[:trials]
+    select = {e.digest: e.value for e in evaluations if e.split == "select" and not e.failed}
+    values: list[float] = []
+    for leader in leading(own):
+        value = select.get(leader.digest) if leader else None
+        before = values[-1] if values else np.nan
+        values.append(before if value is None else float(value))
+    costs = [items if one.trial.failed else one.trial.n for one in own]
+    return Curve(np.cumsum(costs, dtype=np.float64), np.array(values))
+
+
+def quartiles(curves: Sequence[Curve]) -> dict[str, list[float]]:
+    """Lower quartile, median and upper quartile over runs, wherever every run has a score.
+
+    Returns:
+        `spent`, `low`, `median`, `high`: lists of one length; of equal neighbours the first only,
+        and the last point.
+    """
+    spent = np.unique(np.concatenate([c.spent for c in curves]))
+    values = np.stack([c.at(spent) for c in curves])
+    known = np.isfinite(values).all(axis=0)
+    if not known.any():
+        return {"spent": [], "low": [], "median": [], "high": []}
+    spent, bands = spent[known], np.quantile(values[:, known], QUARTILES, axis=0)
+    changes = np.append(True, (np.diff(bands, axis=1) != 0).any(axis=0))
+    changes[-1] = True
+    low, median, high = bands[:, changes].tolist()
+    return {"spent": spent[changes].tolist(), "low": low, "median": median, "high": high}
+
+
+def summarize(
+    runs: Mapping[str, Mapping[int, Curve]], yardsticks: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """The comparison in plain data.
+
+    Args:
+        runs: optimizer → seed → its curve.
+        yardsticks: "parent" | "baseline" → name → score on select.
+
+    Returns:
+        `best_known`: the highest score on select, yardsticks and all; `target`: `SHARE` of it;
+        `yardsticks`; `optimizers`: label → `final` (quartiles and `runs`), `to_target` (`median`
+        item evaluations, null unless more than half of the runs arrived; `reached`, `of`), `wins`
+        (a seed's best final score; ties are shared), `curve` (`quartiles`).
+    """
+    final = {
+        label: {seed: float(c.select[-1]) for seed, c in found.items()}
+        for label, found in runs.items()
+    }
+    scores = [
+        *(score for found in yardsticks.values() for score in found.values()),
+        *(float(v) for found in runs.values() for c in found.values() for v in c.select),
+    ]
+    best = max((score for score in scores if np.isfinite(score)), default=np.nan)
+    target = best - (1 - SHARE) * abs(best)
+    wins = _wins(final)
+    return {
+        "best_known": _number(best),
+        "target": _number(target),
+        "yardsticks": {role: dict(found) for role, found in yardsticks.items()},
+        "optimizers": {
+            label: {
+                "final": _final(final[label]),
+                "to_target": _to_target(list(found.values()), target),
+                "wins": wins[label],
+                "curve": quartiles(list(found.values())),
+            }
+            for label, found in runs.items()
+        },
+    }
+
+
+def _final(scores: Mapping[int, float]) -> dict[str, Any]:
+    known = [score for score in scores.values() if np.isfinite(score)]
+    low, median, high = np.quantile(known, QUARTILES).tolist() if known else [None] * 3
+    runs = {str(seed): _number(score) for seed, score in scores.items()}
+    return {"low": low, "median": median, "high": high, "runs": runs}
+
+
+def _to_target(curves: Sequence[Curve], target: float) -> dict[str, Any]:
+    spent = np.array([c.reached(target) for c in curves])
+    # the upper of two middle runs: between an arrival and none there is no mean
+    median = float(np.quantile(spent, 0.5, method="higher"))
+    reached = int(np.isfinite(spent).sum())
+    return {"median": _number(median), "reached": reached, "of": len(curves)}
+
+
+def _wins(final: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """How many seeds each optimizer ends best in; those that tie share the seed."""
+    wins = dict.fromkeys(final, 0.0)
+    for seed in dict.fromkeys(seed for found in final.values() for seed in found):
+        scores = {k: found[seed] for k, found in final.items() if np.isfinite(found[seed])}
+        winners = [k for k, score in scores.items() if score == max(scores.values())]
+        for label in winners:
+            wins[label] += 1 / len(winners)
+    return wins
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no infinity and no NaN."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,114 @@
+"""The comparison for people: a table for the terminal, and a page with the figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+from rich.box import SIMPLE
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.compare.figure import interactive, references, save_picture, title
+from evomerge.errors import InputError
+from evomerge.report.tables import short, span
+
+TEMPLATE = "compare.html.j2"
+
+
+def write_comparison(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write `compare.html`, `compare.png` and `compare.json` into the folder.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    page, picture, data = (folder / f"compare.{kind}" for kind in ("html", "png", "json"))
+    try:
+        data.write_text(json.dumps(comparison, indent=1), encoding="utf-8")
+        page.write_text(comparison_page(comparison), encoding="utf-8")
+        save_picture(comparison, picture)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
+    return [page, picture, data]
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
+    """The table for a terminal."""
+    table = Table(title=title(comparison), box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("optimizer", min_width=12)
+    for column in columns(comparison):
+        table.add_column(column, justify="right")
+    for label, cells in rows(comparison).items():
+        table.add_row(Text(label), *cells)
+    return Group(table, *[Text(line, style="dim") for line in remarks(comparison)])
+
+
+def columns(comparison: Mapping[str, Any]) -> list[str]:
+    """What the table says of each optimizer."""
+    target = comparison["target"]
+    until = "items to target" if target is None else f"items to {short(target)}"
+    return ["select", "quartiles", until, "arrived", "wins"]
+
+
+def rows(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Optimizer → cells, the best median first."""
+    found = comparison["optimizers"]
+    medians = {label: facts["final"]["median"] for label, facts in found.items()}
+    ranked = sorted(found, key=lambda label: -(medians[label] or 0.0))
+    return {label: _cells(found[label]) for label in ranked}
+
+
+def remarks(comparison: Mapping[str, Any]) -> list[str]:
+    """How to read the table."""
+    trials, items = comparison["trials"], comparison["search_items"]
+    lines = [
+        f"Every run: {trials} trials of {items} search items, {trials * items:,} item evaluations. "
+        "The best by search so far is scored on select "
+        f"({comparison['select_items']} items) in hindsight; no optimizer is told.",
+    ]
+    if comparison["target"] is not None:
+        lines.append(
+            f"Target: .95 of the best known score, {short(comparison['best_known'])} (the highest "
+            "on select of all that was measured); items to it: the median run, – unless more "
+            "than half of the runs arrived. Seeds that tie share the win."
+        )
+    lines += [f"On select, {name}." for name, _ in references(comparison)]
+    return lines
+
+
+def comparison_page(comparison: Mapping[str, Any]) -> str:
+    """The page as text; it needs nothing else, no network either."""
+    environment = Environment(
+        loader=PackageLoader("evomerge.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(
+        comparison=comparison,
+        title=title(comparison),
+        figure_data=interactive(comparison).to_plotly_json(),
+        columns=columns(comparison),
+        rows=rows(comparison),
+        remarks=remarks(comparison),
+        short=short,
+        plotly=get_plotlyjs(),
+    )
+
+
+def _cells(facts: Mapping[str, Any]) -> list[str]:
+    final, until, wins = facts["final"], facts["to_target"], facts["wins"]
+    median = final["median"]
+    return [
+        "–" if median is None else short(median),
+        "" if median is None else span(final),
+        "–" if until["median"] is None else f"{until['median']:,.0f}",
+        f"{until['reached']} of {until['of']}",
+        f"{wins:.1f}".removesuffix(".0"),
+    ]

@@ -1,0 +1,116 @@
+"""Running a comparison: one ordinary run for each optimizer and seed, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from evomerge.campaign import Campaign, Listener
+from evomerge.compare.arms import OPTION, Arm
+from evomerge.compare.curves import Curve, curve, summarize
+from evomerge.config import CampaignConfig
+from evomerge.driver import open_study, open_workers
+from evomerge.errors import InputError
+from evomerge.setup import Setup
+from evomerge.study.record import Evaluation
+
+Known = dict[tuple[str, str], Evaluation]
+"""(digest, split) → what is known of it."""
+
+
+class RunsListener(Listener, Protocol):
+    """Told what happens in several runs, one after the other."""
+
+    def begin(self, title: str) -> None:
+        """Another run begins."""
+
+
+def compare_optimizers(
+    setup: Setup, arms: Sequence[Arm], seeds: int, folder: Path, listener: RunsListener
+) -> dict[str, Any]:
+    """Run what is missing of every (optimizer, seed), and sum up.
+
+    Each is a run of its own in `folder/<optimizer>/seed-<seed>`, and goes on where it stopped. All
+    seeds of a campaign begin at its own. Optimizers take turns, so that a comparison which is
+    stopped has compared something. A recipe is measured once, whichever runs ask for it.
+
+    Raises:
+        InputError: an optimizer's name or options are wrong (before any work), or a folder holds
+            another campaign's run.
+        EvomergeError: the base model itself cannot be scored.
+    """
+    first = setup.config.seed
+    setups = {
+        (arm.label, seed): _setup(setup, arm, seed)
+        for seed in range(first, first + seeds)
+        for arm in arms
+    }
+    known: Known = {}
+    runs: dict[str, dict[int, Curve]] = {arm.label: {} for arm in arms}
+    yardsticks: list[Evaluation] = []
+    trials, items = setup.config.budget.trials, _count(setup, "search")
+    folders = {arm.label: folder / arm.folder for arm in arms}
+    with closing(open_workers(setup)) as executor:
+        for place, ((label, seed), own) in enumerate(setups.items(), 1):
+            listener.begin(f"{label}, seed {seed} (run {place} of {len(setups)})")
+            with open_study(own, folders[label] / f"seed-{seed}") as study:
+                Campaign(own, study, executor, listener, known).race()
+                found = study.evaluations()
+            known |= {(e.digest, e.split): e for e in found if not e.failed}
+            yardsticks += [e for e in found if e.split == "select" and e.name and not e.failed]
+            runs[label][seed] = curve(setup.judge, found, trials, items)
+    return {
+        "campaign": setup.config.name,
+        "objective": objective_label(setup),
+        "trials": trials,
+        "search_items": items,
+        "select_items": _count(setup, "select"),
+        "seeds": list(range(first, first + seeds)),
+        "folders": {label: str(path) for label, path in folders.items()},
+        **summarize(runs, _levels(yardsticks)),
+    }
+
+
+def objective_label(setup: Setup) -> str:
+    """What scores are, as an axis title: `mean acc over 3 tasks`."""
+    metrics = {task.metric for task in setup.tasks}
+    metric = f" {metrics.pop()}" if len(metrics) == 1 else ""
+    count = "1 task" if len(setup.tasks) == 1 else f"{len(setup.tasks)} tasks"
+    return f"{setup.judge.objective.name}{metric} over {count}"
+
+
+def _setup(setup: Setup, arm: Arm, seed: int) -> Setup:
+    try:
+        return setup.with_config(_config(setup.config, arm, seed))
+    except InputError as error:
+        raise InputError(f"{OPTION} {arm.label}: {error}") from None
+
+
+def _config(config: CampaignConfig, arm: Arm, seed: int) -> CampaignConfig:
+    """The campaign of one run; its study has a name of its own, for one storage may hold all."""
+    name = f"{config.study.name or config.name}-{arm.folder}-{seed}"
+    study = config.study.model_copy(update={"name": name})
+    return config.model_copy(update={"optimizer": arm.optimizer, "seed": seed, "study": study})
+
+
+def _count(setup: Setup, split: str) -> int:
+    return sum(len(ids) for ids in setup.items[split].values())
+
+
+def _levels(found: Sequence[Evaluation]) -> Mapping[str, Mapping[str, float]]:
+    """Role → name → score; random merges differ by seed, so the median."""
+    return {
+        role: {
+            name: float(np.median([e.value for e in found if (e.role, e.name) == (role, name)]))
+            for name in _names(found, role)
+        }
+        for role in ("parent", "baseline")
+    }
+
+
+def _names(found: Sequence[Evaluation], role: str) -> Iterator[str]:
+    return iter(dict.fromkeys(e.name for e in found if e.role == role and e.name))

@@ -1,0 +1,90 @@
+"""Sections of the campaign file that several rooms read: plugs with options, and constraints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+
+class Strict(BaseModel):
+    """A frozen section of the campaign file that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class NegativeFlipsConfig(Strict):
+    """At most this share of items at which `against` does better than the merge."""
+
+    against: str
+    at_most: float = Field(ge=0, le=1)
+    task: str | None = None
+
+
+class NotBelowConfig(Strict):
+    """A task's mean lies no more than `by` below that of `model`: a parent, or the best one."""
+
+    task: str
+    model: str = "best_parent"
+    by: float = Field(default=0.0, ge=0)
+
+
+class ConstraintConfig(Strict):
+    """One constraint, under its name."""
+
+    negative_flips: NegativeFlipsConfig | None = None
+    not_below: NotBelowConfig | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> ConstraintConfig:
+        if (self.negative_flips is None) == (self.not_below is None):
+            raise ValueError(
+                "write one constraint an entry: {negative_flips: {against: …, at_most: …}} or "
+                "{not_below: {task: …, model: …, by: …}}"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The constraint's name."""
+        return "not_below" if self.not_below else "negative_flips"
+
+    @property
+    def task(self) -> str | None:
+        """The task it looks at; None: all."""
+        constraint = self.not_below or self.negative_flips
+        return constraint.task if constraint else None
+
+    @property
+    def model(self) -> tuple[str, str]:
+        """The model it compares with, and the key that names it."""
+        if self.not_below is not None:
+            return self.not_below.model, "model"
+        assert self.negative_flips is not None
+        return self.negative_flips.against, "against"
+
+
+class PlugConfig(BaseModel):
+    """`kind` names a plug of a registry; the other keys are its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plug's own keyword arguments, as written in the file."""
+        return dict(self.model_extra or {})
+
+
+class ObjectiveConfig(PlugConfig):
+    """An objective by its bare name, or with options (`evomerge list objectives`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named(cls, data: Any) -> Any:
+        return {"kind": data} if isinstance(data, str) else data
+
+    @model_serializer
+    def _plain(self) -> Any:
+        """As it is shortest to write."""
+        return {"kind": self.kind, **self.options} if self.options else self.kind

@@ -1,0 +1,249 @@
+"""Comparing optimizers: equal budgets, nothing twice, and what the table says."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import tiny
+
+from evomerge.compare.arms import parse_arms
+from evomerge.compare.curves import Curve, curve, quartiles, summarize
+from evomerge.compare.page import comparison_page, rows, write_comparison
+from evomerge.compare.runs import compare_optimizers
+from evomerge.config import OptimizerConfig, load_campaign
+from evomerge.errors import InputError
+from evomerge.judging.objectives import find_objective
+from evomerge.judging.scores import Judge
+from evomerge.runs import open_run
+from evomerge.setup import prepare
+from evomerge.study.record import Evaluation
+from evomerge.workers.worker import Worker
+
+OWN = OptimizerConfig(kind="cma", population=4)
+
+
+class Silent:
+    def begin(self, title):
+        pass
+
+    def phase(self, name, done, total):
+        pass
+
+    def recorded(self, evaluation):
+        pass
+
+
+def run(folder, text="cma,random", seeds=2, trials=5):
+    """Compare on the folder's campaign, into `folder/compare`."""
+    config = load_campaign(folder / "campaign.yaml", [f"budget.trials={trials}"])
+    arms = parse_arms(text, config.optimizer)
+    return compare_optimizers(prepare(config), arms, seeds, folder / "compare", Silent())
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """What the workers of `compared` measured: (digest, split) → how often."""
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, measured):
+    """A folder with a finished comparison, and what it says."""
+    folder = tmp_path_factory.mktemp("compared")
+    tiny.save_campaign(folder)
+    measure = Worker.measure
+
+    def counted(self, recipe, split):
+        measured[recipe.digest, split] += 1
+        return measure(self, recipe, split)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "measure", counted)
+        return folder, run(folder)
+
+
+def studies(folder):
+    found = sorted((folder / "compare").glob("*/seed-*"))
+    return {str(path.relative_to(folder / "compare")): open_run(path)[1] for path in found}
+
+
+def test_every_optimizer_and_seed_is_a_run_of_its_own_with_equal_budgets(compared):
+    folder, comparison = compared
+    runs = studies(folder)
+    assert list(runs) == ["cma/seed-0", "cma/seed-1", "random/seed-0", "random/seed-1"]
+    for study in runs.values():
+        own = [e for e in study.evaluations() if e.optimizers_own]
+        assert sum(e.n for e in own) == 5 * comparison["search_items"] == 150
+    assert runs["cma/seed-0"].campaign["optimizer"]["population"] == 4
+
+
+def test_no_recipe_is_measured_twice_whichever_runs_ask_for_it(compared, measured):
+    folder, _ = compared
+    assert set(measured.values()) == {1}
+    asked = [(e.digest, e.split) for s in studies(folder).values() for e in s.evaluations()]
+    assert len(asked) > len(set(asked)) == len(measured)
+
+
+def test_the_curve_is_the_select_score_of_the_best_by_search(compared):
+    folder, comparison = compared
+    for name, study in studies(folder).items():
+        found = study.evaluations()
+        own = [e for e in found if e.optimizers_own]
+        last = max(own, key=lambda e: e.value)
+        on_select = next(e for e in found if e.split == "select" and e.digest == last.digest)
+        label, _, seed = name.partition("/seed-")
+        final = comparison["optimizers"][label]["final"]["runs"][seed]
+        assert final == pytest.approx(on_select.value)
+
+
+def test_select_is_never_told_and_test_stays_shut(compared):
+    for study in studies(compared[0]).values():
+        found = study.evaluations()
+        assert not [e for e in found if e.split == "test"]
+        assert [e.tells for e in found if e.optimizers_own] == list(range(5))
+
+
+def test_a_finished_comparison_is_not_repeated_and_says_the_same(compared, monkeypatch):
+    folder, comparison = compared
+    monkeypatch.setattr(Worker, "measure", lambda *_: pytest.fail("measured again"))
+    assert run(folder) == comparison
+
+
+def test_a_stopped_comparison_goes_on_and_ends_as_if_it_had_not(compared, tmp_path, monkeypatch):
+    _, comparison = compared
+    tiny.save_campaign(tmp_path)
+    measure, left = Worker.measure, [23]
+
+    def interrupted(self, recipe, split):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return measure(self, recipe, split)
+
+    monkeypatch.setattr(Worker, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    left[0] = 1000
+    resumed = run(tmp_path)
+    assert resumed["optimizers"] == comparison["optimizers"]
+
+
+def test_the_page_the_picture_and_the_data_are_written(compared, tmp_path):
+    _, comparison = compared
+    page, picture, data = write_comparison(comparison, tmp_path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(data.read_text()) == comparison
+    text = page.read_text()
+    assert "http://" not in text.partition("<script>")[0]
+    for label, cells in rows(comparison).items():
+        assert f"<th>{label}</th>" in text
+        assert f'<td class="number">{cells[0]}</td>' in text
+
+
+def test_labels_are_escaped_in_the_page(compared):
+    _, comparison = compared
+    odd = {**comparison, "campaign": "<b>x</b>"}
+    assert "<b>x</b>" not in comparison_page(odd)
+
+
+def test_an_unknown_optimizer_is_refused_before_any_work(tiny_folder):
+    with pytest.raises(InputError, match=r"--optimizers randam: .*did you mean 'random'"):
+        run(tiny_folder, "cma,randam")
+    with pytest.raises(InputError, match=r"--optimizers cma:\{sigme: 1\}: optimizer.sigme"):
+        run(tiny_folder, "cma:{sigme: 1}")
+    assert not (tiny_folder / "compare").exists()
+
+
+def test_arms_are_names_with_options_in_braces_or_none():
+    arms = parse_arms("cma, random,optuna:TPESampler,cma:{sigma: 0.1, population: 8}", OWN)
+    assert [a.optimizer.kind for a in arms] == ["cma", "random", "optuna:TPESampler", "cma"]
+    assert arms[0].optimizer == OWN
+    assert arms[3].optimizer.options == {"sigma": 0.1, "population": 8}
+    assert len({a.folder for a in arms}) == 4
+    assert all("/" not in a.folder and " " not in a.folder for a in arms)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "at least one"),
+        ("cma,cma", "'cma' stands there twice"),
+        ("cma:{sigma: 0.1", "never closed"),
+        ("cma:{sigma}}", "write it as name"),
+        ("cma:{kind: random}", "kind stands before"),
+    ],
+)
+def test_optimizers_that_cannot_be_read_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_arms(text, OWN)
+
+
+JUDGE = Judge(find_objective("mean", "test"), ["t"], np.ones(1), np.ones(1))
+
+
+def trial(digest, value, split="search", n=10):
+    role = "search" if split == "search" else "finalist"
+    if value is None:
+        return Evaluation(split, digest, {}, role)
+    return Evaluation(split, digest, {}, role, value=value, n=n, scores={"t": np.full(n, value)})
+
+
+def test_a_curve_counts_failures_in_full_and_starts_at_the_first_success():
+    found = [trial("a", None), trial("b", 0.3), trial("c", 0.2), trial("d", 0.5, n=4)]
+    found += [trial("b", 0.6, "select"), trial("d", 0.4, "select")]
+    made = curve(JUDGE, found, trials=9, items=10)
+    assert made.spent.tolist() == [10, 20, 30, 34]
+    assert np.isnan(made.select[0])
+    assert made.select[1:].tolist() == [0.6, 0.6, 0.4]
+    assert curve(JUDGE, found, trials=3, items=10).select[-1] == 0.6
+
+
+def test_a_leader_that_fails_on_select_leaves_the_one_before_it():
+    found = [trial("a", 0.3), trial("b", 0.5), trial("a", 0.7, "select")]
+    found.append(trial("b", None, "select"))
+    assert curve(JUDGE, found, trials=2, items=10).select.tolist() == [0.7, 0.7]
+
+
+def steps(*values):
+    return Curve(np.arange(1.0, len(values) + 1) * 10, np.array(values))
+
+
+def test_quartiles_are_taken_between_steps_and_only_where_every_run_has_a_score():
+    late = Curve(np.array([15.0, 25.0]), np.array([0.2, 0.8]))
+    band = quartiles([steps(0.4, 0.4, 0.4), late])
+    assert band["spent"] == [15, 25, 30]
+    assert band["median"] == pytest.approx([0.3, 0.6, 0.6])
+    assert band["low"] == pytest.approx([0.25, 0.5, 0.5])
+
+
+def test_the_target_counts_every_known_score_and_ties_share_the_win():
+    runs = {
+        "a": {0: steps(0.5, 0.96), 1: steps(0.5, 0.7)},
+        "b": {0: steps(0.96, 0.96), 1: steps(0.6, 0.7)},
+    }
+    said = summarize(runs, {"parent": {"base": 0.4}, "baseline": {"average": 1.0}})
+    assert (said["best_known"], said["target"]) == (1.0, 0.95)
+    a, b = said["optimizers"]["a"], said["optimizers"]["b"]
+    assert (a["wins"], b["wins"]) == (1.0, 1.0)
+    assert b["to_target"] == {"median": None, "reached": 1, "of": 2}
+    both = summarize({"b": {0: runs["b"][0]}}, {"parent": {}, "baseline": {}})
+    assert both["optimizers"]["b"]["to_target"]["median"] == 10
+
+
+def test_the_target_of_negative_scores_lies_below_the_best():
+    runs = {"a": {0: steps(-2.0, -1.0, -1.04)}}
+    said = summarize(runs, {"parent": {}, "baseline": {}})
+    assert said["target"] == pytest.approx(-1.05)
+    assert said["optimizers"]["a"]["to_target"]["median"] == 20
+
+
+def test_an_optimizer_whose_trials_all_failed_is_shown_without_a_score():
+    runs = {"a": {0: steps(np.nan, np.nan)}, "b": {0: steps(0.5, 0.6)}}
+    said = summarize(runs, {"parent": {}, "baseline": {}})
+    assert said["optimizers"]["a"]["final"]["median"] is None
+    assert said["optimizers"]["a"]["curve"]["spent"] == []
+    assert said["optimizers"]["b"]["wins"] == 1
+    json.dumps(said, allow_nan=False)
