@@ -63,15 +63,9 @@ def plan(recipe: Recipe, layout: Layout, sources: Mapping[str, Source]) -> list[
     first = next(i for i, tensor in enumerate(layout.tensors) if tensor.layer is not None)
     before = list(layout.tensors[:first])
     after = [tensor for tensor in layout.tensors[first:] if tensor.layer is None]
-    return [
-        *_outside(before, rules),
-        *(
-            step
-            for index in range(len(recipe.path))
-            for step in _slot(index, recipe, layout, rules)
-        ),
-        *_outside(after, rules),
-    ]
+    slots = range(len(recipe.path))
+    inside = chain.from_iterable(_slot(index, recipe, layout, rules) for index in slots)
+    return [*_outside(before, rules), *inside, *_outside(after, rules)]
 
 
 def is_straight(recipe: Recipe, layout: Layout) -> bool:
