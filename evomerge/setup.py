@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -15,12 +15,13 @@ from evomerge.fitness.tasks import TaskItems, list_items
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
 from evomerge.judging.splits import split_items
+from evomerge.models.depth import config_of_path
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.recipe import BASE
+from evomerge.search.build import build_space
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import Space
-from evomerge.search.weights import WeightSpace
 from evomerge.workers.worker import compute_dtype
 
 SplitItems = dict[str, dict[str, list[str]]]
@@ -76,7 +77,10 @@ def prepare(config: CampaignConfig) -> Setup:
     objective = find_objective(config.fitness.objective, "fitness.objective")
     models = preflight(config.models)
     digests = {name: source.digest for name, source in models.sources.items()}
-    space = WeightSpace(config.space, models.layout, digests, config.seed)
+    space = build_space(config.space, models.layout, digests, config.seed)
+    if config.space.path.kind != "none":
+        _check_depths(config, models)
+    models = replace(models, notes=(*models.notes, *space.notes))
     _check_chat_template(config, models)
     tasks = list_items(config.fitness)
     setup = Setup(
@@ -94,6 +98,18 @@ def prepare(config: CampaignConfig) -> Setup:
     )
     setup.optimizer()  # checks the optimizer's name and options
     return setup
+
+
+def _check_depths(config: CampaignConfig, models: Preflight) -> None:
+    """Refuse models whose config has no words for layers in another order and number."""
+    forwards = range(models.layout.layers)
+    flags = {"trust_remote_code": config.models.trust_remote_code}
+    try:
+        config_of_path(models.sources[BASE].config, [*forwards, *reversed(forwards)], **flags)
+    except InputError as error:
+        raise InputError(
+            f"space.path: winners could not be exported: {error}; write path: none"
+        ) from None
 
 
 def _check_chat_template(config: CampaignConfig, models: Preflight) -> None:

@@ -13,9 +13,11 @@ class Space(Domain):
 
     Attributes:
         label: what is searched, in a few words.
+        notes: what the user should know before the search, one line each.
     """
 
     label: str
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def decode(self, genome: Genome) -> Recipe:
