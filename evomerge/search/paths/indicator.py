@@ -100,6 +100,10 @@ class Indicator(LayerPaths):
         if self._scales:
             yield Gene("path.end.scale", *self._scales)
 
+    def _always_follows(self, place: _Place) -> bool:
+        """Whether nothing but a's first layer can stand before it."""
+        return place is self._places[0] and (place.model, place.layer) == (self._a, 1)
+
     @property
     def cuts(self) -> Sequence[int]:
         """Where each slot begins."""
