@@ -324,10 +324,10 @@ def quickstart(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "optimizers", "objectives"], typer.Argument(show_default=False)
+        Literal["methods", "optimizers", "objectives", "paths"], typer.Argument(show_default=False)
     ],
 ) -> None:
-    """List merge methods, optimizers or objectives, with their parameters."""
+    """List merge methods, optimizers, objectives or kinds of paths, with their parameters."""
     from evomerge.report import catalogue
 
     stdout.print(getattr(catalogue, what)())

@@ -17,8 +17,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -96,11 +98,45 @@ class WeightsConfig(Strict):
         return genes
 
 
-class SpaceConfig(Strict):
-    """The search space. `path: none` keeps the base model's own layer sequence."""
+class PathConfig(BaseModel):
+    """`kind` names the space of paths; the other keys are its options (`evomerge list paths`)."""
 
-    weights: WeightsConfig
-    path: Literal["none"] = "none"
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str = "none"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The kind's own keyword arguments, as written in the file."""
+        return dict(self.model_extra or {})
+
+
+class SpaceConfig(Strict):
+    """The search space: weights, a path, or both.
+
+    `path: none` keeps the models' own layer sequence. Where both are given, the weight genes define
+    a merge that the path's options may name as "merged", and that is their model A unless they say
+    otherwise: every slot with layer l of "merged" has the merges that these genes give layer l.
+    """
+
+    weights: WeightsConfig | None = None
+    path: PathConfig = PathConfig()
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _a_name_is_a_kind(cls, path: Any) -> Any:
+        return {"kind": path} if isinstance(path, str) else path
+
+    @field_serializer("path")
+    def _none_is_a_name(self, path: PathConfig) -> Any:
+        return path.kind if path.kind == "none" else path.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _search_something(self) -> SpaceConfig:
+        if self.weights is None and self.path.kind == "none":
+            raise ValueError("nothing to search; give weights, path, or both")
+        if self.path.kind == "none" and self.path.options:
+            raise ValueError(f"path: kind none has no options ({', '.join(self.path.options)})")
+        return self
 
 
 class TaskConfig(Strict):

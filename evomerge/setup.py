@@ -16,12 +16,13 @@ from evomerge.judging.constraints import Constraints
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
 from evomerge.judging.splits import split_items
+from evomerge.models.depth import config_of_path
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.recipe import BASE
+from evomerge.search.build import build_space
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import Space
-from evomerge.search.weights import WeightSpace
 from evomerge.workers.worker import compute_dtype
 
 SplitItems = dict[str, dict[str, list[str]]]
@@ -93,6 +94,9 @@ def prepare(config: CampaignConfig) -> Setup:
     find_objective(wanted.kind, "fitness.objective", wanted.options)
     models = preflight(config.models)
     space = _space(config, models)
+    if config.space.path.kind != "none":
+        _check_depths(config, models)
+    models = replace(models, notes=(*models.notes, *space.notes))
     _check_chat_template(config, models)
     tasks = list_items(config.fitness)
     setup = Setup(
@@ -110,7 +114,7 @@ def prepare(config: CampaignConfig) -> Setup:
 
 def _space(config: CampaignConfig, models: Preflight) -> Space:
     digests = {name: source.digest for name, source in models.sources.items()}
-    return WeightSpace(config.space, models.layout, digests, config.seed, models.sources)
+    return build_space(config.space, models.layout, digests, config.seed, models.sources)
 
 
 def _judge(config: CampaignConfig, models: Preflight, tasks: Sequence[TaskItems]) -> Judge:
@@ -127,6 +131,18 @@ def _judge(config: CampaignConfig, models: Preflight, tasks: Sequence[TaskItems]
         signs=np.array(signs),
         constraints=constraints,
     )
+
+
+def _check_depths(config: CampaignConfig, models: Preflight) -> None:
+    """Refuse models whose config has no words for layers in another order and number."""
+    forwards = range(models.layout.layers)
+    flags = {"trust_remote_code": config.models.trust_remote_code}
+    try:
+        config_of_path(models.sources[BASE].config, [*forwards, *reversed(forwards)], **flags)
+    except InputError as error:
+        raise InputError(
+            f"space.path: winners could not be exported: {error}; write path: none"
+        ) from None
 
 
 def _check_chat_template(config: CampaignConfig, models: Preflight) -> None:

@@ -10,6 +10,7 @@ import yaml
 from evomerge import __version__
 from evomerge.config import SPLITS
 from evomerge.export.parents import Parent
+from evomerge.materialize.plan import is_straight
 from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.recipe.mergekit import MergekitFile
 
@@ -65,13 +66,15 @@ def _list(parents: Sequence[Parent]) -> str:
 
 def _recipe(recipe: Recipe, layout: Layout) -> Iterator[str]:
     constant = _constants(recipe)
-    rows = dict(_places(recipe, constant))
+    straight = is_straight(recipe, layout)
+    rows = dict(_places(recipe, constant, straight))
     yield "## Recipe"
     if constant:
         yield f"Merge methods: {'; '.join(_kind(*item) for item in constant.items())}."
     outside = {merge.group for merge in recipe.merges if merge.slot is None}
     first = next(iter(rows.values()))
-    if outside == set(layout.outside_groups) and all(cells == first for cells in rows.values()):
+    alike = all(cells == first for cells in rows.values())
+    if outside == set(layout.outside_groups) and straight and alike:
         rows = {"all": first}
     yield _table("tensors", rows)
     yield (
@@ -97,8 +100,13 @@ def _constants(recipe: Recipe) -> dict[str, Cells]:
     }
 
 
-def _places(recipe: Recipe, constant: Mapping[str, Cells]) -> Iterator[tuple[str, Cells]]:
-    """The recipe's rows in depth order, each with its coefficients."""
+def _places(
+    recipe: Recipe, constant: Mapping[str, Cells], straight: bool
+) -> Iterator[tuple[str, Cells]]:
+    """The recipe's rows in depth order, each with its coefficients.
+
+    Unless the path is `straight`, each says which layer of the parents stands there.
+    """
     found: dict[int | None, list[Merge]] = {}
     for merge in recipe.merges:
         found.setdefault(merge.slot, []).append(merge)
@@ -106,7 +114,9 @@ def _places(recipe: Recipe, constant: Mapping[str, Cells]) -> Iterator[tuple[str
     if "embeddings" in outside:
         yield "embeddings", _cells(outside.pop("embeddings"), constant)
     for index, slot in enumerate(recipe.path):
-        place = f"layer {index}"
+        place = f"layer {index}" if straight else f"layer {index}, from layer {slot.layer}"
+        if slot.scale != 1:
+            place += f", its input × {_short(slot.scale)}"
         merges = found.get(index, [])
         if all(merge.group != "layer" for merge in merges):
             yield place, {"method": f"copy of {slot.source}"}

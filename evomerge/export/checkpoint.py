@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from evomerge.config import DtypeConfig
 from evomerge.errors import InputError
 from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.plan import is_straight, plan
 from evomerge.materialize.stream import SHARD_BYTES, write_weights
+from evomerge.models.depth import config_of_path
 from evomerge.models.preflight import Preflight
 from evomerge.recipe import BASE, Recipe
 
@@ -40,7 +42,8 @@ def export_checkpoint(
 
     Raises:
         InputError: the folder exists and is not empty, cannot be written, the disk has not the
-            room, or the recipe was made from other weights.
+            room, the recipe was made from other weights, or no standard checkpoint can say its path
+            or scales.
         NonFiniteError: a merged tensor is not finite.
     """
     folder = folder.resolve()
@@ -51,8 +54,8 @@ def export_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         kernel = Kernel(models.sources, dtype.weights)
+        _write_config(recipe, models, kernel, partial)
         write_weights(recipe, models.layout, kernel, partial, shard_bytes)
-        _write_config(models, kernel, partial)
         _copy_companions(models.sources[BASE].folder, partial)
         for name, text in {"recipe.json": recipe_text(recipe), **texts}.items():
             (partial / name).write_text(text, encoding="utf-8")
@@ -71,9 +74,12 @@ def recipe_text(recipe: Recipe) -> str:
     return json.dumps(recipe.to_json(), indent=2) + "\n"
 
 
-def _write_config(models: Preflight, kernel: Kernel, folder: Path) -> None:
-    """The base's config with the dtype of the merged weights."""
+def _write_config(recipe: Recipe, models: Preflight, kernel: Kernel, folder: Path) -> None:
+    """The base's config with the path's layers and the dtype of the merged weights."""
+    plan(recipe, models.layout, models.sources)  # says better than the config what is wrong
     config = copy.deepcopy(models.sources[BASE].config)
+    if not is_straight(recipe, models.layout):
+        config = config_of_path(config, [slot.layer for slot in recipe.path])
     config.architectures = [models.layout.architecture]
     config.dtype = kernel.dtype(models.layout.tensors[0].name)
     config.save_pretrained(folder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from evomerge.errors import InputError
@@ -25,19 +27,31 @@ class MergeRule:
 
 @dataclass(frozen=True)
 class TensorStep:
-    """How one tensor of the merged model is made: by `rule`, or copied from `source`."""
+    """How one tensor of the merged model is made: by `rule`, or copied from `source`.
+
+    Attributes:
+        tensor: as the sources have it. Its name keys random masks and statistics, whatever slots it
+            fills: a layer keeps its weights when a path moves or repeats it.
+        name: what the merged model calls it.
+        slot: index in the path; None outside the layers.
+    """
 
     tensor: TensorSpec
     source: str
     rule: MergeRule | None
+    name: str
+    slot: int | None = None
 
 
 def plan(recipe: Recipe, layout: Layout, sources: Mapping[str, Source]) -> list[TensorStep]:
-    """One step per stored tensor of the merged model, in the layout's order.
+    """One step per stored tensor of the merged model, in the order of its `state_dict`.
+
+    A slot's tensors, those of its merges' experts too, are those of the source's layer that the
+    slot names.
 
     Raises:
         InputError: the recipe names a source, layer, group, method or parameter that is not there,
-            or asks for a path this version cannot build.
+            or scales by a number that is not finite.
     """
     for name in recipe.sources:
         if name not in sources:
@@ -46,14 +60,35 @@ def plan(recipe: Recipe, layout: Layout, sources: Mapping[str, Source]) -> list[
             )
     _check_path(recipe, layout)
     rules = {(merge.slot, merge.group): _rule(merge, layout, recipe) for merge in recipe.merges}
-    steps = []
-    for tensor in layout.tensors:
-        if tensor.layer is None:
-            steps.append(TensorStep(tensor, BASE, rules.get((None, tensor.group))))
-        else:
-            rule = rules.get((tensor.layer, tensor.group)) or rules.get((tensor.layer, "layer"))
-            steps.append(TensorStep(tensor, recipe.path[tensor.layer].source, rule))
-    return steps
+    first = next(i for i, tensor in enumerate(layout.tensors) if tensor.layer is not None)
+    before = list(layout.tensors[:first])
+    after = [tensor for tensor in layout.tensors[first:] if tensor.layer is None]
+    slots = range(len(recipe.path))
+    inside = chain.from_iterable(_slot(index, recipe, layout, rules) for index in slots)
+    return [*_outside(before, rules), *inside, *_outside(after, rules)]
+
+
+def is_straight(recipe: Recipe, layout: Layout) -> bool:
+    """Whether the path takes every layer once, in order, unscaled, each from any source."""
+    in_order = [slot.layer for slot in recipe.path] == list(range(layout.layers))
+    return in_order and all(slot.scale == 1 for slot in recipe.path)
+
+
+_Rules = Mapping[tuple[int | None, str], MergeRule]
+
+
+def _outside(tensors: list[TensorSpec], rules: _Rules) -> Iterator[TensorStep]:
+    for tensor in tensors:
+        yield TensorStep(tensor, BASE, rules.get((None, tensor.group)), tensor.name)
+
+
+def _slot(index: int, recipe: Recipe, layout: Layout, rules: _Rules) -> Iterator[TensorStep]:
+    slot = recipe.path[index]
+    whole = rules.get((index, "layer"))
+    for tensor in layout.tensors_of_layer(slot.layer):
+        rule = rules.get((index, tensor.group)) or whole
+        name = f"{layout.prefix}.{index}.{tensor.suffix}"
+        yield TensorStep(tensor, slot.source, rule, name, index)
 
 
 def check_contents(recipe: Recipe, sources: Mapping[str, Source]) -> None:
@@ -77,12 +112,8 @@ def _check_path(recipe: Recipe, layout: Layout) -> None:
                 f"recipe: path[{index}] names layer {slot.layer} of {slot.source!r}, "
                 f"but the models have layers 0 to {layout.layers - 1}"
             )
-    straight = [slot.layer for slot in recipe.path] == list(range(layout.layers))
-    if not straight or any(slot.scale != 1 for slot in recipe.path):
-        raise InputError(
-            "recipe: its path reorders, repeats, drops or scales layers; this version builds only "
-            f"the path of layers 0 to {layout.layers - 1} in order, each from any source"
-        )
+        if not math.isfinite(slot.scale):
+            raise InputError(f"recipe: path[{index}] has scale {slot.scale}; give a finite number")
 
 
 def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:

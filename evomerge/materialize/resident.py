@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import groupby
+
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.layers import Layers, content_of
 from evomerge.materialize.plan import plan
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Recipe
@@ -17,7 +21,8 @@ class Resident:
 
     Attributes:
         model: the transformers model, in evaluation mode, without gradients. Its weights are those
-            of the last recipe written; tied weights share storage.
+            of the last recipe written; tied weights share storage, and so do slots of the path with
+            the same weights. Its config is the recipe's too: depth, and layer types by slot.
     """
 
     def __init__(
@@ -28,22 +33,39 @@ class Resident:
         self._kernel = kernel
         with no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                base.config, dtype=compute, trust_remote_code=trust_remote_code
+                copy.deepcopy(base.config), dtype=compute, trust_remote_code=trust_remote_code
             )
         model.tie_weights()
         if (base.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(base.folder)
         self.model = model.to(kernel.device).eval().requires_grad_(False)
         self._tensors = self.model.state_dict(keep_vars=True)
+        self._layers = Layers(self.model, layout, base.config)
 
     @torch.no_grad()
     def write(self, recipe: Recipe) -> None:
-        """Overwrite the model's weights with the recipe's.
+        """Overwrite the model's weights with the recipe's, and wire its layers into the path.
+
+        Layers whose weights are there already, from this or an earlier recipe, are not written.
 
         Raises:
             InputError: the recipe does not fit the models.
             NonFiniteError: a merged tensor is not finite; the weights are then part old, part new,
                 until the next recipe is written.
         """
-        for step in plan(recipe, self._layout, self._kernel.sources):
-            self._kernel.fill(self._tensors[step.tensor.name].data, step, recipe.seed)
+        steps = plan(recipe, self._layout, self._kernel.sources)
+        for step in steps:
+            if step.slot is None:
+                self._kernel.fill(self._tensors[step.name].data, step, recipe.seed)
+        inside = (step for step in steps if step.slot is not None)
+        slots = [list(group) for _, group in groupby(inside, key=lambda step: step.slot)]
+        contents = [content_of(slot, recipe.seed) for slot in slots]
+        holders = self._layers.assign([slot.layer for slot in recipe.path], contents)
+        for holder, slot, content in zip(holders, slots, contents, strict=True):
+            if holder.content == content:
+                continue
+            holder.content = None
+            for step in slot:
+                self._kernel.fill(holder.tensors[step.tensor.suffix].data, step, recipe.seed)
+            holder.content = content
+        self._layers.wire(holders, recipe.path)

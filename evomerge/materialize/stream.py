@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from evomerge.errors import InputError
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import TensorStep, check_contents, plan
+from evomerge.materialize.scales import embedding_factor
 from evomerge.models.layout import Layout
 from evomerge.recipe import Recipe
 
@@ -27,15 +28,17 @@ def write_weights(
 ) -> list[Path]:
     """Write the merged weights as safetensors, with an index when there are several shards.
 
-    Tied tensors are written once, under the name of the one that is stored. Returns the files
+    Tied tensors are written once, under the name of the one that is stored. Layers are numbered by
+    their slots. An input scale is folded into the embeddings where that is exact. Returns the files
     written.
 
     Raises:
-        InputError: the recipe does not fit the models, was made from other weights, or the disk
-            has not the room.
+        InputError: the recipe does not fit the models, was made from other weights, scales in a
+            way that no checkpoint can say, or the disk has not the room.
         NonFiniteError: a merged tensor is not finite.
     """
     steps = plan(recipe, layout, kernel.sources)
+    factor = embedding_factor(recipe, layout)
     check_contents(recipe, kernel.sources)
     shards = list(_shards(steps, kernel, shard_bytes))
     _check_room(folder, sum(_size(step, kernel) for step in steps))
@@ -45,7 +48,9 @@ def write_weights(
         for step in shard:
             out = torch.empty(step.tensor.shape, dtype=kernel.dtype(step.tensor.name))
             kernel.fill(out, step, recipe.seed)
-            tensors[step.tensor.name] = out
+            if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
+                out.mul_(factor)
+            tensors[step.name] = out
         partial = folder / f"{name}.partial"
         save_file(tensors, partial, metadata={"format": "pt"})
         os.replace(partial, folder / name)
@@ -53,9 +58,7 @@ def write_weights(
         index = {
             "metadata": {"total_size": sum(_size(step, kernel) for step in steps)},
             "weight_map": {
-                step.tensor.name: name
-                for name, shard in zip(names, shards, strict=True)
-                for step in shard
+                step.name: name for name, shard in zip(names, shards, strict=True) for step in shard
             },
         }
         path = folder / "model.safetensors.index.json"

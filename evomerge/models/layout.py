@@ -79,12 +79,12 @@ class Layout:
         return {spec.name: spec for spec in self.tensors}
 
     @cached_property
-    def _by_layer(self) -> dict[int, tuple[str, ...]]:
-        names = defaultdict(list)
+    def _by_layer(self) -> dict[int, tuple[TensorSpec, ...]]:
+        specs = defaultdict(list)
         for spec in self.tensors:
             if spec.layer is not None:
-                names[spec.layer].append(spec.name)
-        return {layer: tuple(found) for layer, found in names.items()}
+                specs[spec.layer].append(spec)
+        return {layer: tuple(found) for layer, found in specs.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,6 +93,14 @@ class Layout:
 
     def names_of_layer(self, layer: int) -> tuple[str, ...]:
         """Canonical names of one layer's tensors.
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        return tuple(spec.name for spec in self.tensors_of_layer(layer))
+
+    def tensors_of_layer(self, layer: int) -> tuple[TensorSpec, ...]:
+        """One layer's tensors, in `state_dict` order.
 
         Raises:
             InputError: there is no such layer.

@@ -12,6 +12,7 @@ from evomerge.methods.registry import methods as all_methods
 from evomerge.registry import options
 from evomerge.search.optimizers.base import optimizers as all_optimizers
 from evomerge.search.optimizers.base import summary
+from evomerge.search.paths import path_kinds
 
 
 def methods() -> Table:
@@ -39,6 +40,15 @@ def objectives() -> Table:
         known = options(objective.function)
         listed = "\n".join(f"{o} = {_shown(p.default)}" for o, p in known.items())
         table.add_row(name, listed, objective.summary)
+    return table
+
+
+def paths() -> Table:
+    """Kinds of paths and their options."""
+    table = _table("kind of path", "options", "what it searches")
+    for name, kind in path_kinds().items():
+        listed = "\n".join(f"{o} = {_shown(p.default)}" for o, p in options(kind).items())
+        table.add_row(name, listed, summary(kind))
     return table
 
 

@@ -184,8 +184,10 @@ def coefficient_summary(study: Study, recipe: Mapping[str, Any]) -> dict[str, di
     return tables
 
 
-def searched_bounds(weights: Mapping[str, Any]) -> dict[str, list[float]]:
+def searched_bounds(weights: Mapping[str, Any] | None) -> dict[str, list[float]]:
     """Parameter → [low, high] of the campaign's `space.weights`; fixed ones are left out."""
+    if weights is None:
+        return {}
     return {name: value for name, value in weights["genes"].items() if isinstance(value, list)}
 
 
@@ -201,6 +203,7 @@ def facts_summary(study: Study) -> dict[str, Any]:
             for name, digest in identity["models"].items()
         },
         "weights": campaign["space"]["weights"],
+        "path": campaign["space"]["path"],
         "genes": max((len(e.params) for e in evaluations), default=0),
         "optimizer": campaign["optimizer"],
         "objective": objective_label(campaign["fitness"]["objective"]),

@@ -14,9 +14,11 @@ class Space(Domain):
 
     Attributes:
         label: what is searched, in a few words.
+        notes: what the user should know before the search, one line each.
     """
 
     label: str
+    notes: tuple[str, ...] = ()
 
     def keep_in(self, folder: Path) -> None:
         """Told where the run's files lie, for what a space may want to keep between starts."""

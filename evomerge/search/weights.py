@@ -67,15 +67,17 @@ class WeightSpace(Space):
         Raises:
             InputError: unknown method or parameter, bounds outside the method's range, no genes.
         """
-        where = "space.weights"
-        self.method: Method = find_method(config.weights.method, f"{where}.method")
+        where, weights = "space.weights", config.weights
+        if weights is None:
+            raise InputError(f"{where}: required, but not given")
+        self.method: Method = find_method(weights.method, f"{where}.method")
         self._sources = dict(digests)
         self._experts = [name for name in digests if name != BASE]
         self._layers = layout.layers
         self._seed = seed
         self.method.check_experts(len(self._experts), f"{where}.method")
-        self._groups = list(_groups(config.weights.granularity, layout))
-        self._fixed, bounds = _fixed_and_bounds(self.method, config.weights.genes, f"{where}.genes")
+        self._groups = list(_groups(weights.granularity, layout))
+        self._fixed, bounds = _fixed_and_bounds(self.method, weights.genes, f"{where}.genes")
         if not bounds:
             raise InputError(
                 f"{where}.genes: nothing to search; give at least one parameter of "

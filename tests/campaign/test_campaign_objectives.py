@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.config import load_campaign
 from evomerge.driver import open_campaign
-from evomerge.judging.pareto import front
 from evomerge.report.html import report_page
 from evomerge.report.summary import best_summary, judge_of
 from evomerge.runs import open_run

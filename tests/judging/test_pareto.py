@@ -50,13 +50,6 @@ def test_crowding_is_largest_where_neighbours_are_far():
     assert distance[3] > distance[2] > distance[1]
 
 
-def test_the_knee_is_the_corner_of_a_bent_front():
-    bent = [[0, 10], [8, 8], [10, 0], [9, 2], [7, 7]]
-    assert pareto.knee(bent) == 1
-    assert pareto.knee(bent, [0, 1, 0, 0, 1]) == 3
-    assert pareto.knee([[5, 1], [5, 1]]) == 0
-
-
 def test_hypervolume_of_known_shapes():
     assert pareto.hypervolume([[2.0], [3.0]], [1.0]) == 2.0
     assert pareto.hypervolume([[1, 3], [3, 1], [2, 2], [0, 9]], [0, 0]) == 6.0
@@ -71,7 +64,6 @@ def test_hypervolume_of_known_shapes():
         (lambda: pareto.front([1.0, 2.0]), "shape"),
         (lambda: pareto.sort([[1.0], [2.0]], [0.0]), "2 points"),
         (lambda: pareto.front([[np.nan]]), "NaN"),
-        (lambda: pareto.knee(np.empty((0, 2))), "no points"),
         (lambda: pareto.hypervolume([[1, 1, 1, 1]], [0, 0, 0, 0]), "three"),
     ],
 )

@@ -128,6 +128,6 @@ def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optim
     return kind(domain, seed, **options)
 
 
-def summary(kind: type[Optimizer]) -> str:
-    """The first line of an optimizer's docstring."""
+def summary(kind: type) -> str:
+    """The first line of a plug's docstring."""
     return (inspect.getdoc(kind) or "").partition("\n")[0]

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from evomerge.judging.scores import Scores
 from evomerge.judging import pareto
+from evomerge.judging.scores import Scores
 from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
 from evomerge.search.variation import discrete_genes, mutate, sbx

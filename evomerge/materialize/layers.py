@@ -1,0 +1,153 @@
+"""The layers of a resident model: weights held once, wired into any path without a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from evomerge.materialize.plan import MergeRule, TensorStep
+from evomerge.models.depth import set_layers
+from evomerge.models.layout import Layout
+from evomerge.recipe.recipe import Slot
+
+Content = tuple[tuple[str, str | None, MergeRule | None, int], ...]
+"""What a layer's weights are made of: (tensor, source where it is a copy, rule, seed) each."""
+
+
+def content_of(steps: Sequence[TensorStep], seed: int) -> Content:
+    """The content of a slot; slots of equal content have the same weights."""
+    return tuple((s.tensor.name, None if s.rule else s.source, s.rule, seed) for s in steps)
+
+
+@dataclass
+class Holder:
+    """The weights of one layer, and modules that share them, each with its own part of the cache.
+
+    Attributes:
+        content: what the weights are now; None while they are being written.
+        tensors: name within the layer → the weight.
+    """
+
+    module: nn.Module
+    content: Content | None = None
+    tensors: dict[str, Tensor] = field(init=False)
+    _views: list[nn.Module] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tensors = self.module.state_dict(keep_vars=True)
+        self._views = [self.module]
+
+    def view(self, number: int, config: PretrainedConfig) -> nn.Module:
+        """The `number`-th module over these weights, made when it is first asked for."""
+        while len(self._views) <= number:
+            self._views.append(_copied(self.module, config, share=True))
+        return self._views[number]
+
+
+class Layers:
+    """Takes a model's numbered list over, and rewires it for every candidate.
+
+    A layer module is made for one place of the original model (its attention type, its window) and
+    stays that layer wherever it stands. Holders are kept from candidate to candidate, so that a
+    layer whose content is still there is not written again; the number of holders grows to what
+    one candidate needs at once, not with the number of candidates.
+    """
+
+    def __init__(self, model: PreTrainedModel, layout: Layout, config: PretrainedConfig) -> None:
+        """`config`: of the original model; `model.config` is changed with every path."""
+        parent, _, self._attribute = layout.prefix.rpartition(".")
+        self._parent = model.get_submodule(parent)
+        self._config = model.config
+        self._original = config
+        modules = list(model.get_submodule(layout.prefix).children())
+        self._holders = {layer: [Holder(module)] for layer, module in enumerate(modules)}
+        self._wired: tuple[int, ...] = tuple(range(len(modules)))
+        self._hooks: list[Any] = []
+
+    def assign(self, layers: Sequence[int], contents: Sequence[Content]) -> list[Holder]:
+        """A holder for each slot, one for slots of equal content.
+
+        Those whose `content` is not the slot's are to be written.
+        """
+        for hook in self._hooks:  # before any module is copied
+            hook.remove()
+        wanted: dict[int, list[Content]] = {}
+        for layer, content in zip(layers, contents, strict=True):
+            if content not in wanted.setdefault(layer, []):
+                wanted[layer].append(content)
+        chosen = {layer: self._choose(layer, distinct) for layer, distinct in wanted.items()}
+        return [
+            chosen[layer][wanted[layer].index(content)]
+            for layer, content in zip(layers, contents, strict=True)
+        ]
+
+    def _choose(self, layer: int, distinct: list[Content]) -> list[Holder]:
+        """A holder for each content: the one that has it, else the one longest out of use."""
+        held = self._holders[layer]
+        kept = {distinct.index(h.content): h for h in held if h.content in distinct}
+        free = [holder for holder in held if not any(holder is k for k in kept.values())]
+        for index in range(len(distinct)):
+            if index not in kept:
+                kept[index] = free.pop(0) if free else self._new(layer)
+        chosen = [kept[index] for index in range(len(distinct))]
+        self._holders[layer] = [*free, *chosen]
+        return chosen
+
+    def _new(self, layer: int) -> Holder:
+        return Holder(_copied(self._holders[layer][0].module, self._config, share=False))
+
+    def wire(self, holders: Sequence[Holder], path: Sequence[Slot]) -> None:
+        """Make the model run through the holders' layers, each slot's input times its scale."""
+        used: dict[int, int] = {}
+        modules = []
+        for holder in holders:
+            number = used[id(holder)] = used.get(id(holder), -1) + 1
+            modules.append(holder.view(number, self._config))
+        if [*self._parent.get_submodule(self._attribute).children()] != modules:
+            setattr(self._parent, self._attribute, nn.ModuleList(modules))
+        for index, module in enumerate(modules):
+            _place(module, index)
+        layers = tuple(slot.layer for slot in path)
+        if layers != self._wired:
+            set_layers(self._config, self._original, layers)
+            self._wired = layers
+        self._hooks = [
+            module.register_forward_pre_hook(_Scaled(slot.scale), with_kwargs=True)
+            for module, slot in zip(modules, path, strict=True)
+            if slot.scale != 1
+        ]
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """Multiplies the hidden states that enter a layer, [batch, positions, hidden]."""
+
+    scale: float
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (args[0] * self.scale, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * self.scale}
+
+
+def _copied(module: nn.Module, config: PretrainedConfig, share: bool) -> nn.Module:
+    """A copy with the same config objects and, when `share`, the same weights and buffers."""
+    kept: list[Any] = [config, config.get_text_config(decoder=True)]
+    kept += [found for m in module.modules() if (found := getattr(m, "config", None)) is not None]
+    if share:
+        kept += [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(value): value for value in kept})
+
+
+def _place(module: nn.Module, index: int) -> None:
+    """Give a layer its own part of the KV cache."""
+    for part in module.modules():
+        if getattr(part, "layer_idx", None) is not None:
+            part.layer_idx = index  # type: ignore[assignment]

@@ -1,0 +1,289 @@
+"""Paths that reorder, repeat, drop and scale layers: the resident model, and its export."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evomerge.config import DtypeConfig, ModelsConfig
+from evomerge.errors import InputError
+from evomerge.export.checkpoint import export_checkpoint
+from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.resident import Resident
+from evomerge.models.depth import config_of_path
+from evomerge.models.preflight import preflight
+from evomerge.recipe import Merge, Recipe, Slot
+
+SLIDING = {"sliding_window": 4, "max_position_embeddings": 64}
+KINDS = {
+    "llama": {},
+    "qwen3": {
+        "head_dim": 8,
+        "use_sliding_window": True,
+        "max_window_layers": 2,
+        "tie_word_embeddings": False,
+        **SLIDING,
+    },
+    "gemma2": {"head_dim": 8, **SLIDING},
+    "gemma3_text": {
+        "head_dim": 8,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        **SLIDING,
+    },
+    "gpt2": {},
+    "gpt_neox": {},
+    "smollm3": {"no_rope_layers": [1, 1, 0], "tie_word_embeddings": False},
+}
+REPEATED = (
+    ("base", 0),
+    ("math", 1),
+    ("math", 0),
+    ("base", 1),
+    ("math", 1),
+    ("math", 2),
+    ("base", 2),
+)
+
+
+def open_models(folder, kind="llama", experts=("math",), dtype=torch.float32, **changes):
+    common = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if kind == "gpt2":
+        common |= {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64}
+    else:
+        common |= {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
+        common |= {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.2}
+        common |= {"max_position_embeddings": 64}
+    paths = {}
+    for seed, name in enumerate(("base", *experts)):
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(kind, **{**common, **KINDS[kind], **changes})
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        paths[name] = str(folder / name)
+        model.save_pretrained(paths[name])
+        tiny.save_tokenizer(folder / name)
+    return preflight(
+        ModelsConfig(base=paths["base"], experts={name: paths[name] for name in experts})
+    )
+
+
+def recipe_of(models, path, merges=(), seed=0):
+    slots = tuple(Slot(source=s[0], layer=s[1], scale=s[2] if len(s) > 2 else 1.0) for s in path)
+    sources = {name: source.digest for name, source in models.sources.items()}
+    return Recipe(sources=sources, path=slots, merges=merges, seed=seed)
+
+
+def resident_of(models, compute=torch.float32):
+    return Resident(models.layout, Kernel(models.sources), compute)
+
+
+def logits(model):
+    tokens = torch.tensor([[1, 5, 9, 13, 17, 21, 4, 8, 12, 16], [1, 7, 3, 40, 50, 9, 8, 33, 2, 6]])
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+def stepped_logits(model):
+    """The same, one token at a time through the cache."""
+    tokens = torch.tensor([[1, 5, 9, 13, 17, 21, 4, 8, 12, 16], [1, 7, 3, 40, 50, 9, 8, 33, 2, 6]])
+    cache, found = None, []
+    with torch.no_grad():
+        for position in range(tokens.shape[1]):
+            step = tokens[:, position : position + 1]
+            out = model(step, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            found.append(out.logits)
+    return torch.cat(found, 1)
+
+
+def by_hand(models, path):
+    """The path run by a loop over separate, whole source models, without rewiring or cache."""
+    sources = {
+        name: AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
+        for name, source in models.sources.items()
+    }
+    base = sources["base"]
+    config = base.config
+    layers = [
+        copy.deepcopy(sources[source].get_submodule(models.layout.prefix)[layer])
+        for source, layer, *_ in path
+    ]
+    parent, _, name = models.layout.prefix.rpartition(".")
+    setattr(base.get_submodule(parent), name, torch.nn.ModuleList(layers))
+    for index, (layer, (_, _, *scale)) in enumerate(zip(layers, path, strict=True)):
+        for part in layer.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = index
+        factor = scale[0] if scale else 1.0
+        layer.register_forward_pre_hook(lambda _, args, f=factor: (args[0] * f, *args[1:]))
+    types = getattr(config, "layer_types", None)
+    if types:
+        config.layer_types = [types[layer] for _, layer, *_ in path]
+    config.num_hidden_layers = len(path)
+    return logits(base)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return open_models(tmp_path_factory.mktemp("llama"), experts=("math", "lang"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_repeated_path_is_the_same_with_and_without_cache_and_as_export(tmp_path, kind):
+    models = open_models(tmp_path, kind)
+    resident = resident_of(models)
+    recipe = recipe_of(models, REPEATED)
+    resident.write(recipe)
+    expected = logits(resident.model)
+    torch.testing.assert_close(expected, by_hand(models, REPEATED), atol=1e-5, rtol=0)
+    torch.testing.assert_close(stepped_logits(resident.model), expected, atol=1e-4, rtol=0)
+
+    out = export_checkpoint(recipe, models, DtypeConfig(), tmp_path / "out")
+    loaded, info = AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert loaded.config.num_hidden_layers == len(REPEATED)
+    torch.testing.assert_close(logits(loaded), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(stepped_logits(loaded), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "gpt2"])
+def test_generation_from_a_repeated_path_is_the_same_with_and_without_cache(tmp_path, kind):
+    models = open_models(tmp_path, kind)
+    resident = resident_of(models)
+    resident.write(recipe_of(models, [(s, layer, 0.9) for s, layer in REPEATED]))
+    tokens = torch.tensor([[1, 5, 9, 13, 17]])
+    texts = [
+        resident.model.generate(
+            tokens, max_new_tokens=12, min_new_tokens=12, do_sample=False, use_cache=cache
+        ).tolist()
+        for cache in (True, False)
+    ]
+    assert len(texts[0][0]) == 17
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_layer_types_and_weights_follow_the_source_layer_from_candidate_to_candidate(
+    tmp_path, kind
+):
+    models = open_models(tmp_path, kind)
+    resident = resident_of(models)
+    straight = [("base", 0), ("base", 1), ("base", 2)]
+    paths = [straight, REPEATED, [("math", 2), ("base", 0)], REPEATED, straight, [("base", 1)]]
+    for path in paths:
+        resident.write(recipe_of(models, path))
+        torch.testing.assert_close(logits(resident.model), by_hand(models, path), atol=1e-5, rtol=0)
+
+
+def test_a_scale_multiplies_what_enters_its_layer_and_goes_with_its_candidate(llama):
+    resident = resident_of(llama)
+    scaled = [("base", 0, 0.5), ("math", 1), ("math", 1, 2.0), ("base", 2)]
+    plain = [path[:2] for path in scaled]
+    for path in (scaled, plain, scaled):
+        resident.write(recipe_of(llama, path))
+        torch.testing.assert_close(logits(resident.model), by_hand(llama, path), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            stepped_logits(resident.model), logits(resident.model), atol=1e-5, rtol=0
+        )
+
+
+def test_slots_with_the_same_weights_share_storage_and_are_written_once(llama, monkeypatch):
+    filled = []
+    fill = Kernel.fill
+
+    def spy(self, out, step, seed):
+        filled.append(step.tensor.name)
+        fill(self, out, step, seed)
+
+    monkeypatch.setattr(Kernel, "fill", spy)
+    resident = resident_of(llama)
+    resident.write(recipe_of(llama, [("math", 1), ("math", 1), ("lang", 1), ("math", 1)]))
+    weights = [layer.mlp.up_proj.weight.data_ptr() for layer in resident.model.model.layers]
+    assert weights[0] == weights[1] == weights[3] != weights[2]
+    assert filled.count("model.layers.1.mlp.up_proj.weight") == 2
+    filled.clear()
+    resident.write(recipe_of(llama, [("lang", 1), ("math", 1), ("lang", 1)]))
+    assert not any(".layers." in name for name in filled)
+
+
+def mlp(slot, weight, method="task_arithmetic", **values):
+    experts = {"math": {"weight": weight, **values}}
+    return Merge(slot=slot, group="mlp", method=method, experts=experts)
+
+
+def test_a_repeated_layer_may_be_merged_differently_in_each_slot(llama, tmp_path):
+    path = [("base", 0), ("base", 1), ("base", 1), ("base", 1)]
+    recipe = recipe_of(llama, path, (mlp(1, 0.2), mlp(2, 0.7), mlp(3, 0.2)))
+    resident = resident_of(llama)
+    resident.write(recipe)
+    layers = resident.model.model.layers
+    name = "model.layers.1.mlp.up_proj.weight"
+    base, math = (llama.sources[s].read(name) for s in ("base", "math"))
+    for slot, weight in ((1, 0.2), (2, 0.7), (3, 0.2)):
+        torch.testing.assert_close(layers[slot].mlp.up_proj.weight, base + weight * (math - base))
+    out = export_checkpoint(recipe, llama, DtypeConfig(), tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    assert torch.equal(logits(loaded), logits(resident.model))
+
+
+def test_a_layer_keeps_its_random_mask_wherever_a_path_puts_it(llama):
+    resident = resident_of(llama)
+    straight = [("base", 0), ("base", 1), ("base", 2)]
+    values = {"density": 0.5, "method": "dare_linear"}
+    resident.write(recipe_of(llama, straight, (mlp(1, 1.0, **values),), seed=4))
+    expected = resident.model.model.layers[1].mlp.up_proj.weight.clone()
+    resident.write(recipe_of(llama, straight))
+    moved = [("base", 2), ("base", 0), ("base", 1)]
+    resident.write(recipe_of(llama, moved, (mlp(2, 1.0, **values),), seed=4))
+    assert torch.equal(resident.model.model.layers[2].mlp.up_proj.weight, expected)
+    resident.write(recipe_of(llama, moved, (mlp(2, 1.0, **values),), seed=5))
+    assert not torch.equal(resident.model.model.layers[2].mlp.up_proj.weight, expected)
+
+
+def test_many_candidates_hold_no_more_layers_than_one_needs(llama):
+    resident = resident_of(llama)
+    for weight in range(20):
+        recipe = recipe_of(llama, [("base", 0), ("base", 1)], (mlp(1, weight / 20),))
+        resident.write(recipe)
+    assert [len(held) for held in resident._layers._holders.values()] == [1, 1, 1]
+
+
+def test_a_scale_on_the_first_slot_is_folded_into_the_embeddings(llama, tmp_path):
+    recipe = recipe_of(llama, [("base", 0, 0.7), ("math", 2), ("base", 1)])
+    resident = resident_of(llama)
+    resident.write(recipe)
+    out = export_checkpoint(recipe, llama, DtypeConfig(), tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    torch.testing.assert_close(logits(loaded), logits(resident.model), atol=1e-5, rtol=0)
+
+
+def test_scales_that_no_checkpoint_can_say_are_refused_with_the_reason(llama, tmp_path):
+    inner = recipe_of(llama, [("base", 0), ("math", 2, 0.9)])
+    with pytest.raises(InputError, match=r"path\[1\] scales its input by 0.9.*epsilon"):
+        export_checkpoint(inner, llama, DtypeConfig(), tmp_path / "out")
+    tied = open_models(tmp_path / "tied", "gpt2")
+    with pytest.raises(InputError, match="the head is tied"):
+        export_checkpoint(
+            recipe_of(tied, [("base", 0, 0.9)]), tied, DtypeConfig(), tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_that_a_config_cannot_place_are_refused_before_anything_is_written(tmp_path):
+    models = open_models(tmp_path, "gpt2", scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(InputError, match=r"layer 0 is the model's layer 1: attn\.scaling"):
+        export_checkpoint(recipe_of(models, [("base", 1)]), models, DtypeConfig(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_sources_config_is_never_changed(llama):
+    before = llama.sources["base"].config.to_dict()
+    resident_of(llama).write(recipe_of(llama, REPEATED))
+    config_of_path(llama.sources["base"].config, [2, 1])
+    assert llama.sources["base"].config.to_dict() == before
