@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError, create_model
@@ -16,8 +17,9 @@ from evomerge.errors import InputError
 T = TypeVar("T")
 
 
+@cache
 def import_all(package: str) -> None:
-    """Import every module of a package, so that each registers what it defines."""
+    """Import every module of a package, once, so that each registers what it defines."""
     folder = importlib.import_module(package)
     for module in pkgutil.iter_modules(folder.__path__):
         importlib.import_module(f"{package}.{module.name}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evomerge.errors import NonFiniteError
 from evomerge.materialize.compiled import Compiler
-from evomerge.materialize.plan import TensorStep
+from evomerge.materialize.plan import TensorStep, as_tensors
 from evomerge.materialize.statistics import Statistics
 from evomerge.methods.masks import at
 from evomerge.methods.registry import View
@@ -77,17 +77,19 @@ class Kernel:
             return
         base = self._read(step, BASE)
         experts = [self._read(step, name) for name in step.rule.experts]
-        method, arguments = step.rule.method, dict(step.rule.arguments)
+        method = step.rule.method
         if not method.elementwise:
             wide = [t.to(ARITHMETIC) for t in (base, *experts)]
-            yield _round_into(out, method(wide[0], wide[1:], **arguments).reshape(-1), dtype)
+            merged = method(wide[0], wide[1:], **step.rule.arguments)
+            yield _round_into(out, merged.reshape(-1), dtype)
             return
         base, experts = base.reshape(-1), [e.reshape(-1) for e in experts]
         size = self._slice_length(len(experts))
         view = View(base, experts, ARITHMETIC, size, self._run)
+        arguments = dict(step.rule.tensors)
         if method.measure is not None:
-            arguments["measured"] = method.measured(view, arguments, self._statistics(step, view))
-        arguments = _as_tensors(arguments)
+            found = method.measured(view, step.rule.arguments, self._statistics(step, view))
+            arguments["measured"] = as_tensors(found)
         merge = _merge_of(method.function)
         run = self._run if base.numel() > _SMALL else _plainly
         for start in range(0, base.numel(), size):
@@ -157,16 +159,3 @@ def _round_into(out: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = values.to(dtype)
     out.copy_(rounded)
     return rounded.to(ARITHMETIC).abs().amax()
-
-
-def _as_tensors(value: Any) -> Any:
-    """Numbers, alone or in sequences, as float32 tensors of shape () or (n,)."""
-    if isinstance(value, float):
-        return torch.tensor(value, dtype=ARITHMETIC)
-    if isinstance(value, dict):
-        return {key: _as_tensors(entry) for key, entry in value.items()}
-    if hasattr(value, "_fields"):
-        return type(value)(*map(_as_tensors, value))
-    if isinstance(value, list) and value and isinstance(value[0], float):
-        return torch.tensor(value, dtype=ARITHMETIC)
-    return [_as_tensors(entry) for entry in value] if isinstance(value, list) else value

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
+
+import torch
 
 from evomerge.errors import InputError
 from evomerge.methods.registry import Method, find_method
@@ -23,6 +26,11 @@ class MergeRule:
     method: Method
     experts: tuple[str, ...]
     arguments: Mapping[str, Any]
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Any]:
+        """The arguments as an element-wise function gets them: numbers as float32 tensors."""
+        return as_tensors(self.arguments)
 
 
 @dataclass(frozen=True)
@@ -125,3 +133,16 @@ def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:
     ordered = [name for name in recipe.sources if name in merge.experts]
     experts = {name: merge.experts[name] for name in ordered}
     return MergeRule(method, tuple(ordered), method.arguments(merge.parameters, experts, where))
+
+
+def as_tensors(value: Any) -> Any:
+    """Numbers, alone or in sequences, as float32 tensors of shape () or (n,)."""
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float32)
+    if isinstance(value, dict):
+        return {key: as_tensors(entry) for key, entry in value.items()}
+    if hasattr(value, "_fields"):
+        return type(value)(*map(as_tensors, value))
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return torch.tensor(value, dtype=torch.float32)
+    return [as_tensors(entry) for entry in value] if isinstance(value, list) else value
