@@ -64,25 +64,52 @@ class DtypeConfig(Strict):
     compute: Literal["auto"] | FloatType = "auto"
 
 
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class Bounds(Strict):
+    """What a gene is searched between; by its logarithm when `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _do_not_cross(self) -> Bounds:
+        if not self.low < self.high:
+            raise ValueError(
+                f"bounds [{self.low:g}, {self.high:g}] cross; write low < high, or one value to "
+                "fix the gene"
+            )
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low:g}; a gene with log: true needs low > 0")
+        return self
+
+
 class WeightsConfig(Strict):
     """Merging in weight space: a method, how finely it is tuned, and the genes' bounds.
 
-    `genes` maps a parameter of the method to `[low, high]`, or to one value to fix it. Parameters
-    that are not named keep the method's defaults.
+    `genes` maps a parameter of the method to `[low, high]` or `{low, high, log: true}`, or to one
+    value to fix it. Parameters that are not named keep the method's defaults. A key with dots names
+    genes, `*` standing for anything (`weight.layer_0*.math`), and gives those their own bounds or
+    value. `granularity: block` tunes `block` layers together. `choose_experts` adds a gene per
+    expert that leaves it out of the whole merge.
     """
 
     method: str
-    granularity: Literal["model", "layer", "module"] = "layer"
-    genes: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)] | Scalar] = Field(
-        default_factory=dict
-    )
+    granularity: Literal["model", "block", "layer", "module"] = "layer"
+    block: int = Field(default=4, ge=1)
+    choose_experts: bool = False
+    genes: dict[
+        str, Annotated[list[float], Field(min_length=2, max_length=2)] | Bounds | Scalar
+    ] = Field(default_factory=dict)
 
     @field_validator("genes", mode="before")
     @classmethod
     def _are_bounds_or_values(cls, genes: Any) -> Any:
         for name, value in genes.items() if isinstance(genes, dict) else ():
             pair = isinstance(value, list) and len(value) == 2
-            if not (pair or isinstance(value, Scalar)):
+            if not (pair or isinstance(value, Scalar | dict | Bounds)):
                 raise ValueError(f"{name}: write [low, high] to search it, or one value to fix it")
         return genes
 

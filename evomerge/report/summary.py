@@ -188,7 +188,13 @@ def searched_bounds(weights: Mapping[str, Any] | None) -> dict[str, list[float]]
     """Parameter → [low, high] of the campaign's `space.weights`; fixed ones are left out."""
     if weights is None:
         return {}
-    return {name: value for name, value in weights["genes"].items() if isinstance(value, list)}
+    found = {}
+    for name, value in weights["genes"].items():
+        if "." not in name and isinstance(value, list):
+            found[name] = value
+        elif "." not in name and isinstance(value, Mapping):
+            found[name] = [value["low"], value["high"]]
+    return found
 
 
 def facts_summary(study: Study) -> dict[str, Any]:

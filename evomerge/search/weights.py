@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.config import SpaceConfig
+from evomerge.config import Bounds, SpaceConfig, WeightsConfig
 from evomerge.errors import InputError
 from evomerge.methods.registry import Method, Parameter, find_method
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
 from evomerge.recipe import BASE, Merge, Recipe, Slot
+from evomerge.search.bounds import fixed_and_bounds, own_bounds
 from evomerge.search.domain import Gene, Genome
 from evomerge.search.lineage import Lineage, SourceGrams, owners_of_coefficients
 from evomerge.search.space import Space
@@ -76,15 +77,30 @@ class WeightSpace(Space):
         self._layers = layout.layers
         self._seed = seed
         self.method.check_experts(len(self._experts), f"{where}.method")
-        self._groups = list(_groups(weights.granularity, layout))
-        self._fixed, bounds = _fixed_and_bounds(self.method, weights.genes, f"{where}.genes")
+        self._groups = list(_groups(weights, layout))
+        self._fixed, bounds = fixed_and_bounds(self.method, weights.genes, f"{where}.genes")
+        self._switched = self._experts if weights.choose_experts else []
         if not bounds:
             raise InputError(
                 f"{where}.genes: nothing to search; give at least one parameter of "
                 f"{self.method.name} as [low, high]: {', '.join(self.method.parameters)}"
             )
-        self._coefficients = list(self._enumerate(bounds))
-        super().__init__([Gene(self._name(c), *bounds[c.parameter]) for c in self._coefficients])
+        self._coefficients, self._pinned, genes = [], {}, []
+        own = own_bounds(self.method, weights.genes, f"{where}.genes")
+        for coefficient in self._enumerate(bounds):
+            name = self._name(coefficient)
+            given = own.of(name, bounds[coefficient.parameter])
+            if isinstance(given, Bounds):
+                genes.append(Gene(name, given.low, given.high, log=given.log))
+                self._coefficients.append(coefficient)
+            else:
+                self._pinned[coefficient] = given
+        own.check_used()
+        switches = [
+            Gene(f"use.{name}", kind="categorical", choices=(False, True))
+            for name in self._switched
+        ]
+        super().__init__([*switches, *genes])
         self.initial = self._uniform()
         self.label = self.method.name
         self._lineage = self._find_lineage(layout, sources)
@@ -93,15 +109,20 @@ class WeightSpace(Space):
     @property
     def cuts(self) -> Sequence[int]:
         """Where each group of tensors begins."""
-        owners = [c.group for c in self._coefficients]
+        owners = [*(-1 for _ in self._switched), *(c.group for c in self._coefficients)]
         return [i for i, group in enumerate(owners) if i == 0 or group != owners[i - 1]]
 
     def _uniform(self) -> Genome:
-        """The uniform merge (weights 1/N), other genes at their defaults."""
+        """The uniform merge (weights 1/N) of all experts, other genes at their defaults."""
         defaults = {p.name: _number(p.default) for p in self.method.parameters.values()}
         defaults["weight"] = 1 / len(self._experts)
-        pairs = zip(self.genes, self._coefficients, strict=True)
-        return np.array([gene.unit(defaults[c.parameter]) for gene, c in pairs])
+        switches = [gene.unit(True) for gene in self.genes[: len(self._switched)]]
+        pairs = zip(self._coefficient_genes, self._coefficients, strict=True)
+        return np.array([*switches, *(gene.unit(defaults[c.parameter]) for gene, c in pairs)])
+
+    @property
+    def _coefficient_genes(self) -> tuple[Gene, ...]:
+        return self.genes[len(self._switched) :]
 
     def recombine(self, a: Genome, b: Genome, split: int, weight: float) -> Genome:
         """SLERP of what the genomes stand for, where genes are linear coefficients of the sources
@@ -112,12 +133,27 @@ class WeightSpace(Space):
         return self._lineage.recombine(a, b, split, weight)
 
     def statistics(self, genome: Genome) -> dict[str, float]:
-        """The mean over groups of every parameter, by name: `weight.math`, `lambda`."""
+        """The mean over groups of every parameter, by name: `weight.math`, `lambda`; where experts
+        are chosen, the number of those that are used, `experts`.
+        """
         found: dict[str, list[float]] = {}
-        for gene, coefficient, unit in zip(self.genes, self._coefficients, genome, strict=True):
+        units = genome[len(self._switched) :]
+        for gene, coefficient, unit in zip(
+            self._coefficient_genes, self._coefficients, units, strict=True
+        ):
             name = ".".join(p for p in (coefficient.parameter, coefficient.expert) if p)
             found.setdefault(name, []).append(_number(gene.value(unit)))
-        return {name: float(np.mean(values)) for name, values in found.items()}
+        means = {name: float(np.mean(values)) for name, values in found.items()}
+        return {**means, "experts": float(len(self._used(genome)))} if self._switched else means
+
+    def _used(self, genome: Genome) -> list[str]:
+        """The experts that a genome does not leave out."""
+        off = {
+            name
+            for name, gene, unit in zip(self._switched, self.genes, genome, strict=False)
+            if not gene.value(unit)
+        }
+        return [name for name in self._experts if name not in off]
 
     def keep_in(self, folder: Path) -> None:
         """Keep the Grams, once computed, in the run's folder."""
@@ -129,7 +165,7 @@ class WeightSpace(Space):
         settings = {p.name: self._fixed.get(p.name, p.default) for p in self._shared_parameters()}
         searched = {c.parameter for c in self._coefficients}
         owners = owners_of_coefficients(self.method.name, searched, settings, self._experts)
-        if owners is None or any(gene.log for gene in self.genes):
+        if owners is None or self._switched or self._pinned or any(g.log for g in self.genes):
             return None
         place = {(c.group, c.expert): i for i, c in enumerate(self._coefficients)}
         blocks = [[place[group, owner] for owner in owners] for group in range(len(self._groups))]
@@ -145,11 +181,21 @@ class WeightSpace(Space):
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome; every parameter of the method stands in it, defaults too."""
         values: list[dict[str | None, dict[str, Any]]] = [{} for _ in self._groups]
-        for gene, coefficient, unit in zip(self.genes, self._coefficients, genome, strict=True):
+        units = genome[len(self._switched) :]
+        searched = {
+            coefficient: gene.value(unit)
+            for gene, coefficient, unit in zip(
+                self._coefficient_genes, self._coefficients, units, strict=True
+            )
+        }
+        for coefficient, value in (self._pinned | searched).items():
             into = values[coefficient.group].setdefault(coefficient.expert, {})
-            into[coefficient.parameter] = gene.value(unit)
+            into[coefficient.parameter] = value
+        experts = self._used(genome)
+        if not experts:
+            return self._recipe(BASE, [])
         merges = [
-            self._merge(self.method, target, values[index], self._fixed)
+            self._merge(self.method, target, values[index], self._fixed, experts)
             for index, group in enumerate(self._groups)
             for target in group.targets
         ]
@@ -194,7 +240,7 @@ class WeightSpace(Space):
         """One method with equal parameters on every tensor."""
         values: dict[str | None, dict[str, float]] = {e: dict(per_expert) for e in self._experts}
         merges = [
-            self._merge(method, target, values, fixed)
+            self._merge(method, target, values, fixed, self._experts)
             for group in self._groups
             for target in group.targets
         ]
@@ -206,9 +252,10 @@ class WeightSpace(Space):
         target: tuple[int | None, str],
         values: Mapping[str | None, Mapping[str, Any]],
         fixed: Mapping[str, Any],
+        experts: Sequence[str],
     ) -> Merge:
         complete: dict[str | None, dict[str, Any]] = {}
-        for owner in (None, *self._experts):
+        for owner in (None, *experts):
             given = {**fixed, **values.get(owner, {})}
             complete[owner] = {
                 p.name: given.get(p.name, p.default)
@@ -219,7 +266,7 @@ class WeightSpace(Space):
             slot=target[0],
             group=target[1],
             method=method.name,
-            experts={name: complete[name] for name in self._experts},
+            experts={name: complete[name] for name in experts},
             parameters=complete[None],
         )
 
@@ -243,8 +290,9 @@ class WeightSpace(Space):
         return ".".join(part for part in parts if part)
 
 
-def _groups(granularity: str, layout: Layout) -> Iterator[_Group]:
+def _groups(weights: WeightsConfig, layout: Layout) -> Iterator[_Group]:
     """The tuned groups in depth order: embeddings, layers, final norm, head."""
+    granularity = weights.granularity
     layers = range(layout.layers)
     outside = [_Group(name, ((None, name),)) for name in layout.outside_groups]
     if granularity == "model":
@@ -253,6 +301,12 @@ def _groups(granularity: str, layout: Layout) -> Iterator[_Group]:
         return
     width = len(str(layout.layers - 1))
     yield from (group for group in outside if group.label == "embeddings")
+    if granularity == "block":
+        for first in layers[:: weights.block]:
+            block = layers[first : first + weights.block]
+            label = f"layers_{first:0{width}d}_{block[-1]:0{width}d}"
+            yield _Group(label, tuple((layer, "layer") for layer in block))
+        layers = range(0)
     for layer in layers:
         label = f"layer_{layer:0{width}d}"
         if granularity == "layer":
@@ -273,23 +327,5 @@ def _tensors(group: _Group, layout: Layout) -> list[TensorSpec]:
     ]
 
 
-def _fixed_and_bounds(
-    method: Method, genes: Mapping[str, Any], where: str
-) -> tuple[dict[str, bool | float | str], dict[str, tuple[float, float]]]:
-    """Split the file's `genes` into fixed values and [low, high] bounds, both checked."""
-    fixed: dict[str, bool | float | str] = {}
-    bounds: dict[str, tuple[float, float]] = {}
-    for name, value in genes.items():
-        parameter: Parameter = method.parameter(name, where)
-        if not isinstance(value, list):
-            fixed[name] = parameter.check(value, f"{where}.{name}")
-        elif parameter.type is not float:
-            raise InputError(f"{where}.{name}: not a number, so it has no bounds; give one value")
-        else:
-            low, high = (_number(parameter.check(v, f"{where}.{name}")) for v in value)
-            bounds[name] = (low, high)
-    return fixed, bounds
-
-
-def _number(value: bool | float | str) -> float:
+def _number(value: bool | float | int | str) -> float:
     return float(value) if not isinstance(value, str) else 0.0

@@ -260,7 +260,11 @@ def test_path_none_is_the_space_of_weights():
         ({"kind": "layer_swap", "outer": "lang"}, None, "space.path.inner: required"),
         ({**SWAP, "outer": "long"}, None, "space.path.outer: .*did you mean 'lang'"),
         ({**SWAP, "outer": "math"}, None, "space.path.inner: math is outer too"),
-        ({**SWAP, "botom": [0, 1]}, None, "space.path.botom: unknown option of layer_swap; did you mean"),
+        (
+            {**SWAP, "botom": [0, 1]},
+            None,
+            "space.path.botom: unknown option of layer_swap",
+        ),
         ({**SWAP, "bottom": [0, 9]}, None, r"space.path.bottom is \[0, 9\]"),
         ({**SWAP, "bottom": [3, 2]}, None, r"space.path.bottom is \[3, 2\]"),
         ({**SWAP, "bottom": "wide"}, None, "space.path.bottom: "),

@@ -22,8 +22,9 @@ def layout(layers=3, tied=False):
     return Layout("Tiny", layers, "layers", tuple(tensors), {}, 8)
 
 
-def space(method="ties", granularity="layer", genes=None, tied=False, digests=DIGESTS):
-    weights = {"method": method, "granularity": granularity, "genes": genes or {"weight": [0, 1.5]}}
+def space(method="ties", granularity="layer", genes=None, tied=False, digests=DIGESTS, **more):
+    genes = genes or {"weight": [0, 1.5]}
+    weights = {"method": method, "granularity": granularity, "genes": genes, **more}
     return WeightSpace(SpaceConfig(weights=weights), layout(tied=tied), digests, seed=1)
 
 
@@ -111,3 +112,67 @@ def test_baselines_are_distinct_and_named():
 def test_a_space_that_does_not_fit_the_method_is_refused(kwargs, message):
     with pytest.raises(InputError, match=message):
         space(**kwargs)
+
+
+def test_blocks_of_layers_are_tuned_together_and_the_last_may_be_short():
+    s = space(granularity="block", block=2, genes={"lambda": [0, 2]})
+    names = [gene.name for gene in s.genes]
+    blocks = ["lambda.layers_0_1", "lambda.layers_2_2"]
+    assert names == ["lambda.embeddings", *blocks, "lambda.final_norm", "lambda.head"]
+    genome = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    lambdas = {
+        m.slot: m.parameters["lambda"] for m in s.decode(genome).merges if m.slot is not None
+    }
+    assert lambdas == {0: 0.4, 1: 0.4, 2: 0.6}
+
+
+def test_single_genes_have_their_own_bounds_scale_or_value():
+    s = space(
+        genes={
+            "weight": [0, 1.5],
+            "weight.layer_*.math": [0.5, 1],
+            "weight.layer_1.math": 0.25,
+            "density": {"low": 0.01, "high": 1, "log": True},
+        }
+    )
+    genes = {gene.name: gene for gene in s.genes}
+    assert (genes["weight.layer_0.math"].low, genes["weight.layer_0.math"].high) == (0.5, 1)
+    assert genes["weight.layer_0.lang"].high == 1.5
+    assert "weight.layer_1.math" not in genes
+    assert genes["density.head.math"].value(0.5) == pytest.approx(0.1)
+    recipe = s.decode(np.full(s.dimension, 0.5))
+    [layer] = [m for m in recipe.merges if m.slot == 1]
+    assert layer.experts["math"]["weight"] == 0.25
+    assert layer.experts["lang"]["weight"] == 0.75
+
+
+def test_an_expert_that_a_genome_leaves_out_is_in_no_merge():
+    s = space(choose_experts=True)
+    assert [gene.name for gene in s.genes[:2]] == ["use.math", "use.lang"]
+    assert s.cuts[:2] == [0, 2]
+    genome = s.initial.copy()
+    assert all(set(m.experts) == {"math", "lang"} for m in s.decode(genome).merges)
+    genome[0] = 0.0
+    assert s.params(genome)["use.math"] is False
+    assert {name for m in s.decode(genome).merges for name in m.experts} == {"lang"}
+    assert s.statistics(genome)["experts"] == 1
+    other = genome.copy()
+    other[2] = 1.0 - genome[2]  # a coefficient of the expert that is left out
+    assert s.genes[2].name == "weight.embeddings.math"
+    assert s.decode(other).digest == s.decode(genome).digest
+    genome[1] = 0.0
+    assert s.decode(genome).digest == s.parents()["base"].digest
+
+
+@pytest.mark.parametrize(
+    ("genes", "message"),
+    [
+        ({"weight": [0, 1], "weight.layer_9.*": 0.5}, "weight.layer_9.*: fits no gene"),
+        ({"weight": [0, 1], "wieght.layer_0.*": 0.5}, "no parameter 'wieght'"),
+        ({"weight": [0, 1], "weight.head.math": [0, 99]}, "weight.head.math is 99, outside"),
+        ({"weight": 1.0, "density": [0, 1], "weight.head.*": [0, 1]}, "fits no gene"),
+    ],
+)
+def test_bounds_of_single_genes_that_do_not_fit_are_refused(genes, message):
+    with pytest.raises(InputError, match=message):
+        space(genes=genes)
