@@ -14,6 +14,9 @@ from evomerge.search.domain import Gene, Genome
 from evomerge.search.paths import MERGED, Layer, LayerPaths
 from evomerge.search.space import Space
 
+COMMON_BASELINES = ("ties default", "average")
+"""What is scored beside every campaign, whatever it searches."""
+
 
 class FlowSpace(Space):
     """Paths through layers; with weight genes before the path's, weights × path.
@@ -115,8 +118,11 @@ class FlowSpace(Space):
         return self._yardsticks.parents()
 
     def baselines(self) -> dict[str, Recipe]:
-        """Merges along the models' own path that need no search."""
-        return self._yardsticks.baselines()
+        """Merges along the models' own path that need no search; alone, those of any campaign."""
+        found = self._yardsticks.baselines()
+        if self._weights is None:
+            found = {name: found[name] for name in COMMON_BASELINES}
+        return found
 
     def _slot(self, index: int, layer: Layer, merged: Recipe | None) -> tuple[Slot, list[Merge]]:
         """One slot and its merges."""

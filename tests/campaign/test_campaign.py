@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from evomerge.campaign import ATTEMPTS
 from evomerge.config import load_campaign
@@ -480,3 +482,39 @@ def test_a_measure_that_is_no_task_is_refused_before_any_work(tmp_path):
     options = ["optimizer={kind: map_elites, measures: [nothing]}"]
     with pytest.raises(InputError, match=r"optimizer.measures: 'nothing'"):
         prepare(load_campaign(tmp_path / "campaign.yaml", options))
+
+
+def trials_of(out):
+    return [fact for fact in facts(out) if fact[0] == "search"]
+
+
+def test_a_campaign_over_paths_scores_models_of_many_depths_and_resumes_exactly(tiny_folder):
+    path = {"kind": "slices", "count": 3, "max_depth": 5}
+    tiny.save_campaign(tiny_folder, space={"path": path})
+    whole = run(tiny_folder, tiny_folder / "whole", ["budget.trials=8"])
+    parts = tiny_folder / "parts"
+    run(tiny_folder, parts, ["budget.trials=3"])
+    run(tiny_folder, parts, ["budget.trials=8"])
+    assert trials_of(parts) == trials_of(whole)
+    depths = {len(e.recipe["path"]) for e in evaluations(whole) if e.role == "search"}
+    assert len(depths) > 1
+    assert all(e.value is not None for e in evaluations(whole))
+
+
+def test_paths_that_no_checkpoint_could_hold_are_refused_before_the_search(tiny_folder):
+    for name in ("base", "math", "lang"):
+        config = GPT2Config(
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            vocab_size=64,
+            scale_attn_by_inverse_layer_idx=True,
+        )
+        model = GPT2LMHeadModel(config)
+        shutil.rmtree(tiny_folder / "models" / name)
+        model.save_pretrained(tiny_folder / "models" / name)
+        tiny.save_tokenizer(tiny_folder / "models" / name)
+    tiny.save_campaign(tiny_folder, space={"path": {"kind": "slices"}})
+    with pytest.raises(InputError, match=r"space\.path: winners could not be exported.*scaling"):
+        prepare(load_campaign(tiny_folder / "campaign.yaml"))
