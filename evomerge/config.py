@@ -271,6 +271,13 @@ class WorkersConfig(Strict):
         return self.kind == "ray" or self.count > 1
 
 
+class BestTrials(Strict):
+    """The best `trials` by search of another run's folder, their genes taken over by name."""
+
+    run: str
+    trials: int = Field(default=1, ge=1)
+
+
 class CampaignConfig(Strict):
     """The whole campaign file."""
 
@@ -280,6 +287,8 @@ class CampaignConfig(Strict):
     fitness: FitnessConfig
     dtype: DtypeConfig = DtypeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    initial: list[str | BestTrials] = Field(default_factory=list)
+    """What to try first: `uniform`, a model's name, a recipe file, or trials of another run."""
     budget: BudgetConfig = BudgetConfig()
     study: StudyConfig = StudyConfig()
     workers: WorkersConfig = WorkersConfig()
@@ -371,11 +380,19 @@ def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
             "fitness": config.fitness.model_copy(
                 update={"include_path": include and str((folder / include).resolve())}
             ),
+            "initial": [_absolute_start(start, folder) for start in config.initial],
             "study": config.study.model_copy(
                 update={"storage": _resolve_storage(config.study.storage, folder)}
             ),
         }
     )
+
+
+def _absolute_start(start: str | BestTrials, folder: Path) -> str | BestTrials:
+    """Files and folders are taken from the campaign file's folder; names stay names."""
+    if isinstance(start, BestTrials):
+        return start.model_copy(update={"run": str((folder / start.run).resolve())})
+    return str((folder / start).resolve()) if start.endswith(".json") else start
 
 
 def _resolve_storage(storage: str, folder: Path) -> str:

@@ -23,6 +23,7 @@ from evomerge.recipe import BASE
 from evomerge.search.build import build_space
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import Space
+from evomerge.starts import starts
 from evomerge.workers.worker import compute_dtype
 
 SplitItems = dict[str, dict[str, list[str]]]
@@ -63,6 +64,7 @@ class Setup:
             "sources": list(self.models.sources),  # experts are merged in this order
             "space": config.space.model_dump(mode="json"),
             "genes": [gene.name for gene in self.space.genes],
+            "initial": [content_digest(start.tolist()) for start in self.space.starts],
             "fitness": {
                 "tasks": {t.task: t.model_dump(mode="json") for t in fitness.tasks},
                 "objective": fitness.objective.model_dump(mode="json"),
@@ -114,7 +116,9 @@ def prepare(config: CampaignConfig) -> Setup:
 
 def _space(config: CampaignConfig, models: Preflight) -> Space:
     digests = {name: source.digest for name, source in models.sources.items()}
-    return build_space(config.space, models.layout, digests, config.seed, models.sources)
+    space = build_space(config.space, models.layout, digests, config.seed, models.sources)
+    space.starts = tuple(starts(config.initial, space))
+    return space
 
 
 def _judge(config: CampaignConfig, models: Preflight, tasks: Sequence[TaskItems]) -> Judge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,6 +116,15 @@ class Domain:
             if gene.when is None or active.get(gene.when.gene) in gene.when.values:
                 active[gene.name] = values[gene.name]
         return active
+
+    def genome_of(self, params: Mapping[str, Value]) -> Genome:
+        """The genome of natural values by gene name; genes without one stand as in `initial`."""
+        return np.array(
+            [
+                gene.unit(params[gene.name]) if gene.name in params else unit
+                for gene, unit in zip(self.genes, self.initial, strict=True)
+            ]
+        )
 
     def recombine(self, a: Genome, b: Genome, split: int, weight: float) -> Genome:
         """The child of `a` and `b`: `weight` of a's side before genome index `split`, 1 − `weight`

@@ -52,9 +52,6 @@ class FlowSpace(Space):
         first = (weights.initial,) if weights else ()
         genes: list[Gene] = [*(weights.genes if weights else ()), *paths.genes]
         super().__init__(genes, np.concatenate([*first, paths.initial]), (), self._seeds())
-        self.starts = (
-            tuple(self._joined(g, paths.initial) for g in weights.starts) if weights else ()
-        )
         self.label = f"{weights.label} × {label}" if weights else label
         if paths.scaled:
             self.notes = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from pathlib import Path
 
+from evomerge.errors import InputError
 from evomerge.recipe import Recipe
 from evomerge.search.domain import Domain, Genome
 
@@ -27,6 +28,14 @@ class Space(Domain):
     @abstractmethod
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome; every parameter of its methods stands in it, defaults too."""
+
+    def encode(self, recipe: Recipe) -> Genome:
+        """The genome whose recipe is the given one; values out of bounds go to the nearest.
+
+        Raises:
+            InputError: the space has no such genomes.
+        """
+        raise InputError(f"a recipe cannot be read back as a point of this space ({self.label})")
 
     @abstractmethod
     def parents(self) -> dict[str, Recipe]:

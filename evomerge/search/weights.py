@@ -16,7 +16,7 @@ from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 from evomerge.search.bounds import fixed_and_bounds, own_bounds
-from evomerge.search.domain import Gene, Genome
+from evomerge.search.domain import Gene, Genome, Value
 from evomerge.search.lineage import Lineage, SourceGrams, owners_of_coefficients
 from evomerge.search.space import Space
 
@@ -200,6 +200,38 @@ class WeightSpace(Space):
             for target in group.targets
         ]
         return self._recipe(BASE, merges)
+
+    def encode(self, recipe: Recipe) -> Genome:
+        """The genome of a recipe of this space's method along the base's own path.
+
+        An expert that a merge leaves out has weight 0 there, or is switched off where that is a
+        gene. Of several merges tuned together, the first counts.
+
+        Raises:
+            InputError: another path or another method, or experts that the space has not.
+        """
+        straight = [(slot.source, slot.layer) for slot in recipe.path]
+        if straight != [(BASE, layer) for layer in range(self._layers)]:
+            raise InputError("the recipe has a path of its own; this space searches weights")
+        merges = {(merge.slot, merge.group): merge for merge in recipe.merges}
+        for merge in merges.values():
+            if merge.method != self.method.name:
+                raise InputError(
+                    f"the recipe merges with {merge.method}; this space searches {self.method.name}"
+                )
+            if unknown := set(merge.experts) - set(self._experts):
+                raise InputError(f"the recipe merges {min(unknown)!r}; no expert is called that")
+        used = {name for merge in merges.values() for name in merge.experts}
+        params: dict[str, Value] = {f"use.{name}": name in used for name in self._switched}
+        for coefficient, gene in zip(self._coefficients, self._coefficient_genes, strict=True):
+            found = merges.get(self._groups[coefficient.group].targets[0])
+            owner, name = coefficient.expert, coefficient.parameter
+            given: Mapping[str, Any] = found.parameters if found else {}
+            if owner is not None:
+                given = found.experts.get(owner, {"weight": 0.0}) if found else {"weight": 0.0}
+            if name in given:
+                params[gene.name] = given[name]
+        return self.genome_of(params)
 
     def parents(self) -> dict[str, Recipe]:
         """The base and each expert as recipes: every layer and group copied from one source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -518,3 +519,32 @@ def test_paths_that_no_checkpoint_could_hold_are_refused_before_the_search(tiny_
     tiny.save_campaign(tiny_folder, space={"path": {"kind": "slices"}})
     with pytest.raises(InputError, match=r"space\.path: winners could not be exported.*scaling"):
         prepare(load_campaign(tiny_folder / "campaign.yaml"))
+
+
+def test_a_search_begins_where_it_is_told_to(tiny_folder):
+    linear = "space.weights={method: task_arithmetic, genes: {weight: [0, 1.5]}}"
+    first = run(tiny_folder, tiny_folder / "first", [linear, "budget.trials=6"])
+    ranked = [e for e in evaluations(first) if e.optimizers_own and e.value is not None]
+    ranked.sort(key=lambda e: -e.value)
+    (tiny_folder / "one.json").write_text(json.dumps(ranked[0].recipe))
+    initial = f"initial=[one.json, math, uniform, {{run: {first}, trials: 3}}]"
+    out = run(tiny_folder, tiny_folder / "second", [linear, "budget.trials=8", initial])
+    own = [e for e in evaluations(out) if e.optimizers_own]
+    assert own[0].digest == ranked[0].digest
+    assert set(own[1].params.values()) == {0.0, 1.0}
+    assert {e.digest for e in own[:5]} >= {e.digest for e in ranked[:3]}
+    assert [e.ask for e in own] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("mathe", r"initial\[0\]: 'mathe' is no point of this space; write one of uniform"),
+        ("nowhere.json", r"initial\[0\]: .*nowhere.json: cannot be read"),
+        ("{run: nowhere}", r"initial\[0\]: .*nowhere: no run here"),
+        ("{run: nowhere, trial: 3}", "initial.0.*trial"),
+    ],
+)
+def test_a_start_that_is_none_is_refused_before_the_search(tiny_folder, start, message):
+    with pytest.raises(InputError, match=message):
+        prepare(load_campaign(tiny_folder / "campaign.yaml", [f"initial=[{start}]"]))

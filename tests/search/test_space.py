@@ -176,3 +176,21 @@ def test_an_expert_that_a_genome_leaves_out_is_in_no_merge():
 def test_bounds_of_single_genes_that_do_not_fit_are_refused(genes, message):
     with pytest.raises(InputError, match=message):
         space(genes=genes)
+
+
+@pytest.mark.parametrize("more", [{}, {"choose_experts": True}, {"granularity": "module"}])
+def test_a_genomes_recipe_is_read_back_as_the_genome(more):
+    s = space(genes={"weight": [0, 1.5], "density": [0.2, 1], "lambda": [0, 2]}, **more)
+    genome = np.random.default_rng(0).random(s.dimension)
+    if more.get("choose_experts"):
+        genome[:2] = 0.75
+    np.testing.assert_allclose(s.encode(s.decode(genome)), genome)
+    assert s.decode(s.encode(s.decode(genome))).digest == s.decode(genome).digest
+
+
+def test_a_recipe_that_is_no_point_of_the_space_is_refused():
+    s = space()
+    with pytest.raises(InputError, match="merges with linear; this space searches ties"):
+        s.encode(s.baselines()["average"])
+    with pytest.raises(InputError, match="a path of its own"):
+        s.encode(s.parents()["math"])
