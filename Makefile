@@ -25,6 +25,7 @@ bench: $(VENV)/.dev
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/materialize.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/m2n2_digits.py --quick
 
 $(VENV)/.run: pyproject.toml constraints.txt

@@ -25,7 +25,9 @@ class Genetic(Competition):
         mutation: Annotated[float, Field(ge=0, le=1)] = 0.05,
         warmup: Annotated[int, Field(ge=0)] | None = None,
     ) -> None:
-        """As those of `m2n2`."""
+        """`population`: members of the archive; `split`: children change parents at a cut;
+        `mutation`: σ of the noise on genes; `warmup`: asks before the loop; all as in `m2n2`.
+        """
         super().__init__(
             domain,
             seed,

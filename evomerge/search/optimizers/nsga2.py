@@ -40,8 +40,8 @@ class Nsga2(Optimizer):
     ) -> None:
         """`population`: how many members are kept; `crossover`: `sbx` gene by gene, `split` at one
         point of the model's depth, as the space recombines; `crossover_rate`: share of children
-        with two parents; `mutation_rate`: per gene, by default 1/n; the `eta`s: the larger, the
-        nearer children stay to their parents.
+        with two parents; `mutation_rate`: per gene, by default 1/n; `crossover_eta` (of `sbx`) and
+        `mutation_eta`: the larger, the nearer children stay to their parents.
         """
         super().__init__(domain, seed)
         self._population = population

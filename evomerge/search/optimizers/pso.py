@@ -66,9 +66,9 @@ class ParticleSwarm(Optimizer):
         least_step: Annotated[float, Field(gt=0)] = 0.1,
         patience: Annotated[int, Field(ge=1)] = 10,
     ) -> None:
-        """`particles`: N; the four shares weigh the velocity's parts; `step`, `decay`,
-        `least_step`: λ; `patience`: moves without improvement before a particle starts over from
-        its best.
+        """`particles`: N; `inertia`, `cognitive`, `social` and `repel` weigh the velocity's parts;
+        `step`, `decay`, `least_step`: λ; `patience`: moves without improvement before a particle
+        starts over from its best.
         """
         super().__init__(domain, seed)
         self._count = particles
