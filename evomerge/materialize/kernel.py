@@ -73,7 +73,10 @@ class Kernel:
     ) -> Iterator[Tensor]:
         """Fill `out` slice by slice; of each, the largest magnitude, NaN if there is one."""
         if step.rule is None:
-            yield _round_into(out, self._read(step, step.source).reshape(-1), dtype)
+            size = self._slice_length(0)
+            source = self._read(step, step.source).reshape(-1)
+            for part, slice_ in zip(source.split(size), out.split(size), strict=True):
+                yield _round_into(slice_, part, dtype)
             return
         base = self._read(step, BASE)
         experts = [self._read(step, name) for name in step.rule.experts]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.config import load_campaign
 from evomerge.driver import open_campaign
+from evomerge.judging.pareto import front as front_of
 from evomerge.report.html import report_page
 from evomerge.report.summary import best_summary, judge_of
 from evomerge.runs import open_run
@@ -144,7 +145,7 @@ def test_best_gives_the_front_and_picks_from_it(pareto):
     front = found["front"]
     own = [e for e in study.evaluations() if e.optimizers_own]
     points = np.array([[e.scores[t].mean() for t in ("pick", "choose")] for e in own])
-    expected = {e.digest for e, kept in zip(own, front(points), strict=True) if kept}
+    expected = {e.digest for e, kept in zip(own, front_of(points), strict=True) if kept}
     assert {point["digest"] for point in front} == expected
     assert found["digest"] in expected
     measured = [point for point in front if point["select"]]
