@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from evomerge.config import ModelsConfig
@@ -15,7 +16,6 @@ from evomerge.methods.registry import View, methods
 from evomerge.methods.trimming import spectrum
 from evomerge.models.preflight import preflight
 from evomerge.recipe import BASE, Merge, Recipe, Slot
-from tests import tiny
 
 ELEMENTWISE = [name for name, method in methods().items() if method.elementwise]
 
