@@ -25,6 +25,24 @@ def import_all(package: str) -> None:
         importlib.import_module(f"{package}.{module.name}")
 
 
+def enter(known: dict[str, T], name: str, plug: T, kind: str) -> T:
+    """Register a plug; `kind` says in the plural what it is.
+
+    Raises:
+        ValueError: there is one of that name already.
+    """
+    if name in known:
+        raise ValueError(f"two {kind} are called {name!r}")
+    known[name] = plug
+    return plug
+
+
+def registered(known: Mapping[str, T], package: str) -> dict[str, T]:
+    """Every plug that the modules of `package` register in `known`, in alphabetical order."""
+    import_all(package)
+    return dict(sorted(known.items()))
+
+
 def find(known: Mapping[str, T], name: str, kind: str, where: str) -> T:
     """The entry called `name`.
 

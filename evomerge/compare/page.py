@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from evomerge.compare.figure import interactive, references, save_picture, title
 from evomerge.errors import InputError
+from evomerge.report.html import page_environment
 from evomerge.report.tables import short, span
 
 TEMPLATE = "compare.html.j2"
@@ -83,22 +83,19 @@ def remarks(comparison: Mapping[str, Any]) -> list[str]:
 
 def comparison_page(comparison: Mapping[str, Any]) -> str:
     """The page as text; it needs nothing else, no network either."""
-    environment = Environment(
-        loader=PackageLoader("evomerge.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
-        comparison=comparison,
-        title=title(comparison),
-        figure_data=interactive(comparison).to_plotly_json(),
-        columns=columns(comparison),
-        rows=rows(comparison),
-        remarks=remarks(comparison),
-        short=short,
-        plotly=get_plotlyjs(),
+    return (
+        page_environment()
+        .get_template(TEMPLATE)
+        .render(
+            comparison=comparison,
+            title=title(comparison),
+            figure_data=interactive(comparison).to_plotly_json(),
+            columns=columns(comparison),
+            rows=rows(comparison),
+            remarks=remarks(comparison),
+            short=short,
+            plotly=get_plotlyjs(),
+        )
     )
 
 

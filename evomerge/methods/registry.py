@@ -41,7 +41,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from evomerge.errors import InputError
-from evomerge.registry import find, import_all, options
+from evomerge.registry import enter, find, options, registered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,10 +263,8 @@ def merge_method(
 
     def register(function: Callable[..., Tensor]) -> Method:
         name = function.__name__
-        if name in _REGISTRY:
-            raise ValueError(f"two merge methods are called {name!r}")
         parameters = _parameters(function)
-        _REGISTRY[name] = method = Method(
+        method = Method(
             name=name,
             function=function,
             parameters=MappingProxyType(parameters),
@@ -277,15 +275,14 @@ def merge_method(
             statistic=statistic,
             needs_position="at" in inspect.signature(function).parameters,
         )
-        return method
+        return enter(_REGISTRY, name, method, "merge methods")
 
     return register
 
 
 def methods() -> Mapping[str, Method]:
     """Every registered method by name, in alphabetical order."""
-    import_all("evomerge.methods")
-    return dict(sorted(_REGISTRY.items()))
+    return registered(_REGISTRY, "evomerge.methods")
 
 
 def find_method(name: str, where: str) -> Method:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from rich.table import Table
 
@@ -28,8 +30,7 @@ def optimizers() -> Table:
     """Optimizers and their options."""
     table = _table("optimizer", "options", "what it does")
     for name, kind in all_optimizers().items():
-        listed = "\n".join(f"{o} = {_shown(p.default)}" for o, p in options(kind).items())
-        table.add_row(name, listed, summary(kind))
+        table.add_row(name, _options(kind), summary(kind))
     return table
 
 
@@ -37,9 +38,7 @@ def objectives() -> Table:
     """Objectives and their options."""
     table = _table("objective", "options", "what it does")
     for name, objective in all_objectives().items():
-        known = options(objective.function)
-        listed = "\n".join(f"{o} = {_shown(p.default)}" for o, p in known.items())
-        table.add_row(name, listed, objective.summary)
+        table.add_row(name, _options(objective.function), objective.summary)
     return table
 
 
@@ -47,8 +46,7 @@ def paths() -> Table:
     """Kinds of paths and their options."""
     table = _table("kind of path", "options", "what it searches")
     for name, kind in path_kinds().items():
-        listed = "\n".join(f"{o} = {_shown(p.default)}" for o, p in options(kind).items())
-        table.add_row(name, listed, summary(kind))
+        table.add_row(name, _options(kind), summary(kind))
     return table
 
 
@@ -57,6 +55,11 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column)
     return table
+
+
+def _options(plug: Callable[..., Any]) -> str:
+    """A line for each option of a plug, with its default."""
+    return "\n".join(f"{name} = {_shown(p.default)}" for name, p in options(plug).items())
 
 
 def _describe(parameter: Parameter) -> str:

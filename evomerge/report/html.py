@@ -62,13 +62,7 @@ def report_page(study: Study) -> str:
         for row, scores in _rows(best, "search", leader).items()
         if row[0] in YARDSTICKS
     }
-    environment = Environment(
-        loader=PackageLoader("evomerge.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(short=short, span=span, difference=difference, p_value=p_value)
     return environment.get_template(TEMPLATE).render(
         best=best,
@@ -102,6 +96,17 @@ def report_page(study: Study) -> str:
                 name: _plain(figures.heat_map(name, table)) for name, table in coefficients.items()
             },
         },
+    )
+
+
+def page_environment() -> Environment:
+    """The pages' templates; what they are given is escaped."""
+    return Environment(
+        loader=PackageLoader("evomerge.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -103,6 +104,11 @@ class Domain:
         """Number of genes."""
         return len(self.genes)
 
+    @cached_property
+    def discrete(self) -> NDArray[np.bool_]:
+        """Which genes have levels, whose distance means nothing; shape (dimension,)."""
+        return np.array([gene.levels is not None for gene in self.genes], dtype=bool)
+
     @property
     def cuts(self) -> Sequence[int]:
         """Genome indices at which a crossover may split, rising: where a tensor group begins."""
@@ -134,8 +140,7 @@ class Domain:
         """
         share = np.where(np.arange(self.dimension) < split, weight, 1 - weight)
         mixed = share * a + (1 - share) * b
-        discrete = np.array([gene.levels is not None for gene in self.genes], dtype=bool)
-        return np.where(discrete, np.where(share >= 0.5, a, b), mixed)
+        return np.where(self.discrete, np.where(share >= 0.5, a, b), mixed)
 
     def statistics(self, genome: Genome) -> dict[str, float]:
         """Measures of a genome that need no evaluation, by name (for MAP-Elites' axes)."""

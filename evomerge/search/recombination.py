@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.search.domain import Domain, Genome
-from evomerge.search.variation import discrete_genes
 
 
 def openings(domain: Domain) -> tuple[Genome, ...]:
@@ -32,6 +31,5 @@ def mutate(domain: Domain, genome: Genome, rng: np.random.Generator, sigma: floa
     if sigma <= 0:
         return genome
     moved = np.clip(genome + rng.normal(0, sigma, domain.dimension), 0, 1)
-    discrete = discrete_genes(domain)
     redrawn = np.where(rng.random(domain.dimension) < sigma, rng.random(domain.dimension), genome)
-    return np.where(discrete, redrawn, moved)
+    return np.where(domain.discrete, redrawn, moved)

@@ -1,6 +1,6 @@
 """Crossover and mutation of genomes, real-coded; discrete genes exchange and redraw their levels.
 
-`discrete` is a mask of shape (dimension,): genes of levels, whose distance means nothing.
+`discrete` is the mask of `Domain.discrete`, shape (dimension,).
 """
 
 from __future__ import annotations
@@ -8,14 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.search.domain import Domain, Genome
+from evomerge.search.domain import Genome
 
 Mask = NDArray[np.bool_]
-
-
-def discrete_genes(domain: Domain) -> Mask:
-    """Which genes have levels, shape (dimension,)."""
-    return np.array([gene.levels is not None for gene in domain.genes], dtype=bool)
 
 
 def sbx(a: Genome, b: Genome, discrete: Mask, rng: np.random.Generator, eta: float) -> Genome:

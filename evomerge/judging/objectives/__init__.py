@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.errors import InputError
-from evomerge.registry import check_options, find, import_all
+from evomerge.registry import check_options, enter, find, registered
 
 Values = NDArray[np.float64]
 ObjectiveFunction = Callable[..., Values]
@@ -90,16 +90,13 @@ def objective(function: Any = None, **more: Any) -> Any:
 
 def _register(function: F, **more: Any) -> F:
     name = function.__name__
-    if name in _REGISTRY:
-        raise ValueError(f"two objectives are called {name!r}")
-    _REGISTRY[name] = Objective(name, function, **more)
+    enter(_REGISTRY, name, Objective(name, function, **more), "objectives")
     return function
 
 
 def objectives() -> Mapping[str, Objective]:
     """Every registered objective by name, in alphabetical order."""
-    import_all(__name__)
-    return dict(sorted(_REGISTRY.items()))
+    return registered(_REGISTRY, __name__)
 
 
 def find_objective(

@@ -16,7 +16,7 @@ import numpy as np
 
 from evomerge.config import OptimizerConfig
 from evomerge.judging.scores import Scores
-from evomerge.registry import check_options, find, import_all
+from evomerge.registry import check_options, enter, find, registered
 from evomerge.search.domain import Domain, Genome
 
 _REGISTRY: dict[str, type[Optimizer]] = {}
@@ -102,19 +102,12 @@ def ask_index(rng: np.random.SeedSequence) -> int:
 def optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]]:
     """Register a class as the optimizer called `name` in campaign files."""
 
-    def register(kind: type[Optimizer]) -> type[Optimizer]:
-        if name in _REGISTRY:
-            raise ValueError(f"two optimizers are called {name!r}")
-        _REGISTRY[name] = kind
-        return kind
-
-    return register
+    return lambda kind: enter(_REGISTRY, name, kind, "optimizers")
 
 
 def optimizers() -> Mapping[str, type[Optimizer]]:
     """Every registered optimizer by name, in alphabetical order."""
-    import_all("evomerge.search.optimizers")
-    return dict(sorted(_REGISTRY.items()))
+    return registered(_REGISTRY, "evomerge.search.optimizers")
 
 
 def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optimizer:

@@ -78,7 +78,7 @@ class CmaEs(Optimizer):
     def _start(self, mean: Genome) -> CMA | SepCMA | MixedCMA:
         # resampling until all genes fit is hopeless in high dimension; clip instead
         resampling = 10 if self.domain.dimension <= SEPARABLE_ABOVE else 1
-        if any(gene.levels is not None for gene in self.domain.genes):
+        if self.domain.discrete.any():
             return MixedCMA(self.domain.genes, mean, self._sigma, self._population, resampling)
         kind = SepCMA if self.domain.dimension > SEPARABLE_ABOVE else CMA
         return kind(

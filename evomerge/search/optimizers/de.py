@@ -10,7 +10,7 @@ from pydantic import Field
 from evomerge.judging.scores import Scores
 from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
-from evomerge.search.variation import discrete_genes, reflect
+from evomerge.search.variation import reflect
 
 
 @optimizer("de")
@@ -50,7 +50,7 @@ class DifferentialEvolution(Optimizer):
         self._scale = scale
         default_rate = 0.9 if variant == "textbook" else 0.5
         self._crossover_rate = default_rate if crossover_rate is None else crossover_rate
-        self._discrete = discrete_genes(domain)
+        self._discrete = domain.discrete
         self._members: dict[int, tuple[Genome, float, int]] = {}  # slot → genome, fitness, ask
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:

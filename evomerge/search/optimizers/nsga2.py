@@ -12,7 +12,7 @@ from evomerge.judging import pareto
 from evomerge.judging.scores import Scores
 from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
-from evomerge.search.variation import discrete_genes, mutate, sbx
+from evomerge.search.variation import mutate, sbx
 
 
 @optimizer("nsga2")
@@ -51,7 +51,7 @@ class Nsga2(Optimizer):
         default_rate = 1 / max(1, domain.dimension)
         self._mutation_rate = default_rate if mutation_rate is None else mutation_rate
         self._mutation_eta = mutation_eta
-        self._discrete = discrete_genes(domain)
+        self._discrete = domain.discrete
         self._asks: list[int] = []
         self._genomes: list[Genome] = []
         self._objectives: list[tuple[float, ...]] = []

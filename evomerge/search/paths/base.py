@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from evomerge.config import PathConfig
 from evomerge.errors import InputError
-from evomerge.registry import check_options, find, import_all
+from evomerge.registry import check_options, enter, find, registered
 from evomerge.search.domain import Domain, Gene, Genome, Value
 
 MERGED = "merged"
@@ -107,19 +107,12 @@ class LayerPaths(Domain, ABC):
 def path_kind(name: str) -> Callable[[type[LayerPaths]], type[LayerPaths]]:
     """Register a class as the kind of path called `name` in campaign files."""
 
-    def register(kind: type[LayerPaths]) -> type[LayerPaths]:
-        if name in _REGISTRY:
-            raise ValueError(f"two kinds of path are called {name!r}")
-        _REGISTRY[name] = kind
-        return kind
-
-    return register
+    return lambda kind: enter(_REGISTRY, name, kind, "kinds of path")
 
 
 def path_kinds() -> Mapping[str, type[LayerPaths]]:
     """Every registered kind of path by name, in alphabetical order."""
-    import_all("evomerge.search.paths")
-    return dict(sorted(_REGISTRY.items()))
+    return registered(_REGISTRY, "evomerge.search.paths")
 
 
 def build_paths(config: PathConfig, models: Sequence[str], depth: int) -> LayerPaths:
