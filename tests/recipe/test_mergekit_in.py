@@ -198,7 +198,6 @@ def test_differences_from_mergekit_are_noted():
         "parameters: {rescale: true}\nchat_template: auto"
     ).notes
     assert "own masks" in notes[0]
-    assert "chat template" in notes[1]
     assert "no base_model" in from_mergekit("merge_method: linear\nmodels: [{model: a}]").notes[0]
 
 
@@ -219,16 +218,17 @@ SLICED = {"merge_method": "linear", "models": None}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"merge_method": "della"}, "merge_method: 'della' of mergekit is not read; linear, slerp"),
+        ({"merge_method": "ranked_ties"}, "merge_method: 'ranked_ties' is unknown; linear, slerp"),
         ({"colour": 1}, "colour: evomerge does not read this key"),
         ({"modules": {}}, "modules: evomerge does not read"),
         ({"merge_method": None}, "merge_method"),
         ({"tokenizer_source": "union"}, "tokenizer_source: union is not read"),
-        ({"tokenizer": {"source": "union"}}, "tokenizer: only 'source: base'"),
-        ({"chat_template": "chatml"}, "chat_template: not read"),
+        ({"tokenizer": {"source": "union"}}, r"tokenizer\.source: union is not read"),
+        ({"tokenizer_source": "org/c"}, "none of the file's models"),
+        ({"tokenizer": {"source": "base", "tokens": {}}}, r"tokenizer\.tokens: evomerge does not"),
+        ({"chat_template": "chatml"}, "chat_template: mergekit's own 'chatml' is not read"),
         ({"dtype": "float64"}, "dtype: float64 is not written"),
-        ({"parameters": {"int8_mask": True}}, r"parameters\.int8_mask: not read; leave it out"),
-        ({"parameters": {"rescale": True}}, r"parameters\.rescale: 'rescale' of ties is not read"),
+        ({"parameters": {"rescale": True}}, r"parameters\.rescale: evomerge's ties has no such"),
         ({"parameters": {"densty": 0.5}}, "did you mean 'density'"),
         ({"parameters": {"density": "high"}}, r"parameters\.density: 'high' is neither a number"),
         ({"parameters": {"density": [{"value": 1, "filtr": "x"}]}}, "not of the form"),
@@ -245,8 +245,8 @@ SLICED = {"merge_method": "linear", "models": None}
         ({"models": [{"model": {"model": {"path": "x"}}}]}, r"models\.0\.model: .*valid string"),
         ({"merge_method": "slerp", "models": [{"model": "a"}, {"model": "b"}]}, "takes 2 models"),
         ({"merge_method": "passthrough", "models": [{"model": "a"}]}, "takes one model"),
-        (SLICED | {"slices": [sources([0, 4]), sources([2, 6])]}, r"slices\[1\]: layer_range must"),
-        (SLICED | {"slices": [sources([0, 4], [1, 5])]}, r"slices\[0\]: layer_range must"),
+        (SLICED | {"slices": [sources([4, 4])]}, r"slices\[0\]: layer_range \[4, 4\] has no"),
+        (SLICED | {"slices": [sources([0, 4], [1, 5])]}, r"slices\[0\]: .* several layer_range"),
         (SLICED | {"slices": [sources([0, 4]) | {"residual_weight": 1}]}, "residual_weight"),
         (SLICED | {"slices": [sources([0, 4]) | {"base_model": "c"}]}, "a base of its own"),
         (
@@ -270,13 +270,16 @@ def test_what_is_not_read_is_refused_by_name(change, message):
                     {"model": "a", "parameters": {"weight": {"filter": "q_proj", "value": 1}}}
                 ]
             },
-            r"'weight' is missing for model\.embed_tokens",
+            r"'weight' is missing for model\.layers\.0\.self_attn\.k_proj",
         ),
         (
             {"parameters": {"density": [{"filter": "q_proj", "value": 0.1}, {"value": 1}]}},
             r"k_proj.weight other values than the rest of attention of layer 0",
         ),
-        (SLICED | {"slices": [sources([0, 4])], "parameters": {"weight": 1}}, "they make 4 layers"),
+        (
+            SLICED | {"slices": [sources([4, 8])], "parameters": {"weight": 1}},
+            r"layer_range \[4, 8\]: the models have layers 0 to 5",
+        ),
     ],
 )
 def test_what_does_not_fit_the_models_is_refused(folder, change, message):
