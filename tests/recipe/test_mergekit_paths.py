@@ -207,3 +207,18 @@ def test_tied_models_are_stacked_too(tmp_path):
 def test_bf16_layers_are_passed_through_bit_for_bit(tmp_path):
     models = open_family(tmp_path / "m", dtype=torch.bfloat16)
     assert_mergekit_agrees(models, recipe_of(models, FRANKEN), tmp_path, "bfloat16", atol=0)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_tensors_tuned_apart_are_told_apart_by_filters(models, tmp_path, method):
+    path = [0, 1, 2, 1, 2, 3, 4]
+    names = ["self_attn.q_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight"]
+    merges = [merge(method, i) for i in range(len(path))]
+    merges += [
+        merge(method, i, name, by=0.2 + i / 20 + n / 10)
+        for i in range(0, len(path), 2)
+        for n, name in enumerate(names)
+    ]
+    recipe = recipe_of(models, path, *merges)
+    file = assert_mergekit_agrees(models, recipe, tmp_path)
+    assert_round_trip(models, recipe, tmp_path, file.text)

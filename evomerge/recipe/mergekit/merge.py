@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,7 @@ class MergekitMerge:
 
         Raises:
             InputError: a slice names layers the models do not have, a filter separates tensors of
-                one module, or a needed parameter is missing for some tensor.
+                one group outside the layers, or a needed parameter is missing for some tensor.
         """
         places = list(self._places(layout))
         made = [self._made(place) for place in places]
@@ -160,22 +160,28 @@ class MergekitMerge:
     def _groups(
         self, places: Sequence[_Place], made: Sequence[_Made]
     ) -> Mapping[tuple[int | None, str], _Made]:
-        """(slot, group) → how it is made; a whole layer where its modules agree."""
-        groups: dict[tuple[int | None, str], _Made] = {}
+        """(slot, group) → how it is made: a whole layer where its tensors agree, else a module
+        where its do, else each tensor.
+        """
+        slots: dict[int | None, dict[TensorSpec, _Made]] = {}
         for place, one in zip(places, made, strict=True):
-            group = place.spec.group
-            if groups.setdefault((place.slot, group), one) != one:
-                where = group if place.slot is None else f"{group} of layer {place.slot}"
-                raise InputError(
-                    f"{self.where}: a filter gives {place.name} other values than the rest of "
-                    f"{where}; evomerge merges a module as a whole"
-                )
+            slots.setdefault(place.slot, {})[place.spec] = one
         found: dict[tuple[int | None, str], _Made] = {}
-        for slot in dict.fromkeys(slot for slot, _ in groups):
-            own = {key: one for key, one in groups.items() if key[0] == slot}
-            first = next(iter(own.values()))
-            agree = slot is not None and all(one == first for one in own.values())
-            found.update({(slot, "layer"): first} if agree else own)
+        for slot, own in slots.items():
+            if slot is not None and _agree(own.values()):
+                found[slot, "layer"] = next(iter(own.values()))
+                continue
+            for group in dict.fromkeys(spec.group for spec in own):
+                inside = {spec: one for spec, one in own.items() if spec.group == group}
+                if _agree(inside.values()):
+                    found[slot, group] = next(iter(inside.values()))
+                elif slot is None:
+                    raise InputError(
+                        f"{self.where}: a filter tells {' from '.join(s.name for s in inside)}; "
+                        f"evomerge merges {group} as a whole"
+                    )
+                else:
+                    found.update({(slot, spec.suffix): one for spec, one in inside.items()})
         return found
 
     @cached_property
@@ -238,6 +244,11 @@ class MergekitMerge:
         if parameter.default is None:
             raise InputError(f"{self.where}: parameters: {name!r} is missing for {tensor}")
         return parameter.default if parameter.type is bool else float(parameter.default)
+
+
+def _agree(made: Iterable[_Made]) -> bool:
+    first, *others = made
+    return all(one == first for one in others)
 
 
 def _passed(source: str, scale: float) -> _Made:

@@ -83,8 +83,7 @@ def treatments(recipe: Recipe, layout: Layout) -> list[tuple[int | None, TensorS
     for index, slot in enumerate(recipe.path):
         plain = Treatment(None, source=slot.source)
         for spec in layout.tensors_of_layer(slot.layer):
-            names = (spec.suffix, spec.group, "layer")
-            rule = next((rules[index, n] for n in names if (index, n) in rules), plain)
+            rule = next((rules[index, g] for g in spec.groups if (index, g) in rules), plain)
             found.append((index, spec, rule))
     for spec in layout.tensors:
         if spec.layer is None:
@@ -112,9 +111,9 @@ def place(found: Found, path: list[Run], prefix: str, tied: Mapping[str, str]) -
             tensors.append(_outside(spec.name, spec.group, treatment, len(path)))
             continue
         index, n, run = where[slot]
-        t, component = depth(n, run.stop - run.start), spec.suffix.partition(".")[0]
+        t = depth(n, run.stop - run.start)
         inner, outer = (
-            Spot(f"{prefix}.{layer}.{spec.suffix}", layer, component, t)
+            Spot(f"{prefix}.{layer}.{spec.suffix}", layer, spec.suffix, t)
             for layer in (run.start + n, slot)
         )
         tensors.append(Tensor(inner, outer, spec.group, index, slot, treatment))

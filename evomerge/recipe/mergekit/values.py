@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,13 @@ class Spot:
     Attributes:
         name: what filters are searched in.
         layer: the number in the name, None outside the layers.
-        component: the part of the name that follows the number, `self_attn`.
+        suffix: what follows the number in the name, `self_attn.q_proj.weight`.
         t: the depth at which gradients are evaluated.
     """
 
     name: str
     layer: int | None
-    component: str
+    suffix: str
     t: float
 
 
@@ -68,14 +68,25 @@ def _layers(values: Sequence[Value], spots: Sequence[Spot]) -> Iterator[dict[str
     columns: dict[str, dict[int, tuple[Value, Spot]]] = {}
     for spot, value in zip(spots, values, strict=True):
         if spot.layer is not None:
-            columns.setdefault(spot.component, {})[spot.layer] = (value, spot)
-    lists = {name: tuple(v for v, _ in column.values()) for name, column in columns.items()}
+            columns.setdefault(spot.suffix, {})[spot.layer] = (value, spot)
+    lists = {suffix: tuple(v for v, _ in column.values()) for suffix, column in columns.items()}
     common = Counter(lists.values()).most_common(1)[0][0]
-    for component, column in columns.items():
-        if lists[component] != common:
-            inner = any(f".{component}." in spot.name for _, spot in column.values())
-            yield from _column(column, f".{component}." if inner else f".{component}")
+    for suffixes in _by_component(columns):
+        if len({lists[suffix] for suffix in suffixes}) > 1:
+            for suffix in suffixes:
+                yield from _column(columns[suffix], f".{suffix}")
+        elif lists[suffixes[0]] != common:
+            component, dot, _ = suffixes[0].partition(".")
+            yield from _column(columns[suffixes[0]], f".{component}{dot}")
     yield from _column(next(c for n, c in columns.items() if lists[n] == common), None)
+
+
+def _by_component(suffixes: Iterable[str]) -> Iterator[list[str]]:
+    """Names within a layer by their first part, `self_attn`."""
+    groups: dict[str, list[str]] = {}
+    for suffix in suffixes:
+        groups.setdefault(suffix.partition(".")[0], []).append(suffix)
+    yield from groups.values()
 
 
 def _column(
