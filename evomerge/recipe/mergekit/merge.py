@@ -114,8 +114,7 @@ class MergekitMerge:
         groups = self._groups(places, made)
         slots, merges = [], [merge for key, one in groups.items() if (merge := _merge(key, one))]
         for index, layer in self._layers(layout):
-            own = {key: one for key, one in groups.items() if key[0] == index}
-            whole = own.get((index, "layer"))
+            whole = groups.get((index, "layer"))
             source = BASE if whole is None or whole.method else whole.source
             slots.append(Slot(source=source, layer=layer))
         return Recipe(

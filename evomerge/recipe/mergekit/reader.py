@@ -340,10 +340,14 @@ class _Reading:
         file = self.file
         if self._pairing.form.random:
             yield (
-                f"{file.merge_method} drops entries by evomerge's own masks and divides the rest "
-                "by the density; mergekit's masks differ with every run, and it rescales to the L1 "
-                "norm"
+                f"{file.merge_method} drops entries by evomerge's own masks; mergekit's differ "
+                "with every run"
             )
+            if not self._pairing.choices:
+                yield (
+                    f"{file.merge_method} divides what is left by the density; mergekit rescales "
+                    "it to the L1 norm"
+                )
         if file.base_model is None:
             whose = "whose tokenizer is wanted" if self._tokenizer() else "listed first"
             yield f"no base_model: config and vocabulary are those of {self._base()}, {whose}"

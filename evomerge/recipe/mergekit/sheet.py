@@ -14,8 +14,8 @@ from evomerge.recipe.mergekit.values import Spot, impossible, setting
 from evomerge.recipe.recipe import BASE
 
 _MASKS = (
-    "its masks are random: mergekit draws others, and rescales survivors to the task vector's L1 "
-    "norm where evomerge divides by the density, so the tensors will not be the same"
+    "its masks are random: mergekit draws others, and where evomerge divides survivors by the "
+    "density it rescales them to the task vector's L1 norm, so the tensors will not be the same"
 )
 _TRIM = (
     "of entries with equal magnitude at the trim threshold, which fp16 and bf16 finetunes have, "
