@@ -115,6 +115,7 @@ def test_random_masks_leave_as_much_of_the_base_as_mergekits(zoo, tmp_path, name
     if methods(name) - set(pairings()):
         pytest.skip("the method is not registered")
     text = text_of(name, zoo, dtype="float32")
+    torch.manual_seed(0)  # mergekit's masks are of the global generator
     ours, theirs = merged(text, tmp_path)
     base = tensors_in(zoo[6][documents(name)[0]["base_model"]])
     shares = [
@@ -122,7 +123,7 @@ def test_random_masks_leave_as_much_of_the_base_as_mergekits(zoo, tmp_path, name
         for found in (ours, theirs)
     ]
     assert 0.05 < shares[0] < 0.5
-    assert shares[0] == pytest.approx(shares[1], abs=0.01)
+    assert shares[0] == pytest.approx(shares[1], abs=0.015)
 
 
 AS_WRITTEN = ["linear", "gradient-slerp", "orcamini-platy-44layer", "passthrough-scaled"]
