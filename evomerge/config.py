@@ -278,12 +278,28 @@ class BestTrials(Strict):
     trials: int = Field(default=1, ge=1)
 
 
+class StageConfig(Strict):
+    """One of several searches, each with the winners of those before it among its experts.
+
+    What is not given is the campaign's own; tasks, splits, models and seed always are.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Of the stage, and of its winner as a model of the later stages."""
+    space: SpaceConfig
+    optimizer: OptimizerConfig | None = None
+    initial: list[str | BestTrials] = Field(default_factory=list)
+    trials: int | None = Field(default=None, ge=1)
+
+
 class CampaignConfig(Strict):
     """The whole campaign file."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     models: ModelsConfig
     space: SpaceConfig
+    stages: list[StageConfig] = Field(default_factory=list)
+    """Searches to run one after the other, in the place of `space`."""
     fitness: FitnessConfig
     dtype: DtypeConfig = DtypeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -295,6 +311,34 @@ class CampaignConfig(Strict):
     chunk_mib: int = Field(default=16, ge=1)
     """Scratch memory of one element-wise merge, in MiB: bounds the fp32 copies held at a time."""
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_have_spaces(cls, data: Any) -> Any:
+        """Of a campaign with stages, `space` is the first one's."""
+        stages = data.get("stages") if isinstance(data, dict) else None
+        if not (isinstance(stages, list) and stages and isinstance(stages[0], dict)):
+            return data
+        first = stages[0].get("space")
+        if first is None:
+            return data
+        if data.get("space", first) != first:
+            raise ValueError("give space or stages, not both; every stage has a space of its own")
+        if data.get("initial"):
+            raise ValueError("initial: a campaign with stages gives it in a stage")
+        return {**data, "space": first}
+
+    @model_validator(mode="after")
+    def _stages_are_models(self) -> CampaignConfig:
+        taken = ["base", "merged", *self.models.experts]
+        for stage in self.stages:
+            if stage.name in taken:
+                raise ValueError(
+                    f"stages: {stage.name!r} is taken; a stage's winner is a model of the later "
+                    "stages, under a name of its own"
+                )
+            taken.append(stage.name)
+        return self
 
     @model_validator(mode="after")
     def _gpus_need_ray(self) -> CampaignConfig:
@@ -359,10 +403,22 @@ def _override(data: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     section: Any = data
     for parent in parents:
-        section = section.setdefault(parent, {}) if isinstance(section, dict) else None
+        section = _section(section, parent)
     if not isinstance(section, dict):
         raise InputError(f"--set {override}: {'.'.join(parents)} is not a section")
     section[last] = value
+
+
+def _section(section: Any, key: str) -> Any:
+    """What stands under a key; of a list under a position, or of named sections under a name."""
+    if isinstance(section, dict):
+        return section.setdefault(key, {})
+    if isinstance(section, list):
+        named = {entry.get("name"): entry for entry in section if isinstance(entry, dict)}
+        if key.isdecimal() and int(key) < len(section):
+            return section[int(key)]
+        return named.get(key)
+    return None
 
 
 def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
@@ -381,6 +437,12 @@ def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
                 update={"include_path": include and str((folder / include).resolve())}
             ),
             "initial": [_absolute_start(start, folder) for start in config.initial],
+            "stages": [
+                stage.model_copy(
+                    update={"initial": [_absolute_start(s, folder) for s in stage.initial]}
+                )
+                for stage in config.stages
+            ],
             "study": config.study.model_copy(
                 update={"storage": _resolve_storage(config.study.storage, folder)}
             ),

@@ -34,8 +34,11 @@ def status_summary(study: Study) -> dict[str, Any]:
     failed = [t for t in trials if t.failed]
     leader = best(searched(judge_of(study), evaluations))
     concluded = study.note("concluded") or {}
+    stage = study.note("stage")
+    ended = concluded.get("trials") == len(trials)
     return {
         "name": study.name,
+        "stage": stage and {key: stage[key] for key in ("name", "place", "of")},
         "trials": len(trials),
         "budget": study.campaign["budget"]["trials"],
         "completed": len(trials) - len(failed),
@@ -49,7 +52,7 @@ def status_summary(study: Study) -> dict[str, Any]:
         "item_evaluations": sum(e.n for e in evaluations if e.seconds),
         "seconds": round(sum(sum(e.seconds.values()) for e in evaluations), 3),
         "optimizer_state": dict(trials[-1].state) if trials else {},
-        "done": concluded.get("trials") == len(trials),
+        "done": ended and (stage is None or stage["place"] == stage["of"]),
     }
 
 
@@ -105,6 +108,7 @@ def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
             for split, judge in judges.items()
         },
         "test_opened": study.note("test_opened") or [],
+        "stages": (study.note("stage") or {}).get("before", []),
     }
 
 
