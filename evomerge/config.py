@@ -92,17 +92,44 @@ class WeightsConfig(Strict):
     `genes` maps a parameter of the method to `[low, high]` or `{low, high, log: true}`, or to one
     value to fix it. Parameters that are not named keep the method's defaults. A key with dots names
     genes, `*` standing for anything (`weight.layer_0*.math`), and gives those their own bounds or
-    value. `granularity: block` tunes `block` layers together. `choose_experts` adds a gene per
-    expert that leaves it out of the whole merge.
+    value. `granularity: block` tunes `block` layers together, `tensor` every tensor of a layer
+    apart. `choose_experts` adds a gene per expert that leaves it out of the whole merge.
+
+    `method` may be a list: the method is then searched too, one for the whole model, or, with
+    `methods_per: group`, one for each group of tensors that is tuned together. In `genes`, a plain
+    name is that parameter of every method of the list that has it, by one gene for all of them;
+    with a method's name before it (`ties.density`) it is that method's alone.
     """
 
-    method: str
-    granularity: Literal["model", "block", "layer", "module"] = "layer"
+    method: str | Annotated[list[str], Field(min_length=1)]
+    methods_per: Literal["model", "group"] = Field(
+        default="model", exclude_if=lambda per: per == "model"
+    )
+    granularity: Literal["model", "block", "layer", "module", "tensor"] = "layer"
     block: int = Field(default=4, ge=1)
     choose_experts: bool = False
     genes: dict[
         str, Annotated[list[float], Field(min_length=2, max_length=2)] | Bounds | Scalar
     ] = Field(default_factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods to choose from; one, if it is not searched."""
+        return [self.method] if isinstance(self.method, str) else self.method
+
+    @field_validator("method")
+    @classmethod
+    def _methods_are_named_once(cls, method: str | list[str]) -> str | list[str]:
+        for name in method if isinstance(method, list) else ():
+            if method.count(name) > 1:
+                raise ValueError(f"{name} is listed twice; give each method once")
+        return method
+
+    @model_validator(mode="after")
+    def _there_is_a_choice(self) -> WeightsConfig:
+        if self.methods_per == "group" and len(self.methods) == 1:
+            raise ValueError("methods_per: group needs a list of methods to choose from")
+        return self
 
     @field_validator("genes", mode="before")
     @classmethod

@@ -37,9 +37,10 @@ class Slot(Strict):
 class Merge(Strict):
     """A merge method and its coefficients for one group of tensors of one slot.
 
-    `group` is a module of a layer ("attention", "mlp", "norms", "other"), "layer" for all of its
-    modules that have no merge of their own, or, with `slot: null`, a group outside the layers
-    ("embeddings", "final_norm", "head"). `experts` are merged in the order in which the recipe's
+    `group` is a tensor of a layer by its name within it ("self_attn.q_proj.weight"), a module
+    ("attention", "mlp", "norms", "other") for those of its tensors that have no merge of their own,
+    "layer" for what then is left, or, with `slot: null`, a group outside the layers ("embeddings",
+    "final_norm", "head"). `experts` are merged in the order in which the recipe's
     sources stand.
     """
 

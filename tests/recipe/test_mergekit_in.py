@@ -272,10 +272,6 @@ def test_what_is_not_read_is_refused_by_name(change, message):
             },
             r"'weight' is missing for model\.embed_tokens",
         ),
-        (
-            {"parameters": {"density": [{"filter": "q_proj", "value": 0.1}, {"value": 1}]}},
-            r"k_proj.weight other values than the rest of attention of layer 0",
-        ),
         (SLICED | {"slices": [sources([0, 4])], "parameters": {"weight": 1}}, "they make 4 layers"),
     ],
 )
@@ -284,6 +280,19 @@ def test_what_does_not_fit_the_models_is_refused(folder, change, message):
     models = preflight(ModelsConfig(base=str(folder / "base"), experts={"x": str(folder / "math")}))
     with pytest.raises(InputError, match=message):
         merge.recipe(models.layout, dict.fromkeys(merge.models, ""))
+
+
+def test_a_filter_on_some_tensors_of_a_module_gives_merges_of_their_own(folder):
+    density = [{"filter": "0.self_attn.q_proj", "value": 0.1}, {"value": 1}]
+    merge = from_mergekit(yaml.safe_dump({**GOOD, "parameters": {"density": density}}))
+    models = preflight(ModelsConfig(base=str(folder / "base"), experts={"x": str(folder / "math")}))
+    recipe = merge.recipe(models.layout, dict.fromkeys(merge.models, ""))
+    found = {(m.slot, m.group): m.experts["a"]["density"] for m in recipe.merges}
+    assert found.pop((0, "self_attn.q_proj.weight")) == 0.1
+    assert set(found.values()) == {1.0}
+    assert (0, "self_attn.k_proj.weight") in found
+    assert (0, "mlp") in found
+    assert (1, "layer") in found
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path):

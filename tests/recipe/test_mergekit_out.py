@@ -88,7 +88,7 @@ def assert_round_trip(models, recipe, folder, text):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("granularity", ["model", "layer", "module"])
+@pytest.mark.parametrize("granularity", ["model", "layer", "module", "tensor"])
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
 def test_mergekit_makes_the_same_tensors_of_the_file(models, tmp_path, method, granularity):
     recipe = some_recipe(models, method, granularity)

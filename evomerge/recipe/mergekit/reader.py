@@ -101,18 +101,29 @@ class MergekitMerge:
         )
 
     def _merges(self, layout: Layout) -> Iterator[Merge]:
-        """One merge for each group; one for a whole layer where its modules agree."""
+        """One merge for each group: a whole layer where its modules agree, else a module where its
+        tensors do, else a tensor.
+        """
         groups: dict[tuple[int | None, str], _Made] = {}
+        split: set[tuple[int, str]] = set()
+        of_tensor = {spec.name: self._made(spec, layout.layers) for spec in layout.tensors}
         for spec in layout.tensors:
-            key = (spec.layer, spec.group)
-            made = self._made(spec, layout.layers)
-            if groups.setdefault(key, made) != made:
-                place = spec.group if spec.layer is None else f"{spec.group} of layer {spec.layer}"
+            made = of_tensor[spec.name]
+            if groups.setdefault((spec.layer, spec.group), made) == made:
+                continue
+            if spec.layer is None:
                 raise InputError(
                     f"{self.where}: a filter gives {spec.name} other values than the rest of "
-                    f"{place}; evomerge merges a module as a whole"
+                    f"{spec.group}; evomerge merges these as a whole"
                 )
+            split.add((spec.layer, spec.group))
+        for spec in layout.tensors:
+            if spec.layer is not None and (spec.layer, spec.group) in split:
+                groups.pop((spec.layer, spec.group), None)
+                groups[spec.layer, spec.suffix] = of_tensor[spec.name]
         for layer in range(layout.layers):
+            if any(slot == layer for slot, _ in split):
+                continue
             own = [groups[layer, module] for module in layout.modules if (layer, module) in groups]
             if all(made == own[0] for made in own):
                 for module in layout.modules:

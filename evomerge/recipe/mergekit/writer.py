@@ -119,15 +119,16 @@ def _treatments(recipe: Recipe, layout: Layout) -> Iterator[tuple[_Tensor, _Trea
     """Every tensor with its treatment; tied names as the tensor they share."""
     rules = {(m.slot, m.group): _complete(m, recipe) for m in recipe.merges}
     names = [(name, layout.tensor(name)) for name in (*layout.names, *layout.tied)]
+    own = {merge.group for merge in recipe.merges} & {spec.suffix for _, spec in names}
+    split = {suffix.partition(".")[0] for suffix in own}
     for name, spec in names:
+        rule = next((rules[spec.layer, g] for g in spec.groups if (spec.layer, g) in rules), None)
         if spec.layer is None:
-            place = _Tensor(name, 0.0, None, "")
-            rule = rules.get((None, spec.group))
-            yield place, rule or _Treatment(None, {}, {})
+            yield _Tensor(name, 0.0, None, ""), rule or _Treatment(None, {}, {})
         else:
-            component = spec.suffix.partition(".")[0]
+            first = spec.suffix.partition(".")[0]
+            component = spec.suffix if first in split else first
             place = _Tensor(name, depth(spec.layer, layout.layers), spec.layer, component)
-            rule = rules.get((spec.layer, spec.group)) or rules.get((spec.layer, "layer"))
             yield place, rule or _Treatment(None, {}, {}, recipe.path[spec.layer].source)
 
 
