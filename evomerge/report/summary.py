@@ -168,13 +168,18 @@ def coefficient_summary(study: Study, recipe: Mapping[str, Any]) -> dict[str, di
 
     Returns:
         parameter → `bounds` [low, high], `rows` (embeddings, layers, final norm, head), `columns`
-        (the experts, or one for a parameter they share), `values` [rows][columns].
+        (the experts, or one for a parameter they share), `values` [rows][columns]. Where the
+        campaign chooses among methods, those that the recipe's methods have, without the groups
+        whose method has them not.
     """
     weights = study.campaign["space"]["weights"]
     experts = [name for name in recipe["sources"] if name != BASE]
     tables = {}
     for parameter, bounds in searched_bounds(weights).items():
-        rows = dict(_coefficients(recipe, parameter, weights["granularity"]))
+        of = [row for row in _coefficients(recipe, parameter, weights["granularity"]) if row[1]]
+        rows = dict(of)
+        if not rows:
+            continue
         shared = all(None in row for row in rows.values())
         tables[parameter] = {
             "bounds": bounds,
@@ -193,10 +198,15 @@ def searched_bounds(weights: Mapping[str, Any] | None) -> dict[str, list[float]]
     if weights is None:
         return {}
     found = {}
+    methods = weights["method"]
+    methods = [methods] if isinstance(methods, str) else methods
     for name, value in weights["genes"].items():
-        if "." not in name and isinstance(value, list):
+        first, dot, rest = name.partition(".")
+        if dot and (first not in methods or "." in rest):
+            continue  # of single genes, not of `ties.density`
+        if isinstance(value, list):
             found[name] = value
-        elif "." not in name and isinstance(value, Mapping):
+        elif isinstance(value, Mapping):
             found[name] = [value["low"], value["high"]]
     return found
 
@@ -307,8 +317,14 @@ def _span(judge: Judge, items: Mapping[str, Values]) -> dict[str, float]:
 def _coefficients(
     recipe: Mapping[str, Any], parameter: str, granularity: str
 ) -> Iterator[tuple[str, dict[str | None, float]]]:
-    """A label and owner → value for each tuned group; the owner of a shared parameter is None."""
+    """A label and owner → value for each tuned group; the owner of a shared parameter is None.
+
+    `parameter` may be that of one method, `ties.density`.
+    """
+    method, _, parameter = parameter.rpartition(".")
     for merge in recipe["merges"]:
+        if method not in ("", merge["method"]):
+            continue
         if granularity == "model":
             label = "whole model"
         elif merge["slot"] is None:
