@@ -300,9 +300,10 @@ class WeightSpace(Space):
             here = self._fixed[method.name].get(p.name, p.default)
             for given in active if p.per_expert else [merge.parameters]:
                 if (there := given.get(p.name, p.default)) != here:
+                    bounds = ", or give it bounds" if p.type is float else ""
                     raise InputError(
-                        f"the recipe has {p.name} {there} where this space has {here}; give it "
-                        f"bounds in space.weights.genes, or write {p.name}: {there}"
+                        f"the recipe has {p.name} {there} where this space has {here}; write "
+                        f"{p.name}: {there} in space.weights.genes{bounds}"
                     )
 
     def _choices(self, merges: Sequence[Merge | None]) -> dict[str, Value]:
