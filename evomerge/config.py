@@ -18,7 +18,9 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_serializer,
     field_validator,
@@ -305,6 +307,35 @@ class BestTrials(Strict):
     trials: int = Field(default=1, ge=1)
 
 
+class StudyTrials(Strict):
+    """The best `trials` of any Optuna study, its params taken over by name.
+
+    `study`: its storage's URL; `name` may be left out where the storage has one study. What is best
+    the study's own direction says. Params that are no genes here are passed over, numbers out of
+    bounds go to the nearest.
+    """
+
+    study: str
+    name: str | None = None
+    trials: int = Field(default=1, ge=1)
+
+
+def _kind_of_start(start: Any) -> str:
+    if isinstance(start, Mapping):
+        return "study" if "study" in start else "run"
+    if isinstance(start, StudyTrials):
+        return "study"
+    return "run" if isinstance(start, BestTrials) else "name"
+
+
+Start = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[BestTrials, Tag("run")]
+    | Annotated[StudyTrials, Tag("study")],
+    Discriminator(_kind_of_start),
+]
+
+
 class StageConfig(Strict):
     """One of several searches, each with the winners of those before it among its experts.
 
@@ -315,7 +346,7 @@ class StageConfig(Strict):
     """Of the stage, and of its winner as a model of the later stages."""
     space: SpaceConfig
     optimizer: OptimizerConfig | None = None
-    initial: list[str | BestTrials] = Field(default_factory=list)
+    initial: list[Start] = Field(default_factory=list)
     trials: int | None = Field(default=None, ge=1)
 
 
@@ -330,8 +361,10 @@ class CampaignConfig(Strict):
     fitness: FitnessConfig
     dtype: DtypeConfig = DtypeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    initial: list[str | BestTrials] = Field(default_factory=list)
-    """What to try first: `uniform`, a model's name, a recipe file, or trials of another run."""
+    initial: list[Start] = Field(default_factory=list)
+    """What to try first: `uniform`, a model's name, a recipe file, a mergekit file, trials of
+    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`).
+    """
     budget: BudgetConfig = BudgetConfig()
     study: StudyConfig = StudyConfig()
     workers: WorkersConfig = WorkersConfig()
@@ -477,11 +510,14 @@ def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
     )
 
 
-def _absolute_start(start: str | BestTrials, folder: Path) -> str | BestTrials:
+def _absolute_start(start: Start, folder: Path) -> Start:
     """Files and folders are taken from the campaign file's folder; names stay names."""
     if isinstance(start, BestTrials):
         return start.model_copy(update={"run": str((folder / start.run).resolve())})
-    return str((folder / start).resolve()) if start.endswith(".json") else start
+    if isinstance(start, StudyTrials):
+        return start.model_copy(update={"study": _resolve_storage(start.study, folder)})
+    is_file = start.endswith((".json", ".yaml", ".yml"))
+    return str((folder / start).resolve()) if is_file else start
 
 
 def _resolve_storage(storage: str, folder: Path) -> str:

@@ -115,7 +115,7 @@ def prepare(config: CampaignConfig) -> Setup:
 def _space(config: CampaignConfig, models: Preflight) -> Space:
     digests = {name: source.digest for name, source in models.sources.items()}
     space = build_space(config.space, models.layout, digests, config.seed, models.sources)
-    space.starts = tuple(starts(config.initial, space))
+    space.starts = tuple(starts(config.initial, space, models))
     if config.space.path.kind != "none":
         _check_depths(config, models)
     return space
