@@ -137,10 +137,17 @@ class WeightSpace(Space):
                 if not isinstance(given, Bounds):
                     self._pinned[coefficient] = given
                     continue
-                everywhere = choice is None or set(kind.methods) == set(names)
-                when = None if everywhere or choice is None else Condition(choice, kind.methods)
                 self._coefficients[name] = coefficient
+                when = tuple(self._conditions(coefficient))
                 yield index, Gene(name, given.low, given.high, log=given.log, when=when)
+
+    def _conditions(self, coefficient: _Coefficient) -> Iterator[Condition]:
+        """Where a coefficient counts: its expert is used, and its method chosen."""
+        if coefficient.expert in self._switched:
+            yield Condition(f"use.{coefficient.expert}", (True,))
+        choice, methods = self._chosen_by[coefficient.group], coefficient.searched.methods
+        if choice is not None and set(methods) != set(self._by_name):
+            yield Condition(choice, methods)
 
     def _of_group(self, index: int, searched: Sequence[Searched]) -> Iterator[_Coefficient]:
         for kind in searched:

@@ -48,7 +48,7 @@ def mixed():
         [
             Gene("weight", 0.0, 1.5),
             Gene("method", kind="categorical", choices=("linear", "ties", "dare")),
-            Gene("density", 0.1, 1.0, when=Condition("method", ("ties",))),
+            Gene("density", 0.1, 1.0, when=(Condition("method", ("ties",)),)),
             Gene("rate", 1e-4, 1.0, log=True),
             Gene("rank", 2, 9, kind="int"),
             Gene("on", 0, 1, kind="int"),

@@ -115,7 +115,7 @@ def test_crossovers_split_between_slots_and_take_each_side_from_one_parent(path,
         assert np.array_equal(child[:cut], a[:cut])
         assert np.array_equal(child[cut:], b[cut:])
         gene = s.genes[cut]
-        assert gene.when is None, "no cut between a slot and its scale"
+        assert not gene.when, "no cut between a slot and its scale"
 
 
 @pytest.mark.parametrize("path", ALONE)
