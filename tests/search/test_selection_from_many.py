@@ -5,9 +5,12 @@ scored by how much of the way it goes from the base to a known best merge of the
 every group of tensors: 0 is the base, 1 the best. Task vectors of irrelevant experts are as long as
 those of good ones and point elsewhere, so each of them does as much harm as its weight.
 
-With CMA, six groups of tensors and the seeds below: the good ones alone reach 99.9 points after
-400 trials and 100.0 after 800; with 8 irrelevant ones and `choose_experts` 98.5 and 99.9, without
-it 67.9 after 400.
+With CMA and six groups of tensors, in points, the mean over seeds 0 to 4:
+
+    trials                                200     400     800
+    the 2 good ones                      99.1    99.9   100.0
+    8 irrelevant ones, choose_experts    95.6    99.2   100.0
+    8 irrelevant ones, without           47.8    68.7    89.9
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ def best_score(irrelevant, trials, seed, *, choose):
     return best
 
 
-@pytest.mark.parametrize(("trials", "points"), [(400, 2.0), (800, 0.3)])
+@pytest.mark.parametrize(("trials", "points"), [(400, 1.5), (800, 0.2)])
 def test_eight_irrelevant_experts_cost_next_to_nothing_at_equal_budgets(trials, points):
     good, many = (
         [100 * best_score(count, trials, seed, choose=count > 0) for seed in SEEDS]
