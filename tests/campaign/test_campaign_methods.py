@@ -5,6 +5,7 @@ from __future__ import annotations
 import tiny
 from test_campaign import evaluations, facts, run
 
+from evomerge.report.html import report_page
 from evomerge.report.summary import best_summary, coefficient_summary
 from evomerge.runs import open_run
 
@@ -28,3 +29,4 @@ def test_a_search_over_methods_resumes_where_it_stopped(tmp_path):
     study = open_run(whole)[1]
     recipe = best_summary(study)["recipe"]
     assert set(coefficient_summary(study, recipe)) <= {"weight", "ties.density"}
+    assert "linear or ties or dare_ties, searched per group, tuned per tensor" in report_page(study)

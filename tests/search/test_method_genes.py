@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_space import space
+from test_space import DIGESTS, layout, space
 
 from evomerge.config import SpaceConfig, parse_campaign
 from evomerge.errors import InputError
 from evomerge.recipe import Recipe
+from evomerge.search.build import build_space
 
 LIST = ["linear", "ties", "dare_ties"]
 GENES = {"weight": [0, 1.5], "density": [0.2, 1], "linear.base_weight": [0, 1]}
@@ -232,3 +233,16 @@ def test_a_recipe_of_two_methods_is_no_point_of_a_space_with_one_for_the_model()
     genome[[g.name == "method.head" for g in apart.genes]] = 0.5
     with pytest.raises(InputError, match=r"one method for the whole model.*methods_per: group"):
         space(LIST, genes=GENES).encode(apart.decode(genome))
+
+
+def test_a_path_over_a_merge_takes_each_layers_own_method_along():
+    weights = {"method": LIST, "methods_per": "group", "genes": GENES, "granularity": "tensor"}
+    config = SpaceConfig(weights=weights, path={"kind": "given", "layers": [0, 2, 2, 1]})
+    s = build_space(config, layout(), DIGESTS, seed=1)
+    params = {"method.layer_2.attn.w": "dare_ties", "density.layer_2.attn.w.math": 0.25}
+    found = {(m.slot, m.group): m for m in s.decode(s.genome_of(params)).merges}
+    for slot in (1, 2):
+        assert found[slot, "attn.w"].method == "dare_ties"
+        assert found[slot, "attn.w"].experts["math"]["density"] == pytest.approx(0.25)
+    assert found[3, "attn.w"].method == "linear"
+    assert s.label == "linear or ties or dare_ties × given"
