@@ -12,7 +12,7 @@ import numpy as np
 from evomerge.config import Bounds, SpaceConfig
 from evomerge.errors import InputError
 from evomerge.methods.registry import Method, find_method
-from evomerge.models.layout import Layout
+from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
 from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.search.bounds import Searched, read_tuning
@@ -263,8 +263,8 @@ class WeightSpace(Space):
         """The genome of a recipe of this space's methods along the base's own path.
 
         An expert that a merge leaves out has weight 0 there, or is switched off where that is a
-        gene. Of several merges tuned together, the first counts. The masks of random methods are
-        this space's, not the recipe's.
+        gene. Of several merges tuned together here, the mean counts. The masks of random methods
+        are this space's, not the recipe's.
 
         Raises:
             InputError: another path or another method, experts that the space has not, or a
@@ -276,15 +276,15 @@ class WeightSpace(Space):
         for merge in recipe.merges:
             self._check_encodable(merge)
         merges = {(merge.slot, merge.group): merge for merge in recipe.merges}
-        keys = [[(tensors[0].layer, g) for g in tensors[0].groups] for tensors in self._tensors]
-        found = [next((merges[k] for k in of if k in merges), None) for of in keys]
+        found = [_merges_of(tensors, merges) for tensors in self._tensors]
         used = {name for merge in recipe.merges for name in merge.experts}
         params: dict[str, Value] = {f"use.{name}": name in used for name in self._switched}
         params |= self._choices(found)
         for name, coefficient in self._coefficients.items():
-            value = _value_in(found[coefficient.group], coefficient)
-            if value is not None:
-                params[name] = value
+            values = [_value_in(merge, coefficient) for merge in found[coefficient.group]]
+            known = [float(value) for value in values if value is not None]
+            if known:
+                params[name] = known[0] if len(set(known)) == 1 else float(np.mean(known))
         return self.genome_of(params)
 
     def _check_encodable(self, merge: Merge) -> None:
@@ -313,17 +313,19 @@ class WeightSpace(Space):
                         f"{p.name}: {there} in space.weights.genes{bounds}"
                     )
 
-    def _choices(self, merges: Sequence[Merge | None]) -> dict[str, Value]:
+    def _choices(self, found: Sequence[Sequence[Merge | None]]) -> dict[str, Value]:
         """The method genes of a recipe's merges by group; without merges they are left out."""
         chosen: dict[str, Value] = {}
-        for choice, merge in zip(self._chosen_by, merges, strict=True):
-            if choice is None or merge is None:
-                continue
-            if chosen.setdefault(choice, merge.method) != merge.method:
-                raise InputError(
-                    f"the recipe merges with {chosen[choice]} and {merge.method}; this space has "
-                    "one method for the whole model, unless it says methods_per: group"
-                )
+        for choice, merges in zip(self._chosen_by, found, strict=True):
+            for merge in merges:
+                if choice is None or merge is None:
+                    continue
+                if chosen.setdefault(choice, merge.method) != merge.method:
+                    finer = "methods_per: group" if choice == "method" else "a finer granularity"
+                    raise InputError(
+                        f"the recipe merges with {chosen[choice]} and {merge.method}, but of this "
+                        f"space gene {choice!r} says one; write {finer}"
+                    )
         return chosen
 
     def parents(self) -> dict[str, Recipe]:
@@ -333,6 +335,15 @@ class WeightSpace(Space):
     def baselines(self) -> dict[str, Recipe]:
         """Merges that need no search: uniform and default ones (see `Straight.baselines`)."""
         return self._straight.baselines(self.methods, self._fixed)
+
+
+def _merges_of(
+    tensors: Sequence[TensorSpec], merges: Mapping[tuple[int | None, str], Merge]
+) -> list[Merge | None]:
+    """The merges that make some tensors, each once; None among them where one has none."""
+    keys = [[(tensor.layer, group) for group in tensor.groups] for tensor in tensors]
+    found = dict.fromkeys(next((key for key in of if key in merges), None) for of in keys)
+    return [None if key is None else merges[key] for key in found]
 
 
 def _value_in(merge: Merge | None, coefficient: _Coefficient) -> Value | None:

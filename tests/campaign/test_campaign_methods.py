@@ -18,9 +18,9 @@ WEIGHTS = (
 def test_a_search_over_methods_resumes_where_it_stopped(tmp_path):
     tiny.save_campaign(tmp_path)
     options = [WEIGHTS, "optimizer={kind: cma, population: 4}"]
-    whole = run(tmp_path, tmp_path / "whole", [*options, "budget.trials=10"])
+    whole = run(tmp_path, tmp_path / "whole", [*options, "budget.trials=6"])
     resumed = tmp_path / "resumed"
-    for trials in (5, 10):
+    for trials in (3, 6):
         run(tmp_path, resumed, [*options, f"budget.trials={trials}"])
     own = [fact for fact in facts(whole) if fact[0] == "search"]
     assert [fact for fact in facts(resumed) if fact[0] == "search"] == own

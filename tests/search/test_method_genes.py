@@ -231,8 +231,12 @@ def test_a_recipe_of_two_methods_is_no_point_of_a_space_with_one_for_the_model()
     apart = space(LIST, genes=GENES, methods_per="group")
     genome = apart.initial.copy()
     genome[[g.name == "method.head" for g in apart.genes]] = 0.5
-    with pytest.raises(InputError, match=r"one method for the whole model.*methods_per: group"):
+    with pytest.raises(InputError, match=r"linear and ties, but.*'method' says one.*methods_per"):
         space(LIST, genes=GENES).encode(apart.decode(genome))
+    coarse = space(LIST, genes=GENES, methods_per="group", granularity="block", block=3)
+    genome[[g.name == "method.layer_1" for g in apart.genes]] = 0.5
+    with pytest.raises(InputError, match=r"'method.layers_0_2' says one; write a finer gran"):
+        coarse.encode(apart.decode(genome))
 
 
 def test_a_path_over_a_merge_takes_each_layers_own_method_along():

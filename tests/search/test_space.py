@@ -218,3 +218,12 @@ def test_a_recipe_of_whole_layers_is_a_point_of_finer_spaces():
         for layer in range(3):
             expected = by_layer[f"weight.layer_{layer}.lang"]
             assert params[f"weight.layer_{layer}.{name}.lang"] == pytest.approx(expected)
+
+
+def test_a_recipe_of_finer_merges_comes_to_their_mean():
+    fine, coarse = space(granularity="module"), space(granularity="layer")
+    values = {"attention": 0.3, "mlp": 0.6, "norms": 1.2}
+    params = {f"weight.layer_1.{module}.math": value for module, value in values.items()}
+    found = coarse.params(coarse.encode(fine.decode(fine.genome_of(params))))
+    assert found["weight.layer_1.math"] == pytest.approx(0.7)
+    assert found["weight.layer_1.lang"] == pytest.approx(0.5)
