@@ -94,12 +94,13 @@ class Recipe(Strict):
 
     @cached_property
     def digest(self) -> str:
-        """32 hex digits over everything the recipe says; order of keys and merges aside.
+        """32 hex digits over everything that decides the result; order of keys and merges aside.
 
-        The order of the sources counts: it is the order in which experts are merged.
+        The order of the sources counts: it is the order in which experts are merged. Sources that
+        nothing is taken of do not count, so that a merge is known again beside other experts.
         """
         data = self.model_dump(mode="json")
-        data["sources"] = list(data["sources"].items())
+        data["sources"] = [[name, self.sources[name]] for name in (BASE, *self.active_experts())]
         data["merges"] = sorted(data["merges"], key=canonical_json)
         return content_digest(data)
 

@@ -48,7 +48,7 @@ def some_recipe(models, method, granularity="module", seed=5, **fixed):
     return space.decode(torch.rand(space.dimension, generator=generator).double().numpy())
 
 
-@pytest.mark.parametrize("granularity", ["model", "layer", "module"])
+@pytest.mark.parametrize("granularity", ["model", "layer", "module", "tensor"])
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
 def test_mergekit_makes_the_same_tensors_of_the_file(models, tmp_path, method, granularity):
     recipe = some_recipe(models, method, granularity)
