@@ -95,7 +95,7 @@ def test_a_linear_mergekit_file_needs_no_base_and_may_list_it_anywhere(folder):
         ),
         ({"merge_method": "ties"}, "merges with ties; this space searches task_arithmetic"),
         ({"parameters": {"normalize": True}}, "has normalize True where this space has False"),
-        ({"merge_method": "breadcrumbs"}, "is not read"),
+        ({"merge_method": "cabs"}, "'cabs' is unknown"),
     ],
 )
 def test_a_mergekit_file_that_is_no_point_of_the_space_is_refused(folder, changes, message):
@@ -105,6 +105,16 @@ def test_a_mergekit_file_that_is_no_point_of_the_space_is_refused(folder, change
     changes.get("models", [{}])[0].setdefault("parameters", {"weight": 0.5})
     name = save_mergekit(folder, **{"models": entries, **changes})
     with pytest.raises(InputError, match=rf"initial\[0\]: .*{message}"):
+        space_with(folder, name)
+
+
+def test_a_mergekit_path_is_no_point_of_a_space_of_weights(folder):
+    slices = [
+        {"sources": [{"model": f"models/{name}", "layer_range": [0, 1]}]}
+        for name in ("base", "lang")
+    ]
+    name = save_mergekit(folder, merge_method="passthrough", models=None, slices=slices)
+    with pytest.raises(InputError, match=r"initial\[0\]: the recipe has a path of its own"):
         space_with(folder, name)
 
 
