@@ -115,6 +115,30 @@ models:
   - {model: A!, parameters: {weight: 0.8}}
   - {model: B!, parameters: {weight: 0.5}}
 """,
+    "numbers in filters are the result's for all models and the model's own for one": """
+merge_method: task_arithmetic
+base_model: BASE!
+slices:
+  - sources:
+      - {model: BASE!, layer_range: [0, 4]}
+      - {model: A!, layer_range: [0, 4]}
+  - sources:
+      - {model: BASE!, layer_range: [2, 6]}
+      - model: A!
+        layer_range: [2, 6]
+        parameters: {weight: [{filter: layers.5., value: 0.9}, {value: 0.2}]}
+parameters:
+  weight: [{filter: layers.3., value: 0.7}, {value: 0.4}]
+  lambda: [{filter: layers.5., value: 0.5}, {filter: layers.2., value: 0.3}, {value: 1}]
+""",
+    "one layer again and again": """
+merge_method: passthrough
+slices:
+  - sources: [{model: A!, layer_range: [0, 6]}]
+  - sources: [{model: A!, layer_range: [5, 6]}]
+  - sources: [{model: B!, layer_range: [5, 6], parameters: {scale: [0.5, 0.25]}}]
+  - sources: [{model: A!, layer_range: [2, 6]}]
+""",
     "layers passed through from two models": """
 merge_method: passthrough
 slices:
