@@ -281,7 +281,7 @@ def export(
     """Write the winner, or any trial, as a checkpoint that transformers loads."""
     from evomerge.runs import open_run
 
-    with _exit_codes():
+    with _exit_codes(), _resumable():
         config, study = open_run(folder)
         from evomerge.driver import export_trial, scoring_commands
 
@@ -316,7 +316,7 @@ def merge(
     ] = None,
 ) -> None:
     """Write the checkpoint of a recipe or of a mergekit file, streamed."""
-    with _exit_codes():
+    with _exit_codes(), _resumable():
         given = dict(_named(text) for text in experts or [])
         if base is not None:
             given["base"] = base

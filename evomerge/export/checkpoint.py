@@ -6,16 +6,22 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from evomerge import __version__
 from evomerge.config import DtypeConfig
 from evomerge.errors import InputError
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight, plan
+from evomerge.materialize.shard import sync
+from evomerge.materialize.statistics import Statistics
 from evomerge.materialize.stream import SHARD_BYTES, write_weights
 from evomerge.models.depth import config_of_path
 from evomerge.models.preflight import Preflight
@@ -23,6 +29,8 @@ from evomerge.recipe import BASE, Recipe
 
 _COMPANIONS = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 _INDEX = ".index.json"
+_MANIFEST = ".unfinished.json"
+_LOCK = ".lock"
 _OWN = ("config.json", "recipe.json", "evomerge.json")
 
 
@@ -37,35 +45,86 @@ def export_checkpoint(
 ) -> Path:
     """Write weights, config, tokenizer, generation settings and `recipe.json` into a new folder.
 
-    The folder appears whole or not at all: it is written beside its place and renamed. Tokenizer,
-    chat template and generation config are the files of the source called `tokenizer`. `texts` are
-    further files, name → content, instead of those.
+    The folder appears whole or not at all: it is written beside its place and renamed. Shards that
+    an earlier call completed before it was killed are kept, if they are of the same checkpoint.
+    Tokenizer, chat template and generation config are the files of the source called `tokenizer`.
+    `texts` are further files, name → content, instead of those.
 
     Raises:
         InputError: the folder exists and is not empty, cannot be written, the disk has not the
             room, the recipe was made from other weights, or no standard checkpoint can say its path
-            or scales.
+            or scales; or another process is writing it.
         NonFiniteError: a merged tensor is not finite.
     """
     folder = check_free(folder)
     partial = folder.with_name(f".{folder.name}.partial")
+    kernel = Kernel(models.sources, dtype.weights, statistics=Statistics(limit=0))
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        kernel = Kernel(models.sources, dtype.weights)
-        _write_config(recipe, models, kernel, partial)
-        write_weights(recipe, models.layout, kernel, partial, shard_bytes)
-        _copy_companions(models.sources[tokenizer].folder, partial)
-        for name, text in {"recipe.json": recipe_text(recipe), **texts}.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        os.replace(partial, folder)
+        with _begun(partial, _manifest(recipe, kernel, shard_bytes)):
+            _write_config(recipe, models, kernel, partial)
+            write_weights(recipe, models.layout, kernel, partial, shard_bytes)
+            _copy_companions(models.sources[tokenizer].folder, partial)
+            for name, text in {"recipe.json": recipe_text(recipe), **texts}.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            _publish(partial, folder)
     except (OSError, SafetensorError) as error:  # the latter when the disk fills up after all
         raise InputError(f"{folder}: cannot be written ({error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _begun(partial: Path, manifest: str) -> Iterator[None]:
+    """Hold the folder in which a checkpoint is being written, empty but for shards of the same one.
+
+    A process that is killed leaves it behind, and so does Ctrl-C: complete shards need not be
+    written again. After an error it is removed.
+
+    Raises:
+        InputError: another process is writing there.
+    """
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(partial / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"{partial}: another process is writing there") from None
+    try:
+        held = partial / _MANIFEST
+        if not held.is_file() or held.read_text(encoding="utf-8") != manifest:
+            for path in partial.iterdir():
+                if path.name != _LOCK:
+                    path.unlink()
+            held.write_text(manifest, encoding="utf-8")
+        yield
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def _manifest(recipe: Recipe, kernel: Kernel, shard_bytes: int) -> str:
+    """What two unfinished checkpoints have in common whose shards have the same bytes."""
+    parts = {
+        "recipe": recipe.digest,
+        "weights": kernel.weights,
+        "shard_bytes": shard_bytes,
+        "evomerge": __version__,
+        "torch": str(torch.__version__),
+    }
+    return json.dumps(parts, indent=2) + "\n"
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Give a complete folder its name, once all of it is on the disk."""
+    for name in (_MANIFEST, _LOCK):
+        (partial / name).unlink()
+    for path in (*partial.iterdir(), partial):
+        sync(path)
+    if folder.exists():
+        folder.rmdir()
+    os.replace(partial, folder)
+    sync(folder.parent)
 
 
 def check_free(folder: Path) -> Path:

@@ -1,23 +1,24 @@
-"""A recipe streamed to disk: one shard in memory at a time, each written whole or not at all."""
+"""A recipe streamed to disk: one tensor in memory at a time, each shard whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
 from evomerge.errors import InputError
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import TensorStep, check_contents, plan
 from evomerge.materialize.scales import embedding_factor
+from evomerge.materialize.shard import Entry, is_complete, write_shard
 from evomerge.models.layout import Layout
-from evomerge.recipe import Recipe
+from evomerge.models.pages import Releaser
+from evomerge.recipe import BASE, Recipe
 
 SHARD_BYTES = 5 * 10**9
 
@@ -29,8 +30,12 @@ def write_weights(
     """Write the merged weights as safetensors, with an index when there are several shards.
 
     Tied tensors are written once, under the name of the one that is stored. Layers are numbered by
-    their slots. An input scale is folded into the embeddings where that is exact. Returns the files
-    written.
+    their slots. An input scale is folded into the embeddings where that is exact. Shards that are
+    complete in the folder already are kept: the caller knows that they are of this recipe, dtype
+    and `shard_bytes`. Returns the files of the checkpoint.
+
+    Held are one merged tensor, what is mapped of the sources' tensors that it is made of, and some
+    of those before: nothing grows with the model.
 
     Raises:
         InputError: the recipe does not fit the models, was made from other weights, scales in a
@@ -41,19 +46,16 @@ def write_weights(
     factor = embedding_factor(recipe, layout)
     check_contents(recipe, kernel.sources)
     shards = list(_shards(steps, kernel, shard_bytes))
-    _check_room(folder, sum(_size(step, kernel) for step in steps))
-    names = _shard_names(len(shards))
-    for name, shard in zip(names, shards, strict=True):
-        tensors = {}
-        for step in shard:
-            out = torch.empty(step.tensor.shape, dtype=kernel.dtype(step.tensor.name))
-            kernel.fill(out, step, recipe.seed)
-            if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
-                out.mul_(factor)
-            tensors[step.name] = out
-        partial = folder / f"{name}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        os.replace(partial, folder / name)
+    names, read = _shard_names(len(shards)), Releaser()
+    entries = [[_entry(step, kernel, recipe, factor, read) for step in shard] for shard in shards]
+    lacking = [
+        (folder / name, shard)
+        for name, shard in zip(names, entries, strict=True)
+        if not is_complete(folder / name, shard)
+    ]
+    _check_room(folder, sum(entry.nbytes for _, shard in lacking for entry in shard))
+    for path, shard in lacking:
+        write_shard(path, shard)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(_size(step, kernel) for step in steps)},
@@ -64,6 +66,24 @@ def write_weights(
         path = folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return [folder / name for name in names]
+
+
+def _entry(
+    step: TensorStep, kernel: Kernel, recipe: Recipe, factor: float, read: Releaser
+) -> Entry:
+    """A step as what a shard holds of it; the sources' pages are given back once it is made."""
+    dtype = kernel.dtype(step.tensor.name)
+
+    def make() -> Tensor:
+        out = torch.empty(step.tensor.shape, dtype=dtype)
+        kernel.fill(out, step, recipe.seed)
+        if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
+            out.mul_(factor)
+        names = (BASE, *step.rule.experts) if step.rule else (step.source,)
+        read.add(kernel.sources[name].read(step.tensor.name) for name in names)
+        return out
+
+    return Entry(step.name, tuple(step.tensor.shape), dtype, make)
 
 
 def _size(step: TensorStep, kernel: Kernel) -> int:

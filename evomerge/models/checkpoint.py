@@ -19,6 +19,7 @@ from evomerge.errors import InputError
 from evomerge.models.layout import Layout, build_skeleton, layout_of
 from evomerge.models.messages import campaign_key, reason
 from evomerge.models.naming import as_bytes, canonical_tensors
+from evomerge.models.pages import Releaser
 from evomerge.models.shards import read_stored
 from evomerge.models.source import Source
 
@@ -97,8 +98,13 @@ class Checkpoint(Source):
     def tensor_digests(self) -> Mapping[str, str]:
         """Canonical name -> SHA-256 over dtype, shape and bytes; reads all weights once."""
         with ThreadPoolExecutor() as pool:
+            found, read = {}, Releaser()
             digests = pool.map(_tensor_digest, self._tensors.values())
-            return dict(zip(self._tensors, digests, strict=True))
+            for (name, tensor), digest in zip(self._tensors.items(), digests, strict=True):
+                found[name] = digest
+                read.add([tensor])
+            read.release()
+            return found
 
     @cached_property
     def digest(self) -> str:

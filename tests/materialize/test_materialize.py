@@ -385,7 +385,7 @@ def test_a_disk_that_fills_up_after_the_check_is_one_message(models, tmp_path, m
     def full(*_, **__):
         raise SafetensorError("No space left on device (os error 28)")
 
-    monkeypatch.setattr(stream, "save_file", full)
+    monkeypatch.setattr(stream, "write_shard", full)
     with pytest.raises(InputError, match=r"cannot be written \(No space left"):
         export_checkpoint(some_recipe(models), models, DtypeConfig(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
