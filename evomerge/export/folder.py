@@ -86,7 +86,10 @@ def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf
         origin.summary,
         origin.commands,
     )
-    return export_checkpoint(recipe, origin.models, origin.dtype, to, texts=texts)
+    trusted = origin.config.trust_remote_code
+    return export_checkpoint(
+        recipe, origin.models, origin.dtype, to, texts=texts, trust_remote_code=trusted
+    )
 
 
 def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
