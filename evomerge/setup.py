@@ -42,14 +42,20 @@ class Setup:
     judge: Judge
 
     def optimizer(self) -> Optimizer:
-        """A new optimizer, in its state before the first tell."""
-        return build_optimizer(self.config.optimizer, self.space, self.config.seed)
+        """A new optimizer, in its state before the first tell.
+
+        Raises:
+            InputError: no such optimizer, or one that cannot search this space or for these goals.
+        """
+        optimizer = build_optimizer(self.config.optimizer, self.space, self.config.seed)
+        optimizer.check_goals(self.judge.goals)
+        return optimizer
 
     def with_config(self, config: CampaignConfig) -> Setup:
         """The same models, tasks and items under a config that differs in how it searches.
 
         Raises:
-            InputError: no such optimizer, or one that cannot search this space.
+            InputError: no such optimizer, or one that cannot search this space or for these goals.
         """
         setup = replace(self, config=config, space=_space(config, self.models))
         setup.optimizer()

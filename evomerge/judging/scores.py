@@ -121,6 +121,11 @@ class Judge:
             return []
         return self.constraints.measure(items, self.parents)
 
+    @property
+    def goals(self) -> int:
+        """How many goals a multi-objective optimizer is given; 1 where there is the value alone."""
+        return len(self._goals(np.zeros(len(self.tasks)))) or 1
+
     def _goals(self, means: Values) -> tuple[float, ...]:
         goals = self.objective.goals
         if goals is None:
