@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 
@@ -34,12 +34,13 @@ def export_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     texts: Mapping[str, str] = MappingProxyType({}),
     tokenizer: str = BASE,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write weights, config, tokenizer, generation settings and `recipe.json` into a new folder.
 
     The folder appears whole or not at all: it is written beside its place and renamed. Tokenizer,
-    chat template and generation config are the files of the source called `tokenizer`. `texts` are
-    further files, name → content, instead of those.
+    chat template and generation config are the files of the source called `tokenizer`, code the
+    base's where that is trusted. `texts` are further files, name → content, instead of those.
 
     Raises:
         InputError: the folder exists and is not empty, cannot be written, the disk has not the
@@ -53,9 +54,11 @@ def export_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         kernel = Kernel(models.sources, dtype.weights)
-        _write_config(recipe, models, kernel, partial)
+        _write_config(recipe, models, kernel, partial, trust_remote_code)
         write_weights(recipe, models.layout, kernel, partial, shard_bytes)
-        _copy_companions(models.sources[tokenizer].folder, partial)
+        _copy_companions(models.sources[tokenizer].folder, partial, _COMPANIONS)
+        if trust_remote_code:
+            _copy_companions(models.sources[BASE].folder, partial, {".py"})
         for name, text in {"recipe.json": recipe_text(recipe), **texts}.items():
             (partial / name).write_text(text, encoding="utf-8")
         if folder.exists():
@@ -85,20 +88,23 @@ def recipe_text(recipe: Recipe) -> str:
     return json.dumps(recipe.to_json(), indent=2) + "\n"
 
 
-def _write_config(recipe: Recipe, models: Preflight, kernel: Kernel, folder: Path) -> None:
+def _write_config(
+    recipe: Recipe, models: Preflight, kernel: Kernel, folder: Path, trust_remote_code: bool
+) -> None:
     """The base's config with the path's layers and the dtype of the merged weights."""
     plan(recipe, models.layout, models.sources)  # says better than the config what is wrong
     config = copy.deepcopy(models.sources[BASE].config)
     if not is_straight(recipe, models.layout):
-        config = config_of_path(config, [slot.layer for slot in recipe.path])
+        layers = [slot.layer for slot in recipe.path]
+        config = config_of_path(config, layers, trust_remote_code=trust_remote_code)
     config.architectures = [models.layout.architecture]
     config.dtype = kernel.dtype(models.layout.tensors[0].name)
     config.save_pretrained(folder)
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
-    """Every small file beside the source's weights that we do not write ourselves."""
+def _copy_companions(source: Path, folder: Path, kinds: Set[str]) -> None:
+    """Every small file of these suffixes beside the source's weights that we do not write."""
     for path in sorted(source.iterdir()):
         ours = path.name in _OWN or path.name.endswith(_INDEX)
-        if path.is_file() and path.suffix in _COMPANIONS and not ours:
+        if path.is_file() and path.suffix in kinds and not ours:
             shutil.copyfile(path, folder / path.name)
