@@ -198,11 +198,17 @@ class SpaceConfig(Strict):
 class TaskConfig(Strict):
     """One lm-eval task (or group, or tag) and how it counts; fields mean what lm-eval's mean.
 
-    `metric` may name a filter as lm-eval prints it: `exact_match,strict-match`.
+    `metric` may name a filter as lm-eval prints it: `exact_match,strict-match`. A task that
+    generates also has `response_tokens`, the length of an answer; fewer is better.
+
+    `measures` are further metrics of the same answers, which cost no second forward pass. Each is
+    known elsewhere (to `pareto`, constraints, map_elites) as `task.metric`, without a filter, and
+    does not count in the task's score.
     """
 
     task: str
     metric: str = "acc"
+    measures: list[str] = Field(default_factory=list)
     weight: float = Field(default=1.0, gt=0)
     num_fewshot: int | None = Field(default=None, ge=0)
     apply_chat_template: bool | str = False
@@ -217,6 +223,15 @@ class TaskConfig(Strict):
         if self.fewshot_as_multiturn is None:
             return bool(self.apply_chat_template)
         return self.fewshot_as_multiturn
+
+    @field_validator("measures")
+    @classmethod
+    def _measures_are_named_once(cls, measures: list[str]) -> list[str]:
+        names = [measure.partition(",")[0] for measure in measures]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} listed twice; give each metric once")
+        return measures
 
     @model_validator(mode="after")
     def _multiturn_needs_a_template(self) -> TaskConfig:

@@ -42,14 +42,20 @@ class Setup:
     judge: Judge
 
     def optimizer(self) -> Optimizer:
-        """A new optimizer, in its state before the first tell."""
-        return build_optimizer(self.config.optimizer, self.space, self.config.seed)
+        """A new optimizer, in its state before the first tell.
+
+        Raises:
+            InputError: no such optimizer, or one that cannot search this space or for these goals.
+        """
+        optimizer = build_optimizer(self.config.optimizer, self.space, self.config.seed)
+        optimizer.check_goals(self.judge.goals)
+        return optimizer
 
     def with_config(self, config: CampaignConfig) -> Setup:
         """The same models, tasks and items under a config that differs in how it searches.
 
         Raises:
-            InputError: no such optimizer, or one that cannot search this space.
+            InputError: no such optimizer, or one that cannot search this space or for these goals.
         """
         setup = replace(self, config=config, space=_space(config, self.models))
         setup.optimizer()
@@ -66,7 +72,11 @@ class Setup:
             "genes": [gene.name for gene in self.space.genes],
             "initial": [content_digest(start.tolist()) for start in self.space.starts],
             "fitness": {
-                "tasks": {t.task: t.model_dump(mode="json") for t in fitness.tasks},
+                # Measures stand in it only where there are any: older studies know no such key.
+                "tasks": {
+                    t.task: t.model_dump(mode="json", exclude=None if t.measures else {"measures"})
+                    for t in fitness.tasks
+                },
                 "objective": fitness.objective.model_dump(mode="json"),
                 **(
                     {"constraints": [c.model_dump(mode="json") for c in fitness.constraints]}
@@ -126,7 +136,11 @@ def _judge(config: CampaignConfig, models: Preflight, tasks: Sequence[TaskItems]
     names = [t.task for t in tasks]
     signs = [1.0 if t.higher_is_better else -1.0 for t in tasks]
     wanted = config.fitness.objective
-    constraints = Constraints(config.fitness.constraints, dict(zip(names, signs, strict=True)))
+    constraints = Constraints(
+        config.fitness.constraints,
+        dict(zip(names, signs, strict=True)),
+        beside=[t.task for t in tasks if t.weight == 0],
+    )
     constraints.check(names, list(models.sources))
     return Judge(
         objective=find_objective(wanted.kind, "fitness.objective", wanted.options, names),

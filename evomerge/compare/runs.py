@@ -77,9 +77,10 @@ def compare_optimizers(
 
 def objective_label(setup: Setup) -> str:
     """What scores are, as an axis title: `mean acc over 3 tasks`."""
-    metrics = {task.metric for task in setup.tasks}
+    counted = [task for task in setup.tasks if task.weight > 0]
+    metrics = {task.metric for task in counted}
     metric = f" {metrics.pop()}" if len(metrics) == 1 else ""
-    count = "1 task" if len(setup.tasks) == 1 else f"{len(setup.tasks)} tasks"
+    count = "1 task" if len(counted) == 1 else f"{len(counted)} tasks"
     return f"{setup.judge.objective.name}{metric} over {count}"
 
 
@@ -98,7 +99,8 @@ def _config(config: CampaignConfig, arm: Arm, seed: int) -> CampaignConfig:
 
 
 def _count(setup: Setup, split: str) -> int:
-    return sum(len(ids) for ids in setup.items[split].values())
+    beside = {task.task for task in setup.tasks if task.weight == 0}
+    return sum(len(ids) for task, ids in setup.items[split].items() if task not in beside)
 
 
 def _levels(found: Sequence[Evaluation]) -> Mapping[str, Mapping[str, float]]:

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -42,13 +42,15 @@ def export_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     texts: Mapping[str, str] = MappingProxyType({}),
     tokenizer: str = BASE,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write weights, config, tokenizer, generation settings and `recipe.json` into a new folder.
 
     The folder appears whole or not at all: it is written beside its place and renamed. Shards that
     an earlier call completed before it was killed are kept, if they are of the same checkpoint.
-    Tokenizer, chat template and generation config are the files of the source called `tokenizer`.
-    `texts` are further files, name → content, instead of those.
+    Tokenizer, chat template and generation config are the files of the source called `tokenizer`,
+    code the base's where that is trusted. `texts` are further files, name → content, instead of
+    those.
 
     Raises:
         InputError: the folder exists and is not empty, cannot be written, the disk has not the
@@ -61,9 +63,11 @@ def export_checkpoint(
     kernel = Kernel(models.sources, dtype.weights, statistics=Statistics(limit=0))
     try:
         with _begun(partial, _manifest(recipe, kernel, shard_bytes)):
-            _write_config(recipe, models, kernel, partial)
+            _write_config(recipe, models, kernel, partial, trust_remote_code)
             write_weights(recipe, models.layout, kernel, partial, shard_bytes)
-            _copy_companions(models.sources[tokenizer].folder, partial)
+            _copy_companions(models.sources[tokenizer].folder, partial, _COMPANIONS)
+            if trust_remote_code:
+                _copy_companions(models.sources[BASE].folder, partial, {".py"})
             for name, text in {"recipe.json": recipe_text(recipe), **texts}.items():
                 (partial / name).write_text(text, encoding="utf-8")
             _publish(partial, folder)
@@ -90,11 +94,11 @@ def _begun(partial: Path, manifest: str) -> Iterator[None]:
         raise InputError(f"{partial}: another process is writing there") from None
     try:
         held = partial / _MANIFEST
-        if not held.is_file() or held.read_text(encoding="utf-8") != manifest:
-            for path in partial.iterdir():
-                if path.name != _LOCK:
-                    path.unlink()
-            held.write_text(manifest, encoding="utf-8")
+        same = held.is_file() and held.read_text(encoding="utf-8") == manifest
+        for path in partial.iterdir():
+            if path.name != _LOCK and not (same and path.suffix == ".safetensors"):
+                path.unlink()
+        held.write_text(manifest, encoding="utf-8")
         yield
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)
@@ -144,20 +148,23 @@ def recipe_text(recipe: Recipe) -> str:
     return json.dumps(recipe.to_json(), indent=2) + "\n"
 
 
-def _write_config(recipe: Recipe, models: Preflight, kernel: Kernel, folder: Path) -> None:
+def _write_config(
+    recipe: Recipe, models: Preflight, kernel: Kernel, folder: Path, trust_remote_code: bool
+) -> None:
     """The base's config with the path's layers and the dtype of the merged weights."""
     plan(recipe, models.layout, models.sources)  # says better than the config what is wrong
     config = copy.deepcopy(models.sources[BASE].config)
     if not is_straight(recipe, models.layout):
-        config = config_of_path(config, [slot.layer for slot in recipe.path])
+        layers = [slot.layer for slot in recipe.path]
+        config = config_of_path(config, layers, trust_remote_code=trust_remote_code)
     config.architectures = [models.layout.architecture]
     config.dtype = kernel.dtype(models.layout.tensors[0].name)
     config.save_pretrained(folder)
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
-    """Every small file beside the source's weights that we do not write ourselves."""
+def _copy_companions(source: Path, folder: Path, kinds: Set[str]) -> None:
+    """Every small file of these suffixes beside the source's weights that we do not write."""
     for path in sorted(source.iterdir()):
         ours = path.name in _OWN or path.name.endswith(_INDEX)
-        if path.is_file() and path.suffix in _COMPANIONS and not ours:
+        if path.is_file() and path.suffix in kinds and not ours:
             shutil.copyfile(path, folder / path.name)

@@ -100,7 +100,13 @@ def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf
         origin.commands,
     )
     return export_checkpoint(
-        recipe, origin.models, origin.dtype, to, texts=texts, tokenizer=origin.tokenizer
+        recipe,
+        origin.models,
+        origin.dtype,
+        to,
+        texts=texts,
+        tokenizer=origin.tokenizer,
+        trust_remote_code=origin.config.trust_remote_code,
     )
 
 

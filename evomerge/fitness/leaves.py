@@ -24,6 +24,7 @@ from evomerge.config import FitnessConfig, TaskConfig
 from evomerge.errors import CandidateError, InputError
 from evomerge.fitness.loading import LoadedTasks, load_tasks, open_manager
 from evomerge.fitness.surroundings import quiet, stock_seeds, templates_compiled_once
+from evomerge.fitness.tokens import RESPONSE_TOKENS
 
 _SCORING_KEYS = ("output_type", "repeats", "filter_list", "metric_list", "process_results")
 """Of a task's configuration, what turns answers into values; prompts are taken as rendered."""
@@ -32,12 +33,13 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 @dataclass(frozen=True)
 class Leaf:
-    """One lm-eval task, its documents and requests.
+    """One metric of one lm-eval task, with the task's documents and requests.
 
     Attributes:
-        task: the lm-eval `Task`.
+        name: the task's name; of a measure beside its score, `task.metric`.
+        task: the lm-eval `Task`, shared by its metrics, as `requests` are.
         metric: the metric's name, and `filter` the name of the filter it is read under.
-        weight: the entry's weight, or a group member's share of it.
+        weight: the entry's weight, or a group member's share of it; 0 for a measure.
         ids: item ids in document order; `requests[i]` are the instances of `ids[i]`.
         excluded: ids whose document serves as a few-shot example.
     """
@@ -73,10 +75,17 @@ class Leaf:
         """
         if not places:
             return []
+        if self.filter == RESPONSE_TOKENS:
+            return [self._tokens(place) for place in places]
         # Filters work on the list of instances the task holds.
         self.task._instances = [one for place in places for one in self.requests[place]]
         self.task.apply_filters()
         return [self._value(place) for place in places]
+
+    def _tokens(self, place: int) -> float:
+        """The mean length of the document's answers; there are several where a task repeats."""
+        counts = [n for one in self.requests[place] for n in one.filtered_resps[RESPONSE_TOKENS]]
+        return sum(counts) / len(counts)
 
     def _value(self, place: int) -> float:
         requests = self.requests[place]
@@ -142,7 +151,7 @@ def _build(
     """The leaves of one entry."""
     for task in loaded.tasks.values():
         _configure(task, spec, config.fewshot_seed)
-    metrics = {name: _choose_metric(where, name, loaded.tasks[name], spec) for name in loaded.tasks}
+    metrics = {name: _metrics(where, name, loaded.tasks[name], spec) for name in loaded.tasks}
     drawn = {name: _request(where, name, loaded.tasks[name], spec, lm) for name in loaded.tasks}
     requests = {name: _by_document(task.instances) for name, task in loaded.tasks.items()}
     ids = {name: _item_ids(requests[name]) for name in loaded.tasks}
@@ -151,17 +160,18 @@ def _build(
     shares = _shares(sizes, spec, loaded.group)
     return [
         Leaf(
-            name=name,
+            name=f"{name}.{metric}" if beside else name,
             task=task,
-            metric=metrics[name][0],
-            filter=metrics[name][1],
-            higher_is_better=metrics[name][2],
-            weight=shares[name],
+            metric=metric,
+            filter=read_under,
+            higher_is_better=higher,
+            weight=0.0 if beside else shares[name],
             ids=ids[name],
             excluded=excluded[name],
             requests=requests[name],
         )
         for name, task in loaded.tasks.items()
+        for beside, (metric, read_under, higher) in enumerate(metrics[name])
     ]
 
 
@@ -178,33 +188,48 @@ def _configure(task: Any, spec: TaskConfig, fewshot_seed: int) -> None:
     task.set_fewshot_seed(fewshot_seed)
 
 
-def _choose_metric(where: str, name: str, task: Any, spec: TaskConfig) -> tuple[str, str, bool]:
-    """The metric's name, its filter, and whether higher is better."""
-    metric, _, wanted = spec.metric.partition(",")
+def _metrics(where: str, name: str, task: Any, spec: TaskConfig) -> list[tuple[str, str, bool]]:
+    """What is read off a task's answers: its score first, then the measures beside it."""
+    found = [_choose_metric(f"{where}.metric", name, task, spec.metric)]
+    for position, measure in enumerate(spec.measures):
+        found.append(_choose_metric(f"{where}.measures[{position}]", name, task, measure))
+    if found[0] in found[1:]:
+        raise InputError(f"{where}.measures: {spec.metric!r} is the metric of {name} already")
+    return found
+
+
+def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, str, bool]:
+    """The metric's name, its filter, and whether higher is better; `where` is the key."""
+    metric, _, wanted = named.partition(",")
+    if named == RESPONSE_TOKENS:
+        if task.OUTPUT_TYPE != "generate_until":
+            raise InputError(
+                f"{where}: {name} generates nothing (output_type {task.OUTPUT_TYPE}), so it has no "
+                f"{RESPONSE_TOKENS}; name a generate_until task, or leave it out"
+            )
+        return RESPONSE_TOKENS, RESPONSE_TOKENS, False
     filters = [ensemble.name for ensemble in task._filters]
     aggregation = task.aggregation()
     printed = ", ".join(f"{key},{each}" for key in aggregation for each in filters)
     if metric not in aggregation or (wanted and wanted not in filters):
         near = difflib.get_close_matches(metric, aggregation, n=1)
         hint = f"; did you mean {near[0]!r}?" if near and near[0] != metric else ""
-        raise InputError(
-            f"{where}.metric: {name} has no metric {spec.metric!r}; it has: {printed}{hint}"
-        )
+        raise InputError(f"{where}: {name} has no metric {named!r}; it has: {printed}{hint}")
     usable = [key for key, function in aggregation.items() if _is_mean(function)]
     if metric not in usable:
         raise InputError(
-            f"{where}.metric: {metric!r} of {name} is not a mean of one number per document; "
+            f"{where}: {metric!r} of {name} is not a mean of one number per document; "
             f"usable: {', '.join(usable) or 'none'}"
         )
     if not wanted and len(filters) > 1:
         raise InputError(
-            f"{where}.metric: {name} has {metric!r} under several filters; name one: "
+            f"{where}: {name} has {metric!r} under several filters; name one: "
             + ", ".join(repr(f"{metric},{each}") for each in filters)
         )
     higher = task.higher_is_better().get(metric)
     if higher is None:
         raise InputError(
-            f"{where}.metric: {name} does not say whether a higher {metric!r} is better; "
+            f"{where}: {name} does not say whether a higher {metric!r} is better; "
             "set higher_is_better in its metric_list"
         )
     return metric, wanted or filters[0], bool(higher)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,17 +15,19 @@ from evomerge.errors import InputError
 from evomerge.fitness.engine import Engine
 from evomerge.fitness.leaves import Leaf, load_leaves
 from evomerge.fitness.surroundings import quiet, stock_seeds, templates_compiled_once
+from evomerge.fitness.tokens import RESPONSE_TOKENS, counted_responses
 
 
 @dataclass(frozen=True)
 class TaskItems:
-    """What the driver knows of one leaf task.
+    """What the driver knows of one leaf task, or of a measure beside its score.
 
     Attributes:
-        task: the leaf's name in lm-eval.
+        task: the leaf's name in lm-eval; of a measure, `leaf.metric`.
         metric: the metric's name, without its filter.
         higher_is_better: as the task says.
         weight: the entry's weight; a group's is shared among its leaves as lm-eval averages them.
+            0 for a measure.
         ids: item ids in document order: lm-eval's `doc_hash`; a repeated document gets "#2", "#3".
         excluded: ids whose document serves as a few-shot example; these are not to be scored.
         asked: digest of what is asked and what counts as right: it changes with prompts, choices,
@@ -64,6 +67,8 @@ class TaskSet:
         }
         for leaf in self._leaves.values():
             self._encode(leaf)
+        filters = [leaf.filter for leaf in self._leaves.values()]
+        self._count = counted_responses if RESPONSE_TOKENS in filters else _uncounted
 
     def score(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         """Metric values of the wanted items, for the weights now in the model.
@@ -83,14 +88,14 @@ class TaskSet:
         # Filters and batches see documents in the order a stock run has them.
         places = {task: sorted(set(found)) for task, found in asked.items()}
         with quiet(), stock_seeds(), templates_compiled_once():
-            self._answer(
-                [
-                    request
-                    for task, found in places.items()
-                    for place in found
-                    for request in self._leaves[task].requests[place]
-                ]
-            )
+            # Measures of one task share its requests.
+            wanted_once = {
+                id(request): request
+                for task, found in places.items()
+                for place in found
+                for request in self._leaves[task].requests[place]
+            }
+            self._answer(list(wanted_once.values()))
             values = {task: self._leaves[task].values(found) for task, found in places.items()}
         value_at = {task: dict(zip(places[task], values[task], strict=True)) for task in places}
         return {
@@ -120,8 +125,14 @@ class TaskSet:
         for request in requests:
             request.resps, request.filtered_resps = [], {}
         repeated = [request for request in requests for _ in range(request.repeats)]
-        for request, response in zip(repeated, self._engine.run(repeated), strict=True):
+        with self._count(self._engine.lm) as lengths:
+            responses = self._engine.run(repeated)
+        for request, response in zip(repeated, responses, strict=True):
             request.resps.append(response)
+        if lengths:  # they stand beside what filters make of the text
+            generated = [one for one in repeated if one.request_type == "generate_until"]
+            for request, length in zip(generated, lengths, strict=True):
+                request.filtered_resps.setdefault(RESPONSE_TOKENS, []).append(length)
 
 
 def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
@@ -134,6 +145,11 @@ def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
         InputError: as `TaskSet`.
     """
     return tuple(_describe(leaf) for leaf in load_leaves(config, None))
+
+
+@contextmanager
+def _uncounted(_: HFLM) -> Iterator[list[int]]:
+    yield []
 
 
 def _describe(leaf: Leaf) -> TaskItems:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +40,12 @@ class Constraints:
     Attributes:
         configs: as the campaign file gives them.
         signs: task → +1 where a larger metric is better, −1 where a smaller one is.
+        beside: measures, which count as flips only where a constraint names them.
     """
 
     configs: Sequence[ConstraintConfig]
     signs: Mapping[str, float]
+    beside: Collection[str] = ()
 
     def check(self, tasks: Sequence[str], parents: Sequence[str]) -> None:
         """See that tasks and parents exist.
@@ -81,7 +83,8 @@ class Constraints:
         if config.not_below is not None:
             return self._loss(config.not_below.task, model, config.not_below.by, items, parents)
         assert config.negative_flips is not None
-        tasks = [config.task] if config.task else list(self.signs)
+        counted = [task for task in self.signs if task not in self.beside]
+        tasks = [config.task] if config.task else counted
         flips = self._flips(tasks, items, parents[model])
         label = f"negative flips against {model}" + (f" on {config.task}" if config.task else "")
         return Check(label, flips, config.negative_flips.at_most)

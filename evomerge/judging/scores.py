@@ -28,6 +28,7 @@ class Scores:
         violation: by how much constraints are broken in sum; 0 when all hold.
         metrics: measures by name, in their natural direction: each task's mean.
         signs: task → −1 where a smaller metric is better; others count as +1.
+        beside: tasks of weight 0, measured beside the score.
     """
 
     value: float
@@ -39,10 +40,16 @@ class Scores:
     violation: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     signs: Mapping[str, float] = field(default_factory=dict)
+    beside: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.objectives:
             object.__setattr__(self, "objectives", (self.value,))
+
+    @property
+    def counted(self) -> Mapping[str, Values]:
+        """The items of the tasks that make up the score."""
+        return {task: values for task, values in self.items.items() if task not in self.beside}
 
     @property
     def fitness(self) -> float:
@@ -96,6 +103,7 @@ class Judge:
             signs=dict(
                 zip(self.tasks, np.broadcast_to(self.signs, len(means)).tolist(), strict=True)
             ),
+            beside=frozenset(t for t, w in zip(self.tasks, self.weights, strict=True) if w == 0),
         )
 
     def value(self, means: Values) -> Values:
@@ -120,6 +128,11 @@ class Judge:
         if self.constraints is None or not self.parents:
             return []
         return self.constraints.measure(items, self.parents)
+
+    @property
+    def goals(self) -> int:
+        """How many goals a multi-objective optimizer is given; 1 where there is the value alone."""
+        return len(self._goals(np.zeros(len(self.tasks)))) or 1
 
     def _goals(self, means: Values) -> tuple[float, ...]:
         goals = self.objective.goals

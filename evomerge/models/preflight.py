@@ -12,7 +12,7 @@ from evomerge.models.checkpoint import Checkpoint, open_checkpoint
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.messages import campaign_key
 from evomerge.models.naming import same_bytes
-from evomerge.models.tokenizer import first_conflict, load_tokenizer, tokens_by_id
+from evomerge.models.tokenizer import conflicts, load_tokenizer, tokens_by_id
 from evomerge.models.vocabulary import reconciled
 
 
@@ -184,17 +184,37 @@ def _tokenizer_notes(
             yield f"{key}: no tokenizer; taken to number its tokens as the base does"
             continue
         rows = min(base.layout.vocab_size, expert.layout.vocab_size)
-        conflict = first_conflict(ours, theirs, rows)
-        if conflict is not None:
-            raise InputError(
-                f"{key}: token id {conflict} is {theirs[conflict]!r}, but {ours[conflict]!r} in "
-                "the base; models with different tokenizers cannot be merged"
+        differing = conflicts(ours.names, theirs.names, rows)
+        markers = ours.added & theirs.added
+        for index in differing:
+            if index not in markers:
+                raise InputError(
+                    f"{key}: token id {index} is {theirs.names[index]!r}, but "
+                    f"{ours.names[index]!r} in the base; models with different tokenizers cannot "
+                    "be merged"
+                )
+        if differing:
+            first = differing[0]
+            yield (
+                f"{key}: has other names for {len(differing)} added tokens, such as "
+                f"{theirs.names[first]!r} for {ours.names[first]!r} (id {first}); prompts have the "
+                "base's"
             )
 
 
-def _tokens(source: Checkpoint, trust_remote_code: bool) -> dict[int, str] | None:
+@dataclass(frozen=True)
+class _Tokens:
+    """A tokenizer's names by id, and the ids of markers put beside what it learned from text."""
+
+    names: Mapping[int, str]
+    added: frozenset[int]
+
+
+def _tokens(source: Checkpoint, trust_remote_code: bool) -> _Tokens | None:
     try:
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     except InputError as error:
         raise InputError(f"{campaign_key(source.name)}: {error}") from None
-    return None if tokenizer is None else tokens_by_id(tokenizer)
+    if tokenizer is None:
+        return None
+    return _Tokens(tokens_by_id(tokenizer), frozenset(tokenizer.added_tokens_decoder))

@@ -60,7 +60,7 @@ def tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {index: token for token, index in tokenizer.get_vocab().items()}
 
 
-def first_conflict(one: Mapping[int, str], other: Mapping[int, str], rows: int) -> int | None:
-    """The lowest id below `rows` that both vocabularies name, but differently."""
+def conflicts(one: Mapping[int, str], other: Mapping[int, str], rows: int) -> list[int]:
+    """The ids below `rows` that both vocabularies name, but differently, in ascending order."""
     shared = sorted(index for index in one.keys() & other.keys() if index < rows)
-    return next((index for index in shared if one[index] != other[index]), None)
+    return [index for index in shared if one[index] != other[index]]

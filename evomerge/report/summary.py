@@ -253,7 +253,11 @@ def judge_of(study: Study) -> Judge:
         tasks=names,
         weights=np.array([task["weight"] for task in tasks]),
         signs=np.array(signs),
-        constraints=Constraints(constraints, dict(zip(names, signs, strict=True))),
+        constraints=Constraints(
+            constraints,
+            dict(zip(names, signs, strict=True)),
+            beside=[task["task"] for task in tasks if task["weight"] == 0],
+        ),
     )
 
 

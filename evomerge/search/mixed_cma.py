@@ -9,6 +9,7 @@ import numpy as np
 from cmaes import CatCMAwM
 from numpy.typing import NDArray
 
+from evomerge.search.catcma import FastCatCMAwM
 from evomerge.search.domain import Gene, Genome
 
 CLOSED, OPEN = 1.25, 2.0
@@ -60,7 +61,7 @@ class MixedCMA:
         """A strategy over the genes that do not rest."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            return CatCMAwM(
+            return FastCatCMAwM(
                 x_space=np.tile([0.0, 1.0], (len(self._continuous), 1)),
                 z_space=[(np.arange(k) + 0.5) / k for k in self._levels[self._ordered]],
                 c_space=list(self._levels[self._choices]),

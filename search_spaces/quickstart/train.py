@@ -448,14 +448,14 @@ def task_arithmetic(
 # Output.
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the word-level tokenizer; it prepends <bos>."""
-    tokenizer = Tokenizer(WordLevel(TOKEN, unk_token="<unk>"))
+def make_tokenizer(words: dict[str, int] = TOKEN) -> PreTrainedTokenizerFast:
+    """Build a word-level tokenizer, words → ids; it prepends <bos>."""
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A",
         pair="<bos> $A $B",
-        special_tokens=[("<bos>", TOKEN["<bos>"])],
+        special_tokens=[("<bos>", words["<bos>"])],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -468,9 +468,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_models(folder: Path, zoo: dict[str, LlamaForCausalLM]) -> None:
+def save_models(
+    folder: Path, zoo: dict[str, LlamaForCausalLM], tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Write every model in half precision, with the tokenizer beside it."""
-    tokenizer = make_tokenizer()
     for name, model in zoo.items():
         copy.deepcopy(model).half().save_pretrained(folder / "zoo" / name)
         tokenizer.save_pretrained(folder / "zoo" / name)
@@ -480,16 +481,13 @@ def write_models(folder: Path, zoo: dict[str, LlamaForCausalLM]) -> None:
         settings.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_tasks(folder: Path, tasks: dict[str, list[Row]]) -> None:
-    """Write one YAML file and one JSON-lines file for every task."""
+def save_task(folder: Path, name: str, output_type: str, rows: list[Row]) -> None:
+    """Write the YAML file and the JSON-lines file of a task."""
     data = folder / "tasks" / "data"
-    data.mkdir(parents=True)
-    for name, rows in tasks.items():
-        output_type = TASKS[name][0]
-        head = YAML_HEAD.format(name=name, output_type=output_type)
-        (folder / "tasks" / f"{name}.yaml").write_text(head + YAML_TAIL[output_type] + YAML_FOOT)
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (data / f"{name}.jsonl").write_text(lines)
+    data.mkdir(parents=True, exist_ok=True)
+    head = YAML_HEAD.format(name=name, output_type=output_type)
+    (folder / "tasks" / f"{name}.yaml").write_text(head + YAML_TAIL[output_type] + YAML_FOOT)
+    (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def install(source: Path, target: Path) -> None:
@@ -537,8 +535,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".build-", dir=args.out))
     try:
-        write_models(scratch, zoo)
-        write_tasks(scratch, tasks)
+        save_models(scratch, zoo, make_tokenizer())
+        for name, items in tasks.items():
+            save_task(scratch, name, TASKS[name][0], items)
         install(scratch, args.out)
     finally:
         shutil.rmtree(scratch)

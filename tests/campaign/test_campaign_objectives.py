@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.config import load_campaign
 from evomerge.driver import open_campaign
+from evomerge.errors import InputError
 from evomerge.judging.pareto import front as front_of
 from evomerge.report.html import report_page
 from evomerge.report.summary import best_summary, judge_of
@@ -157,6 +158,16 @@ def test_best_gives_the_front_and_picks_from_it(pareto):
 def test_the_report_shows_the_front_and_the_constraints(pareto, normalized):
     assert '"on select"' in report_page(pareto[1])
     assert "Constraint " in report_page(normalized[1])
+
+
+def test_an_optimizer_of_one_goal_is_refused_before_any_work(tmp_path):
+    prepared(tmp_path, objective=PARETO)
+    sampler = "optimizer={kind: optuna:CmaEsSampler}"
+    config = load_campaign(tmp_path / "campaign.yaml", [sampler])
+    with pytest.raises(InputError, match="takes one objective, but the campaign has 2"):
+        prepare(config)
+    config = load_campaign(tmp_path / "campaign.yaml", [sampler, "fitness.objective=mean"])
+    assert prepare(config).judge.goals == 1
 
 
 def test_a_campaign_without_goals_has_no_front(normalized):

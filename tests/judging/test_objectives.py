@@ -21,7 +21,15 @@ TASKS = ["a", "b"]
 PARETO = {"of": ["a", "b"]}
 
 
-def judge(kind="mean", options=None, signs=(1, 1), weights=(1, 1), constraints=(), parents=None):
+def judge(
+    kind="mean",
+    options=None,
+    signs=(1, 1),
+    weights=(1, 1),
+    constraints=(),
+    parents=None,
+    beside=(),
+):
     built = Judge(
         find_objective(kind, "fitness.objective", options, TASKS),
         TASKS,
@@ -30,6 +38,7 @@ def judge(kind="mean", options=None, signs=(1, 1), weights=(1, 1), constraints=(
         Constraints(
             [ConstraintConfig.model_validate(c) for c in constraints],
             dict(zip(TASKS, signs, strict=True)),
+            beside,
         ),
     )
     return built.against(parents or {})
@@ -256,3 +265,26 @@ def test_sections_of_the_wrong_form_are_refused(fitness, message):
 def test_an_objective_is_written_as_short_as_it_was_given():
     for written in ("mean", {"kind": "weakest_link", "temperature": 0.1}):
         assert ObjectiveConfig.model_validate(written).model_dump() == written
+
+
+def test_a_measure_counts_as_a_flip_only_where_a_constraint_names_it():
+    """b is a measure that smaller values suit, and the recipe's is larger than the parent's."""
+    parents = {"base": items(0.5, 0.2)}
+
+    def violation(**task):
+        flips = {"negative_flips": {"against": "base", "at_most": 0.0, **task}}
+        beside = judge(
+            signs=(1, -1), weights=(1, 0), constraints=[flips], parents=parents, beside=["b"]
+        )
+        return beside.scores(items(0.6, 0.9)).violation
+
+    assert violation() == 0
+    assert violation(task="b") == pytest.approx(0.7)
+
+
+def test_a_measure_moves_neither_value_nor_items_but_is_told():
+    scores = judge("weakest_link", weights=(1, 0)).scores(items(0.6, 0.1))
+    assert scores.value == pytest.approx(0.6)
+    assert scores.n == 10
+    assert set(scores.counted) == {"a"}
+    assert scores.metrics["b"] == pytest.approx(0.1)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from evomerge.errors import InputError
 from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.preflight import preflight
+from evomerge.models.tokenizer import load_tokenizer
 from evomerge.models.vocabulary import reconciled
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -123,6 +124,17 @@ def test_a_tokenizer_that_numbers_tokens_differently_is_refused_with_the_id(
     add_tokenizer(expert, renamed={20: "t7", 7: "t20"})
     with pytest.raises(InputError, match=r"models\.experts\.math: token id 7 is 't20', but 't7'"):
         preflight(campaign(base, math=expert))
+
+
+def test_added_tokens_may_have_other_names_and_that_is_said(saved, campaign):
+    """As chat markers have in R1's distillates of Qwen."""
+    base, expert = saved("b"), saved("m", seed=1)
+    for folder, marker in ((base, "<|im_start|>"), (expert, "<|User|>")):
+        tokenizer = load_tokenizer(folder)
+        tokenizer.add_tokens([marker])
+        tokenizer.save_pretrained(folder)
+    [note] = preflight(campaign(base, math=expert)).notes
+    assert "'<|User|>' for '<|im_start|>' (id 30)" in note
 
 
 def test_tokens_in_rows_only_one_model_names_are_no_conflict(saved, campaign, add_tokenizer):

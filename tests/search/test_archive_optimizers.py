@@ -152,3 +152,18 @@ def test_map_elites_refuses_measures_nobody_takes_and_bounds_that_cross():
         build_with(bounds=[[0, 1], [1, 1]])
     with pytest.raises(InputError, match=r"optimizer.grid"):
         build_with(grid=[10])
+
+
+def test_measures_do_not_compete_for_niches():
+    """Genomes that differ in a measure alone are one niche: the archive sees the same rows."""
+    told = []
+    for length in (0.0, 1.0):
+        optimizer = build_optimizer(OptimizerConfig(kind="m2n2"), mixed(), 0)
+        for index in range(30):
+            proposal = optimizer.ask(index)
+            scores = fragments(proposal.genome)
+            tokens = np.full(5, 100 + length * index)
+            beside = {"items": {**scores.items, "tokens": tokens}, "beside": frozenset({"tokens"})}
+            optimizer.tell(proposal, replace(scores, **beside))
+        told.append(optimizer.ask(30).genome)
+    assert np.array_equal(*told)

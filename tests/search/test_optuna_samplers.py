@@ -120,5 +120,8 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_a_sampler_of_one_objective_refuses_two():
     optimizer = build("optuna:CmaEsSampler", box())
+    optimizer.check_goals(1)
+    with pytest.raises(InputError, match="takes one objective, but the campaign has 2"):
+        optimizer.check_goals(2)
     with pytest.raises(InputError, match="takes one objective, but the campaign has 2"):
         optimizer.tell(optimizer.ask(0), Scores(1.0, 0.0, 1, objectives=(1.0, 2.0)))

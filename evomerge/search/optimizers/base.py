@@ -80,6 +80,14 @@ class Optimizer(ABC):
         """
         return None
 
+    def check_goals(self, count: int) -> None:
+        """Refuse to maximise so many goals at once; by default any number is borne.
+
+        Raises:
+            InputError: the optimizer cannot; names what can.
+        """
+        return None
+
     @abstractmethod
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         """A genome and its parents' ask indices; all randomness comes from `rng`."""

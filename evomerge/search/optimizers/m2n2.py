@@ -78,7 +78,7 @@ class Competition(Optimizer):
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         if scores is None or scores.violation > 0:
             return
-        items = scores.items or {"": np.array([scores.value])}
+        items = scores.counted or {"": np.array([scores.value])}
         row = self._columns.row(items, scores.signs)
         slot = self._archive.offer(row, self._columns.tasks)
         if slot is not None:

@@ -83,6 +83,14 @@ class OptunaOptimizer(Optimizer):
         self._study = self._new_study()
         self._rehearse()
 
+    def check_goals(self, count: int) -> None:
+        """Refuse several goals where the sampler takes one."""
+        if count > 1 and self._name in ONE_OBJECTIVE:
+            raise InputError(
+                f"optimizer.kind: {self._name} takes one objective, but the campaign has "
+                f"{count}; use 'nsga2' or 'optuna:TPESampler'"
+            )
+
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         index = ask_index(rng)
         if index not in self._pending:
@@ -105,11 +113,7 @@ class OptunaOptimizer(Optimizer):
         before = self._objectives, self._constrained
         self._objectives = max(self._objectives, len(scores.objectives))
         self._constrained |= self._constrains and scores.violation > 0
-        if self._objectives > 1 and self._name in ONE_OBJECTIVE:
-            raise InputError(
-                f"optimizer.kind: {self._name} takes one objective, but the campaign has "
-                f"{self._objectives}; use 'nsga2' or 'optuna:TPESampler'"
-            )
+        self.check_goals(self._objectives)
         return (self._objectives, self._constrained) != before
 
     def _record(self, proposal: Proposal, scores: Scores | None) -> None:
