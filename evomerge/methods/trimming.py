@@ -1,5 +1,7 @@
 """Trims by magnitude: the k largest |τ| of a task vector, exactly, of tied ones the lower indices.
 
+What is said of |τ| here is true of any `Quantity` that the task vectors decide entry by entry.
+
 A non-negative float32 orders as its bit pattern does. The upper 20 of its 31 bits are counted once
 per source (`spectrum`): for any k the counts say in which bracket of about n/4096 entries the k-th
 largest lies. A candidate then looks at the entries of that one bracket only.
@@ -9,8 +11,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +53,74 @@ class Trim(NamedTuple):
         return ~(magnitude <= self.threshold) | ((magnitude == self.threshold) & (index <= last))
 
 
+class Band(NamedTuple):
+    """The entries that `lower` keeps and `upper` does not: a band of ranks."""
+
+    upper: Trim
+    lower: Trim
+
+    def keep(self, tau: Tensor, start: Tensor | int) -> Tensor:
+        """Boolean mask over a slice, as `Trim.keep`; NaN is kept."""
+        return self.lower.keep(tau, start) & (~self.upper.keep(tau, start) | tau.isnan())
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What entries are ranked by: the magnitude of an element-wise function of task vectors.
+
+    Attributes:
+        experts: the view's experts whose task vectors the function gets.
+        of: from a list of their τ, of one shape, to a tensor of that shape.
+    """
+
+    view: View
+    experts: tuple[int, ...]
+    of: Callable[[list[Tensor]], Tensor]
+
+    @property
+    def n(self) -> int:
+        """Entries of the tensor."""
+        return self.view.base.numel()
+
+    def at(self, part: Any) -> Tensor:
+        """The values in a slice, or at the places of an index tensor."""
+        return self.of(self._view.taus(part))
+
+    def map(self, function: Callable[..., Any], *rest: Tensor) -> Iterator[Any]:
+        """An element-wise `function(values, *rest)`, block by block."""
+        return self._view.map_all(_composed(function, self.of), *rest)
+
+    def head(self, n: int) -> Quantity:
+        """The same of the first `n` entries."""
+        view, experts = self.view, [expert[:n] for expert in self.view.experts]
+        return replace(self, view=replace(view, base=view.base[:n], experts=experts))
+
+    @property
+    def _view(self) -> View:
+        return replace(self.view, experts=[self.view.experts[i] for i in self.experts])
+
+
+def task_vector(view: View, expert: int) -> Quantity:
+    """One expert's τ."""
+    return Quantity(view, (expert,), _only)
+
+
+def _only(taus: list[Tensor]) -> Tensor:
+    return taus[0]
+
+
+@cache
+def _composed(
+    function: Callable[..., Any], of: Callable[[list[Tensor]], Tensor]
+) -> Callable[..., Any]:
+    """`function` of the quantity; one object for each, so that it is compiled once."""
+
+    def of_taus(taus: list[Tensor], *rest: Tensor) -> Any:
+        return function(of(taus), *rest)
+
+    return of_taus
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """How an expert's |τ| spread over one tensor: brackets of consecutive bins, the largest first.
@@ -87,14 +158,19 @@ class Bracket(NamedTuple):
 
 def spectrum(view: View, expert: int) -> Spectrum:
     """Count an expert's |τ| by bin; depends on the sources alone."""
+    return spectrum_of(task_vector(view, expert))
+
+
+def spectrum_of(values: Quantity) -> Spectrum:
+    """Count a quantity's magnitudes by bin."""
     import torch
 
-    share = -(-view.base.numel() // _BRACKETS)
+    share = -(-values.n // _BRACKETS)
     counts = np.zeros(_BINS, dtype=np.int64)
-    for bins in view.map(_bins, expert):
+    for bins in values.map(_bins):
         counts += torch.bincount(bins, minlength=_BINS).cpu().numpy()
     light = np.flatnonzero((counts > 0) & (counts <= share))
-    exact, tied = _single_patterns(view, expert, np.flatnonzero(counts > share))
+    exact, tied = _single_patterns(values, np.flatnonzero(counts > share))
     floors = np.concatenate([light << _LOW, exact])
     falling = np.argsort(-floors)
     floors, entries = floors[falling], np.concatenate([counts[light], tied])[falling]
@@ -106,14 +182,14 @@ def spectrum(view: View, expert: int) -> Spectrum:
     return Spectrum(floors[last], total[last], not counts[_INFINITE >> _LOW :].any())
 
 
-def _single_patterns(view: View, expert: int, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _single_patterns(values: Quantity, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The patterns in full bins, and the entries of each: a few values with many ties, mostly."""
     import torch
 
     place = torch.full((_BINS,), -1, dtype=torch.int32)
     place[torch.from_numpy(bins)] = torch.arange(len(bins), dtype=torch.int32)
     counts = np.zeros(len(bins) << _LOW, dtype=np.int64)
-    for patterns in view.map(_patterns, expert) if len(bins) else ():
+    for patterns in values.map(_patterns) if len(bins) else ():
         at = place[patterns.cpu() >> _LOW]
         cells = ((at << _LOW) | (patterns.cpu() & (1 << _LOW) - 1))[at >= 0]
         counts += torch.bincount(cells, minlength=len(counts)).numpy()
@@ -128,26 +204,43 @@ def trims(
 
     `statistics` are the experts' spectra; they are computed where they are not given.
     """
+    n = view.base.numel()
+    kept = [max(1, int(value * n)) if value > 0 else 0 for value in density]
     return [
-        _trim(view, expert, value, statistics[expert] if statistics else None)
-        for expert, value in enumerate(density)
+        trim(task_vector(view, expert), k, statistics[expert] if statistics else None)
+        for expert, k in enumerate(kept)
     ]
 
 
-def _trim(view: View, expert: int, density: float, known: Spectrum | None) -> Trim:
-    n = view.base.numel()
-    if density <= 0 or n == 0:
+def trim(values: Quantity, k: int, known: Spectrum | None = None) -> Trim:
+    """The `Trim` that keeps the k largest magnitudes: none at k ≤ 0, all at k ≥ n.
+
+    All are kept, too, where one is infinite or NaN, so that it is seen and refused in the result.
+    """
+    n = values.n
+    if k <= 0 or n == 0:
         return _as_tensors(math.inf, -1)
-    if density >= 1:
+    if k >= n:
         return _as_tensors(0.0, n - 1)
-    known = known or spectrum(view, expert)
-    if not known.finite:  # an infinite or undefined entry is kept, and refused in the result
+    known = known or spectrum_of(values)
+    if not known.finite:
         return _as_tensors(0.0, n - 1)
-    bracket = known.bracket(max(1, int(density * n)))
-    rows = _rows(view, expert, bracket)
+    bracket = known.bracket(k)
+    rows = _rows(values, bracket)
     if rows.least == rows.greatest:
-        return _select_among_ties(view, expert, rows, bracket.rank)
-    return _select_by_gathering(view, expert, rows, bracket)
+        return _select_among_ties(values, rows, bracket.rank)
+    return _select_by_gathering(values, rows, bracket)
+
+
+def band(values: Quantity, first: int, last: int, known: Spectrum | None = None) -> Band:
+    """The magnitudes of ranks `first` up to, without, `last`, counted from the largest.
+
+    All are kept where one is infinite or NaN and any is to be kept.
+    """
+    if 0 < first < last:
+        known = known or spectrum_of(values)
+        first = first if known.finite else 0
+    return Band(trim(values, first, known), trim(values, last if first < last else 0, known))
 
 
 @dataclass(frozen=True)
@@ -159,15 +252,14 @@ class _Rows:
     greatest: float
 
 
-def _rows(view: View, expert: int, bracket: Bracket) -> _Rows:
+def _rows(values: Quantity, bracket: Bracket) -> _Rows:
     import torch
 
     bounds = [torch.tensor(_float(pattern)) for pattern in bracket[:2]]
-    whole = view.base.numel() // _ROW * _ROW
-    head = replace(view, base=view.base[:whole], experts=[e[:whole] for e in view.experts])
-    parts: list[Any] = [*head.map(_count_rows, expert, *bounds)]
-    if whole < view.base.numel():
-        parts.append(_count_rows(_padded(view, expert, whole), *bounds))
+    whole = values.n // _ROW * _ROW
+    parts: list[Any] = [*values.head(whole).map(_count_rows, *bounds)]
+    if whole < values.n:
+        parts.append(_count_rows(_padded(values, whole), *bounds))
     counts, least, greatest = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
     return _Rows(counts.astype(np.int64), float(least.min()), float(greatest.max()))
 
@@ -182,34 +274,32 @@ def _count_rows(tau: Tensor, floor: Tensor, ceiling: Tensor) -> tuple[Tensor, Te
     return inside.float().sum(1), least, torch.where(inside, magnitude, -1.0).amax(1)
 
 
-def _padded(view: View, expert: int, start: int) -> Tensor:
-    """The task vector from `start` on, filled up with NaN to a whole row."""
+def _padded(values: Quantity, start: int) -> Tensor:
+    """The values from `start` on, filled up with NaN to a whole row."""
     import torch
 
-    rest = view.experts[expert][start:].to(view.dtype) - view.base[start:].to(view.dtype)
+    rest = values.at(slice(start, None))
     return torch.nn.functional.pad(rest, (0, -rest.numel() % _ROW), value=math.nan)
 
 
-def _select_among_ties(view: View, expert: int, rows: _Rows, rank: int) -> Trim:
+def _select_among_ties(values: Quantity, rows: _Rows, rank: int) -> Trim:
     """The trim in a bracket of one value: the `rank`-th of its entries is the last one kept."""
     total = rows.counts.cumsum()
     row = int(np.searchsorted(total, rank))
     rank -= int(total[row - 1]) if row else 0
-    part = slice(row * _ROW, (row + 1) * _ROW)
-    tau = view.experts[expert][part].to(view.dtype) - view.base[part].to(view.dtype)
-    ties = (tau.abs().float() == rows.least).nonzero().view(-1)
+    magnitude = values.at(slice(row * _ROW, (row + 1) * _ROW)).abs().float()
+    ties = (magnitude == rows.least).nonzero().view(-1)
     return _as_tensors(rows.least, row * _ROW + int(ties[rank - 1]))
 
 
-def _select_by_gathering(view: View, expert: int, rows: _Rows, bracket: Bracket) -> Trim:
+def _select_by_gathering(values: Quantity, rows: _Rows, bracket: Bracket) -> Trim:
     """The trim at a bracket's `rank`-th largest pattern, from the rows with entries in it."""
     import torch
 
     index = (np.flatnonzero(rows.counts)[:, None] * _ROW + np.arange(_ROW)).ravel()
-    index = index[index < view.base.numel()]
-    where = torch.from_numpy(index).to(view.base.device)
-    base, other = (t[where].to(view.dtype) for t in (view.base, view.experts[expert]))
-    patterns = _patterns(other - base).cpu().numpy()
+    index = index[index < values.n]
+    where = torch.from_numpy(index).to(values.view.base.device)
+    patterns = _patterns(values.at(where)).cpu().numpy()
     inside = (patterns >= bracket.start) & (patterns < bracket.stop)
     index, patterns = index[inside], patterns[inside]
     pattern = int(np.partition(patterns, -bracket.rank)[-bracket.rank])
@@ -228,7 +318,7 @@ def _float(pattern: int) -> float:
 
 
 def _patterns(tau: Tensor) -> Tensor:
-    """|τ| in float32 as int32 bit patterns."""
+    """Magnitudes in float32 as int32 bit patterns."""
     import torch
 
     return tau.abs().float().view(torch.int32)
