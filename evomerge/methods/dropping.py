@@ -139,31 +139,33 @@ class Ranks:
     """Where the entries of an expert's τ stand within their rows: 0 for the smallest |τ|.
 
     Attributes:
-        values: uint16 or, for rows of more than 2¹⁶ entries, int32 (n,).
+        digits: uint8 (n,) each, to the base 256, the highest first: compiled code has no vector
+            instructions for wider unsigned integers.
     """
 
-    values: Tensor
+    digits: Sequence[Tensor]
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
-        return int(self.values.nbytes)
+        return sum(int(digit.nbytes) for digit in self.digits)
 
 
 def ranks(view: View, expert: int) -> Ranks:
     """Rank |τ| within every row (last dimension); of tied entries the lower index is larger."""
     import torch
 
-    columns = view.columns
-    kind = torch.uint16 if columns <= 1 << 16 else torch.int32
-    found = torch.empty(view.base.numel(), dtype=kind, device=view.base.device)
-    falling = torch.arange(columns - 1, -1, -1, dtype=torch.int32, device=view.base.device)
+    columns, device = view.columns, view.base.device
+    shifts = range((max(columns - 1, 1).bit_length() - 1) // 8 * 8, -1, -8)
+    found = [torch.empty(view.base.numel(), dtype=torch.uint8, device=device) for _ in shifts]
+    falling = torch.arange(columns - 1, -1, -1, dtype=torch.int32, device=device)
     for part in _rows(view):
         tau = view.experts[expert][part].to(view.dtype) - view.base[part].to(view.dtype)
         order = tau.abs().view(-1, columns).argsort(dim=1, descending=True, stable=True)
         own = torch.empty(order.shape, dtype=torch.int32, device=order.device)
         own.scatter_(1, order, falling.expand(order.shape))
-        found[part] = own.view(-1).to(kind)
+        for digit, shift in zip(found, shifts, strict=True):
+            digit[part] = (own.view(-1) >> shift & 0xFF).to(torch.uint8)
     return Ranks(found)
 
 
@@ -177,14 +179,14 @@ class Pruning(NamedTuple):
     """DELLA's probabilities pᵢ = low + step · rank of keeping an entry, and the experts' factors.
 
     Attributes:
-        ranks: the entries' ranks, one per expert.
+        ranks: the digits of the entries' ranks, for each expert.
         low: one per expert; 1 and more keep everything.
         step: one per expert.
         shares: one factor per expert.
         by_probability: 1 where survivors are divided by pᵢ, else 0.
     """
 
-    ranks: Sequence[Any]
+    ranks: Sequence[Sequence[Any]]
     low: Sequence[float]
     step: Sequence[float]
     shares: Sequence[float]
@@ -195,11 +197,20 @@ class Pruning(NamedTuple):
         parts = []
         for index, (expert, share) in enumerate(zip(experts, self.shares, strict=True)):
             tau = expert - base
-            probability = self.ranks[index].to(tau.dtype) * self.step[index] + self.low[index]
+            rank = _number(self.ranks[index], tau)
+            probability = rank * self.step[index] + self.low[index]
             divisor = (probability - 1) * self.by_probability + 1
             kept = _survivors(index, probability, at)
             parts.append(tau * kept / divisor.clamp(2.0**-32) * share)
         return parts
+
+
+def _number(digits: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Ranks from their digits, in the dtype of `like`: exact below 2²⁴."""
+    value = digits[0].to(like.dtype)
+    for digit in digits[1:]:
+        value = value * 256 + digit.to(like.dtype)
+    return value
 
 
 def _survivors(expert: int, probability: Tensor, at: At) -> Tensor:
@@ -230,7 +241,7 @@ def pruned(
     low = [d - r for d, r in zip(density, reach, strict=True)]
     step = [2 * r / max(view.columns - 1, 1) for r in reach]
     plain = [w if d > 0 else 0.0 for w, d in zip(weight, density, strict=True)]
-    entries = [Entries(one.values) for one in found]
+    entries = [[Entries(digit) for digit in one.digits] for one in found]
     pruning = Pruning(entries, low, step, plain, float(rescale == "probability"))
     if rescale != "l1":
         return pruning
@@ -244,7 +255,7 @@ def _pruned_masks(pruning: Pruning, expert: int, at: Places) -> Callable[[slice,
 
         low = torch.tensor(pruning.low[expert], dtype=tau.dtype)
         step = torch.tensor(pruning.step[expert], dtype=tau.dtype)
-        rank = pruning.ranks[expert].part(part).to(tau.dtype)
+        rank = _number([digit.part(part) for digit in pruning.ranks[expert]], tau)
         return _survivors(expert, rank * step + low, at(part.start))
 
     return mask
