@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,12 +13,14 @@ from evomerge.methods.registry import Statistic, View
 class Statistics:
     """Results of methods' `statistic=` and `joint=` functions by tensor and expert, or experts.
 
-    Belongs to one set of sources. Holds at most `limit` bytes: the least recently used results
-    are dropped and computed again when they are needed.
+    Belongs to one set of sources. Holds at most `limit` bytes, by default a sixteenth of the
+    machine's memory, 256 MB at least: the least recently used results are dropped and computed
+    again when they are needed.
     """
 
-    def __init__(self, limit: int = 256 << 20) -> None:
-        self.limit = limit
+    def __init__(self, limit: int | None = None) -> None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.limit = max(256 << 20, memory // 16) if limit is None else limit
         self.nbytes = 0
         self._kept: OrderedDict[tuple[object, ...], Statistic] = OrderedDict()
 

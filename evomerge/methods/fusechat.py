@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
+import numpy as np
+
 from evomerge.methods.inner_products import blocks
 from evomerge.methods.masks import At
 from evomerge.methods.registry import Range, Tensor, View, merge_method
 from evomerge.methods.task_arithmetic import Lambda
-from evomerge.methods.trimming import Quantity, Spectrum, Trim, spectrum_of, trim
+from evomerge.methods.trimming import Quantity, Spectrum, Trim, spectrum_of, trim, trim_in_bracket
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,22 @@ def varm(
 
 @dataclass(frozen=True)
 class Variances:
-    """How the variances of entries across experts spread: a spectrum, and those that are not 0."""
+    """How the variances of entries across experts spread, and where the task vectors' energy lies.
+
+    Attributes:
+        spectrum: counts of variances by bracket.
+        positive: entries whose variance is not 0.
+        energies: float64 (brackets, experts), Σ τ² over this bracket and those before it.
+    """
 
     spectrum: Spectrum
     positive: int
+    energies: np.ndarray
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
-        return self.spectrum.nbytes
+        return self.spectrum.nbytes + self.energies.nbytes
 
 
 def variance(taus: list[Tensor]) -> Tensor:
@@ -90,13 +99,20 @@ def _variance_of(view: View) -> Quantity:
 
 
 def variances(view: View) -> Variances:
-    """Count the variances by bin."""
+    """Count the variances by bin; add up τ² by bracket, in float64 and in the entries' order."""
     import torch
 
-    quantity = _variance_of(view)
-    parts = (quantity.at(part) for part in blocks(view))
-    positive = sum(int(torch.count_nonzero(part)) for part in parts)
-    return Variances(spectrum_of(quantity), positive)
+    found, positive = spectrum_of(_variance_of(view)), 0
+    energies = np.zeros((len(found.floors), len(view.experts)))
+    for part in blocks(view):
+        taus = view.taus(part)
+        spread = variance(taus)
+        positive += int(torch.count_nonzero(spread))
+        bracket = found.places(spread)
+        for expert, tau in enumerate(taus):
+            squares = tau.double().square().cpu().numpy()
+            energies[:, expert] += np.bincount(bracket, squares, minlength=len(energies))
+    return Variances(found, positive, energies.cumsum(0))
 
 
 class Selection(NamedTuple):
@@ -107,18 +123,24 @@ class Selection(NamedTuple):
 
 
 def selected(view: View, *, select_topk: float, statistics: Variances | None = None) -> Selection:
-    """Entries by variance; weights by the energy of task vectors within them."""
+    """Entries by variance; weights by the energy of task vectors within them.
+
+    The energy of whole brackets is known; that of the last one's entries is added up.
+    """
+    import torch
+
     known = statistics or variances(view)
     quantity, n = _variance_of(view), view.base.numel()
     k = int(known.positive * select_topk) if select_topk < 1 else n
-    kept = trim(quantity, k, known.spectrum)
-    energies: list[list[float]] = [[] for _ in view.experts]
-    for part in blocks(view):
-        taus = view.taus(part)
-        mask = kept.keep(variance(taus), part.start)
-        for sums, tau in zip(energies, taus, strict=True):
-            sums.append((tau * mask).double().square().sum().item())
-    return Selection(kept, ratios([math.fsum(sums) for sums in energies]))
+    if k <= 0 or k >= n or not known.spectrum.finite:
+        total = known.energies[-1] if len(known.energies) and k > 0 else np.zeros(len(view.experts))
+        return Selection(trim(quantity, k, known.spectrum), ratios(total.tolist()))
+    kept, index = trim_in_bracket(quantity, k, known.spectrum)
+    place = int(np.searchsorted(known.spectrum.counts, k))
+    total = known.energies[place - 1].copy() if place else np.zeros(len(view.experts))
+    for expert, tau in enumerate(view.taus(torch.from_numpy(index).to(view.base.device))):
+        total[expert] += np.sum(tau.double().square().cpu().numpy())
+    return Selection(kept, ratios(total.tolist()))
 
 
 @merge_method(

@@ -140,6 +140,11 @@ class Spectrum:
         """Memory in bytes."""
         return self.floors.nbytes + self.counts.nbytes
 
+    def places(self, values: Tensor) -> np.ndarray:
+        """The index of each value's bracket; of what is not finite, the first."""
+        patterns = _patterns(values).cpu().numpy()
+        return np.searchsorted(-self.floors, -patterns.astype(np.int64))
+
     def bracket(self, k: int) -> Bracket:
         """Where the k-th largest |τ| lies (from 1)."""
         place = int(np.searchsorted(self.counts, k))
@@ -226,10 +231,28 @@ def trim(values: Quantity, k: int, known: Spectrum | None = None) -> Trim:
     if not known.finite:
         return _as_tensors(0.0, n - 1)
     bracket = known.bracket(k)
-    rows = _rows(values, bracket)
+    return _select(values, _rows(values, [bracket])[0], bracket)
+
+
+def _select(values: Quantity, rows: _Rows, bracket: Bracket) -> Trim:
     if rows.least == rows.greatest:
         return _select_among_ties(values, rows, bracket.rank)
     return _select_by_gathering(values, rows, bracket)
+
+
+def trim_in_bracket(values: Quantity, k: int, known: Spectrum) -> tuple[Trim, np.ndarray]:
+    """The same for 0 < k < n of finite magnitudes, with what it keeps of the k-th one's bracket.
+
+    Returns:
+        The trim, and the indices of those entries, int64, rising.
+    """
+    bracket = known.bracket(k)
+    rows = _rows(values, [bracket])[0]
+    found, index = _select(values, rows, bracket), _members(values, rows)
+    magnitude = _patterns(values.at(_index(values, index))).cpu().numpy()
+    threshold = _pattern(float(found.threshold))
+    kept = (magnitude > threshold) | ((magnitude == threshold) & (index <= int(found.last)))
+    return found, index[kept & (magnitude < bracket.stop)]
 
 
 def band(values: Quantity, first: int, last: int, known: Spectrum | None = None) -> Band:
@@ -237,10 +260,17 @@ def band(values: Quantity, first: int, last: int, known: Spectrum | None = None)
 
     All are kept where one is infinite or NaN and any is to be kept.
     """
-    if 0 < first < last:
-        known = known or spectrum_of(values)
-        first = first if known.finite else 0
-    return Band(trim(values, first, known), trim(values, last if first < last else 0, known))
+    if not 0 < first < last < values.n:
+        known = known or (spectrum_of(values) if 0 < first < last else None)
+        first = first if known is None or known.finite else 0
+        return Band(trim(values, first, known), trim(values, last if first < last else 0, known))
+    known = known or spectrum_of(values)
+    if not known.finite:
+        return Band(trim(values, 0), trim(values, values.n))
+    ends = [known.bracket(first), known.bracket(last)]
+    rows = _rows(values, ends)
+    upper, lower = (_select(values, own, end) for own, end in zip(rows, ends, strict=True))
+    return Band(upper, lower)
 
 
 @dataclass(frozen=True)
@@ -252,26 +282,38 @@ class _Rows:
     greatest: float
 
 
-def _rows(values: Quantity, bracket: Bracket) -> _Rows:
+def _rows(values: Quantity, brackets: Sequence[Bracket]) -> list[_Rows]:
+    """One pass over the values for one or two brackets."""
     import torch
 
-    bounds = [torch.tensor(_float(pattern)) for pattern in bracket[:2]]
+    bounds = [torch.tensor(_float(pattern)) for bracket in brackets for pattern in bracket[:2]]
+    count = _count_rows if len(brackets) == 1 else _count_rows_twice
     whole = values.n // _ROW * _ROW
-    parts: list[Any] = [*values.head(whole).map(_count_rows, *bounds)]
+    parts: list[Any] = [*values.head(whole).map(count, *bounds)]
     if whole < values.n:
-        parts.append(_count_rows(_padded(values, whole), *bounds))
-    counts, least, greatest = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-    return _Rows(counts.astype(np.int64), float(least.min()), float(greatest.max()))
+        parts.append(count(_padded(values, whole), *bounds))
+    found = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
+    return [
+        _Rows(counts.astype(np.int64), float(least.min()), float(greatest.max()))
+        for counts, least, greatest in zip(found[::3], found[1::3], found[2::3], strict=True)
+    ]
 
 
-def _count_rows(tau: Tensor, floor: Tensor, ceiling: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row: how many entries have floor ≤ |τ| < ceiling, the least of them, the greatest."""
+def _count_rows(values: Tensor, floor: Tensor, ceiling: Tensor) -> tuple[Tensor, ...]:
+    """Per row: how many entries have floor ≤ |x| < ceiling, the least of them, the greatest."""
     import torch
 
-    magnitude = tau.abs().float().view(-1, _ROW)
+    magnitude = values.abs().float().view(-1, _ROW)
     inside = (magnitude >= floor) & (magnitude < ceiling)
     least = torch.where(inside, magnitude, math.inf).amin(1)
     return inside.float().sum(1), least, torch.where(inside, magnitude, -1.0).amax(1)
+
+
+def _count_rows_twice(
+    values: Tensor, floor: Tensor, ceiling: Tensor, other_floor: Tensor, other_ceiling: Tensor
+) -> tuple[Tensor, ...]:
+    first = _count_rows(values, floor, ceiling)
+    return (*first, *_count_rows(values, other_floor, other_ceiling))
 
 
 def _padded(values: Quantity, start: int) -> Tensor:
@@ -294,17 +336,25 @@ def _select_among_ties(values: Quantity, rows: _Rows, rank: int) -> Trim:
 
 def _select_by_gathering(values: Quantity, rows: _Rows, bracket: Bracket) -> Trim:
     """The trim at a bracket's `rank`-th largest pattern, from the rows with entries in it."""
-    import torch
-
-    index = (np.flatnonzero(rows.counts)[:, None] * _ROW + np.arange(_ROW)).ravel()
-    index = index[index < values.n]
-    where = torch.from_numpy(index).to(values.view.base.device)
-    patterns = _patterns(values.at(where)).cpu().numpy()
+    index = _members(values, rows)
+    patterns = _patterns(values.at(_index(values, index))).cpu().numpy()
     inside = (patterns >= bracket.start) & (patterns < bracket.stop)
     index, patterns = index[inside], patterns[inside]
     pattern = int(np.partition(patterns, -bracket.rank)[-bracket.rank])
     tied = bracket.rank - int(np.count_nonzero(patterns > pattern))
     return _as_tensors(_float(pattern), int(index[np.flatnonzero(patterns == pattern)[tied - 1]]))
+
+
+def _members(values: Quantity, rows: _Rows) -> np.ndarray:
+    """The indices of all entries in the rows that have some in the bracket, rising."""
+    index = (np.flatnonzero(rows.counts)[:, None] * _ROW + np.arange(_ROW)).ravel()
+    return index[index < values.n]
+
+
+def _index(values: Quantity, index: np.ndarray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(index).to(values.view.base.device)
 
 
 def _as_tensors(threshold: float, last: int) -> Trim:
@@ -315,6 +365,10 @@ def _as_tensors(threshold: float, last: int) -> Trim:
 
 def _float(pattern: int) -> float:
     return float(struct.unpack("<f", struct.pack("<I", pattern))[0])
+
+
+def _pattern(value: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", value))[0])
 
 
 def _patterns(tau: Tensor) -> Tensor:
