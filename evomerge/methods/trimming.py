@@ -150,15 +150,26 @@ class Spectrum:
         place = int(np.searchsorted(self.counts, k))
         above = int(self.counts[place - 1]) if place else 0
         stop = int(self.floors[place - 1]) if place else _INFINITE
-        return Bracket(int(self.floors[place]), stop, k - above)
+        # only a pattern of its own, tied many times, fills more than two brackets' shares
+        tied = int(self.counts[place]) - above >= 2 * _share(int(self.counts[-1]))
+        return Bracket(int(self.floors[place]), stop, k - above, tied)
+
+
+def _share(n: int) -> int:
+    """Entries of a bracket, when values are spread."""
+    return -(-n // _BRACKETS)
 
 
 class Bracket(NamedTuple):
-    """Patterns from `start` up to `stop`; wanted is the `rank`-th largest of their entries."""
+    """Patterns from `start` up to `stop`; wanted is the `rank`-th largest of their entries.
+
+    Where `tied`, all of these are `start` itself.
+    """
 
     start: int
     stop: int
     rank: int
+    tied: bool
 
 
 def spectrum(view: View, expert: int) -> Spectrum:
@@ -170,7 +181,7 @@ def spectrum_of(values: Quantity) -> Spectrum:
     """Count a quantity's magnitudes by bin."""
     import torch
 
-    share = -(-values.n // _BRACKETS)
+    share = _share(values.n)
     counts = np.zeros(_BINS, dtype=np.int64)
     for bins in values.map(_bins):
         counts += torch.bincount(bins, minlength=_BINS).cpu().numpy()
@@ -234,10 +245,9 @@ def trim(values: Quantity, k: int, known: Spectrum | None = None) -> Trim:
     return _select(values, _rows(values, [bracket])[0], bracket)
 
 
-def _select(values: Quantity, rows: _Rows, bracket: Bracket) -> Trim:
-    if rows.least == rows.greatest:
-        return _select_among_ties(values, rows, bracket.rank)
-    return _select_by_gathering(values, rows, bracket)
+def _select(values: Quantity, rows: np.ndarray, bracket: Bracket) -> Trim:
+    select = _select_among_ties if bracket.tied else _select_by_gathering
+    return select(values, rows, bracket)
 
 
 def trim_in_bracket(values: Quantity, k: int, known: Spectrum) -> tuple[Trim, np.ndarray]:
@@ -273,17 +283,12 @@ def band(values: Quantity, first: int, last: int, known: Spectrum | None = None)
     return Band(upper, lower)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """What one pass tells of a bracket: its entries in each row of `_ROW`, its extreme values."""
+def _rows(values: Quantity, brackets: Sequence[Bracket]) -> list[np.ndarray]:
+    """How many entries of each bracket lie in each row of `_ROW`: one pass for one or two brackets.
 
-    counts: np.ndarray
-    least: float
-    greatest: float
-
-
-def _rows(values: Quantity, brackets: Sequence[Bracket]) -> list[_Rows]:
-    """One pass over the values for one or two brackets."""
+    Returns:
+        For each bracket int64 (rows,).
+    """
     import torch
 
     bounds = [torch.tensor(_float(pattern)) for bracket in brackets for pattern in bracket[:2]]
@@ -292,21 +297,14 @@ def _rows(values: Quantity, brackets: Sequence[Bracket]) -> list[_Rows]:
     parts: list[Any] = [*values.head(whole).map(count, *bounds)]
     if whole < values.n:
         parts.append(count(_padded(values, whole), *bounds))
-    found = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
-    return [
-        _Rows(counts.astype(np.int64), float(least.min()), float(greatest.max()))
-        for counts, least, greatest in zip(found[::3], found[1::3], found[2::3], strict=True)
-    ]
+    found = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+    return [counts.astype(np.int64) for counts in found]
 
 
 def _count_rows(values: Tensor, floor: Tensor, ceiling: Tensor) -> tuple[Tensor, ...]:
-    """Per row: how many entries have floor ≤ |x| < ceiling, the least of them, the greatest."""
-    import torch
-
+    """Per row, how many entries have floor ≤ |x| < ceiling."""
     magnitude = values.abs().float().view(-1, _ROW)
-    inside = (magnitude >= floor) & (magnitude < ceiling)
-    least = torch.where(inside, magnitude, math.inf).amin(1)
-    return inside.float().sum(1), least, torch.where(inside, magnitude, -1.0).amax(1)
+    return (((magnitude >= floor) & (magnitude < ceiling)).float().sum(1),)
 
 
 def _count_rows_twice(
@@ -324,17 +322,17 @@ def _padded(values: Quantity, start: int) -> Tensor:
     return torch.nn.functional.pad(rest, (0, -rest.numel() % _ROW), value=math.nan)
 
 
-def _select_among_ties(values: Quantity, rows: _Rows, rank: int) -> Trim:
+def _select_among_ties(values: Quantity, rows: np.ndarray, bracket: Bracket) -> Trim:
     """The trim in a bracket of one value: the `rank`-th of its entries is the last one kept."""
-    total = rows.counts.cumsum()
-    row = int(np.searchsorted(total, rank))
-    rank -= int(total[row - 1]) if row else 0
+    total, value = rows.cumsum(), _float(bracket.start)
+    row = int(np.searchsorted(total, bracket.rank))
+    rank = bracket.rank - (int(total[row - 1]) if row else 0)
     magnitude = values.at(slice(row * _ROW, (row + 1) * _ROW)).abs().float()
-    ties = (magnitude == rows.least).nonzero().view(-1)
-    return _as_tensors(rows.least, row * _ROW + int(ties[rank - 1]))
+    ties = (magnitude == value).nonzero().view(-1)
+    return _as_tensors(value, row * _ROW + int(ties[rank - 1]))
 
 
-def _select_by_gathering(values: Quantity, rows: _Rows, bracket: Bracket) -> Trim:
+def _select_by_gathering(values: Quantity, rows: np.ndarray, bracket: Bracket) -> Trim:
     """The trim at a bracket's `rank`-th largest pattern, from the rows with entries in it."""
     index = _members(values, rows)
     patterns = _patterns(values.at(_index(values, index))).cpu().numpy()
@@ -345,9 +343,9 @@ def _select_by_gathering(values: Quantity, rows: _Rows, bracket: Bracket) -> Tri
     return _as_tensors(_float(pattern), int(index[np.flatnonzero(patterns == pattern)[tied - 1]]))
 
 
-def _members(values: Quantity, rows: _Rows) -> np.ndarray:
+def _members(values: Quantity, rows: np.ndarray) -> np.ndarray:
     """The indices of all entries in the rows that have some in the bracket, rising."""
-    index = (np.flatnonzero(rows.counts)[:, None] * _ROW + np.arange(_ROW)).ravel()
+    index = (np.flatnonzero(rows)[:, None] * _ROW + np.arange(_ROW)).ravel()
     return index[index < values.n]
 
 
