@@ -15,8 +15,9 @@ from evomerge.errors import NonFiniteError
 from evomerge.materialize.compiled import Compiler
 from evomerge.materialize.plan import TensorStep, as_tensors
 from evomerge.materialize.statistics import Statistics
+from evomerge.methods.entries import part_of
 from evomerge.methods.masks import at
-from evomerge.methods.registry import Statistic, View, part_of
+from evomerge.methods.registry import Statistic, View
 from evomerge.models.source import Source
 from evomerge.models.vocabulary import reconciled
 from evomerge.recipe import BASE

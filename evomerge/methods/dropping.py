@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
+from evomerge.methods.entries import Entries
 from evomerge.methods.inner_products import blocks
 from evomerge.methods.masks import At, limits
-from evomerge.methods.registry import Entries, PerExpert, Tensor, View, merge_method
+from evomerge.methods.registry import PerExpert, Tensor, View, merge_method
 from evomerge.methods.task_arithmetic import Density, Lambda, Weight, elect_and_sum, shares
 
 Places = Callable[[int], At]

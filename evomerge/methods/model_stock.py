@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from evomerge.methods.entries import Entries
 from evomerge.methods.inner_products import Gram, row_grams, task_vectors_gram
-from evomerge.methods.registry import Entries, Range, Tensor, View, merge_method
+from evomerge.methods.registry import Range, Tensor, View, merge_method
 
 
 def ratio(

@@ -125,6 +125,7 @@ class Method:
 
     def __call__(self, base: Tensor, experts: Sequence[Tensor], **arguments: Any) -> Tensor:
         """Merge whole tensors by hand, outside a recipe; masks are those of seed 0."""
+        from evomerge.methods.entries import part_of
         from evomerge.methods.masks import at
 
         given = {k: v.default for k, v in inspect.signature(self.function).parameters.items()}
@@ -247,42 +248,6 @@ class View:
             part = slice(start, start + self.block)
             experts = [expert[part] for expert in self.experts]
             yield self.run(of_task_vectors, self.base[part], experts, *rest)
-
-
-@dataclass(frozen=True)
-class Entries:
-    """One number for every entry of a tensor, given whole or once per row or column.
-
-    Attributes:
-        values: (n,), or (rows,) or (columns,).
-        columns: entries of a row; 0 where every entry has a value of its own.
-        per_row: whether the values are the rows' or the columns'.
-    """
-
-    values: Tensor
-    columns: int = 0
-    per_row: bool = True
-
-    def part(self, where: slice) -> Tensor:
-        """The numbers of a slice of the flat tensor."""
-        import torch
-
-        if not self.columns:
-            return self.values[where]
-        index = torch.arange(where.start, where.stop, device=self.values.device)
-        place = index // self.columns if self.per_row else index % self.columns
-        return self.values[place]
-
-
-def part_of(measured: Any, where: slice, shape: Sequence[int] = (-1,)) -> Any:
-    """What `measured` is for a slice of the flat tensors: its `Entries` cut and given a shape."""
-    if isinstance(measured, Entries):
-        return measured.part(where).view(*shape)
-    if hasattr(measured, "_fields"):
-        return type(measured)(*(part_of(value, where, shape) for value in measured))
-    if isinstance(measured, list):
-        return [part_of(value, where, shape) for value in measured]
-    return measured
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
+from evomerge.methods.entries import Entries
 from evomerge.methods.inner_products import (
     Gram,
     Grams,
@@ -20,7 +21,7 @@ from evomerge.methods.inner_products import (
     row_grams,
     weights_gram,
 )
-from evomerge.methods.registry import Entries, PerExpert, Range, Tensor, View, merge_method
+from evomerge.methods.registry import PerExpert, Range, Tensor, View, merge_method
 
 Weight = Annotated[Sequence[float], PerExpert(1.0, low=-10.0, high=10.0)]
 Lambda = Annotated[float, Range(-10.0, 10.0)]

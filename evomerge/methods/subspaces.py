@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from evomerge.methods.registry import Entries, Tensor, View, merge_method
+from evomerge.methods.entries import Entries
+from evomerge.methods.registry import Tensor, View, merge_method
 from evomerge.methods.task_arithmetic import Lambda
 
 

@@ -26,6 +26,8 @@ _BINS = 1 << 31 - _LOW
 _BRACKETS = 1 << 12
 _ROW = 64
 """Entries that a search counts together: a mask entry by entry would cost more than the sums."""
+_SMALL = 1 << 17
+"""Entries up to which values are counted one by one: fewer than there are bins."""
 _INFINITE = 0x7F800000
 """The pattern of infinity; those of NaN lie above it."""
 
@@ -182,20 +184,27 @@ def spectrum_of(values: Quantity) -> Spectrum:
     import torch
 
     share = _share(values.n)
-    counts = np.zeros(_BINS, dtype=np.int64)
-    for bins in values.map(_bins):
-        counts += torch.bincount(bins, minlength=_BINS).cpu().numpy()
-    light = np.flatnonzero((counts > 0) & (counts <= share))
-    exact, tied = _single_patterns(values, np.flatnonzero(counts > share))
-    floors = np.concatenate([light << _LOW, exact])
+    if values.n <= _SMALL:
+        parts = [patterns.cpu().numpy() for patterns in values.map(_patterns)]
+        floors, entries = np.unique(np.concatenate(parts).astype(np.int64), return_counts=True)
+        finite = not (floors >= _INFINITE).any()
+    else:
+        counts = np.zeros(_BINS, dtype=np.int64)
+        for bins in values.map(_bins):
+            counts += torch.bincount(bins, minlength=_BINS).cpu().numpy()
+        light = np.flatnonzero((counts > 0) & (counts <= share))
+        exact, tied = _single_patterns(values, np.flatnonzero(counts > share))
+        floors = np.concatenate([light << _LOW, exact])
+        entries = np.concatenate([counts[light], tied])
+        finite = not counts[_INFINITE >> _LOW :].any()
     falling = np.argsort(-floors)
-    floors, entries = floors[falling], np.concatenate([counts[light], tied])[falling]
+    floors, entries = floors[falling], entries[falling]
     total = entries.cumsum()
     # a bracket ends where another multiple of its share is reached, and before and after many ties
     last = np.diff(total // share, prepend=0) > 0
     last[:-1] |= entries[1:] > share
     last[-1:] = True
-    return Spectrum(floors[last], total[last], not counts[_INFINITE >> _LOW :].any())
+    return Spectrum(floors[last], total[last], finite)
 
 
 def _single_patterns(values: Quantity, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,12 +4,15 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from evomerge.errors import InputError
+from evomerge.methods import trimming
+from evomerge.methods.entries import part_of
 from evomerge.methods.masks import at, limits
-from evomerge.methods.registry import View, methods, part_of, whole_view
+from evomerge.methods.registry import View, methods, whole_view
 from evomerge.methods.task_arithmetic import ties
 from evomerge.methods.trimming import spectrum, trims
 
@@ -72,6 +75,38 @@ def test_every_elementwise_method_gives_the_same_bytes_in_slices(name):
     for size in (64, 333):
         pieces = [run(i, min(i + size, 1001)) for i in range(0, 1001, size)]
         assert torch.equal(torch.cat(pieces), whole)
+
+
+LINE_BY_LINE = [
+    ("nuslerp", {"along": "rows"}),
+    ("nuslerp", {"along": "columns", "task_vectors": True}),
+    ("model_stock", {"filter_wise": True}),
+    ("widen", {}),
+    ("della", {}),
+    ("della_linear", {"rescale": "l1"}),
+    ("dare_ties", {"rescale": "l1"}),
+    ("tsvm", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), LINE_BY_LINE)
+@pytest.mark.parametrize("shape", [(33, 9), (300,), (3, 7, 5)], ids=str)
+def test_what_counts_by_row_or_column_is_the_same_in_slices(name, options, shape):
+    method = REGISTRY[name]
+    base, *experts = some_tensors(count_of(method) + 1, shape)
+    arguments = arguments_of(method, len(experts), **options)
+    places = partial(at, 0, "", [str(i) for i in range(len(experts))])
+    view = whole_view(base, experts)
+    measured = method.measured(view, {**arguments, "at": places})
+    pieces = []
+    for start in range(0, base.numel(), 64):
+        part = slice(start, min(start + 64, base.numel()))
+        more = {"at": places(start)} if method.needs_position else {}
+        more["measured"] = part_of(measured, part)
+        slices = [t[part] for t in (view.base, *view.experts)]
+        pieces.append(method.function(slices[0], slices[1:], **arguments, **more))
+    whole = method(base, experts, **arguments)
+    assert torch.equal(torch.cat(pieces).view(shape), whole)
 
 
 SHARED_OUT = {
@@ -195,6 +230,14 @@ def kept_by_sorting(tau, density):
     return expected
 
 
+@pytest.fixture(params=["one by one", "by bin"])
+def counting(request, monkeypatch):
+    """Both ways in which a spectrum is counted, whatever the tensor's size."""
+    if request.param == "by bin":
+        monkeypatch.setattr(trimming, "_SMALL", 0)
+
+
+@pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.37, 0.5, 0.999])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("known", [False, True])
@@ -219,12 +262,39 @@ TAUS = {
 }
 
 
+@pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize("density", [0.0004, 0.3, 0.5, 0.9999])
 @pytest.mark.parametrize("tau", TAUS.values(), ids=TAUS)
 def test_trims_of_awkward_task_vectors_agree_with_a_stable_sort(tau, density):
     view = View(torch.zeros_like(tau), [tau], torch.float32, block=4096)
     [trim] = trims(view, density=[density])
     assert torch.equal(trim.keep(tau, 0), kept_by_sorting(tau, density))
+
+
+@pytest.mark.usefixtures("counting")
+@pytest.mark.parametrize("tau", TAUS.values(), ids=TAUS)
+@pytest.mark.parametrize(("first", "last"), [(0, 2), (1, 3), (1, 2), (2, 2), (2, 3), (0, 0)])
+def test_a_band_keeps_exactly_its_ranks_by_a_stable_sort(tau, first, last):
+    first, last = len(tau) * first // 3, len(tau) * last // 3
+    view = View(torch.zeros_like(tau), [tau], torch.float32, block=4096)
+    found = trimming.band(trimming.task_vector(view, 0), first, last)
+    expected = torch.zeros(len(tau), dtype=torch.bool)
+    order = torch.sort(tau.abs(), descending=True, stable=True).indices
+    expected[order[first:last]] = True
+    assert torch.equal(found.keep(tau, 0), expected)
+
+
+@pytest.mark.usefixtures("counting")
+@pytest.mark.parametrize("k", [1, 2, 500, 8999])
+def test_what_is_kept_of_the_last_bracket_completes_the_whole_brackets_before_it(k):
+    tau = torch.randn(9000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    values = trimming.task_vector(View(torch.zeros(9000), [tau], torch.float32), 0)
+    known = trimming.spectrum_of(values)
+    found, index = trimming.trim_in_bracket(values, k, known)
+    places = known.places(tau)
+    before = set(np.flatnonzero(places < places[index[0]]).tolist())
+    assert before | set(index.tolist()) == set(found.keep(tau, 0).nonzero().flatten().tolist())
+    assert not before & set(index.tolist())
 
 
 def test_a_not_a_number_is_never_trimmed_away_unseen():
