@@ -106,7 +106,28 @@ class Campaign:
         with self._orderly():
             self._measure_yardsticks("search")
             self._search(deadline)
-            self._conclude()
+            winner = self._choose()
+            self._open_test(winner.digest)
+            self._measure_yardsticks("test")
+            self._measure("test", [_finalist(winner, "test")])
+            self._conclude(winner)
+
+    def choose(self, deadline: float | None = None) -> bool:
+        """Search and choose the winner on select; test stays shut.
+
+        Returns:
+            Whether there is a winner: not if `deadline` came before the budget was spent.
+
+        Raises:
+            EvomergeError: the base model itself cannot be scored, or no trial succeeded.
+        """
+        with self._orderly():
+            self._measure_yardsticks("search")
+            self._search(deadline)
+            if len(self._trials) < self._setup.config.budget.trials:
+                return False
+            self._conclude(self._choose())
+            return True
 
     def race(self) -> None:
         """Search, then measure on select whatever was the best of the search at some time.
@@ -153,8 +174,8 @@ class Campaign:
                 return
             self._land()
 
-    def _conclude(self) -> None:
-        """Finalists meet the select split, the winner the test split, yardsticks both."""
+    def _choose(self) -> Evaluation:
+        """The finalist that does best on the select split, which yardsticks meet too."""
         if not self._trials:
             raise EvomergeError("the time was up before the first trial; run it again, for longer")
         objective = self._setup.judge.objective
@@ -168,10 +189,10 @@ class Campaign:
         preferred = by_preference(judged(self._judge("select"), chosen), objective)
         if not preferred:
             raise EvomergeError(f"no finalist could be scored on select: {chosen[0].reason}")
-        winner = preferred[0].trial
-        self._open_test(winner.digest)
-        self._measure_yardsticks("test")
-        self._measure("test", [_finalist(winner, "test")])
+        return preferred[0].trial
+
+    def _conclude(self, winner: Evaluation) -> None:
+        """Note whom the search gave, and after how many trials."""
         self._study.set_note("concluded", {"winner": winner.digest, "trials": len(self._trials)})
 
     def _open_test(self, winner: str) -> None:

@@ -21,6 +21,7 @@ from evomerge.signals import terminated_like_interrupted
 
 if TYPE_CHECKING:
     from evomerge.config import CampaignConfig
+    from evomerge.stages import Stage
 
 app = typer.Typer(
     name="evomerge",
@@ -101,30 +102,45 @@ def search(
 
 
 def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
-    from evomerge.progress import ProgressDisplay
     from evomerge.report.summary import best_summary
     from evomerge.report.tables import best_table
-    from evomerge.runs import study_place
+    from evomerge.runs import check_folder, open_run
+    from evomerge.stages import stages_of
+
+    check_folder(config, folder)
+    for place in range(max(1, len(config.stages))):
+        stages = stages_of(config, folder)  # anew: one stage's winner is a model of the next
+        if stages[place].done:
+            continue
+        if not _run_stage(stages[place:], folder, config, deadline):
+            raise KeyboardInterrupt
+    _, study = open_run(folder)
+    with study:
+        stdout.print(best_table(best_summary(study)))
+    stderr.print(f"export the winner: evomerge export {folder} --to DIR", highlight=False)
+
+
+def _run_stage(
+    stages: list[Stage], folder: Path, config: CampaignConfig, deadline: float | None
+) -> bool:
+    """Run the first of the stages that are left; whether the next may begin."""
+    from evomerge.progress import ProgressDisplay
+    from evomerge.runs import remember_campaign
 
     with stderr.status("opening models and tasks"):
         from evomerge.setup import prepare
+        from evomerge.stages import check_later, run_stage
 
-        setup = prepare(config)
+        setup = prepare(stages[0].config)
+        check_later(setup, stages)
     for note in setup.models.notes:
         stderr.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    from evomerge.driver import open_campaign
-
-    with (
-        ProgressDisplay(stderr) as display,
-        open_campaign(setup, folder, display) as campaign,
-        terminated_like_interrupted(),  # again: Ray puts a handler of its own in place
-    ):
-        campaign.run(deadline)
-    from evomerge.study.study import Study
-
-    study = Study.read(*study_place(config, folder))
-    stdout.print(best_table(best_summary(study)))
-    stderr.print(f"export the winner: evomerge export {folder} --to DIR", highlight=False)
+    if config.stages:
+        remember_campaign(config, folder)
+    with ProgressDisplay(stderr) as display:
+        if stages[0].name:
+            display.begin(stages[0].title)
+        return run_stage(stages[0], setup, display, deadline)
 
 
 @app.command()
@@ -172,6 +188,8 @@ def _compare(
     from evomerge.compare.arms import parse_arms
     from evomerge.progress import ProgressDisplay
 
+    if config.stages:
+        raise InputError("compare takes a campaign of one search; this one has stages")
     arms = parse_arms(optimizers, config.optimizer)
     with stderr.status("opening models and tasks"):
         from evomerge.setup import prepare
@@ -195,9 +213,12 @@ def check(campaign: CampaignFile, overrides: Override = None) -> None:
         config = _load(campaign, overrides or [])
         from evomerge.report.preflight import preflight_table
         from evomerge.setup import prepare
+        from evomerge.stages import check_later, stages_of
 
         with stderr.status("opening models and tasks"):
-            setup = prepare(config)
+            stages = stages_of(config, Path("runs") / config.name)
+            setup = prepare(stages[0].config)
+            check_later(setup, stages)
         stdout.print(preflight_table(setup))
 
 

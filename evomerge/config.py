@@ -18,7 +18,9 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_serializer,
     field_validator,
@@ -92,17 +94,44 @@ class WeightsConfig(Strict):
     `genes` maps a parameter of the method to `[low, high]` or `{low, high, log: true}`, or to one
     value to fix it. Parameters that are not named keep the method's defaults. A key with dots names
     genes, `*` standing for anything (`weight.layer_0*.math`), and gives those their own bounds or
-    value. `granularity: block` tunes `block` layers together. `choose_experts` adds a gene per
-    expert that leaves it out of the whole merge.
+    value. `granularity: block` tunes `block` layers together, `tensor` every tensor of a layer
+    apart. `choose_experts` adds a gene per expert that leaves it out of the whole merge.
+
+    `method` may be a list: the method is then searched too, one for the whole model, or, with
+    `methods_per: group`, one for each group of tensors that is tuned together. In `genes`, a plain
+    name is that parameter of every method of the list that has it, by one gene for all of them;
+    with a method's name before it (`ties.density`) it is that method's alone.
     """
 
-    method: str
-    granularity: Literal["model", "block", "layer", "module"] = "layer"
+    method: str | Annotated[list[str], Field(min_length=1)]
+    methods_per: Literal["model", "group"] = Field(
+        default="model", exclude_if=lambda per: per == "model"
+    )
+    granularity: Literal["model", "block", "layer", "module", "tensor"] = "layer"
     block: int = Field(default=4, ge=1)
     choose_experts: bool = False
     genes: dict[
         str, Annotated[list[float], Field(min_length=2, max_length=2)] | Bounds | Scalar
     ] = Field(default_factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods to choose from; one, if it is not searched."""
+        return [self.method] if isinstance(self.method, str) else self.method
+
+    @field_validator("method")
+    @classmethod
+    def _methods_are_named_once(cls, method: str | list[str]) -> str | list[str]:
+        for name in method if isinstance(method, list) else ():
+            if method.count(name) > 1:
+                raise ValueError(f"{name} is listed twice; give each method once")
+        return method
+
+    @model_validator(mode="after")
+    def _there_is_a_choice(self) -> WeightsConfig:
+        if self.methods_per == "group" and len(self.methods) == 1:
+            raise ValueError("methods_per: group needs a list of methods to choose from")
+        return self
 
     @field_validator("genes", mode="before")
     @classmethod
@@ -278,23 +307,98 @@ class BestTrials(Strict):
     trials: int = Field(default=1, ge=1)
 
 
+class StudyTrials(Strict):
+    """The best `trials` of any Optuna study, its params taken over by name.
+
+    `study`: its storage's URL; `name` may be left out where the storage has one study. What is best
+    the study's own direction says. Params that are no genes here are passed over, numbers out of
+    bounds go to the nearest.
+    """
+
+    study: str
+    name: str | None = None
+    trials: int = Field(default=1, ge=1)
+
+
+def _kind_of_start(start: Any) -> str:
+    if isinstance(start, Mapping):
+        return "study" if "study" in start else "run"
+    if isinstance(start, StudyTrials):
+        return "study"
+    return "run" if isinstance(start, BestTrials) else "name"
+
+
+Start = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[BestTrials, Tag("run")]
+    | Annotated[StudyTrials, Tag("study")],
+    Discriminator(_kind_of_start),
+]
+
+
+class StageConfig(Strict):
+    """One of several searches, each with the winners of those before it among its experts.
+
+    What is not given is the campaign's own; tasks, splits, models and seed always are.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Of the stage, and of its winner as a model of the later stages."""
+    space: SpaceConfig
+    optimizer: OptimizerConfig | None = None
+    initial: list[Start] = Field(default_factory=list)
+    trials: int | None = Field(default=None, ge=1)
+
+
 class CampaignConfig(Strict):
     """The whole campaign file."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     models: ModelsConfig
     space: SpaceConfig
+    stages: list[StageConfig] = Field(default_factory=list)
+    """Searches to run one after the other, in the place of `space`."""
     fitness: FitnessConfig
     dtype: DtypeConfig = DtypeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    initial: list[str | BestTrials] = Field(default_factory=list)
-    """What to try first: `uniform`, a model's name, a recipe file, or trials of another run."""
+    initial: list[Start] = Field(default_factory=list)
+    """What to try first: `uniform`, a model's name, a recipe file, a mergekit file, trials of
+    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`).
+    """
     budget: BudgetConfig = BudgetConfig()
     study: StudyConfig = StudyConfig()
     workers: WorkersConfig = WorkersConfig()
     chunk_mib: int = Field(default=16, ge=1)
     """Scratch memory of one element-wise merge, in MiB: bounds the fp32 copies held at a time."""
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stages_have_spaces(cls, data: Any) -> Any:
+        """Of a campaign with stages, `space` is the first one's."""
+        stages = data.get("stages") if isinstance(data, dict) else None
+        if not (isinstance(stages, list) and stages and isinstance(stages[0], dict)):
+            return data
+        first = stages[0].get("space")
+        if first is None:
+            return data
+        if data.get("space", first) != first:
+            raise ValueError("give space or stages, not both; every stage has a space of its own")
+        if data.get("initial"):
+            raise ValueError("initial: a campaign with stages gives it in a stage")
+        return {**data, "space": first}
+
+    @model_validator(mode="after")
+    def _stages_are_models(self) -> CampaignConfig:
+        taken = ["base", "merged", *self.models.experts]
+        for stage in self.stages:
+            if stage.name in taken:
+                raise ValueError(
+                    f"stages: {stage.name!r} is taken; a stage's winner is a model of the later "
+                    "stages, under a name of its own"
+                )
+            taken.append(stage.name)
+        return self
 
     @model_validator(mode="after")
     def _gpus_need_ray(self) -> CampaignConfig:
@@ -359,10 +463,22 @@ def _override(data: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     section: Any = data
     for parent in parents:
-        section = section.setdefault(parent, {}) if isinstance(section, dict) else None
+        section = _section(section, parent)
     if not isinstance(section, dict):
         raise InputError(f"--set {override}: {'.'.join(parents)} is not a section")
     section[last] = value
+
+
+def _section(section: Any, key: str) -> Any:
+    """What stands under a key; of a list under a position, or of named sections under a name."""
+    if isinstance(section, dict):
+        return section.setdefault(key, {})
+    if isinstance(section, list):
+        named = {entry.get("name"): entry for entry in section if isinstance(entry, dict)}
+        if key.isdecimal() and int(key) < len(section):
+            return section[int(key)]
+        return named.get(key)
+    return None
 
 
 def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
@@ -381,6 +497,12 @@ def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
                 update={"include_path": include and str((folder / include).resolve())}
             ),
             "initial": [_absolute_start(start, folder) for start in config.initial],
+            "stages": [
+                stage.model_copy(
+                    update={"initial": [_absolute_start(s, folder) for s in stage.initial]}
+                )
+                for stage in config.stages
+            ],
             "study": config.study.model_copy(
                 update={"storage": _resolve_storage(config.study.storage, folder)}
             ),
@@ -388,11 +510,14 @@ def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
     )
 
 
-def _absolute_start(start: str | BestTrials, folder: Path) -> str | BestTrials:
+def _absolute_start(start: Start, folder: Path) -> Start:
     """Files and folders are taken from the campaign file's folder; names stay names."""
     if isinstance(start, BestTrials):
         return start.model_copy(update={"run": str((folder / start.run).resolve())})
-    return str((folder / start).resolve()) if start.endswith(".json") else start
+    if isinstance(start, StudyTrials):
+        return start.model_copy(update={"study": _resolve_storage(start.study, folder)})
+    is_file = start.endswith((".json", ".yaml", ".yml"))
+    return str((folder / start).resolve()) if is_file else start
 
 
 def _resolve_storage(storage: str, folder: Path) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from evomerge.campaign import Campaign, Listener
 from evomerge.config import CampaignConfig
@@ -17,26 +18,42 @@ from evomerge.report.summary import best_summary, trial_summary
 from evomerge.runs import check_folder, remember_campaign, study_place
 from evomerge.search.distributions import distribution
 from evomerge.setup import Setup
+from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 from evomerge.workers.executor import Executor, build_executor
 from evomerge.workers.worker import WorkerSpec, threads_per_worker
 
 
 @contextmanager
-def open_campaign(setup: Setup, folder: Path, listener: Listener) -> Iterator[Campaign]:
+def open_campaign(
+    setup: Setup,
+    folder: Path,
+    listener: Listener,
+    elsewhere: Mapping[tuple[str, str], Evaluation] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Iterator[Campaign]:
     """Take the study's lock, build the workers, and hand out the campaign, ready to run.
+
+    Args:
+        elsewhere: what other studies know; see `Campaign`.
+        notes: small facts for the study to keep.
 
     Raises:
         InputError: the folder cannot be written, the study belongs to another campaign or is being
             run by another driver, or a worker cannot load models or tasks.
     """
-    with open_study(setup, folder) as study, closing(open_workers(setup)) as executor:
-        yield Campaign(setup, study, executor, listener)
+    with (
+        open_study(setup, folder, notes) as study,
+        closing(open_workers(setup)) as executor,
+    ):
+        yield Campaign(setup, study, executor, listener, elsewhere)
 
 
 @contextmanager
-def open_study(setup: Setup, folder: Path) -> Iterator[Study]:
-    """Take the lock of the study of a run's folder, made if there is none.
+def open_study(
+    setup: Setup, folder: Path, notes: Mapping[str, Any] | None = None
+) -> Iterator[Study]:
+    """Take the lock of the study of a run's folder, made if there is none; `notes` go into it.
 
     Raises:
         InputError: the folder cannot be written, or the study belongs to another campaign or is
@@ -56,18 +73,17 @@ def open_study(setup: Setup, folder: Path) -> Iterator[Study]:
     with study:
         study.set_items(setup.items)
         remember_campaign(config, folder)
-        study.set_note(
-            "tasks",
-            [
-                {
-                    "task": task.task,
-                    "metric": task.metric,
-                    "weight": task.weight,
-                    "higher_is_better": task.higher_is_better,
-                }
-                for task in setup.tasks
-            ],
-        )
+        tasks = [
+            {
+                "task": task.task,
+                "metric": task.metric,
+                "weight": task.weight,
+                "higher_is_better": task.higher_is_better,
+            }
+            for task in setup.tasks
+        ]
+        for key, note in {"tasks": tasks, **(notes or {})}.items():
+            study.set_note(key, note)
         yield study
 
 

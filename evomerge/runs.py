@@ -48,16 +48,40 @@ def check_folder(config: CampaignConfig, folder: Path) -> None:
     """
     path = folder / CAMPAIGN_FILE
     if path.is_file():
-        theirs = study_place(load_campaign(path), folder)
+        held = load_campaign(path)
+        theirs = study_place(held, folder)
         if theirs[1] != study_place(config, folder)[1]:
             raise InputError(
                 f"{folder}: holds the run of study {theirs[1]!r}, which belongs to another "
                 "campaign; choose another --out"
             )
+        if [stage.name for stage in held.stages] != [stage.name for stage in config.stages]:
+            raise InputError(
+                f"{folder}: holds a run of this campaign with other stages; choose another --out"
+            )
+
+
+def stage_folder(folder: Path, stage: str) -> Path:
+    """Where a stage of a campaign runs, within the campaign's own folder."""
+    return folder / stage
+
+
+def stage_study(config: CampaignConfig, stage: str) -> str:
+    """The name of a stage's study."""
+    return f"{config.study.name or config.name}-{stage}"
+
+
+def open_study_of(config: CampaignConfig, folder: Path) -> Study:
+    """The study of a campaign's run, to look at.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    return Study.read(*study_place(config, folder))
 
 
 def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
-    """The campaign and the study of a run's folder, to look at.
+    """The campaign and the study of a run's folder, to look at; of stages, of the latest one.
 
     Raises:
         InputError: the folder holds no run, or its study cannot be read.
@@ -69,4 +93,8 @@ def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
             "`evomerge search` was run with: runs/<name>, or its --out"
         )
     config = load_campaign(path)
-    return config, Study.read(*study_place(config, folder))
+    for stage in reversed(config.stages):
+        own = stage_folder(folder, stage.name)
+        if (own / CAMPAIGN_FILE).is_file() or stage is config.stages[0]:
+            return open_run(own)
+    return config, open_study_of(config, folder)

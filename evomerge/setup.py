@@ -96,8 +96,6 @@ def prepare(config: CampaignConfig) -> Setup:
     find_objective(wanted.kind, "fitness.objective", wanted.options)
     models = preflight(config.models)
     space = _space(config, models)
-    if config.space.path.kind != "none":
-        _check_depths(config, models)
     models = replace(models, notes=(*models.notes, *space.notes))
     _check_chat_template(config, models)
     tasks = list_items(config.fitness)
@@ -117,7 +115,9 @@ def prepare(config: CampaignConfig) -> Setup:
 def _space(config: CampaignConfig, models: Preflight) -> Space:
     digests = {name: source.digest for name, source in models.sources.items()}
     space = build_space(config.space, models.layout, digests, config.seed, models.sources)
-    space.starts = tuple(starts(config.initial, space))
+    space.starts = tuple(starts(config.initial, space, models))
+    if config.space.path.kind != "none":
+        _check_depths(config, models)
     return space
 
 

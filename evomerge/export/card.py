@@ -201,7 +201,7 @@ def _reproduction(
         yield f"There is no `mergekit.yaml`: {mergekit}."
     else:
         yield "With mergekit 0.1.5, the same tensors up to rounding in float32:"
-        yield _code("mergekit-yaml mergekit.yaml ../again")
+        yield _code(mergekit.command)
         if mergekit.caveats:
             yield "But:\n\n" + "\n".join(f"- {caveat}" for caveat in mergekit.caveats)
     if commands:

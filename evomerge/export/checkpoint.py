@@ -33,12 +33,13 @@ def export_checkpoint(
     folder: Path,
     shard_bytes: int = SHARD_BYTES,
     texts: Mapping[str, str] = MappingProxyType({}),
+    tokenizer: str = BASE,
 ) -> Path:
     """Write weights, config, tokenizer, generation settings and `recipe.json` into a new folder.
 
     The folder appears whole or not at all: it is written beside its place and renamed. Tokenizer,
-    chat template and generation config are the base model's own files. `texts` are further files,
-    name → content.
+    chat template and generation config are the files of the source called `tokenizer`. `texts` are
+    further files, name → content, instead of those.
 
     Raises:
         InputError: the folder exists and is not empty, cannot be written, the disk has not the
@@ -46,9 +47,7 @@ def export_checkpoint(
             or scales.
         NonFiniteError: a merged tensor is not finite.
     """
-    folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists and is not an empty folder; choose another --to")
+    folder = check_free(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -56,7 +55,7 @@ def export_checkpoint(
         kernel = Kernel(models.sources, dtype.weights)
         _write_config(recipe, models, kernel, partial)
         write_weights(recipe, models.layout, kernel, partial, shard_bytes)
-        _copy_companions(models.sources[BASE].folder, partial)
+        _copy_companions(models.sources[tokenizer].folder, partial)
         for name, text in {"recipe.json": recipe_text(recipe), **texts}.items():
             (partial / name).write_text(text, encoding="utf-8")
         if folder.exists():
@@ -66,6 +65,18 @@ def export_checkpoint(
         raise InputError(f"{folder}: cannot be written ({error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def check_free(folder: Path) -> Path:
+    """Where a checkpoint will be written, absolute.
+
+    Raises:
+        InputError: the folder exists and is not empty.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not an empty folder; choose another --to")
     return folder
 
 
@@ -85,9 +96,9 @@ def _write_config(recipe: Recipe, models: Preflight, kernel: Kernel, folder: Pat
     config.save_pretrained(folder)
 
 
-def _copy_companions(base: Path, folder: Path) -> None:
-    """Every small file beside the base's weights that we do not write ourselves."""
-    for path in sorted(base.iterdir()):
+def _copy_companions(source: Path, folder: Path) -> None:
+    """Every small file beside the source's weights that we do not write ourselves."""
+    for path in sorted(source.iterdir()):
         ours = path.name in _OWN or path.name.endswith(_INDEX)
         if path.is_file() and path.suffix in _COMPANIONS and not ours:
             shutil.copyfile(path, folder / path.name)

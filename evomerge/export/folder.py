@@ -17,9 +17,13 @@ from evomerge.export.card import model_card
 from evomerge.export.checkpoint import export_checkpoint, recipe_text
 from evomerge.export.parents import parents_of
 from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.plan import is_straight
+from evomerge.materialize.scales import embedding_factor
+from evomerge.models.depth import config_of_path
+from evomerge.models.layout import Layout
 from evomerge.models.preflight import Preflight
 from evomerge.models.shards import read_stored
-from evomerge.recipe import BASE, Recipe
+from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.recipe.mergekit import MergekitFile, to_mergekit
 
 Format = Literal["hf", "mergekit", "recipe"]
@@ -29,7 +33,8 @@ SOURCES_FILE = "evomerge.json"
 class Sources(Strict):
     """`evomerge.json`: what `recipe.json` does not hold but merging it again needs.
 
-    `models` is source name → folder or hub id; the other fields mean what the campaign's do.
+    `models` is source name → folder or hub id, `tokenizer` and `chat_template` are `Origin`'s; the
+    other fields mean what the campaign's do.
     """
 
     evomerge: str
@@ -37,6 +42,8 @@ class Sources(Strict):
     allow_pickle: bool
     trust_remote_code: bool
     weights: str
+    tokenizer: str = BASE
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Origin:
         dtype: what its weights are rounded to.
         summary: `report.summary`'s account of it, when it comes from a run.
         commands: the stock lm_eval commands that give its scores on the export.
+        tokenizer: the source whose tokenizer and generation settings the export has.
+        chat_template: a Jinja template instead of that tokenizer's own.
     """
 
     config: ModelsConfig
@@ -56,6 +65,8 @@ class Origin:
     dtype: DtypeConfig
     summary: Mapping[str, Any] | None = None
     commands: Sequence[str] = ()
+    tokenizer: str = BASE
+    chat_template: str | None = None
 
 
 def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf") -> Path:
@@ -77,6 +88,8 @@ def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf
     texts = {SOURCES_FILE: _sources_text(origin)}
     if isinstance(file, MergekitFile):
         texts["mergekit.yaml"] = mergekit_text(file)
+    if origin.chat_template is not None:
+        texts["chat_template.jinja"] = origin.chat_template
     texts["README.md"] = model_card(
         recipe,
         origin.models.layout,
@@ -86,7 +99,9 @@ def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf
         origin.summary,
         origin.commands,
     )
-    return export_checkpoint(recipe, origin.models, origin.dtype, to, texts=texts)
+    return export_checkpoint(
+        recipe, origin.models, origin.dtype, to, texts=texts, tokenizer=origin.tokenizer
+    )
 
 
 def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
@@ -109,12 +124,67 @@ def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
                 f"mergekit cannot express this recipe: {name} has another number of vocabulary "
                 "rows than the base"
             )
+    _check_config(recipe, models)
     file = to_mergekit(
-        recipe, models.layout, {n: s.spec for n, s in models.sources.items()}, dtypes.pop()
+        _folded(recipe, models.layout),
+        models.layout,
+        {n: s.spec for n, s in models.sources.items()},
+        dtypes.pop(),
     )
     if "filter:" in file.text:
         _check_names(origin)
     return file
+
+
+def _check_config(recipe: Recipe, models: Preflight) -> None:
+    """mergekit gives the base's config another number of layers and changes nothing else in it.
+
+    Raises:
+        InputError: it says more layer by layer, which the path's layers need otherwise.
+    """
+    if is_straight(recipe, models.layout):
+        return
+    config = models.sources[BASE].config
+    ours = config_of_path(config, [slot.layer for slot in recipe.path]).to_dict()
+    theirs = config.to_dict()
+    differing = [name for name in ours if ours[name] != theirs.get(name)]
+    if set(differing) - {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}:
+        raise InputError(
+            f"mergekit cannot express this recipe: it leaves {', '.join(differing)} of the base's "
+            "config as they are for layers in another order or number; export a checkpoint, "
+            "whose config evomerge writes"
+        )
+
+
+def _folded(recipe: Recipe, layout: Layout) -> Recipe:
+    """The recipe with an input scale of its first slot in the embeddings, where that is the same.
+
+    Raises:
+        InputError: the path has other scales, or the embeddings are merged by a method.
+    """
+    factor = embedding_factor(recipe, layout)
+    if factor == 1:
+        return recipe
+    outside = (None, "embeddings")
+    found = [merge for merge in recipe.merges if (merge.slot, merge.group) == outside]
+    if any(merge.method != "passthrough" for merge in found):
+        raise InputError(
+            f"mergekit cannot express this recipe: path[0] scales the embeddings by {factor:g}, "
+            f"and they are merged by {found[0].method}, which has no word for it"
+        )
+    scale = factor * float(found[0].parameters.get("scale", 1.0)) if found else factor
+    embeddings = Merge(
+        slot=None,
+        group="embeddings",
+        method="passthrough",
+        experts=found[0].experts if found else {},
+        parameters={"scale": scale},
+    )
+    others = [merge for merge in recipe.merges if merge not in found]
+    first = recipe.path[0].model_copy(update={"scale": 1.0})
+    return recipe.model_copy(
+        update={"path": (first, *recipe.path[1:]), "merges": (*others, embeddings)}
+    )
 
 
 def mergekit_text(file: MergekitFile) -> str:
@@ -142,6 +212,8 @@ def _sources_text(origin: Origin) -> str:
         allow_pickle=origin.config.allow_pickle,
         trust_remote_code=origin.config.trust_remote_code,
         weights=origin.dtype.weights,
+        tokenizer=origin.tokenizer,
+        chat_template=origin.chat_template,
     )
     return json.dumps(sources.model_dump(mode="json"), indent=2) + "\n"
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from evomerge.config import DtypeConfig, ModelsConfig, resolve_spec
 from evomerge.errors import InputError
+from evomerge.export.checkpoint import check_free
 from evomerge.export.folder import SOURCES_FILE, Origin, export_recipe, load_sources
 from evomerge.models.preflight import Preflight, preflight
+from evomerge.models.tokenizer import load_tokenizer, tokens_by_id
 from evomerge.recipe import BASE, Recipe, load_recipe
-from evomerge.recipe.mergekit import load_mergekit
+from evomerge.recipe.mergekit import MergekitMerge, load_stages
 
 
 def merge_file(
     path: Path, to: Path, given: Mapping[str, str], weights: str | None
 ) -> tuple[Path, Sequence[str]]:
     """Merge what a file says into a new checkpoint folder.
+
+    The stages of a mergekit file are merged beside it, into `<to>-stages`, and stay there: they
+    are the models of what is merged of them. One that is there already is not merged again.
 
     Args:
         path: a recipe (`.json`), or a mergekit file (`.yaml`, `.yml`).
@@ -31,21 +38,19 @@ def merge_file(
         InputError: a file or a model cannot be used, or the models are not the recipe's.
         NonFiniteError: a merged tensor is not finite.
     """
-    read = _mergekit if path.suffix in (".yaml", ".yml") else _recipe
-    recipe, config, models, stated, notes = read(path, given)
-    origin = Origin(config, models, DtypeConfig.model_validate({"weights": weights or stated}))
-    return export_recipe(recipe, origin, to), [*models.notes, *notes]
+    if path.suffix in (".yaml", ".yml"):
+        return _merge_stages(load_stages(path), path, to, given, weights)
+    recipe, origin = _recipe(path, given, weights)
+    return export_recipe(recipe, origin, to), origin.models.notes
 
 
-_Read = tuple[Recipe, ModelsConfig, Preflight, str, Sequence[str]]
-
-
-def _recipe(path: Path, given: Mapping[str, str]) -> _Read:
+def _recipe(path: Path, given: Mapping[str, str], weights: str | None) -> tuple[Recipe, Origin]:
     """A recipe names its sources by digest; where they lie is given, or stands beside it."""
     recipe = load_recipe(path)
     beside = path.parent / SOURCES_FILE
     sources = load_sources(beside) if beside.is_file() else None
-    specs = _with_given(sources.models if sources else {}, given, recipe.sources, path)
+    _check_given(given, recipe.sources, path)
+    specs = {**(sources.models if sources else {}), **_resolved(given)}
     lacking = [_option(name) for name in recipe.sources if name not in specs]
     if lacking:
         raise InputError(
@@ -54,32 +59,125 @@ def _recipe(path: Path, given: Mapping[str, str]) -> _Read:
         )
     trusted = (sources.allow_pickle, sources.trust_remote_code) if sources else ()
     config = _config({name: specs[name] for name in recipe.sources}, *trusted)
-    return recipe, config, _open(config, path), sources.weights if sources else "checkpoint", ()
+    stated = sources.weights if sources else "checkpoint"
+    return recipe, Origin(
+        config,
+        _open(config, path, base_again=True),
+        _dtype(weights or stated),
+        tokenizer=sources.tokenizer if sources else BASE,
+        chat_template=sources.chat_template if sources else None,
+    )
 
 
-def _mergekit(path: Path, given: Mapping[str, str]) -> _Read:
-    """A mergekit file names its models by path: from its own folder, else from the current one."""
-    merge = load_mergekit(path)
+def _merge_stages(
+    stages: Sequence[MergekitMerge],
+    path: Path,
+    to: Path,
+    given: Mapping[str, str],
+    weights: str | None,
+) -> tuple[Path, Sequence[str]]:
+    _check_given(given, {name: "" for stage in stages for name in stage.models}, path)
+    to = check_free(to)
+    folder = to.with_name(f"{to.name}-stages")
+    made: dict[str | None, Path] = {}
+    notes: dict[str, None] = {}
+    for number, stage in enumerate(stages, 1):
+        last = stage is stages[-1]
+        place = to if last else folder / f"{number}-{_slug(stage.name or '')}"
+        recipe, origin = _stage(stage, path, given, made, weights if last else None)
+        notes |= dict.fromkeys([*origin.models.notes, *stage.notes])
+        if last or not _holds(place, recipe):
+            export_recipe(recipe, origin, place)
+        made[stage.name] = place
+    if len(stages) > 1:
+        notes[f"the stages are in {folder}; the result's recipe is over them"] = None
+    return to, list(notes)
+
+
+def _stage(
+    merge: MergekitMerge,
+    path: Path,
+    given: Mapping[str, str],
+    made: Mapping[str | None, Path],
+    weights: str | None,
+) -> tuple[Recipe, Origin]:
+    """A merge names its models by path: an earlier stage, else from the file's own folder, else
+    from the current one.
+    """
     folder = path.parent.resolve()
-    places = {
-        name: resolve_spec(spec, folder if (folder / spec).exists() else Path.cwd())
-        for name, spec in merge.models.items()
+    places = {}
+    for name, spec in merge.models.items():
+        root = folder if (folder / spec).exists() else Path.cwd()
+        places[name] = str(made[spec]) if spec in made else resolve_spec(spec, root)
+    own = {
+        name: spec for name, spec in given.items() if merge.models.get(name) not in (None, *made)
     }
-    config = _config(_with_given(places, given, places, path))
-    models = _open(config, path)
+    config = _config({**places, **_resolved(own)})
+    models = _open(config, path, base_again=True)
+    if merge.tokenizer != BASE:
+        _check_tokenizer(models, merge.tokenizer, merge.where)
     digests = {name: source.digest for name, source in models.sources.items()}
-    return merge.recipe(models.layout, digests), config, models, merge.weights, merge.notes
+    template = merge.chat_template
+    return merge.recipe(models.layout, digests), Origin(
+        config,
+        models,
+        _dtype(weights or merge.weights),
+        tokenizer=merge.tokenizer,
+        chat_template=_commonest_template(models) if template == "auto" else template,
+    )
 
 
-def _with_given(
-    specs: Mapping[str, str], given: Mapping[str, str], known: Mapping[str, str], path: Path
-) -> dict[str, str]:
+def _holds(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder is the checkpoint of this recipe already."""
+    written = folder / "recipe.json"
+    return written.is_file() and load_recipe(written).digest == recipe.digest
+
+
+def _check_tokenizer(models: Preflight, name: str, where: str) -> None:
+    """Refuse a tokenizer with tokens that the result has no rows for."""
+    tokenizer = load_tokenizer(models.sources[name].folder)
+    tokens = {} if tokenizer is None else tokens_by_id(tokenizer)
+    rows = models.layout.vocab_size
+    if not tokens or max(tokens) >= rows:
+        has = f"has token {max(tokens)}" if tokens else "has no tokenizer"
+        raise InputError(
+            f"{where}: tokenizer_source: {models.sources[name].spec} {has}, and the result's "
+            f"vocabulary has the base's {rows} rows; say base"
+        )
+
+
+def _commonest_template(models: Preflight) -> str | None:
+    """The chat template that most of the models have, of several the first."""
+    return next((text for text, _ in Counter(_templates(models)).most_common(1)), None)
+
+
+def _templates(models: Preflight) -> Iterator[str]:
+    for source in models.sources.values():
+        template = getattr(load_tokenizer(source.folder), "chat_template", None)
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template:
+            yield template.strip()
+
+
+def _check_given(given: Mapping[str, str], known: Mapping[str, str], path: Path) -> None:
     for name in given:
         if name not in known:
             raise InputError(
                 f"--expert {name}: {path} has no such source; it has {', '.join(known)}"
             )
-    return {**specs, **{name: resolve_spec(spec, Path.cwd()) for name, spec in given.items()}}
+
+
+def _resolved(given: Mapping[str, str]) -> dict[str, str]:
+    return {name: resolve_spec(spec, Path.cwd()) for name, spec in given.items()}
+
+
+def _dtype(weights: str) -> DtypeConfig:
+    return DtypeConfig.model_validate({"weights": weights})
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")
 
 
 def _config(
@@ -96,9 +194,9 @@ def _config(
     )
 
 
-def _open(config: ModelsConfig, path: Path) -> Preflight:
+def _open(config: ModelsConfig, path: Path, base_again: bool = False) -> Preflight:
     try:
-        return preflight(config)
+        return preflight(config, base_again=base_again)
     except InputError as error:
         raise InputError(
             f"{error}\n{path}: if a model lies elsewhere now, say so: "

@@ -87,16 +87,19 @@ _Rules = Mapping[tuple[int | None, str], MergeRule]
 
 def _outside(tensors: list[TensorSpec], rules: _Rules) -> Iterator[TensorStep]:
     for tensor in tensors:
-        yield TensorStep(tensor, BASE, rules.get((None, tensor.group)), tensor.name)
+        yield TensorStep(tensor, BASE, _found(rules, None, tensor), tensor.name)
 
 
 def _slot(index: int, recipe: Recipe, layout: Layout, rules: _Rules) -> Iterator[TensorStep]:
     slot = recipe.path[index]
-    whole = rules.get((index, "layer"))
     for tensor in layout.tensors_of_layer(slot.layer):
-        rule = rules.get((index, tensor.group)) or whole
         name = f"{layout.prefix}.{index}.{tensor.suffix}"
-        yield TensorStep(tensor, slot.source, rule, name, index)
+        yield TensorStep(tensor, slot.source, _found(rules, index, tensor), name, index)
+
+
+def _found(rules: _Rules, slot: int | None, tensor: TensorSpec) -> MergeRule | None:
+    """The rule of the finest group that has one."""
+    return next((rules[slot, g] for g in tensor.groups if (slot, g) in rules), None)
 
 
 def check_contents(recipe: Recipe, sources: Mapping[str, Source]) -> None:
@@ -126,7 +129,10 @@ def _check_path(recipe: Recipe, layout: Layout) -> None:
 
 def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:
     where = f"recipe: {merge_name(merge)}"
-    groups = layout.outside_groups if merge.slot is None else ("layer", *layout.modules)
+    groups = list(layout.outside_groups)
+    if merge.slot is not None:
+        tensors = layout.tensors_of_layer(recipe.path[merge.slot].layer)
+        groups = ["layer", *layout.modules, *(tensor.suffix for tensor in tensors)]
     if merge.group not in groups:
         raise InputError(f"{where}: the model has no such group; it has {', '.join(groups)}")
     method = find_method(merge.method, where)

@@ -53,6 +53,13 @@ class TensorSpec:
     suffix: str
     vocab_dim: int | None
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What a recipe's merge may call the tensors that this one is among, the finest first: its
+        suffix, its module, the whole layer; outside the layers its group.
+        """
+        return (self.group,) if self.layer is None else (self.suffix, self.group, "layer")
+
 
 @dataclass(frozen=True)
 class Layout:

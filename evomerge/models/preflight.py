@@ -31,12 +31,15 @@ class Preflight:
     notes: tuple[str, ...]
 
 
-def preflight(models: ModelsConfig) -> Preflight:
+def preflight(models: ModelsConfig, *, base_again: bool = False) -> Preflight:
     """Open base and experts and check that they can be merged.
 
     Experts must have the base's architecture, tensors, shapes and ties, differ from it in at least
     one weight, and number their tokens as it does. Vocabulary rows may differ in number: see
     `evomerge.models.vocabulary`. Reads all weights once, to compute the digests.
+
+    Args:
+        base_again: the base may stand among the experts, for merges of models, not task vectors.
 
     Raises:
         InputError: one message naming `models.experts.<name>` and the tensor or key at fault.
@@ -52,7 +55,8 @@ def preflight(models: ModelsConfig) -> Preflight:
     for expert in experts:
         notes += _vocabulary_notes(base, expert)
         notes += _dtype_notes(base, expert)
-        _check_differs(base, expert)
+        if not base_again:
+            _check_differs(base, expert)
     notes += _twin_notes(base, experts)
     sources = {source.name: source for source in (base, *experts)}
     return Preflight(base.layout, sources, tuple(notes))

@@ -37,9 +37,10 @@ class Slot(Strict):
 class Merge(Strict):
     """A merge method and its coefficients for one group of tensors of one slot.
 
-    `group` is a module of a layer ("attention", "mlp", "norms", "other"), "layer" for all of its
-    modules that have no merge of their own, or, with `slot: null`, a group outside the layers
-    ("embeddings", "final_norm", "head"). `experts` are merged in the order in which the recipe's
+    `group` is a tensor of a layer by its name within it ("self_attn.q_proj.weight"), a module
+    ("attention", "mlp", "norms", "other") for those of its tensors that have no merge of their own,
+    "layer" for what then is left, or, with `slot: null`, a group outside the layers ("embeddings",
+    "final_norm", "head"). `experts` are merged in the order in which the recipe's
     sources stand.
     """
 
@@ -93,12 +94,13 @@ class Recipe(Strict):
 
     @cached_property
     def digest(self) -> str:
-        """32 hex digits over everything the recipe says; order of keys and merges aside.
+        """32 hex digits over everything that decides the result; order of keys and merges aside.
 
-        The order of the sources counts: it is the order in which experts are merged.
+        The order of the sources counts: it is the order in which experts are merged. Sources that
+        nothing is taken of do not count, so that a merge is known again beside other experts.
         """
         data = self.model_dump(mode="json")
-        data["sources"] = list(data["sources"].items())
+        data["sources"] = [[name, self.sources[name]] for name in (BASE, *self.active_experts())]
         data["merges"] = sorted(data["merges"], key=canonical_json)
         return content_digest(data)
 

@@ -34,8 +34,11 @@ def status_summary(study: Study) -> dict[str, Any]:
     failed = [t for t in trials if t.failed]
     leader = best(searched(judge_of(study), evaluations))
     concluded = study.note("concluded") or {}
+    stage = study.note("stage")
+    ended = concluded.get("trials") == len(trials)
     return {
         "name": study.name,
+        "stage": stage and {key: stage[key] for key in ("name", "place", "of")},
         "trials": len(trials),
         "budget": study.campaign["budget"]["trials"],
         "completed": len(trials) - len(failed),
@@ -49,7 +52,7 @@ def status_summary(study: Study) -> dict[str, Any]:
         "item_evaluations": sum(e.n for e in evaluations if e.seconds),
         "seconds": round(sum(sum(e.seconds.values()) for e in evaluations), 3),
         "optimizer_state": dict(trials[-1].state) if trials else {},
-        "done": concluded.get("trials") == len(trials),
+        "done": ended and (stage is None or stage["place"] == stage["of"]),
     }
 
 
@@ -105,6 +108,7 @@ def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
             for split, judge in judges.items()
         },
         "test_opened": study.note("test_opened") or [],
+        "stages": (study.note("stage") or {}).get("before", []),
     }
 
 
@@ -164,13 +168,18 @@ def coefficient_summary(study: Study, recipe: Mapping[str, Any]) -> dict[str, di
 
     Returns:
         parameter → `bounds` [low, high], `rows` (embeddings, layers, final norm, head), `columns`
-        (the experts, or one for a parameter they share), `values` [rows][columns].
+        (the experts, or one for a parameter they share), `values` [rows][columns]. Where the
+        campaign chooses among methods, those that the recipe's methods have, without the groups
+        whose method has them not.
     """
     weights = study.campaign["space"]["weights"]
     experts = [name for name in recipe["sources"] if name != BASE]
     tables = {}
     for parameter, bounds in searched_bounds(weights).items():
-        rows = dict(_coefficients(recipe, parameter, weights["granularity"]))
+        of = [row for row in _coefficients(recipe, parameter, weights["granularity"]) if row[1]]
+        rows = dict(of)
+        if not rows:
+            continue
         shared = all(None in row for row in rows.values())
         tables[parameter] = {
             "bounds": bounds,
@@ -189,10 +198,15 @@ def searched_bounds(weights: Mapping[str, Any] | None) -> dict[str, list[float]]
     if weights is None:
         return {}
     found = {}
+    methods = weights["method"]
+    methods = [methods] if isinstance(methods, str) else methods
     for name, value in weights["genes"].items():
-        if "." not in name and isinstance(value, list):
+        first, dot, rest = name.partition(".")
+        if dot and (first not in methods or "." in rest):
+            continue  # of single genes, not of `ties.density`
+        if isinstance(value, list):
             found[name] = value
-        elif "." not in name and isinstance(value, Mapping):
+        elif isinstance(value, Mapping):
             found[name] = [value["low"], value["high"]]
     return found
 
@@ -303,8 +317,14 @@ def _span(judge: Judge, items: Mapping[str, Values]) -> dict[str, float]:
 def _coefficients(
     recipe: Mapping[str, Any], parameter: str, granularity: str
 ) -> Iterator[tuple[str, dict[str | None, float]]]:
-    """A label and owner → value for each tuned group; the owner of a shared parameter is None."""
+    """A label and owner → value for each tuned group; the owner of a shared parameter is None.
+
+    `parameter` may be that of one method, `ties.density`.
+    """
+    method, _, parameter = parameter.rpartition(".")
     for merge in recipe["merges"]:
+        if method not in ("", merge["method"]):
+            continue
         if granularity == "model":
             label = "whole model"
         elif merge["slot"] is None:

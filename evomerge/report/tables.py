@@ -21,8 +21,10 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     table = Table(title=f"campaign {status['name']}", show_header=False)
     state = "done" if status["done"] else "not finished; the same search command goes on with it"
     leader = status["best"]
+    stage = status["stage"]
     rows = {
         "state": state,
+        **({"stage": f"{stage['name']}, {stage['place']} of {stage['of']}"} if stage else {}),
         "trials": f"{status['trials']} of {status['budget']}",
         "completed": status["completed"],
         "failed": status["failed"],
@@ -63,7 +65,7 @@ def best_table(best: dict[str, Any]) -> RenderableType:
                 difference(paired) if paired else "",
                 p_value(paired["p"]) if paired else "",
             )
-    parts: list[RenderableType] = [table]
+    parts: list[RenderableType] = [table, *map(Text, stage_lines(best))]
     if best.get("front"):
         parts.append(front_table(best))
     parts += [Text(line, style="" if holds else "yellow") for line, holds in constraint_lines(best)]
@@ -89,6 +91,16 @@ def front_table(best: dict[str, Any]) -> Table:
     if len(front) > SHOWN_OF_FRONT:
         table.caption = f"and {len(front) - SHOWN_OF_FRONT} more (--json has all)"
     return table
+
+
+def stage_lines(best: dict[str, Any]) -> list[str]:
+    """The winners of the stages before, which the winner is made of: its lineage."""
+    return [
+        f"stage {one['stage']}: trial {one['trial']}, recipe {one['digest'][:12]}, "
+        f"search {short(one['search'])}, select {short(one['select'])}, made of "
+        f"{', '.join(one['of'])}"
+        for one in best["stages"]
+    ]
 
 
 def constraint_lines(best: dict[str, Any]) -> list[tuple[str, bool]]:

@@ -30,8 +30,9 @@ class Condition:
 class Gene:
     """One searched coefficient or choice, and how a genome's entry u in [0, 1] stands for it.
 
-    A float runs from `low` at 0 to `high` at 1, linearly, or by its logarithm when `log`. An int
-    from `low` to `high` and a categorical of `choices` divide [0, 1] into equal cells.
+    It exists only where every condition of `when` holds. A float runs from `low` at 0 to `high` at
+    1, linearly, or by its logarithm when `log`. An int from `low` to `high` and a categorical of
+    `choices` divide [0, 1] into equal cells.
     """
 
     name: str
@@ -40,7 +41,11 @@ class Gene:
     kind: Literal["float", "int", "categorical"] = "float"
     log: bool = False
     choices: tuple[Value, ...] = ()
-    when: Condition | None = None
+    when: tuple[Condition, ...] = ()
+
+    def exists(self, active: Mapping[str, Value]) -> bool:
+        """Whether it exists beside the values of the active genes that stand before it."""
+        return all(active.get(condition.gene) in condition.values for condition in self.when)
 
     @property
     def levels(self) -> int | None:
@@ -119,7 +124,7 @@ class Domain:
         values = {g.name: g.value(u) for g, u in zip(self.genes, genome, strict=True)}
         active: dict[str, Value] = {}
         for gene in self.genes:  # a condition's gene stands before those it decides on
-            if gene.when is None or active.get(gene.when.gene) in gene.when.values:
+            if gene.exists(active):
                 active[gene.name] = values[gene.name]
         return active
 

@@ -1,4 +1,4 @@
-"""The space of merges in weight space: one method, tuned at a granularity."""
+"""The space of merges in weight space: methods, tuned at a granularity."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.config import Bounds, SpaceConfig, WeightsConfig
+from evomerge.config import Bounds, SpaceConfig
 from evomerge.errors import InputError
-from evomerge.methods.registry import Method, Parameter, find_method
+from evomerge.methods.registry import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
-from evomerge.recipe import BASE, Merge, Recipe, Slot
-from evomerge.search.bounds import fixed_and_bounds, own_bounds
-from evomerge.search.domain import Gene, Genome, Value
+from evomerge.recipe import BASE, Merge, Recipe
+from evomerge.search.bounds import Searched, read_tuning
+from evomerge.search.domain import Condition, Gene, Genome, Value
+from evomerge.search.groups import tuned_groups
 from evomerge.search.lineage import Lineage, SourceGrams, owners_of_coefficients
 from evomerge.search.space import Space
+from evomerge.search.yardsticks import Straight
+
+_BASE_ALONE: Mapping[str, float] = {"weight": 0.0, "base_weight": 1.0}
+"""The values with which a merge is the base."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +32,25 @@ class _Coefficient:
 
     group: int
     expert: str | None
-    parameter: str
+    searched: Searched
 
-
-@dataclass(frozen=True)
-class _Group:
-    """Tensors that are tuned together: a label, and the (slot, group) pairs of their merges."""
-
-    label: str
-    targets: tuple[tuple[int | None, str], ...]
+    @property
+    def parameter(self) -> str:
+        """The parameter, as methods call it."""
+        return self.searched.parameter.name
 
 
 class WeightSpace(Space):
-    """Merging in weight space: one method, tuned at a granularity.
+    """Merging in weight space: one method or several to choose from, tuned at a granularity.
 
-    The genome runs through the model from the embeddings to the head, group by group, so that a
-    crossover at a point splits the model in depth.
+    The genome begins with what is decided for the whole model: which experts are used, which method
+    merges. Then it runs through the model from the embeddings to the head, group by group, so that
+    a crossover at a point splits the model in depth. Where the method is a gene, the genes of
+    parameters that the chosen one does not have are inactive.
 
     Attributes:
         genes: in genome order.
-        method: the merge method.
+        methods: the merge methods to choose from, in the file's order.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class WeightSpace(Space):
         seed: int,
         sources: Mapping[str, Source] | None = None,
     ) -> None:
-        """Check the configuration against the method's signature and the models' layout.
+        """Check the configuration against the methods' signatures and the models' layout.
 
         Args:
             digests: source name → content digest, the base first.
@@ -66,63 +70,107 @@ class WeightSpace(Space):
                 recombine linearly.
 
         Raises:
-            InputError: unknown method or parameter, bounds outside the method's range, no genes.
+            InputError: unknown method or parameter, bounds outside a method's range, no genes.
         """
         where, weights = "space.weights", config.weights
         if weights is None:
             raise InputError(f"{where}: required, but not given")
-        self.method: Method = find_method(weights.method, f"{where}.method")
-        self._sources = dict(digests)
+        self.methods: Sequence[Method] = [
+            find_method(m, f"{where}.method") for m in weights.methods
+        ]
+        self._by_name = {method.name: method for method in self.methods}
+        self.label = " or ".join(self._by_name)
         self._experts = [name for name in digests if name != BASE]
-        self._layers = layout.layers
-        self._seed = seed
-        self.method.check_experts(len(self._experts), f"{where}.method")
-        self._groups = list(_groups(weights, layout))
-        self._fixed, bounds = fixed_and_bounds(self.method, weights.genes, f"{where}.genes")
+        for method in self.methods:
+            method.check_experts(len(self._experts), f"{where}.method")
         self._switched = self._experts if weights.choose_experts else []
-        if not bounds:
+        self._layers = layout.layers
+        self._groups = list(tuned_groups(weights, layout))
+        self._tensors = [group.tensors(layout) for group in self._groups]
+        self._straight = Straight(digests, self._groups, layout.layers, seed)
+        tuning = read_tuning(self.methods, weights.genes, f"{where}.genes")
+        self._fixed = tuning.fixed
+        if not tuning.searched and len(self.methods) == 1:
+            [method] = self.methods
             raise InputError(
                 f"{where}.genes: nothing to search; give at least one parameter of "
-                f"{self.method.name} as [low, high]: {', '.join(self.method.parameters)}"
+                f"{method.name} as [low, high]: {', '.join(method.parameters)}"
             )
-        self._coefficients, self._pinned, genes = [], {}, []
-        own = own_bounds(self.method, weights.genes, f"{where}.genes")
-        for coefficient in self._enumerate(bounds):
-            name = self._name(coefficient)
-            given = own.of(name, bounds[coefficient.parameter])
-            if isinstance(given, Bounds):
-                genes.append(Gene(name, given.low, given.high, log=given.log))
-                self._coefficients.append(coefficient)
-            else:
-                self._pinned[coefficient] = given
-        own.check_used()
-        switches = [
-            Gene(f"use.{name}", kind="categorical", choices=(False, True))
-            for name in self._switched
-        ]
-        super().__init__([*switches, *genes])
+        self._chosen_by = self._method_genes(weights.methods_per)
+        self._coefficients: dict[str, _Coefficient] = {}
+        self._pinned: dict[_Coefficient, Value] = {}
+        owned = list(self._enumerate(tuning.searched, tuning.own.of))
+        tuning.own.check_used()
+        super().__init__([gene for _, gene in owned])
+        self._owners = [owner for owner, _ in owned]
         self.initial = self._uniform()
-        self.label = self.method.name
-        self._lineage = self._find_lineage(layout, sources)
-        self.seeds = self._lineage.seeds(self._sources) if self._lineage else {}
+        self._lineage = self._find_lineage(sources)
+        self.seeds = self._lineage.seeds(digests) if self._lineage else {}
+
+    def _method_genes(self, per: str) -> list[str | None]:
+        """For each group, the name of the gene that chooses its method; None where there is one."""
+        if len(self.methods) == 1:
+            return [None for _ in self._groups]
+        return ["method" if per == "model" else f"method.{g.label}" for g in self._groups]
+
+    def _enumerate(
+        self, searched: Sequence[Searched], bounds_of: Any
+    ) -> Iterator[tuple[int, Gene]]:
+        """The genes in order, each with the index of its group, −1 for the whole model's.
+
+        Notes what each coefficient's gene is called, and which coefficients have one value.
+        """
+        for name in self._switched:
+            yield -1, Gene(f"use.{name}", kind="categorical", choices=(False, True))
+        names, known = tuple(self._by_name), set()
+        for index, group in enumerate(self._groups):
+            choice = self._chosen_by[index]
+            if choice is not None and choice not in known:
+                known.add(choice)
+                owner = -1 if choice == "method" else index
+                yield owner, Gene(choice, kind="categorical", choices=names)
+            for coefficient in self._of_group(index, searched):
+                kind = coefficient.searched
+                parts = [kind.name, group.label, coefficient.expert]
+                name = ".".join(part for part in parts if part)
+                given = bounds_of(name, kind.bounds)
+                if not isinstance(given, Bounds):
+                    self._pinned[coefficient] = given
+                    continue
+                self._coefficients[name] = coefficient
+                when = tuple(self._conditions(coefficient))
+                yield index, Gene(name, given.low, given.high, log=given.log, when=when)
+
+    def _conditions(self, coefficient: _Coefficient) -> Iterator[Condition]:
+        """Where a coefficient counts: its expert is used, and its method chosen."""
+        if coefficient.expert in self._switched:
+            yield Condition(f"use.{coefficient.expert}", (True,))
+        choice, methods = self._chosen_by[coefficient.group], coefficient.searched.methods
+        if choice is not None and set(methods) != set(self._by_name):
+            yield Condition(choice, methods)
+
+    def _of_group(self, index: int, searched: Sequence[Searched]) -> Iterator[_Coefficient]:
+        for kind in searched:
+            owners = self._experts if kind.parameter.per_expert else [None]
+            yield from (_Coefficient(index, owner, kind) for owner in owners)
 
     @property
     def cuts(self) -> Sequence[int]:
         """Where each group of tensors begins."""
-        owners = [*(-1 for _ in self._switched), *(c.group for c in self._coefficients)]
+        owners = self._owners
         return [i for i, group in enumerate(owners) if i == 0 or group != owners[i - 1]]
 
     def _uniform(self) -> Genome:
-        """The uniform merge (weights 1/N) of all experts, other genes at their defaults."""
-        defaults = {p.name: _number(p.default) for p in self.method.parameters.values()}
-        defaults["weight"] = 1 / len(self._experts)
-        switches = [gene.unit(True) for gene in self.genes[: len(self._switched)]]
-        pairs = zip(self._coefficient_genes, self._coefficients, strict=True)
-        return np.array([*switches, *(gene.unit(defaults[c.parameter]) for gene, c in pairs)])
-
-    @property
-    def _coefficient_genes(self) -> tuple[Gene, ...]:
-        return self.genes[len(self._switched) :]
+        """The uniform merge (weights 1/N) of all experts by the first method, the rest as methods
+        have it by default.
+        """
+        params: dict[str, Value] = {f"use.{name}": True for name in self._switched}
+        params |= {choice: self.methods[0].name for choice in self._chosen_by if choice}
+        for name, coefficient in self._coefficients.items():
+            is_weight = coefficient.parameter == "weight"
+            default = coefficient.searched.parameter.default
+            params[name] = 1 / len(self._experts) if is_weight else default
+        return np.array([gene.unit(params[gene.name]) for gene in self.genes])
 
     def recombine(self, a: Genome, b: Genome, split: int, weight: float) -> Genome:
         """SLERP of what the genomes stand for, where genes are linear coefficients of the sources
@@ -133,231 +181,177 @@ class WeightSpace(Space):
         return self._lineage.recombine(a, b, split, weight)
 
     def statistics(self, genome: Genome) -> dict[str, float]:
-        """The mean over groups of every parameter, by name: `weight.math`, `lambda`; where experts
-        are chosen, the number of those that are used, `experts`.
+        """The mean of every parameter over the groups where it is active, by name: `weight.math`,
+        `lambda` (0 where it is active nowhere). Where experts are chosen, the number of those that
+        are used, `experts`; where methods are, the share of groups of each, `method.ties`.
         """
+        params = self.params(genome)
         found: dict[str, list[float]] = {}
-        units = genome[len(self._switched) :]
-        for gene, coefficient, unit in zip(
-            self._coefficient_genes, self._coefficients, units, strict=True
-        ):
-            name = ".".join(p for p in (coefficient.parameter, coefficient.expert) if p)
-            found.setdefault(name, []).append(_number(gene.value(unit)))
-        means = {name: float(np.mean(values)) for name, values in found.items()}
-        return {**means, "experts": float(len(self._used(genome)))} if self._switched else means
+        for gene, coefficient in self._coefficients.items():
+            name = ".".join(
+                part for part in (coefficient.searched.name, coefficient.expert) if part
+            )
+            found.setdefault(name, []).extend(float(params[g]) for g in (gene,) if g in params)
+        means = {name: float(np.mean(values)) if values else 0.0 for name, values in found.items()}
+        if self._switched:
+            means["experts"] = float(len(self._used(params)))
+        if len(self.methods) > 1:
+            chosen = [self._method_of(index, params).name for index in range(len(self._groups))]
+            means |= {f"method.{name}": chosen.count(name) / len(chosen) for name in self._by_name}
+        return means
 
-    def _used(self, genome: Genome) -> list[str]:
+    def _used(self, params: Mapping[str, Value]) -> list[str]:
         """The experts that a genome does not leave out."""
-        off = {
-            name
-            for name, gene, unit in zip(self._switched, self.genes, genome, strict=False)
-            if not gene.value(unit)
-        }
-        return [name for name in self._experts if name not in off]
+        return [name for name in self._experts if params.get(f"use.{name}", True)]
+
+    def _method_of(self, group: int, params: Mapping[str, Value]) -> Method:
+        choice = self._chosen_by[group]
+        return self._by_name[str(params[choice])] if choice else self.methods[0]
 
     def keep_in(self, folder: Path) -> None:
         """Keep the Grams, once computed, in the run's folder."""
         if self._lineage and self._lineage.grams:
             self._lineage.grams.folder = folder
 
-    def _find_lineage(self, layout: Layout, sources: Mapping[str, Source] | None) -> Lineage | None:
+    def _find_lineage(self, sources: Mapping[str, Source] | None) -> Lineage | None:
         """The genes as linear coefficients of the sources; None where they are not."""
-        settings = {p.name: self._fixed.get(p.name, p.default) for p in self._shared_parameters()}
-        searched = {c.parameter for c in self._coefficients}
-        owners = owners_of_coefficients(self.method.name, searched, settings, self._experts)
-        if owners is None or self._switched or self._pinned or any(g.log for g in self.genes):
+        if (
+            len(self.methods) > 1
+            or self._switched
+            or self._pinned
+            or any(g.log for g in self.genes)
+        ):
             return None
-        place = {(c.group, c.expert): i for i, c in enumerate(self._coefficients)}
+        [method] = self.methods
+        settings = {
+            p.name: self._fixed[method.name].get(p.name, p.default)
+            for p in method.parameters.values()
+            if not p.per_expert
+        }
+        searched = {c.parameter for c in self._coefficients.values()}
+        owners = owners_of_coefficients(method.name, searched, settings, self._experts)
+        if owners is None:
+            return None
+        place = {(c.group, c.expert): i for i, c in enumerate(self._coefficients.values())}
         blocks = [[place[group, owner] for owner in owners] for group in range(len(self._groups))]
         grams = None
         if sources is not None:
-            tensors = [_tensors(group, layout) for group in self._groups]
-            grams = SourceGrams(sources, tensors, task_vectors=None not in owners)
+            grams = SourceGrams(sources, self._tensors, task_vectors=None not in owners)
         return Lineage(owners, np.array(blocks), self.genes, grams)
 
-    def _shared_parameters(self) -> Iterator[Parameter]:
-        return (p for p in self.method.parameters.values() if not p.per_expert)
-
     def decode(self, genome: Genome) -> Recipe:
-        """The recipe of a genome; every parameter of the method stands in it, defaults too."""
-        values: list[dict[str | None, dict[str, Any]]] = [{} for _ in self._groups]
-        units = genome[len(self._switched) :]
-        searched = {
-            coefficient: gene.value(unit)
-            for gene, coefficient, unit in zip(
-                self._coefficient_genes, self._coefficients, units, strict=True
-            )
-        }
-        for coefficient, value in (self._pinned | searched).items():
-            into = values[coefficient.group].setdefault(coefficient.expert, {})
-            into[coefficient.parameter] = value
-        experts = self._used(genome)
+        """The recipe of a genome; every parameter of its methods stands in it, defaults too."""
+        params = self.params(genome)
+        experts = self._used(params)
         if not experts:
-            return self._recipe(BASE, [])
+            return self._straight.recipe(BASE, [])
+        methods = [self._method_of(index, params) for index in range(len(self._groups))]
+        searched = {c: params[name] for name, c in self._coefficients.items() if name in params}
+        values: list[dict[str | None, dict[str, Value]]] = [{} for _ in self._groups]
+        for coefficient, value in (self._pinned | searched).items():
+            if methods[coefficient.group].name in coefficient.searched.methods:
+                into = values[coefficient.group].setdefault(coefficient.expert, {})
+                into[coefficient.parameter] = value
         merges = [
-            self._merge(self.method, target, values[index], self._fixed, experts)
-            for index, group in enumerate(self._groups)
+            self._straight.merge(method, target, own, self._fixed[method.name], experts)
+            for group, method, own in zip(self._groups, methods, values, strict=True)
             for target in group.targets
         ]
-        return self._recipe(BASE, merges)
+        return self._straight.recipe(BASE, merges)
 
     def encode(self, recipe: Recipe) -> Genome:
-        """The genome of a recipe of this space's method along the base's own path.
+        """The genome of a recipe of this space's methods along the base's own path.
 
         An expert that a merge leaves out has weight 0 there, or is switched off where that is a
-        gene. Of several merges tuned together, the first counts.
+        gene. Of several merges tuned together here, the mean counts. The masks of random methods
+        are this space's, not the recipe's.
 
         Raises:
-            InputError: another path or another method, or experts that the space has not.
+            InputError: another path or another method, experts that the space has not, or a
+                parameter that has no gene and another value here.
         """
-        straight = [(slot.source, slot.layer) for slot in recipe.path]
-        if straight != [(BASE, layer) for layer in range(self._layers)]:
+        straight = [(slot.source, slot.layer, slot.scale) for slot in recipe.path]
+        if straight != [(BASE, layer, 1.0) for layer in range(self._layers)]:
             raise InputError("the recipe has a path of its own; this space searches weights")
+        for merge in recipe.merges:
+            self._check_encodable(merge)
         merges = {(merge.slot, merge.group): merge for merge in recipe.merges}
-        for merge in merges.values():
-            if merge.method != self.method.name:
-                raise InputError(
-                    f"the recipe merges with {merge.method}; this space searches {self.method.name}"
-                )
-            if unknown := set(merge.experts) - set(self._experts):
-                raise InputError(f"the recipe merges {min(unknown)!r}; no expert is called that")
-        used = {name for merge in merges.values() for name in merge.experts}
+        found = [_merges_of(tensors, merges) for tensors in self._tensors]
+        used = {name for merge in recipe.merges for name in merge.experts}
         params: dict[str, Value] = {f"use.{name}": name in used for name in self._switched}
-        for coefficient, gene in zip(self._coefficients, self._coefficient_genes, strict=True):
-            found = merges.get(self._groups[coefficient.group].targets[0])
-            owner, name = coefficient.expert, coefficient.parameter
-            given: Mapping[str, Any] = found.parameters if found else {}
-            if owner is not None:
-                given = found.experts.get(owner, {"weight": 0.0}) if found else {"weight": 0.0}
-            if name in given:
-                params[gene.name] = given[name]
+        params |= self._choices(found)
+        for name, coefficient in self._coefficients.items():
+            values = [_value_in(merge, coefficient) for merge in found[coefficient.group]]
+            known = [float(value) for value in values if value is not None]
+            if known:
+                params[name] = known[0] if len(set(known)) == 1 else float(np.mean(known))
         return self.genome_of(params)
+
+    def _check_encodable(self, merge: Merge) -> None:
+        method = self._by_name.get(merge.method)
+        if method is None:
+            raise InputError(
+                f"the recipe merges with {merge.method}; this space searches {self.label}"
+            )
+        if unknown := set(merge.experts) - set(self._experts):
+            raise InputError(f"the recipe merges {min(unknown)!r}; no expert is called that")
+        searched = {
+            c.parameter
+            for c in (*self._coefficients.values(), *self._pinned)
+            if method.name in c.searched.methods
+        }
+        active = [v for v in merge.experts.values() if v.get("weight", 1.0) != 0]
+        for p in method.parameters.values():
+            if p.name in searched:
+                continue
+            here = self._fixed[method.name].get(p.name, p.default)
+            for given in active if p.per_expert else [merge.parameters]:
+                if (there := given.get(p.name, p.default)) != here:
+                    bounds = ", or give it bounds" if p.type is float else ""
+                    raise InputError(
+                        f"the recipe has {p.name} {there} where this space has {here}; write "
+                        f"{p.name}: {there} in space.weights.genes{bounds}"
+                    )
+
+    def _choices(self, found: Sequence[Sequence[Merge | None]]) -> dict[str, Value]:
+        """The method genes of a recipe's merges by group; without merges they are left out."""
+        chosen: dict[str, Value] = {}
+        for choice, merges in zip(self._chosen_by, found, strict=True):
+            for merge in merges:
+                if choice is None or merge is None:
+                    continue
+                if chosen.setdefault(choice, merge.method) != merge.method:
+                    finer = "methods_per: group" if choice == "method" else "a finer granularity"
+                    raise InputError(
+                        f"the recipe merges with {chosen[choice]} and {merge.method}, but of this "
+                        f"space gene {choice!r} says one; write {finer}"
+                    )
+        return chosen
 
     def parents(self) -> dict[str, Recipe]:
         """The base and each expert as recipes: every layer and group copied from one source."""
-        copy = find_method("passthrough", "space")
-        targets = [target for group in self._groups for target in group.targets]
-        recipes = {BASE: self._recipe(BASE, [])}
-        for name in self._experts:
-            merges = [
-                Merge(slot=slot, group=group, method=copy.name, experts={name: {}})
-                for slot, group in targets
-                if slot is None
-            ]
-            recipes[name] = self._recipe(name, merges)
-        return recipes
+        return self._straight.parents()
 
     def baselines(self) -> dict[str, Recipe]:
-        """Merges that need no search: the method's uniform and default, and two that anybody tries.
-
-        "uniform" gives every expert weight 1/N, "default" the method's own defaults; parameters
-        fixed in the campaign keep their fixed values. Whatever the method, the experts' average
-        and TIES with its defaults stand beside them. Identical recipes appear once.
-        """
-        share = {"weight": 1 / len(self._experts)}
-        found = {f"{self.method.name} default": self._everywhere(self.method, {}, self._fixed)}
-        if "weight" in self.method.parameters:
-            name = f"{self.method.name} uniform"
-            found[name] = self._everywhere(self.method, share, self._fixed)
-        found.setdefault("ties default", self._everywhere(find_method("ties", "space"), {}, {}))
-        found["average"] = self._everywhere(find_method("linear", "space"), share, {})
-        unique: dict[str, str] = {}
-        for name, recipe in found.items():
-            unique.setdefault(recipe.digest, name)
-        return {name: found[name] for name in unique.values()}
-
-    def _everywhere(
-        self, method: Method, per_expert: Mapping[str, float], fixed: Mapping[str, Any]
-    ) -> Recipe:
-        """One method with equal parameters on every tensor."""
-        values: dict[str | None, dict[str, float]] = {e: dict(per_expert) for e in self._experts}
-        merges = [
-            self._merge(method, target, values, fixed, self._experts)
-            for group in self._groups
-            for target in group.targets
-        ]
-        return self._recipe(BASE, merges)
-
-    def _merge(
-        self,
-        method: Method,
-        target: tuple[int | None, str],
-        values: Mapping[str | None, Mapping[str, Any]],
-        fixed: Mapping[str, Any],
-        experts: Sequence[str],
-    ) -> Merge:
-        complete: dict[str | None, dict[str, Any]] = {}
-        for owner in (None, *experts):
-            given = {**fixed, **values.get(owner, {})}
-            complete[owner] = {
-                p.name: given.get(p.name, p.default)
-                for p in method.parameters.values()
-                if p.per_expert == (owner is not None)
-            }
-        return Merge(
-            slot=target[0],
-            group=target[1],
-            method=method.name,
-            experts={name: complete[name] for name in experts},
-            parameters=complete[None],
-        )
-
-    def _recipe(self, source: str, merges: Sequence[Merge]) -> Recipe:
-        path = tuple(Slot(source=source, layer=layer) for layer in range(self._layers))
-        # without random masks a seed would only make equal merges look different
-        drawn = any(find_method(merge.method, "space").needs_position for merge in merges)
-        seed = self._seed if drawn else 0
-        return Recipe(sources=self._sources, path=path, merges=tuple(merges), seed=seed)
-
-    def _enumerate(self, bounds: Mapping[str, Any]) -> Iterator[_Coefficient]:
-        for index in range(len(self._groups)):
-            for name in bounds:
-                owners = self._experts if self.method.parameters[name].per_expert else [None]
-                yield from (_Coefficient(index, owner, name) for owner in owners)
-
-    def _name(self, coefficient: _Coefficient) -> str:
-        """`weight.layer_03.math`; shared parameters have no expert."""
-        label = self._groups[coefficient.group].label
-        parts = [coefficient.parameter, label, coefficient.expert]
-        return ".".join(part for part in parts if part)
+        """Merges that need no search: uniform and default ones (see `Straight.baselines`)."""
+        return self._straight.baselines(self.methods, self._fixed)
 
 
-def _groups(weights: WeightsConfig, layout: Layout) -> Iterator[_Group]:
-    """The tuned groups in depth order: embeddings, layers, final norm, head."""
-    granularity = weights.granularity
-    layers = range(layout.layers)
-    outside = [_Group(name, ((None, name),)) for name in layout.outside_groups]
-    if granularity == "model":
-        targets = [group.targets[0] for group in outside]
-        yield _Group("model", (*targets, *((layer, "layer") for layer in layers)))
-        return
-    width = len(str(layout.layers - 1))
-    yield from (group for group in outside if group.label == "embeddings")
-    if granularity == "block":
-        for first in layers[:: weights.block]:
-            block = layers[first : first + weights.block]
-            label = f"layers_{first:0{width}d}_{block[-1]:0{width}d}"
-            yield _Group(label, tuple((layer, "layer") for layer in block))
-        layers = range(0)
-    for layer in layers:
-        label = f"layer_{layer:0{width}d}"
-        if granularity == "layer":
-            yield _Group(label, ((layer, "layer"),))
-        else:
-            yield from (_Group(f"{label}.{m}", ((layer, m),)) for m in layout.modules)
-    yield from (group for group in outside if group.label != "embeddings")
+def _merges_of(
+    tensors: Sequence[TensorSpec], merges: Mapping[tuple[int | None, str], Merge]
+) -> list[Merge | None]:
+    """The merges that make some tensors, each once; None among them where one has none."""
+    keys = [[(tensor.layer, group) for group in tensor.groups] for tensor in tensors]
+    found = dict.fromkeys(next((key for key in of if key in merges), None) for of in keys)
+    return [None if key is None else merges[key] for key in found]
 
 
-def _tensors(group: _Group, layout: Layout) -> list[TensorSpec]:
-    """The tensors that a group's merges make."""
-    targets = set(group.targets)
-    return [
-        spec
-        for spec in layout.tensors
-        if (spec.layer, spec.group) in targets
-        or (spec.layer is not None and (spec.layer, "layer") in targets)
-    ]
-
-
-def _number(value: bool | float | int | str) -> float:
-    return float(value) if not isinstance(value, str) else 0.0
+def _value_in(merge: Merge | None, coefficient: _Coefficient) -> Value | None:
+    """What a recipe's merge says of a coefficient; None where its gene does not matter."""
+    name, owner = coefficient.parameter, coefficient.expert
+    if merge is None or (owner is not None and owner not in merge.experts):
+        return _BASE_ALONE.get(name)
+    if merge.method not in coefficient.searched.methods:
+        return None
+    given: Mapping[str, Any] = merge.parameters if owner is None else merge.experts[owner]
+    return given.get(name, coefficient.searched.parameter.default)

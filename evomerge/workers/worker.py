@@ -100,9 +100,15 @@ def compute_dtype(config: CampaignConfig) -> str:
 
 
 def threads_per_worker(config: CampaignConfig) -> int:
-    """`workers.cpus_per_worker`, by default this machine's cores shared among the workers."""
+    """`workers.cpus_per_worker`, by default this machine's cores shared among the workers.
+
+    `OMP_NUM_THREADS`, where it is set to a number, says how many cores these are.
+    """
     return config.workers.cpus_per_worker or max(1, _cores() // config.workers.count)
 
 
 def _cores() -> int:
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -186,11 +186,21 @@ def test_optuna_pandas_and_its_command_line_read_the_study(done):
     assert all("weight.layer_0.math" in params for params in listed_params)
 
 
+def _heeding_interrupts():
+    """A shell that starts the tests in the background has SIGINT ignored, and children inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_interrupting_is_exit_code_three_and_resumable(tiny_folder):
     command = [sys.executable, "-m", "evomerge.cli", "search", "campaign.yaml", "--out", "run"]
     command += ["--trials", "4000"]
     process = subprocess.Popen(
-        command, cwd=tiny_folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tiny_folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heeding_interrupts,
     )
     while process.poll() is None and not (tiny_folder / "run" / "study.db.driver").exists():
         time.sleep(0.02)

@@ -151,8 +151,8 @@ def test_one_model_passed_through_can_be_converted(done, tmp_path):
     [
         ("r.json", "{}", [], "r.json: sources"),
         ("r.json", None, [], "cannot be read"),
-        ("m.yaml", "merge_method: sce", [], "'sce' of mergekit is not read"),
-        ("m.yaml", "name: tiny\nmodels: {}", [], "name: evomerge does not read this key"),
+        ("m.yaml", "merge_method: ranked_ties", [], "'ranked_ties' is unknown"),
+        ("m.yaml", "space: {}\nmodels: {}", [], "space: evomerge does not read this key"),
         (
             "m.yaml",
             "merge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}]",

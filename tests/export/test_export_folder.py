@@ -7,8 +7,10 @@ import shutil
 
 import pytest
 import tiny
+import torch
 import yaml
-from transformers import AutoModelForCausalLM
+from mergekit_oracle import merged_by_mergekit, tensors_in
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.errors import InputError
@@ -93,15 +95,59 @@ def test_a_merge_that_is_the_same_everywhere_is_one_row(origin, tmp_path):
     assert "| all | task_arithmetic | 0.5 |" in (out / "README.md").read_text()
 
 
+def scaled(recipe, scale=0.5):
+    first = recipe.path[0].model_copy(update={"scale": scale})
+    return recipe.model_copy(update={"path": (first, *recipe.path[1:])})
+
+
+@pytest.mark.parametrize("source", ["base", "math"])
+def test_an_input_scale_of_the_first_layer_stands_in_the_embeddings(origin, tmp_path, source):
+    embeddings = Merge(
+        slot=None, group="embeddings", method="passthrough", experts={source: {}}, parameters={}
+    )
+    recipe = scaled(recipe_of(origin, *([embeddings] if source != "base" else [])))
+    out = export_recipe(recipe, origin, tmp_path / "out")
+    theirs = merged_by_mergekit((out / "mergekit.yaml").read_text(), tmp_path / "theirs")
+    ours = tensors_in(out)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_several_methods_are_a_file_for_mergekit_multi_and_the_card_says_so(origin, tmp_path):
+    recipe = recipe_of(origin, merge(0, "mlp", math=1), merge(1, "mlp", "ties", math=1))
+    out = export_recipe(recipe, origin, tmp_path / "out")
+    assert "mergekit-multi mergekit.yaml" in (out / "README.md").read_text()
+
+
+def test_another_depth_is_refused_where_mergekit_would_keep_the_bases_layer_types(tmp_path):
+    """mergekit 0.1.5 fails on it, after all weights are written."""
+
+    settings = {**tiny.llama_config().to_dict(), "head_dim": 8}
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+    keys += ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+    config = Qwen3Config(**{key: settings[key] for key in keys})
+    for name in ("base", "math", "lang"):
+        torch.manual_seed(ord(name[0]))
+        Qwen3ForCausalLM(config).save_pretrained(tmp_path / "m" / name)
+        tiny.save_tokenizer(tmp_path / "m" / name)
+    origin = origin_of(tmp_path / "m")
+    path = tuple(Slot(source="base", layer=layer) for layer in (0, 1, 1))
+    stacked = recipe_of(origin).model_copy(update={"path": path})
+    with pytest.raises(InputError, match=r"leaves .*layer_types.* as they are .* a checkpoint"):
+        mergekit_file(stacked, origin)
+    mergekit_file(recipe_of(origin), origin)
+
+
 def test_a_recipe_mergekit_cannot_express_comes_without_its_file_and_the_card_says_why(
     origin, tmp_path
 ):
-    recipe = recipe_of(origin, merge(0, "mlp", math=1), merge(1, "mlp", "ties", math=1))
+    recipe = scaled(recipe_of(origin, merge(None, "embeddings", math=1)))
     out = export_recipe(recipe, origin, tmp_path / "out")
     assert not (out / "mergekit.yaml").exists()
     card = (out / "README.md").read_text()
-    assert "There is no `mergekit.yaml`: mergekit cannot express this recipe: it merges by" in card
-    with pytest.raises(InputError, match="task_arithmetic and ties"):
+    assert (
+        "There is no `mergekit.yaml`: mergekit cannot express this recipe: path[0] scales" in card
+    )
+    with pytest.raises(InputError, match="merged by task_arithmetic, which has no word for it"):
         export_recipe(recipe, origin, tmp_path / "x.yaml", "mergekit")
     assert not (tmp_path / "x.yaml").exists()
 

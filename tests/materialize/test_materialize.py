@@ -92,6 +92,39 @@ def test_resident_and_streamed_weights_are_the_same_bytes(models, method, tmp_pa
     )
 
 
+def test_tensors_tuned_apart_are_the_same_bytes_resident_and_streamed(models, tmp_path):
+    recipe = some_recipe(models, "ties", granularity="tensor")
+    resident = resident_bytes(models, recipe)
+    assert_same_bytes(resident, streamed_bytes(models, recipe, tmp_path / "o"))
+    for name in ("self_attn.q_proj.weight", "mlp.up_proj.weight", "input_layernorm.weight"):
+        [merge] = [m for m in recipe.merges if (m.slot, m.group) == (1, name)]
+        alone = recipe.model_copy(update={"merges": (merge.model_copy(update={"group": "layer"}),)})
+        tensor = f"model.layers.1.{name}"
+        assert torch.equal(resident_bytes(models, alone)[tensor], resident[tensor])
+
+
+def test_a_tensors_own_merge_goes_before_its_modules_and_that_before_its_layers(models):
+    def merge(group, weight):
+        experts = {"math": {"weight": weight}}
+        return Merge(slot=0, group=group, method="task_arithmetic", experts=experts)
+
+    merges = (merge("layer", 0.1), merge("attention", 0.2), merge("self_attn.q_proj.weight", 0.3))
+    recipe = some_recipe(models).model_copy(update={"merges": merges})
+    steps = {s.name: s for s in plan(recipe, models.layout, models.sources)}
+    weights = [
+        steps[f"model.layers.0.{name}.weight"].rule.arguments["weight"]
+        for name in ("mlp.up_proj", "self_attn.k_proj", "self_attn.q_proj")
+    ]
+    assert weights == [[0.1], [0.2], [0.3]]
+
+
+def test_a_merge_of_a_tensor_that_the_layer_has_not_is_refused(models):
+    wrong = Merge(slot=0, group="self_attn.q_prj.weight", method="ties", experts={"math": {}})
+    recipe = some_recipe(models).model_copy(update={"merges": (wrong,)})
+    with pytest.raises(InputError, match=r"q_prj.*no such group; it has layer, .*attn.q_proj"):
+        plan(recipe, models.layout, models.sources)
+
+
 @pytest.mark.parametrize("method", ELEMENTWISE)
 def test_bytes_depend_neither_on_slices_nor_on_threads(models, method):
     recipe = some_recipe(models, method)

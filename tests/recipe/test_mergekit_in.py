@@ -115,6 +115,30 @@ models:
   - {model: A!, parameters: {weight: 0.8}}
   - {model: B!, parameters: {weight: 0.5}}
 """,
+    "numbers in filters are the result's for all models and the model's own for one": """
+merge_method: task_arithmetic
+base_model: BASE!
+slices:
+  - sources:
+      - {model: BASE!, layer_range: [0, 4]}
+      - {model: A!, layer_range: [0, 4]}
+  - sources:
+      - {model: BASE!, layer_range: [2, 6]}
+      - model: A!
+        layer_range: [2, 6]
+        parameters: {weight: [{filter: layers.5., value: 0.9}, {value: 0.2}]}
+parameters:
+  weight: [{filter: layers.3., value: 0.7}, {value: 0.4}]
+  lambda: [{filter: layers.5., value: 0.5}, {filter: layers.2., value: 0.3}, {value: 1}]
+""",
+    "one layer again and again": """
+merge_method: passthrough
+slices:
+  - sources: [{model: A!, layer_range: [0, 6]}]
+  - sources: [{model: A!, layer_range: [5, 6]}]
+  - sources: [{model: B!, layer_range: [5, 6], parameters: {scale: [0.5, 0.25]}}]
+  - sources: [{model: A!, layer_range: [2, 6]}]
+""",
     "layers passed through from two models": """
 merge_method: passthrough
 slices:
@@ -198,7 +222,6 @@ def test_differences_from_mergekit_are_noted():
         "parameters: {rescale: true}\nchat_template: auto"
     ).notes
     assert "own masks" in notes[0]
-    assert "chat template" in notes[1]
     assert "no base_model" in from_mergekit("merge_method: linear\nmodels: [{model: a}]").notes[0]
 
 
@@ -219,16 +242,17 @@ SLICED = {"merge_method": "linear", "models": None}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"merge_method": "della"}, "merge_method: 'della' of mergekit is not read; linear, slerp"),
+        ({"merge_method": "ranked_ties"}, "merge_method: 'ranked_ties' is unknown; linear, slerp"),
         ({"colour": 1}, "colour: evomerge does not read this key"),
         ({"modules": {}}, "modules: evomerge does not read"),
         ({"merge_method": None}, "merge_method"),
         ({"tokenizer_source": "union"}, "tokenizer_source: union is not read"),
-        ({"tokenizer": {"source": "union"}}, "tokenizer: only 'source: base'"),
-        ({"chat_template": "chatml"}, "chat_template: not read"),
+        ({"tokenizer": {"source": "union"}}, r"tokenizer\.source: union is not read"),
+        ({"tokenizer_source": "org/c"}, "none of the file's models"),
+        ({"tokenizer": {"source": "base", "tokens": {}}}, r"tokenizer\.tokens: evomerge does not"),
+        ({"chat_template": "chatml"}, "chat_template: mergekit's own 'chatml' is not read"),
         ({"dtype": "float64"}, "dtype: float64 is not written"),
-        ({"parameters": {"int8_mask": True}}, r"parameters\.int8_mask: not read; leave it out"),
-        ({"parameters": {"rescale": True}}, r"parameters\.rescale: 'rescale' of ties is not read"),
+        ({"parameters": {"rescale": True}}, r"parameters\.rescale: evomerge's ties has no such"),
         ({"parameters": {"densty": 0.5}}, "did you mean 'density'"),
         ({"parameters": {"density": "high"}}, r"parameters\.density: 'high' is neither a number"),
         ({"parameters": {"density": [{"value": 1, "filtr": "x"}]}}, "not of the form"),
@@ -245,8 +269,8 @@ SLICED = {"merge_method": "linear", "models": None}
         ({"models": [{"model": {"model": {"path": "x"}}}]}, r"models\.0\.model: .*valid string"),
         ({"merge_method": "slerp", "models": [{"model": "a"}, {"model": "b"}]}, "takes 2 models"),
         ({"merge_method": "passthrough", "models": [{"model": "a"}]}, "takes one model"),
-        (SLICED | {"slices": [sources([0, 4]), sources([2, 6])]}, r"slices\[1\]: layer_range must"),
-        (SLICED | {"slices": [sources([0, 4], [1, 5])]}, r"slices\[0\]: layer_range must"),
+        (SLICED | {"slices": [sources([4, 4])]}, r"slices\[0\]: layer_range \[4, 4\] has no"),
+        (SLICED | {"slices": [sources([0, 4], [1, 5])]}, r"slices\[0\]: .* several layer_range"),
         (SLICED | {"slices": [sources([0, 4]) | {"residual_weight": 1}]}, "residual_weight"),
         (SLICED | {"slices": [sources([0, 4]) | {"base_model": "c"}]}, "a base of its own"),
         (
@@ -270,13 +294,12 @@ def test_what_is_not_read_is_refused_by_name(change, message):
                     {"model": "a", "parameters": {"weight": {"filter": "q_proj", "value": 1}}}
                 ]
             },
-            r"'weight' is missing for model\.embed_tokens",
+            r"'weight' is missing for model\.layers\.0\.self_attn\.k_proj",
         ),
         (
-            {"parameters": {"density": [{"filter": "q_proj", "value": 0.1}, {"value": 1}]}},
-            r"k_proj.weight other values than the rest of attention of layer 0",
+            SLICED | {"slices": [sources([4, 8])], "parameters": {"weight": 1}},
+            r"layer_range \[4, 8\]: the models have layers 0 to 5",
         ),
-        (SLICED | {"slices": [sources([0, 4])], "parameters": {"weight": 1}}, "they make 4 layers"),
     ],
 )
 def test_what_does_not_fit_the_models_is_refused(folder, change, message):
@@ -284,6 +307,19 @@ def test_what_does_not_fit_the_models_is_refused(folder, change, message):
     models = preflight(ModelsConfig(base=str(folder / "base"), experts={"x": str(folder / "math")}))
     with pytest.raises(InputError, match=message):
         merge.recipe(models.layout, dict.fromkeys(merge.models, ""))
+
+
+def test_a_filter_on_some_tensors_of_a_module_gives_merges_of_their_own(folder):
+    density = [{"filter": "0.self_attn.q_proj", "value": 0.1}, {"value": 1}]
+    merge = from_mergekit(yaml.safe_dump({**GOOD, "parameters": {"density": density}}))
+    models = preflight(ModelsConfig(base=str(folder / "base"), experts={"x": str(folder / "math")}))
+    recipe = merge.recipe(models.layout, dict.fromkeys(merge.models, ""))
+    found = {(m.slot, m.group): m.experts["a"]["density"] for m in recipe.merges}
+    assert found.pop((0, "self_attn.q_proj.weight")) == 0.1
+    assert set(found.values()) == {1.0}
+    assert (0, "self_attn.k_proj.weight") in found
+    assert (0, "mlp") in found
+    assert (1, "layer") in found
 
 
 def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path):

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 import yaml
-from mergekit_oracle import merged_by_mergekit, tensors_in
+from mergekit_oracle import (
+    assert_mergekit_agrees,
+    assert_round_trip,
+    digests,
+    merged_by_mergekit,
+    open_family,
+    specs,
+    tensors_in,
+)
 from safetensors.torch import save_file
 
-from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig
+from evomerge.config import SpaceConfig
 from evomerge.errors import InputError
-from evomerge.export.checkpoint import export_checkpoint
-from evomerge.models.preflight import preflight
 from evomerge.recipe import Merge, Recipe, Slot
-from evomerge.recipe.mergekit import from_mergekit, to_mergekit
+from evomerge.recipe.mergekit import to_mergekit
 from evomerge.search.weights import WeightSpace
 
 LAYERS = 5
-
-
-def open_family(folder, dtype=torch.float32, **changes):
-    paths = tiny.save_family(folder, dtype=dtype, **{"num_hidden_layers": LAYERS, **changes})
-    experts = {name: str(path) for name, path in paths.items() if name != "base"}
-    return preflight(ModelsConfig(base=str(paths["base"]), experts=experts))
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """fp32, random and far apart, so that no two entries tie at a trim threshold."""
     return open_family(tmp_path_factory.mktemp("family"), spread=3.0)
-
-
-def specs(models):
-    return {name: source.spec for name, source in models.sources.items()}
-
-
-def digests(models):
-    return {name: source.digest for name, source in models.sources.items()}
 
 
 GENES = {
@@ -57,38 +48,7 @@ def some_recipe(models, method, granularity="module", seed=5, **fixed):
     return space.decode(torch.rand(space.dimension, generator=generator).double().numpy())
 
 
-def assert_mergekit_agrees(models, recipe, folder, dtype="float32", **tolerance):
-    """Merge by both tools and compare every tensor; returns mergekit's file."""
-    file = to_mergekit(recipe, models.layout, specs(models), dtype)
-    ours = tensors_in(
-        export_checkpoint(recipe, models, DtypeConfig(weights=dtype), folder / "ours")
-    )
-    theirs = merged_by_mergekit(file.text, folder / "theirs")
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert ours[name].dtype == theirs[name].dtype
-        torch.testing.assert_close(
-            ours[name], theirs[name], **{"rtol": 0, "atol": 1e-6, **tolerance}, msg=name
-        )
-    return file
-
-
-def assert_round_trip(models, recipe, folder, text):
-    """Our reading of the file merges to the same bytes as the recipe it was written from."""
-    merge = from_mergekit(text)
-    names = {spec: name for name, spec in specs(models).items()}
-    known = {name: digests(models)[names[spec]] for name, spec in merge.models.items()}
-    again = merge.recipe(models.layout, known)
-    base, *experts = merge.models.items()
-    opened = preflight(ModelsConfig(base=base[1], experts=dict(experts)))
-    one = tensors_in(export_checkpoint(recipe, models, DtypeConfig(), folder / "one"))
-    two = tensors_in(
-        export_checkpoint(again, opened, DtypeConfig(weights=merge.weights), folder / "two")
-    )
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.parametrize("granularity", ["model", "layer", "module"])
+@pytest.mark.parametrize("granularity", ["model", "layer", "module", "tensor"])
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
 def test_mergekit_makes_the_same_tensors_of_the_file(models, tmp_path, method, granularity):
     recipe = some_recipe(models, method, granularity)
@@ -215,35 +175,6 @@ def test_what_may_differ_is_said(models):
     assert caveats("linear") == caveats("task_arithmetic") == caveats("ties", density=1.0) == ()
     assert "trim threshold" in caveats("ties")[0]
     assert "masks are random" in caveats("dare_linear")[0]
-
-
-def merge(method, slot=0, **experts):
-    return Merge(slot=slot, group="layer", method=method, experts=experts)
-
-
-@pytest.mark.parametrize(
-    ("merges", "path", "message"),
-    [
-        ([merge("linear", math={}), merge("ties", 1, math={})], None, "by linear and ties"),
-        ([], ["base", "base"], "reorders, repeats, drops"),
-        ([merge("slerp", math={}), merge("slerp", 1, lang={})], None, "different pairs"),
-        ([merge("slerp", math={})], SWAP, "copies .* from lang"),
-        (
-            [
-                merge("ties", math={}),
-                Merge(
-                    slot=1, group="mlp", method="passthrough", experts={}, parameters={"scale": 0.5}
-                ),
-            ],
-            None,
-            r"scales model\.layers\.1\.mlp\.gate_proj\.weight by 0\.5",
-        ),
-    ],
-)
-def test_what_mergekit_cannot_express_is_refused_with_the_reason(models, merges, path, message):
-    recipe = recipe_of(models, *merges, path=path)
-    with pytest.raises(InputError, match=f"mergekit cannot express this recipe: .*{message}"):
-        to_mergekit(recipe, models.layout, specs(models), "float32")
 
 
 def test_a_path_that_mergekit_would_split_is_refused(models):

@@ -35,6 +35,7 @@ class Invented:
         tasks=("add", "mul"),
         experts=("math", "lang"),
         layers=3,
+        method="ties",
         granularity="layer",
         genes=None,
         budget=20,
@@ -45,7 +46,7 @@ class Invented:
         self.granularity = granularity
         self.rng = np.random.default_rng(0)
         weights = {
-            "method": "ties",
+            "method": method,
             "granularity": granularity,
             "genes": genes or {"weight": [0, 1.5], "lambda": [0.5, 1.5], "density": 0.4},
         }

@@ -99,6 +99,18 @@ def test_one_granularity_for_the_whole_model_is_one_row(tmp_path):
     assert (shared["columns"], shared["values"]) == (["all experts"], [[0.25]])
 
 
+def test_coefficients_of_a_method_that_was_chosen_here_and_there_are_shown_there(tmp_path):
+    genes = {"ties.weight": [0, 1.5], "linear.weight": [0, 1], "dare_ties.lambda": [0, 2]}
+    run = Invented(tmp_path / "run", method=["ties", "linear", "dare_ties"], genes=genes)
+    recipe = run.recipe([0.25] * len(run.genes)).to_json()
+    recipe["merges"][1]["method"] = "linear"
+    tables = coefficient_summary(run.study, recipe)
+    assert list(tables) == ["ties.weight", "linear.weight"]
+    assert tables["linear.weight"]["rows"] == ["layer 0"]
+    assert tables["linear.weight"]["bounds"] == [0, 1]
+    assert tables["ties.weight"]["rows"] == ["embeddings", "layer 1", "layer 2", "final norm"]
+
+
 def test_task_summary_counts_what_best_summary_counts(finished):
     best = best_summary(finished.study)
     tasks = task_summary(finished.study, best)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from evomerge.config import OptimizerConfig
+from evomerge.config import OptimizerConfig, SpaceConfig
 from evomerge.judging.scores import Scores
+from evomerge.models.layout import Layout, TensorSpec
 from evomerge.search.domain import Condition, Domain, Gene
 from evomerge.search.optimizers import build_optimizer
+from evomerge.search.weights import WeightSpace
 
 OPTIMUM = {"method": "ties", "rank": 7, "rate": 0.02, "density": 0.3, "weight": 0.7}
 
@@ -46,7 +48,7 @@ def mixed():
         [
             Gene("weight", 0.0, 1.5),
             Gene("method", kind="categorical", choices=("linear", "ties", "dare")),
-            Gene("density", 0.1, 1.0, when=Condition("method", ("ties",))),
+            Gene("density", 0.1, 1.0, when=(Condition("method", ("ties",)),)),
             Gene("rate", 1e-4, 1.0, log=True),
             Gene("rank", 2, 9, kind="int"),
             Gene("on", 0, 1, kind="int"),
@@ -54,7 +56,21 @@ def mixed():
     )
 
 
-DOMAINS = {"box": box, "numbers": numbers, "choices": choices, "mixed": mixed}
+def methods():
+    """A space of weights that chooses its method in each group, and its experts."""
+    weights = {
+        "method": ["linear", "ties"],
+        "methods_per": "group",
+        "choose_experts": True,
+        "genes": {"weight": [0, 1.5], "density": [0.2, 1]},
+    }
+    tensors = [TensorSpec(f"layers.{i}.w", (4, 4), i, "mlp", "w", None) for i in range(2)]
+    layout = Layout("Tiny", 2, "layers", tuple(tensors), {}, 8)
+    digests = {"base": "0", "math": "1", "lang": "2"}
+    return WeightSpace(SpaceConfig(weights=weights), layout, digests, seed=1)
+
+
+DOMAINS = {"box": box, "numbers": numbers, "choices": choices, "mixed": mixed, "methods": methods}
 
 
 def build(name, domain=None, seed=0, **options):

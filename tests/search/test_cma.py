@@ -7,7 +7,7 @@ from domains import box, build, choices, mixed, run, score, sphere
 
 from evomerge.errors import InputError
 from evomerge.judging.scores import Scores
-from evomerge.search.domain import Domain, Gene
+from evomerge.search.domain import Condition, Domain, Gene
 from evomerge.search.mixed_cma import MixedCMA
 from evomerge.search.optimizers.cma import CmaEs
 
@@ -74,6 +74,53 @@ def test_it_restarts_with_a_doubled_population_and_ignores_results_from_before(d
     late = optimizer.ask(index)
     optimizer.tell(late, sphere(late.genome))
     assert len(optimizer._arrived) == 1
+
+
+def switched(count=4):
+    """Switches, each with two genes that exist where it is on."""
+    switches = [Gene(f"on{i}", kind="categorical", choices=(False, True)) for i in range(count)]
+    when = [(Condition(gene.name, (True,)),) for gene in switches]
+    genes = [Gene(f"{n}{i}", when=when[i]) for i in range(count) for n in "ab"]
+    return Domain([*switches, *genes])
+
+
+def wants(domain, good):
+    """Scores that want one switch on, its genes at .8, and every other switch off."""
+
+    def measure(genome):
+        params = domain.params(genome)
+        loss = sum(params[f"on{i}"] != (i == good) for i in range(4))
+        loss += sum((v - 0.8) ** 2 for n, v in params.items() if n in (f"a{good}", f"b{good}"))
+        return Scores(-float(loss), 0.0, 1)
+
+    return measure
+
+
+def test_genes_of_choices_hardly_made_rest_and_wake_when_the_choice_is_made_again():
+    domain = switched()
+    optimizer = build("cma", domain)
+    record = run(optimizer, [], 300, wants(domain, good=1))
+    assert optimizer._strategy.resting == 6
+    assert max(s.value for _, s in record if s) > -1e-3
+    resting = [i for i, gene in enumerate(domain.genes) if gene.name in ("a0", "b0", "a3", "b3")]
+    assert len({p.genome[resting].tobytes() for p, _ in record[-20:]}) == 1
+    run(optimizer, record, 700, wants(domain, good=3))
+    late = np.stack([p.genome[resting[2:]] for p, _ in record[-20:]])
+    np.testing.assert_allclose(late.mean(0), 0.8, atol=0.05)
+    assert len({genome.tobytes() for genome in late}) > 1
+
+
+@pytest.mark.parametrize("cut", [40, 150, 290])
+def test_a_replay_finds_the_same_genes_at_rest(cut):
+    domain = switched()
+    measure = wants(domain, good=1)
+    whole = run(build("cma", domain), [], 300, measure)
+    resumed = build("cma", domain)
+    for proposal, scores in whole[:cut]:
+        resumed.tell(proposal, scores)
+    again = run(resumed, whole[:cut], 300, measure)
+    assert [p.genome.tobytes() for p, _ in again] == [p.genome.tobytes() for p, _ in whole]
+    assert resumed._strategy.resting == 6
 
 
 def test_fewer_than_two_genes_that_vary_are_refused():

@@ -194,3 +194,36 @@ def test_a_recipe_that_is_no_point_of_the_space_is_refused():
         s.encode(s.baselines()["average"])
     with pytest.raises(InputError, match="a path of its own"):
         s.encode(s.parents()["math"])
+
+
+def test_every_tensor_of_a_layer_may_have_genes_of_its_own():
+    s = space(granularity="tensor", genes={"weight": [0, 1], "weight.*.attn.w.math": [0.5, 1]})
+    names = [gene.name for gene in s.genes]
+    assert names[0] == "weight.embeddings.math"
+    assert names[2] == "weight.layer_0.attn.w.math"
+    assert len(names) == 2 * (3 * 3 + 3)
+    assert s.genes[2].low == 0.5
+    recipe = s.decode(np.linspace(0, 1, s.dimension))
+    assert (0, "mlp.w") in {(m.slot, m.group) for m in recipe.merges}
+    np.testing.assert_allclose(s.encode(recipe), np.linspace(0, 1, s.dimension))
+
+
+def test_a_recipe_of_whole_layers_is_a_point_of_finer_spaces():
+    coarse = space(granularity="layer")
+    recipe = coarse.decode(np.linspace(0.1, 0.9, coarse.dimension))
+    by_layer = coarse.params(coarse.encode(recipe))
+    for granularity, name in (("module", "attention"), ("tensor", "mlp.w")):
+        fine = space(granularity=granularity)
+        params = fine.params(fine.encode(recipe))
+        for layer in range(3):
+            expected = by_layer[f"weight.layer_{layer}.lang"]
+            assert params[f"weight.layer_{layer}.{name}.lang"] == pytest.approx(expected)
+
+
+def test_a_recipe_of_finer_merges_comes_to_their_mean():
+    fine, coarse = space(granularity="module"), space(granularity="layer")
+    values = {"attention": 0.3, "mlp": 0.6, "norms": 1.2}
+    params = {f"weight.layer_1.{module}.math": value for module, value in values.items()}
+    found = coarse.params(coarse.encode(fine.decode(fine.genome_of(params))))
+    assert found["weight.layer_1.math"] == pytest.approx(0.7)
+    assert found["weight.layer_1.lang"] == pytest.approx(0.5)

@@ -1,6 +1,20 @@
 """mergekit's YAML, in and out: recipes it can express, and files of it that we can merge."""
 
-from evomerge.recipe.mergekit.reader import MergekitMerge, from_mergekit, load_mergekit
+from evomerge.recipe.mergekit.merge import MergekitMerge
+from evomerge.recipe.mergekit.reader import (
+    from_mergekit,
+    load_mergekit,
+    load_stages,
+    stages_from,
+)
 from evomerge.recipe.mergekit.writer import MergekitFile, to_mergekit
 
-__all__ = ["MergekitFile", "MergekitMerge", "from_mergekit", "load_mergekit", "to_mergekit"]
+__all__ = [
+    "MergekitFile",
+    "MergekitMerge",
+    "from_mergekit",
+    "load_mergekit",
+    "load_stages",
+    "stages_from",
+    "to_mergekit",
+]

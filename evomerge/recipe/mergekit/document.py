@@ -32,9 +32,20 @@ class SliceEntry(Strict):
     parameters: dict[str, Any] | None = None
 
 
-class Document(Strict):
-    """The whole file."""
+class Tokenizer(Strict):
+    """Whose tokens the result has."""
 
+    source: str
+
+
+class Document(Strict):
+    """One merge: the whole file, or a stage of it, with a `name` that other stages know it by.
+
+    `out_path` is what older files call the name.
+    """
+
+    name: str | None = None
+    out_path: str | None = None
     merge_method: str
     base_model: str | None = None
     models: list[ModelEntry] | None = None
@@ -43,22 +54,28 @@ class Document(Strict):
     dtype: str | None = None
     out_dtype: str | None = None
     tokenizer_source: str | None = None
-    tokenizer: dict[str, Any] | None = None
+    tokenizer: Tokenizer | None = None
     chat_template: str | None = None
 
 
-def parse_document(text: str, where: str) -> Document:
-    """Check the form of a mergekit file's text.
+def parse_documents(text: str, where: str) -> list[Document]:
+    """Check the form of a mergekit file's text: one document, or the stages of several merges.
 
     Raises:
         InputError: not YAML, or a key that is unknown, missing or of another type; one line each.
     """
     try:
-        data = yaml.safe_load(text)
+        documents = [data for data in yaml.safe_load_all(text) if data is not None]
     except yaml.YAMLError as error:
         raise InputError(f"{where}: not valid YAML: {error}") from None
-    if not isinstance(data, dict):
+    if not documents or not all(isinstance(data, dict) for data in documents):
         raise InputError(f"{where}: expected a mapping with the keys of a mergekit file")
+    if len(documents) == 1:
+        return [_document(documents[0], where)]
+    return [_document(data, f"{where}: document {i}") for i, data in enumerate(documents, 1)]
+
+
+def _document(data: Any, where: str) -> Document:
     try:
         return Document.model_validate(data)
     except ValidationError as error:

@@ -2,178 +2,52 @@
 
 Three differences remain, by choice. mergekit computes in the dtype of `dtype:`, or of the weights;
 evomerge computes in float32 and rounds to `out_dtype`, else to `dtype`, else to the base's own.
-Filters are matched against transformers' names of tensors. And the result has the base's tokenizer,
-chat template and vocabulary rows.
+Filters are matched against transformers' names of tensors. And the result has the base's vocabulary
+rows, whatever number of tokens the tokenizer has.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from evomerge.errors import InputError
-from evomerge.recipe.mergekit.document import Document, ModelEntry, parse_document
-from evomerge.recipe.mergekit.settings import (
-    METHODS,
-    RANDOM,
-    Method,
-    Parameter,
-    Setting,
-    Value,
-    depth,
-    evaluate,
-    parse_setting,
-)
-from evomerge.recipe.recipe import BASE, Merge, Recipe, Slot
+from evomerge.recipe.mergekit.document import Document, ModelEntry, parse_documents
+from evomerge.recipe.mergekit.merge import MergekitMerge, Settings, Stretch
+from evomerge.recipe.mergekit.methods import FORMS, Pairing, Parameter, pairings
+from evomerge.recipe.mergekit.settings import Setting, Value, parse_setting
+from evomerge.recipe.recipe import BASE
 from evomerge.registry import nearest
 
-if TYPE_CHECKING:
-    from evomerge.models.layout import Layout, TensorSpec
-
 _DTYPES = ("float32", "float16", "bfloat16")
-Settings = Mapping[str, Setting]
-_Made = tuple[dict[str, dict[str, float]], dict[str, bool | float | str]]
-"""Values per expert, and shared ones: what a `Merge` holds."""
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    """Consecutive layers, each merged from the same layer of each of its models.
-
-    Attributes:
-        start: its first layer.
-        layers: how many; None for all of the model's.
-        models: name → the settings of this model alone.
-        settings: those of the whole stretch.
-    """
-
-    start: int
-    layers: int | None
-    models: Mapping[str, Settings]
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class MergekitMerge:
-    """What a mergekit file says, before the models are known.
-
-    Attributes:
-        models: source name → folder or hub id as the file has it, the base first. Experts are
-            called by the last part of their path.
-        weights: the dtype of the result: "checkpoint" for the base's.
-        notes: where evomerge's result may differ from mergekit's, one line each.
-    """
-
-    where: str
-    models: Mapping[str, str]
-    weights: str
-    notes: tuple[str, ...]
-    method: str
-    settings: Settings
-    stretches: tuple[_Stretch, ...]
-
-    def recipe(self, layout: Layout, digests: Mapping[str, str], seed: int = 0) -> Recipe:
-        """The recipe over models of this layout.
-
-        Args:
-            digests: source name → content digest, for the names of `models`.
-            seed: keys the random masks.
-
-        Raises:
-            InputError: the slices do not cover the layers in order, a filter separates tensors
-                of one module, or a needed parameter is missing for some tensor.
-        """
-        last = self.stretches[-1]
-        covered = layout.layers if last.layers is None else last.start + last.layers
-        if covered != layout.layers:
-            raise InputError(
-                f"{self.where}: slices: they make {covered} layers, but the models have "
-                f"{layout.layers}; this version builds only models of the base's depth"
-            )
-        return Recipe(
-            sources={name: digests[name] for name in self.models},
-            path=tuple(Slot(source=BASE, layer=layer) for layer in range(layout.layers)),
-            merges=tuple(self._merges(layout)),
-            seed=seed,
-        )
-
-    def _merges(self, layout: Layout) -> Iterator[Merge]:
-        """One merge for each group; one for a whole layer where its modules agree."""
-        groups: dict[tuple[int | None, str], _Made] = {}
-        for spec in layout.tensors:
-            key = (spec.layer, spec.group)
-            made = self._made(spec, layout.layers)
-            if groups.setdefault(key, made) != made:
-                place = spec.group if spec.layer is None else f"{spec.group} of layer {spec.layer}"
-                raise InputError(
-                    f"{self.where}: a filter gives {spec.name} other values than the rest of "
-                    f"{place}; evomerge merges a module as a whole"
-                )
-        for layer in range(layout.layers):
-            own = [groups[layer, module] for module in layout.modules if (layer, module) in groups]
-            if all(made == own[0] for made in own):
-                for module in layout.modules:
-                    groups.pop((layer, module), None)
-                groups[layer, "layer"] = own[0]
-        for (slot, group), (experts, parameters) in groups.items():
-            yield Merge(
-                slot=slot, group=group, method=self.method, experts=experts, parameters=parameters
-            )
-
-    def _made(self, spec: TensorSpec, layers: int) -> _Made:
-        """The values of one tensor, in evomerge's terms."""
-        stretch, t = self._place(spec, layers)
-        method = METHODS[self.method]
-        parameters: dict[str, bool | float | str] = {
-            name: self._value(parameter, name, spec.name, t, [stretch.settings])
-            for name, parameter in method.shared.items()
-        }
-        experts: dict[str, dict[str, float]] = {}
-        for name, own in stretch.models.items():
-            if name == BASE and method.base == "needed":
-                continue
-            experts[name] = {
-                p: self._value(parameter, p, spec.name, t, [own, stretch.settings])
-                for p, parameter in method.per_model.items()
-            }
-        if self.method == "linear":
-            parameters["base_weight"] = experts.pop(BASE, {"weight": 0.0})["weight"]
-        elif self.method == "passthrough":
-            [(name, values)] = experts.items()
-            return ({} if name == BASE else {name: {}}), {"scale": values["scale"]}
-        return experts, parameters
-
-    def _place(self, spec: TensorSpec, layers: int) -> tuple[_Stretch, float]:
-        """The stretch that makes a tensor, and its depth within it.
-
-        Embeddings belong to the first stretch, the last norm and the head to the last, all at 0.
-        """
-        if spec.layer is None:
-            return self.stretches[0 if spec.group == "embeddings" else -1], 0.0
-        stretch = next(s for s in reversed(self.stretches) if s.start <= spec.layer)
-        return stretch, depth(spec.layer - stretch.start, stretch.layers or layers)
-
-    def _value(
-        self, parameter: Parameter, name: str, tensor: str, t: float, scopes: Sequence[Settings]
-    ) -> Value:
-        """A parameter from the innermost scope that has a value for the tensor."""
-        for scope in (*scopes, self.settings):
-            value = evaluate(scope[name], tensor, t) if name in scope else None
-            if value is not None:
-                return value
-        if parameter.default is None:
-            raise InputError(f"{self.where}: parameters: {name!r} is missing for {tensor}")
-        return parameter.default
 
 
 def load_mergekit(path: Path) -> MergekitMerge:
-    """Read a mergekit file.
+    """Read a mergekit file of one merge.
 
     Raises:
-        InputError: it cannot be read, is not YAML, or says what evomerge does not do.
+        InputError: it cannot be read, is not YAML, has stages, or says what evomerge does not do.
+    """
+    return _only(load_stages(path))
+
+
+def from_mergekit(text: str, where: str = "mergekit file") -> MergekitMerge:
+    """Read a mergekit file's text; `where` names it in messages.
+
+    Raises:
+        InputError: it is not YAML, has stages, or says what evomerge does not do; names the key.
+    """
+    return _only(stages_from(text, where))
+
+
+def load_stages(path: Path) -> list[MergekitMerge]:
+    """Read a mergekit file of one merge or, as mergekit-multi takes it, of several.
+
+    Raises:
+        InputError: as `stages_from`, or the file cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -181,22 +55,56 @@ def load_mergekit(path: Path) -> MergekitMerge:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
-    return from_mergekit(text, str(path))
+    return stages_from(text, str(path))
 
 
-def from_mergekit(text: str, where: str = "mergekit file") -> MergekitMerge:
-    """Read a mergekit file's text; `where` names it in messages.
+def stages_from(text: str, where: str) -> list[MergekitMerge]:
+    """The merges of a file's text, each after those whose results it names, the file's own last.
+
+    That is the one without a name or, where all have names, the last.
 
     Raises:
-        InputError: it is not YAML, or says what evomerge does not do; names the key.
+        InputError: the text is not YAML, its stages need each other in a circle or have one name,
+            or it says what evomerge does not do; names the key.
     """
-    document = parse_document(text, where)
-    if document.merge_method not in METHODS:
+    documents = parse_documents(text, where)
+    one = len(documents) == 1
+    merges = [
+        _Reading(document, where if one else f"{where}: document {i}").merge()
+        for i, document in enumerate(documents, 1)
+    ]
+    unnamed = [merge for merge in merges if merge.name is None]
+    if len(unnamed) > 1:
+        raise InputError(f"{where}: {len(unnamed)} documents have no name; only the last may")
+    return _ordered(merges, unnamed[0] if unnamed else merges[-1], where)
+
+
+def _only(merges: list[MergekitMerge]) -> MergekitMerge:
+    if len(merges) > 1:
         raise InputError(
-            f"{where}: merge_method: {document.merge_method!r} of mergekit is not read; "
-            f"{', '.join(METHODS)} are"
+            f"{merges[0].where}: it is one stage of {len(merges)}, and a stage's result is no "
+            "model yet; make the file's checkpoint by evomerge merge and name that"
         )
-    return _Reading(document, where).merge()
+    return merges[0]
+
+
+def _ordered(merges: list[MergekitMerge], final: MergekitMerge, where: str) -> list[MergekitMerge]:
+    """What `final` is made of, in an order in which it can be made."""
+    by_name = {merge.name: merge for merge in merges if merge.name is not None}
+    if len(by_name) + (final.name is None) != len(merges):
+        raise InputError(f"{where}: several documents have one name")
+    found: list[MergekitMerge] = []
+
+    def visit(merge: MergekitMerge, above: tuple[MergekitMerge, ...]) -> None:
+        if merge in above:
+            raise InputError(f"{where}: {merge.name} is made of itself")
+        for spec in merge.models.values():
+            if spec in by_name and by_name[spec] not in found:
+                visit(by_name[spec], (*above, merge))
+        found.append(merge)
+
+    visit(final, ())
+    return found
 
 
 @dataclass(frozen=True)
@@ -208,30 +116,72 @@ class _Reading:
 
     def merge(self) -> MergekitMerge:
         file = self.file
-        self._check_tokenizer()
+        self._check_method()
         names = self._names()
         return MergekitMerge(
             where=self.where,
-            models={name: spec for spec, name in names.items()},
+            models={BASE: self._base(), **{name: spec for spec, name in names.items()}},
             weights=self._dtype(),
             notes=tuple(self._notes()),
             method=file.merge_method,
             settings=self._settings(file.parameters, "parameters"),
             stretches=tuple(self._stretches(names)),
+            tokenizer=names[self._tokenizer() or self._base()] if self._tokenizer() else BASE,
+            chat_template=self._chat_template(),
+            name=file.name or file.out_path,
         )
 
+    def _check_method(self) -> None:
+        if self.file.merge_method not in pairings():
+            what = "of mergekit is not read" if self.file.merge_method in FORMS else "is unknown"
+            raise InputError(
+                f"{self.where}: merge_method: {self.file.merge_method!r} {what}; "
+                f"{', '.join(pairings())} are read"
+            )
+
     @property
-    def _method(self) -> Method:
-        return METHODS[self.file.merge_method]
+    def _pairing(self) -> Pairing:
+        return pairings()[self.file.merge_method]
 
     def _base(self) -> str:
-        """The base model: as named, or the first model where the method needs none."""
+        """The base model: as named, or one of the models where the method needs none.
+
+        Then it is the one with the wanted tokenizer, else the first.
+        """
         file = self.file
         if file.base_model is not None:
             return file.base_model
-        if self._method.base == "needed":
+        if self._pairing.form.base == "needed":
             raise InputError(f"{self.where}: base_model: {file.merge_method} needs one")
-        return self._listed()[0]
+        return self._tokenizer() or self._listed()[0]
+
+    def _tokenizer(self) -> str | None:
+        """The model whose tokenizer the result shall have, None for the base's."""
+        file = self.file
+        key = "tokenizer.source" if file.tokenizer else "tokenizer_source"
+        source = file.tokenizer.source if file.tokenizer else file.tokenizer_source
+        if source in (None, "base"):
+            return None
+        if source not in (file.base_model, *self._listed()):
+            reason = (
+                "evomerge does not build a vocabulary"
+                if source == "union"
+                else "it is none of the file's models"
+            )
+            raise InputError(
+                f"{self.where}: {key}: {source} is not read, {reason}; say base, or one of the "
+                "models"
+            )
+        return source
+
+    def _chat_template(self) -> str | None:
+        template = self.file.chat_template
+        if template is not None and template != "auto" and "{" not in template:
+            raise InputError(
+                f"{self.where}: chat_template: mergekit's own {template!r} is not read; give the "
+                "template itself, or auto, or leave it out for the tokenizer's"
+            )
+        return template
 
     def _listed(self) -> list[str]:
         file = self.file
@@ -243,7 +193,9 @@ class _Reading:
 
     def _names(self) -> dict[str, str]:
         """Model as the file names it → source name, the base first."""
-        specs = dict.fromkeys([self._base(), *self._listed()])
+        specs = dict.fromkeys(self._listed() if self._apart else [self._base(), *self._listed()])
+        if self._apart and self.file.models and self.file.base_model:
+            specs[self.file.base_model] = None
         names: dict[str, str] = {}
         for spec in specs:
             if "+" in spec:
@@ -251,31 +203,42 @@ class _Reading:
                     f"{self.where}: {spec}: LoRA adapters ('+') are not read; merge the adapter "
                     "into its model first"
                 )
-            names[spec] = _expert_name(spec, {BASE, *names.values()}) if names else BASE
+            taken = {BASE, *names.values()}
+            names[spec] = _expert_name(spec, taken) if names or self._apart else BASE
         return names
 
-    def _stretches(self, names: Mapping[str, str]) -> Iterator[_Stretch]:
+    @property
+    def _apart(self) -> bool:
+        """Whether the model that serves as the base is one more expert, under a name of its own."""
+        plain = self._pairing.form.base == "ignored" or self.file.base_model is None
+        return self._pairing.needs_no_base and plain
+
+    def _stretches(self, names: Mapping[str, str]) -> Iterator[Stretch]:
         if self.file.models:
             entries = {f"models[{i}]": entry for i, entry in enumerate(self.file.models)}
-            models = self._inputs(entries, names, "models")
-            yield _Stretch(0, None, models, {})
+            yield Stretch(0, None, self._inputs(entries, names, "models"), {})
             return
-        start, first = 0, None
+        first = None
         slices = self.file.slices or []
         for index, entry in enumerate(slices):
             key = f"slices[{index}]"
             if entry.base_model not in (None, self.file.base_model):
                 raise InputError(f"{self.where}: {key}.base_model: a base of its own is not read")
             ranges = {source.layer_range for source in entry.sources}
-            stop = max(stop for _, stop in ranges)
-            if ranges != {(start, stop)} or stop <= start:
+            if len(ranges) > 1:
                 raise InputError(
-                    f"{self.where}: {key}: layer_range must be [{start}, …] here, in every source; "
-                    "this version builds only paths that take each layer once, in order"
+                    f"{self.where}: {key}: its sources have several layer_range; a layer of "
+                    "evomerge's is merged from the same layer of every model"
+                )
+            [(start, stop)] = ranges
+            if not 0 <= start < stop:
+                raise InputError(
+                    f"{self.where}: {key}: layer_range [{start}, {stop}] has no layers; it begins "
+                    "at 0 or later and ends before its second number"
                 )
             sources = {f"{key}.sources[{i}]": s for i, s in enumerate(entry.sources)}
             settings = self._settings(entry.parameters, f"{key}.parameters")
-            stretch = _Stretch(start, stop - start, self._inputs(sources, names, key), settings)
+            stretch = Stretch(start, stop - start, self._inputs(sources, names, key), settings)
             first = first or stretch
             if entry is slices[-1] and len(stretch.models) > len(first.models):
                 raise InputError(
@@ -283,7 +246,6 @@ class _Reading:
                     "leaves the last out of the final norm and the head; give both as many"
                 )
             yield stretch
-            start = stop
 
     def _inputs(
         self, entries: Mapping[str, ModelEntry], names: Mapping[str, str], key: str
@@ -295,23 +257,34 @@ class _Reading:
             if name in models:
                 raise InputError(f"{self.where}: {place}: {entry.model} is listed twice")
             models[name] = self._settings(
-                entry.parameters, f"{place}.parameters", self._method.per_model
+                entry.parameters, f"{place}.parameters", self._pairing.form.per_model
             )
-        base_named = self.file.base_model is not None
-        if key == "models" and base_named:
-            models.setdefault(BASE, {})
-        method, name = self._method, self.file.merge_method
-        if method.base == "needed" and BASE not in models:
-            raise InputError(f"{self.where}: {key}: {name} needs the base_model among its sources")
-        if method.inputs is not None and len(models) != method.inputs:
-            count = "one model" if method.inputs == 1 else f"{method.inputs} models"
-            raise InputError(
-                f"{self.where}: {key}: {name} takes {count}, the base_model included, "
-                f"not {len(models)}"
-            )
-        if method.base == "needed" and len(models) < 2:
-            raise InputError(f"{self.where}: {key}: {name} needs a model beside the base")
+        if key == "models" and self.file.base_model is not None:
+            models.setdefault(names[self.file.base_model], {})
+        self._check_count(models, key)
         return models
+
+    def _check_count(self, models: Mapping[str, Settings], key: str) -> None:
+        form, name = self._pairing.form, self.file.merge_method
+        count = len(models)
+        if (
+            BASE not in models
+            and not self._apart
+            and (form.base == "needed" or self._pairing.needs_no_base)
+        ):
+            raise InputError(f"{self.where}: {key}: {name} needs the base_model among its sources")
+        low, high = form.inputs
+        if count < low or (high is not None and count > high):
+            wanted = {None: f"{low} models or more", low: f"{low} models"} | {1: "one model"}
+            raise InputError(
+                f"{self.where}: {key}: {name} takes {wanted.get(high, f'{low} to {high} models')}, "
+                f"the base_model included, not {count}"
+            )
+        if self._pairing.needs_no_base:
+            others = len([name for name in models if name != BASE])
+            self._pairing.method.check_experts(others, f"{self.where}: {key}")
+        if form.base == "needed" and count < 2:
+            raise InputError(f"{self.where}: {key}: {name} needs a model beside the base")
 
     def _settings(
         self,
@@ -320,38 +293,35 @@ class _Reading:
         known: Mapping[str, Parameter] | None = None,
     ) -> Settings:
         """Parse a section's parameters; `known` are those that count in it, by default all."""
+        form = self._pairing.form
         if known is None:
-            known = {**self._method.per_model, **self._method.shared}
+            known = {**form.per_model, **form.shared}
         settings: dict[str, Setting] = {}
         for name, raw in (parameters or {}).items():
             place = f"{self.where}: {key}.{name}"
-            if name == "int8_mask":
-                raise InputError(f"{place}: not read; leave it out, it changes no value")
-            if name == "rescale" and raw == (self.file.merge_method in RANDOM):
-                continue
             if name not in known:
+                has = {n: None for n in known if n in self._pairing.read}
                 raise InputError(
                     f"{place}: {name!r} of {self.file.merge_method} is not read here; "
-                    f"{nearest(name, known)}"
+                    f"{nearest(name, has)}"
                 )
             try:
-                settings[name] = parse_setting(raw, known[name].type)
+                setting = parse_setting(raw, known[name].type)
             except ValueError as error:
                 raise InputError(f"{place}: {error}") from None
+            if name in self._pairing.read:
+                settings[name] = setting
+            elif name not in form.idle:
+                self._check_default(setting, known[name].default, place)
         return settings
 
-    def _check_tokenizer(self) -> None:
-        file = self.file
-        if file.tokenizer not in (None, {"source": "base"}):
-            raise InputError(f"{self.where}: tokenizer: only 'source: base' is read")
-        if file.tokenizer_source not in (None, "base", file.base_model):
+    def _check_default(self, setting: Setting, default: Value | None, place: str) -> None:
+        """Of a parameter that evomerge's method lacks, only mergekit's default can be had."""
+        if any(value != default for condition in setting for value in condition.values):
+            only = str(default).lower() if isinstance(default, bool) else default
             raise InputError(
-                f"{self.where}: tokenizer_source: {file.tokenizer_source} is not read; the result "
-                "has the base's tokenizer: leave it out, or say base"
-            )
-        if file.chat_template not in (None, "auto"):
-            raise InputError(
-                f"{self.where}: chat_template: not read; the result has the base's: leave it out"
+                f"{place}: evomerge's {self.file.merge_method} has no such parameter and does "
+                f"what {only} means; leave it out, or choose another method"
             )
 
     def _dtype(self) -> str:
@@ -368,16 +338,19 @@ class _Reading:
 
     def _notes(self) -> Iterator[str]:
         file = self.file
-        if file.merge_method in RANDOM:
+        if self._pairing.form.random:
             yield (
-                f"{file.merge_method} drops entries by evomerge's own masks and divides the rest "
-                "by the density; mergekit's masks differ with every run, and it rescales to the L1 "
-                "norm"
+                f"{file.merge_method} drops entries by evomerge's own masks; mergekit's differ "
+                "with every run"
             )
-        if file.chat_template == "auto":
-            yield "chat_template: auto: the result has the base's chat template"
+            if not self._pairing.choices:
+                yield (
+                    f"{file.merge_method} divides what is left by the density; mergekit rescales "
+                    "it to the L1 norm"
+                )
         if file.base_model is None:
-            yield f"no base_model: config and tokenizer are those of {self._base()}, listed first"
+            whose = "whose tokenizer is wanted" if self._tokenizer() else "listed first"
+            yield f"no base_model: config and vocabulary are those of {self._base()}, {whose}"
 
 
 def _expert_name(spec: str, taken: Container[str]) -> str:

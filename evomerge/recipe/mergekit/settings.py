@@ -10,63 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 Value = float | bool
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of a mergekit method: its type, and its default (None: it must be given)."""
-
-    type: type[float] | type[bool]
-    default: Value | None = None
-
-
-@dataclass(frozen=True)
-class Method:
-    """What mergekit's file may say of a method that evomerge has too.
-
-    Attributes:
-        per_model: parameters with a value for each model.
-        shared: parameters with one value.
-        base: `needed` among the models, an `input` like the others, or `ignored`.
-        inputs: how many models, the base included where it is one of them; None: any number.
-    """
-
-    per_model: Mapping[str, Parameter]
-    shared: Mapping[str, Parameter]
-    base: str
-    inputs: int | None = None
-
-
-_WEIGHT = {"weight": Parameter(float)}
-_SPARSE = {**_WEIGHT, "density": Parameter(float, 1.0)}
-
-
-def _task_vectors(per_model: Mapping[str, Parameter], normalize: bool) -> Method:
-    shared = {"normalize": Parameter(bool, normalize), "lambda": Parameter(float, 1.0)}
-    return Method(per_model, shared, "needed")
-
-
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        "linear": Method(_WEIGHT, {"normalize": Parameter(bool, True)}, "input"),
-        "slerp": Method({}, {"t": Parameter(float)}, "needed", 2),
-        "passthrough": Method({"scale": Parameter(float, 1.0)}, {}, "ignored", 1),
-        "task_arithmetic": _task_vectors(_WEIGHT, False),
-        "ties": _task_vectors(_SPARSE, True),
-        "dare_linear": _task_vectors(_SPARSE, False),
-        "dare_ties": _task_vectors(_SPARSE, False),
-    }
-)
-"""The methods both tools have, with mergekit's defaults, which are not all evomerge's."""
-
-RANDOM = ("dare_linear", "dare_ties")
-"""Methods with random masks: mergekit draws them from a global generator."""
+Kind = type[float] | type[bool] | type[int]
 
 
 @dataclass(frozen=True)
@@ -83,7 +32,7 @@ class Condition:
 Setting = tuple[Condition, ...]
 
 
-def parse_setting(raw: Any, kind: type[float] | type[bool]) -> Setting:
+def parse_setting(raw: Any, kind: Kind) -> Setting:
     """Read a setting as YAML gives it.
 
     Args:
@@ -132,7 +81,7 @@ def _interpolate(values: tuple[Value, ...], t: float) -> Value | None:
     return (1 - share) * values[low] + share * values[high]
 
 
-def _condition(raw: Mapping[str, Any], kind: type[float] | type[bool]) -> Condition:
+def _condition(raw: Mapping[str, Any], kind: Kind) -> Condition:
     if "value" not in raw or not set(raw) <= {"filter", "value"}:
         raise ValueError(f"{dict(raw)} is not of the form {{filter: TEXT, value: VALUE}}")
     name = raw.get("filter")
@@ -141,12 +90,12 @@ def _condition(raw: Mapping[str, Any], kind: type[float] | type[bool]) -> Condit
     return Condition(name, _values(raw["value"], kind))
 
 
-def _values(raw: Any, kind: type[float] | type[bool]) -> tuple[Value, ...]:
+def _values(raw: Any, kind: Kind) -> tuple[Value, ...]:
     entries = raw if isinstance(raw, list) else [raw]
     try:
         values = tuple(TypeAdapter(kind).validate_python(entry) for entry in entries)
     except ValidationError:
-        what = "a number" if kind is float else "true or false"
+        what = "true or false" if kind is bool else "a number"
         raise ValueError(
             f"{raw!r} is neither {what}, nor a list of such, nor a list of {{filter, value}}"
         ) from None

@@ -29,7 +29,9 @@ class CmaEs(Optimizer):
 
     Where a gene has levels, CatCMA with margin (Hamano et al. 2025, arXiv:2504.07884) takes the
     place of CMA-ES: whole numbers keep a margin of probability beside the mean's level, choices
-    have a distribution of their own.
+    have a distribution of their own. Genes that exist for choices hardly made any more (the weights
+    of an expert that is left out) rest until the choice comes back, so that the search goes on in
+    the dimension that counts.
     """
 
     def __init__(

@@ -142,7 +142,7 @@ class OptunaOptimizer(Optimizer):
         genome = np.array(self.domain.initial, dtype=np.float64)
         active: dict[str, Value] = {}
         for i, gene in enumerate(self.domain.genes):
-            if gene.when is None or active.get(gene.when.gene) in gene.when.values:
+            if gene.exists(active):
                 genome[i] = _suggest(trial, gene)
                 active[gene.name] = gene.value(genome[i])
         return trial, genome
@@ -176,7 +176,7 @@ class OptunaOptimizer(Optimizer):
     def _check_space(self) -> None:
         """Refuse what Optuna would only warn of, and then sample at random."""
         choices = [gene.name for gene in self.domain.genes if gene.kind == "categorical"]
-        conditional = [gene.name for gene in self.domain.genes if gene.when is not None]
+        conditional = [gene.name for gene in self.domain.genes if gene.when]
         for names, what, refuse in (
             (choices, "categorical", NUMBERS_ONLY),
             (conditional, "conditional", FIXED_SPACE_ONLY),

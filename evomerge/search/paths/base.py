@@ -59,7 +59,7 @@ class LayerPaths(Domain, ABC):
         """Set the genes, and keep those of `seeds` that are their model's own path."""
         super().__init__(genes, initial)
         self.seeds = {name: seed for name, seed in seeds.items() if self._is_own(name, seed)}
-        if not self.genes:
+        if not self.genes and MERGED not in self.models:
             raise InputError("space.path: nothing to search; every option has one value only")
 
     @abstractmethod

@@ -96,7 +96,7 @@ class Indicator(LayerPaths):
             if (
                 self._scales and place is not self._places[0]
             ):  # which always follows a's first layer
-                yield Gene(place.scale, *self._scales, when=Condition(place.on, (1,)))
+                yield Gene(place.scale, *self._scales, when=(Condition(place.on, (1,)),))
         if self._scales:
             yield Gene("path.end.scale", *self._scales)
 
@@ -107,7 +107,7 @@ class Indicator(LayerPaths):
     @property
     def cuts(self) -> Sequence[int]:
         """Where each slot begins."""
-        return [i for i, gene in enumerate(self.genes) if gene.when is None]
+        return [i for i, gene in enumerate(self.genes) if not gene.when]
 
     def layers(self, params: Mapping[str, Value]) -> list[Layer]:
         """The path: a's first layer, the slots that are on, a's last layer."""

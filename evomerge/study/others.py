@@ -1,0 +1,83 @@
+"""The best trials of any Optuna study, evomerge's own or not, read and never written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from evomerge.errors import InputError
+from evomerge.judging.selection import finalists
+from evomerge.study.storage import describe, errors_explained, open_for_reading
+from evomerge.study.study import Study
+
+
+def best_params(storage: str, name: str | None, count: int) -> list[Mapping[str, Any]]:
+    """The params of the best trials, the best first, in the study's own terms.
+
+    Best is what the study's direction says; trials that break an Optuna constraint, failed or were
+    pruned are passed over. Of a study with several objectives the Pareto front counts, in the
+    order of the trials. A study of evomerge's gives all genes of its search trials, those too
+    that are no Optuna params.
+
+    Args:
+        storage: an Optuna database URL.
+        name: the study's; None where the storage has one only.
+
+    Raises:
+        InputError: no such study, or none of its trials succeeded.
+    """
+    found: list[Mapping[str, Any]]
+    with _opened(storage, name) as study:
+        ours = "evomerge" in study.user_attrs
+        name = study.study_name
+        found = [] if ours else [trial.params for trial in _ranked(study)[:count]]
+    if ours:
+        with Study.read(storage, name) as own:
+            found = best_own_params(own, count)
+    if not found:
+        raise InputError(f"{describe(storage)}: study {name!r} has no trial that succeeded")
+    return found
+
+
+def best_own_params(study: Study, count: int) -> list[Mapping[str, Any]]:
+    """The genes of the best search trials of a study of evomerge's, the best first."""
+    own = [e for e in study.evaluations() if e.optimizers_own]
+    return [evaluation.params for evaluation in finalists(own, count)]
+
+
+@contextmanager
+def _opened(storage: str, name: str | None) -> Iterator[optuna.Study]:
+    rdb = open_for_reading(storage)
+    try:
+        with errors_explained(storage):
+            there = optuna.get_all_study_names(rdb)
+            chosen = there[0] if name is None and len(there) == 1 else name
+            if chosen not in there:
+                wanted = "say which study" if name is None else f"no study {name!r}"
+                found = f"found {', '.join(map(repr, there))}" if there else "found none"
+                raise InputError(f"{describe(storage)}: {wanted}; {found}")
+            yield optuna.load_study(study_name=chosen, storage=rdb)
+    finally:
+        rdb.remove_session()
+        rdb.engine.dispose()
+
+
+def _ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that count, the best first; of equals, the earlier one."""
+    if len(study.directions) > 1:
+        return sorted(study.best_trials, key=lambda trial: trial.number)
+    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
+    counting = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        if trial.value is not None
+        and not math.isnan(trial.value)
+        and all(excess <= 0 for excess in trial.constraints.values())
+    ]
+    return sorted(counting, key=lambda trial: sign * (trial.value or 0.0))

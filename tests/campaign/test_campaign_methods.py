@@ -1,0 +1,32 @@
+"""A whole campaign whose method is searched, tensor by tensor."""
+
+from __future__ import annotations
+
+import tiny
+from test_campaign import evaluations, facts, run
+
+from evomerge.report.html import report_page
+from evomerge.report.summary import best_summary, coefficient_summary
+from evomerge.runs import open_run
+
+WEIGHTS = (
+    "space.weights={method: [linear, ties, dare_ties], methods_per: group, granularity: tensor, "
+    "choose_experts: true, genes: {weight: [0, 1.5], ties.density: [0.2, 1]}}"
+)
+
+
+def test_a_search_over_methods_resumes_where_it_stopped(tmp_path):
+    tiny.save_campaign(tmp_path)
+    options = [WEIGHTS, "optimizer={kind: cma, population: 4}"]
+    whole = run(tmp_path, tmp_path / "whole", [*options, "budget.trials=6"])
+    resumed = tmp_path / "resumed"
+    for trials in (3, 6):
+        run(tmp_path, resumed, [*options, f"budget.trials={trials}"])
+    own = [fact for fact in facts(whole) if fact[0] == "search"]
+    assert [fact for fact in facts(resumed) if fact[0] == "search"] == own
+    methods = {m["method"] for e in evaluations(whole) for m in e.recipe["merges"]}
+    assert {"linear", "ties", "dare_ties"} <= methods
+    study = open_run(whole)[1]
+    recipe = best_summary(study)["recipe"]
+    assert set(coefficient_summary(study, recipe)) <= {"weight", "ties.density"}
+    assert "linear or ties or dare_ties, searched per group, tuned per tensor" in report_page(study)
