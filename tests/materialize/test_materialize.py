@@ -22,7 +22,8 @@ from evomerge.models.preflight import preflight
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.search.weights import WeightSpace
 
-ELEMENTWISE = [n for n, method in methods().items() if method.elementwise and method.parameters]
+SEARCHED = [name for name, method in methods().items() if method.parameters]
+ELEMENTWISE = [name for name in SEARCHED if methods()[name].elementwise]
 
 
 def open_family(folder, experts=("math", "lang"), **changes):
@@ -84,7 +85,7 @@ def assert_same_bytes(ours, theirs):
         assert torch.equal(ours[name].view(torch.int16), theirs[name].view(torch.int16)), name
 
 
-@pytest.mark.parametrize("method", ELEMENTWISE)
+@pytest.mark.parametrize("method", SEARCHED)
 def test_resident_and_streamed_weights_are_the_same_bytes(models, method, tmp_path):
     recipe = some_recipe(models, method)
     assert_same_bytes(
