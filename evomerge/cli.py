@@ -279,14 +279,14 @@ def export(
     ] = "hf",
 ) -> None:
     """Write the winner, or any trial, as a checkpoint that transformers loads."""
-    from evomerge.runs import open_run
+    from evomerge.runs import open_run, run_folder
 
     with _exit_codes(), _resumable():
         config, study = open_run(folder)
         from evomerge.driver import export_trial, scoring_commands
 
         with stderr.status(f"writing {to}"):
-            written = export_trial(config, study, trial, to, format)
+            written = export_trial(config, study, trial, to, format, run_folder(folder))
         stdout.print(f"{written}", markup=False, highlight=False, soft_wrap=True)
         if format != "hf":
             return

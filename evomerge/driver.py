@@ -12,10 +12,11 @@ from evomerge.config import CampaignConfig
 from evomerge.errors import InputError
 from evomerge.export.command import stock_commands
 from evomerge.export.folder import Format, Origin, export_recipe
+from evomerge.materialize.store import tidy
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Recipe
 from evomerge.report.summary import best_summary, trial_summary
-from evomerge.runs import check_folder, remember_campaign, study_place
+from evomerge.runs import check_folder, remember_campaign, statistics_folder, study_place
 from evomerge.search.distributions import distribution
 from evomerge.setup import Setup
 from evomerge.study.record import Evaluation
@@ -44,7 +45,7 @@ def open_campaign(
     """
     with (
         open_study(setup, folder, notes) as study,
-        closing(open_workers(setup)) as executor,
+        closing(open_workers(setup, folder)) as executor,
     ):
         yield Campaign(setup, study, executor, listener, elsewhere)
 
@@ -87,20 +88,34 @@ def open_study(
         yield study
 
 
-def open_workers(setup: Setup) -> Executor:
+def open_workers(setup: Setup, folder: Path) -> Executor:
     """Workers for the campaign's models and items; they know nothing of its optimizer.
+
+    They keep the models' statistics in the run's folder.
 
     Raises:
         InputError: a worker cannot load models or tasks.
     """
-    config = setup.config
-    return build_executor(WorkerSpec(config, setup.items, threads_per_worker(config)))
+    config, kept = setup.config, statistics_folder(folder)
+    digests = {name: source.digest for name, source in setup.models.sources.items()}
+    tidy(kept)
+    return build_executor(
+        WorkerSpec(config, setup.items, threads_per_worker(config), kept, digests)
+    )
 
 
 def export_trial(
-    config: CampaignConfig, study: Study, trial: int | None, to: Path, format: Format = "hf"
+    config: CampaignConfig,
+    study: Study,
+    trial: int | None,
+    to: Path,
+    format: Format = "hf",
+    run: Path | None = None,
 ) -> Path:
     """Write a trial's recipe (the winner's by default) as a checkpoint folder or as one file.
+
+    `run` is the folder whose statistics of the models the workers used: with them, decompositions
+    are those that were scored, to the byte.
 
     Raises:
         InputError: no such trial, the models have changed, or `to` cannot be written.
@@ -118,6 +133,7 @@ def export_trial(
         dtype=config.dtype,
         summary=summary,
         commands=scoring_commands(config, study, to),
+        statistics=statistics_folder(run) if run else None,
     )
     return export_recipe(Recipe.from_json(summary["recipe"]), origin, to, format)
 

@@ -14,6 +14,7 @@ from evomerge.study.study import Study
 
 CAMPAIGN_FILE = "campaign.yaml"
 STUDY_FILE = "study.db"
+STATISTICS = "statistics"
 
 
 def study_place(config: CampaignConfig, folder: Path) -> tuple[str, str]:
@@ -71,6 +72,11 @@ def stage_study(config: CampaignConfig, stage: str) -> str:
     return f"{config.study.name or config.name}-{stage}"
 
 
+def statistics_folder(folder: Path) -> Path:
+    """Where a run keeps what its models alone decide, absolute."""
+    return folder.resolve() / STATISTICS
+
+
 def open_study_of(config: CampaignConfig, folder: Path) -> Study:
     """The study of a campaign's run, to look at.
 
@@ -86,15 +92,26 @@ def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
     Raises:
         InputError: the folder holds no run, or its study cannot be read.
     """
+    own = run_folder(folder)
+    config = load_campaign(own / CAMPAIGN_FILE)
+    return config, open_study_of(config, own)
+
+
+def run_folder(folder: Path) -> Path:
+    """The folder of a campaign's run itself; of stages, of the latest one.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
     path = folder / CAMPAIGN_FILE
     if not path.is_file():
         raise InputError(
             f"{folder}: no run here (no {CAMPAIGN_FILE}); give the folder that "
             "`evomerge search` was run with: runs/<name>, or its --out"
         )
-    config = load_campaign(path)
-    for stage in reversed(config.stages):
+    stages = load_campaign(path).stages
+    for stage in reversed(stages):
         own = stage_folder(folder, stage.name)
-        if (own / CAMPAIGN_FILE).is_file() or stage is config.stages[0]:
-            return open_run(own)
-    return config, open_study_of(config, folder)
+        if (own / CAMPAIGN_FILE).is_file() or stage is stages[0]:
+            return run_folder(own)
+    return folder

@@ -54,7 +54,7 @@ def compare_optimizers(
     yardsticks: list[Evaluation] = []
     trials, items = setup.config.budget.trials, _count(setup, "search")
     folders = {arm.label: folder / arm.folder for arm in arms}
-    with closing(open_workers(setup)) as executor:
+    with closing(open_workers(setup, folder)) as executor:
         for place, ((label, seed), own) in enumerate(setups.items(), 1):
             listener.begin(f"{label}, seed {seed} (run {place} of {len(setups)})")
             with open_study(own, folders[label] / f"seed-{seed}") as study:

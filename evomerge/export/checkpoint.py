@@ -22,6 +22,7 @@ from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight, plan
 from evomerge.materialize.shard import sync
 from evomerge.materialize.statistics import Statistics
+from evomerge.materialize.store import Store
 from evomerge.materialize.stream import SHARD_BYTES, write_weights
 from evomerge.models.depth import config_of_path
 from evomerge.models.preflight import Preflight
@@ -43,6 +44,7 @@ def export_checkpoint(
     texts: Mapping[str, str] = MappingProxyType({}),
     tokenizer: str = BASE,
     trust_remote_code: bool = False,
+    statistics: Path | None = None,
 ) -> Path:
     """Write weights, config, tokenizer, generation settings and `recipe.json` into a new folder.
 
@@ -50,7 +52,7 @@ def export_checkpoint(
     an earlier call completed before it was killed are kept, if they are of the same checkpoint.
     Tokenizer, chat template and generation config are the files of the source called `tokenizer`,
     code the base's where that is trusted. `texts` are further files, name → content, instead of
-    those.
+    those. `statistics` is the folder of a run's statistics of the models, where it comes from one.
 
     Raises:
         InputError: the folder exists and is not empty, cannot be written, the disk has not the
@@ -60,7 +62,8 @@ def export_checkpoint(
     """
     folder = check_free(folder)
     partial = folder.with_name(f".{folder.name}.partial")
-    kernel = Kernel(models.sources, dtype.weights, statistics=Statistics(limit=0))
+    store = Store(statistics, recipe.sources) if statistics else None
+    kernel = Kernel(models.sources, dtype.weights, statistics=Statistics(limit=0, store=store))
     try:
         with _begun(partial, _manifest(recipe, kernel, shard_bytes)):
             _write_config(recipe, models, kernel, partial, trust_remote_code)

@@ -58,6 +58,7 @@ class Origin:
         commands: the stock lm_eval commands that give its scores on the export.
         tokenizer: the source whose tokenizer and generation settings the export has.
         chat_template: a Jinja template instead of that tokenizer's own.
+        statistics: the folder of a run's statistics of the models, if it comes from one.
     """
 
     config: ModelsConfig
@@ -67,6 +68,7 @@ class Origin:
     commands: Sequence[str] = ()
     tokenizer: str = BASE
     chat_template: str | None = None
+    statistics: Path | None = None
 
 
 def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf") -> Path:
@@ -107,6 +109,7 @@ def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf
         texts=texts,
         tokenizer=origin.tokenizer,
         trust_remote_code=origin.config.trust_remote_code,
+        statistics=origin.statistics,
     )
 
 

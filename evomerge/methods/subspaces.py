@@ -80,6 +80,7 @@ def _of_sources(
     def scaled(view: View, *, lambda_: float, statistics: Update | None = None) -> Scaled:
         return Scaled(Entries((statistics or update(view)).values), lambda_)
 
+    update.__name__ = update.__qualname__ = f"{merge.__name__}_update"  # what it is stored under
     return update, scaled
 
 
@@ -120,7 +121,11 @@ def flattened(matrix: Tensor) -> Tensor:
     return u @ vh * (s.sum(-1) / count)[..., None, None]
 
 
-_ISO_C = _of_sources(lambda taus: flattened(sum(taus[1:], taus[0])))
+def _iso_c(taus: Sequence[Tensor]) -> Tensor:
+    return flattened(sum(taus[1:], taus[0]))
+
+
+_ISO_C = _of_sources(_iso_c)
 
 
 @merge_method(

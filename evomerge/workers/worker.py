@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -21,11 +22,15 @@ class WorkerSpec:
         config: the campaign.
         items: split → task → item ids, in the order in which scores come back.
         threads: of torch's arithmetic.
+        statistics: the folder where what the models alone decide is kept and shared, if any.
+        digests: model → digest of its content.
     """
 
     config: CampaignConfig
     items: Mapping[str, Mapping[str, Sequence[str]]]
     threads: int
+    statistics: Path | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Worker:
         from evomerge.fitness.tasks import TaskSet
         from evomerge.materialize.kernel import Kernel
         from evomerge.materialize.resident import Resident
+        from evomerge.materialize.statistics import Statistics
+        from evomerge.materialize.store import Store
         from evomerge.models.checkpoint import open_checkpoint
         from evomerge.models.tokenizer import load_tokenizer
 
@@ -60,7 +67,14 @@ class Worker:
         specs = {"base": models.base, **models.experts}
         sources = {name: open_checkpoint(name, path, **flags) for name, path in specs.items()}
         device = device_of(config)
-        kernel = Kernel(sources, config.dtype.weights, config.chunk_mib << 20, device)
+        store = Store(spec.statistics, spec.digests) if spec.statistics else None
+        kernel = Kernel(
+            sources,
+            config.dtype.weights,
+            config.chunk_mib << 20,
+            device,
+            statistics=Statistics(store=store),
+        )
         base = sources["base"]
         compute = getattr(torch, compute_dtype(config))
         self._resident = Resident(base.layout, kernel, compute, models.trust_remote_code)
