@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Set
@@ -32,6 +33,8 @@ _COMPANIONS = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 _INDEX = ".index.json"
 _MANIFEST = ".unfinished.json"
 _LOCK = ".lock"
+_COMPILED_ABOVE = 1 << 30
+"""Parameters of a model above which one merge repays compiling, which takes ten seconds or more."""
 _OWN = ("config.json", "recipe.json", "evomerge.json")
 
 
@@ -63,7 +66,12 @@ def export_checkpoint(
     folder = check_free(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     store = Store(statistics, recipe.sources) if statistics else None
-    kernel = Kernel(models.sources, dtype.weights, statistics=Statistics(limit=0, store=store))
+    kernel = Kernel(
+        models.sources,
+        dtype.weights,
+        compiled=_parameters(models) >= _COMPILED_ABOVE,
+        statistics=Statistics(limit=0, store=store),
+    )
     try:
         with _begun(partial, _manifest(recipe, kernel, shard_bytes)):
             _write_config(recipe, models, kernel, partial, trust_remote_code)
@@ -132,6 +140,10 @@ def _publish(partial: Path, folder: Path) -> None:
         folder.rmdir()
     os.replace(partial, folder)
     sync(folder.parent)
+
+
+def _parameters(models: Preflight) -> int:
+    return sum(math.prod(tensor.shape) for tensor in models.layout.tensors)
 
 
 def check_free(folder: Path) -> Path:
