@@ -23,6 +23,8 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/materialize.py
+	$(BIN)/python benchmarks/source_statistics.py
+	$(BIN)/python benchmarks/merge_command.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/optimizers.py
