@@ -37,7 +37,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
-from evomerge.methods.registry import whole_view
+from evomerge.methods.breadcrumbs import bands
+from evomerge.methods.fusechat import selected, variance
+from evomerge.methods.registry import find_method, whole_view
 from evomerge.methods.trimming import trims
 from evomerge.models.checkpoint import Checkpoint, open_checkpoint
 from evomerge.recipe import BASE, Merge, Recipe, Slot
@@ -45,18 +47,30 @@ from evomerge.recipe import BASE, Merge, Recipe, Slot
 EXPERTS = ("first", "second", "third")
 WEIGHTS = (0.6, 0.3, 0.4)
 DENSITIES = (0.3, 0.5, 0.8)
-BARS = {"linear": 3.0, "task_arithmetic": 3.0, "ties": 20.0, "dare_ties": 10.0}
-METHODS = (*BARS, "slerp", "dare_linear")
-RANDOM = ("dare_ties", "dare_linear")
+GAMMAS = (0.01, 0.02, 0.05)
+EPSILONS = (0.15, 0.15, 0.15)
+BARS = {
+    "linear": 4.0,
+    "task_arithmetic": 4.0,
+    "slerp": 4.0,
+    "ties": 40.0,
+    "breadcrumbs": 40.0,
+    "sce": 40.0,
+    "della": 40.0,
+    "dare_ties": 20.0,
+}
+METHODS = (*BARS, "dare_linear")
+RANDOM = ("dare_ties", "dare_linear", "della")
+TRIMMED = ("ties", "breadcrumbs", "sce")
 BASE_WEIGHT = 0.2
 
 
-def save_models(folder: Path) -> None:
+def save_models(folder: Path, layers: int) -> None:
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=512,
         intermediate_size=1536,
-        num_hidden_layers=20,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=8,
         tie_word_embeddings=True,
@@ -76,11 +90,12 @@ def recipe_of(method: str, sources: dict[str, Checkpoint]) -> Recipe:
     layout = sources[BASE].layout
     names = EXPERTS[:1] if method == "slerp" else EXPERTS
     experts: dict[str, dict[str, float]] = {name: {} for name in names}
-    if method != "slerp":
-        for name, weight, density in zip(names, WEIGHTS, DENSITIES, strict=True):
-            experts[name]["weight"] = weight
-            if method in ("ties", *RANDOM):
-                experts[name]["density"] = density
+    drawn = {"weight": WEIGHTS, "density": DENSITIES, "gamma": GAMMAS, "epsilon": EPSILONS}
+    for parameter, values in drawn.items():
+        known = find_method(method, "benchmark").parameters.get(parameter)
+        if known is not None and known.per_expert:
+            for name, value in zip(names, values, strict=True):
+                experts[name][parameter] = value
     parameters = {"linear": {"base_weight": BASE_WEIGHT}, "slerp": {"t": 0.4}}.get(method, {})
     groups = [(None, group) for group in layout.outside_groups]
     groups += [(layer, "layer") for layer in range(layout.layers)]
@@ -103,10 +118,17 @@ def mergekit_of(
         parameters = {"weight": [BASE_WEIGHT, *WEIGHTS], "normalize": True}
     elif method == "slerp":
         parameters = {"t": 0.4}
+    elif method == "sce":
+        parameters = {"select_topk": 0.1}
     elif method == "task_arithmetic":
         parameters |= {"normalize": False}
     else:
-        parameters |= {"density": list(DENSITIES), "normalize": method != "dare_linear"}
+        normalize = method not in ("dare_linear", "breadcrumbs")
+        parameters |= {"density": list(DENSITIES), "normalize": normalize}
+    if method == "breadcrumbs":
+        parameters |= {"gamma": list(GAMMAS)}
+    if method == "della":
+        parameters |= {"epsilon": list(EPSILONS)}
     return {
         name: merge_tensors(
             [sources[source].read(name) for source in names],
@@ -129,17 +151,28 @@ def check(
     """Refuse results that differ by more than bf16's rounding, entries tied at a trim aside."""
     for name, value in theirs.items():
         gap = (ours[name].float() - value.float()).abs() > 2**-7 * value.float().abs() + 1e-6
-        if method == "ties":
-            gap &= ~tied(sources, name)
+        if method in TRIMMED:
+            gap &= ~tied(method, sources, name)
         if gap.any():
             raise SystemExit(f"{method}: {name} differs from mergekit's")
 
 
-def tied(sources: dict[str, Checkpoint], name: str) -> torch.Tensor:
-    """Entries whose |τ| is an expert's trim threshold: mergekit chooses among them at will."""
+def tied(method: str, sources: dict[str, Checkpoint], name: str) -> torch.Tensor:
+    """Entries at a trim's threshold: among tied ones mergekit chooses at will."""
     base, *experts = (sources[source].read(name).float() for source in (BASE, *EXPERTS))
-    cut = trims(whole_view(base, experts), density=DENSITIES)
-    masks = [(e - base).abs() == t.threshold for e, t in zip(experts, cut, strict=True)]
+    view = whole_view(base, experts)
+    if method == "sce":
+        spread = variance([e - base for e in experts])
+        threshold = selected(view, select_topk=0.1).trim.threshold
+        return (spread - threshold).abs() <= 1e-5 * threshold  # its variance is rounded otherwise
+    cuts = [[cut] for cut in trims(view, density=DENSITIES)]
+    if method == "breadcrumbs":
+        cuts = [list(band) for band in bands(view, density=DENSITIES, gamma=GAMMAS)]
+    masks = [
+        (expert - base).abs() == cut.threshold
+        for expert, both in zip(experts, cuts, strict=True)
+        for cut in both
+    ]
     return torch.stack(masks).any(0)
 
 
@@ -161,13 +194,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=20, help="fewer for a quick look")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
-        save_models(Path(name))
+        save_models(Path(name), arguments.layers)
         sources = {n: open_checkpoint(n, f"{name}/{n}") for n in (BASE, *EXPERTS)}
         rows = [compare(method, sources, arguments) for method in arguments.methods]
         layout = sources[BASE].layout

@@ -7,7 +7,7 @@ is called as it is: slower, with equal results.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -31,21 +31,32 @@ class Compiler:
         torch._dynamo.config.recompile_limit = _VARIANTS
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)`. One-dimensional tensors among the arguments themselves, or in a
-        list among them, may differ in length from call to call; all else is better constant.
+        """`function(*arguments)`. One-dimensional tensors as long as the first argument, wherever
+        they are among the arguments, may differ in length from call to call; all else is better
+        constant.
         """
         if function in self._uncompiled:
             return function(*arguments)
-        for argument in arguments:
-            for tensor in argument if isinstance(argument, list) else [argument]:
-                if isinstance(tensor, Tensor) and tensor.dim() == 1:
-                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        for tensor in _tensors(arguments):
+            if tensor.shape == arguments[0].shape:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         try:
             return _compile(function)(*arguments)
         except Exception as error:  # many kinds, and none may cost more than the speed
             _LOGGER.warning("%s runs uncompiled: %s", function, str(error).partition("\n")[0])
             self._uncompiled.add(function)
             return function(*arguments)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a nest of mappings, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _tensors(entry)
 
 
 @cache

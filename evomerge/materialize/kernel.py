@@ -15,8 +15,9 @@ from evomerge.errors import NonFiniteError
 from evomerge.materialize.compiled import Compiler
 from evomerge.materialize.plan import TensorStep, as_tensors
 from evomerge.materialize.statistics import Statistics
+from evomerge.methods.entries import part_of
 from evomerge.methods.masks import at
-from evomerge.methods.registry import View
+from evomerge.methods.registry import Statistic, View
 from evomerge.models.source import Source
 from evomerge.models.vocabulary import reconciled
 from evomerge.recipe import BASE
@@ -86,27 +87,33 @@ class Kernel:
             merged = method(wide[0], wide[1:], **step.rule.arguments)
             yield _round_into(out, merged.reshape(-1), dtype)
             return
+        shape = tuple(base.shape)
         base, experts = base.reshape(-1), [e.reshape(-1) for e in experts]
         size = self._slice_length(len(experts))
-        view = View(base, experts, ARITHMETIC, size, self._run)
-        arguments = dict(step.rule.tensors)
+        view = View(base, experts, ARITHMETIC, size, self._run, shape)
+        arguments, measured = dict(step.rule.tensors), None
+        place = partial(at, seed, step.tensor.name, step.rule.experts)
         if method.measure is not None:
-            found = method.measured(view, step.rule.arguments, self._statistics(step, view))
-            arguments["measured"] = as_tensors(found)
+            given = {**step.rule.arguments, "at": place}
+            measured = as_tensors(method.measured(view, given, self._statistics(step, view)))
         merge = _merge_of(method.function)
         run = self._run if base.numel() > _SMALL else _plainly
         for start in range(0, base.numel(), size):
-            chunk = slice(start, start + size)
+            chunk = slice(start, min(start + size, base.numel()))
+            if measured is not None:
+                arguments["measured"] = part_of(measured, chunk)
             if method.needs_position:
-                arguments["at"] = at(seed, step.tensor.name, step.rule.experts, start)
+                arguments["at"] = place(start)
             yield run(merge, out[chunk], base[chunk], [e[chunk] for e in experts], dtype, arguments)
 
-    def _statistics(self, step: TensorStep, view: View) -> list[Any]:
+    def _statistics(self, step: TensorStep, view: View) -> list[Statistic] | Statistic | None:
         assert step.rule is not None
-        statistic = step.rule.method.statistic
-        if statistic is None:
-            return []
-        return self.statistics.of(statistic, view, step.tensor.name, step.rule.experts)
+        method, name = step.rule.method, step.tensor.name
+        if method.joint is not None:
+            return self.statistics.of_all(method.joint, view, name, step.rule.experts)
+        if method.statistic is not None:
+            return self.statistics.of(method.statistic, view, name, step.rule.experts)
+        return None
 
     @cached_property
     def _run(self) -> Callable[..., Tensor]:

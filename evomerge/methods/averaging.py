@@ -1,4 +1,4 @@
-"""Averages of weights: linear (model soups), spherical, and passthrough."""
+"""Averages of weights: linear (model soups), and passthrough."""
 
 from __future__ import annotations
 
@@ -41,50 +41,6 @@ def linear(
     return total
 
 
-def angle(view: View) -> float:
-    """The angle in radians between the two flattened tensors that slerp joins; 0 if one is zero.
-
-    Sums run in float64 over fixed blocks of 2¹⁵ entries, added exactly, so that the result does not
-    depend on the number of threads.
-    """
-    first, second = _endpoints(view.base, view.experts)
-    dots: list[list[float]] = [[], [], []]
-    for start in range(0, first.numel(), 1 << 15):
-        a = first[start : start + (1 << 15)].double()
-        b = second[start : start + (1 << 15)].double()
-        for sums, product in zip(dots, (a * b, a * a, b * b), strict=True):
-            sums.append(product.sum().item())
-    dot, aa, bb = (math.fsum(sums) for sums in dots)
-    if not (aa > 0 and bb > 0):
-        return 0.0 if math.isfinite(aa + bb) else math.nan
-    return math.acos(max(-1.0, min(1.0, dot / math.sqrt(aa * bb))))
-
-
-def arc(view: View, *, t: float) -> Sequence[float]:
-    """The factors of slerp's two ends."""
-    omega = angle(view)
-    if abs(math.cos(omega)) > 0.9995:
-        return [1 - t, t]
-    return [math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)]
-
-
-@merge_method(reference="Shoemake 1985; as merged by mergekit", experts=(1, 2), measure=arc)
-def slerp(
-    base: Tensor,
-    experts: Sequence[Tensor],
-    *,
-    t: Annotated[float, Range(0.0, 1.0)] = 0.5,
-    measured: Sequence[float],
-) -> Tensor:
-    """Spherical interpolation from the base to one expert, or between two experts.
-
-    sin((1−t)Ω)/sin Ω · a + sin(tΩ)/sin Ω · b, with Ω the angle between the flattened tensors;
-    linear when |cos Ω| > 0.9995.
-    """
-    first, second = _endpoints(base, experts)
-    return first * measured[0] + second * measured[1]
-
-
 @merge_method(reference="the source itself", experts=(0, 1))
 def passthrough(
     base: Tensor,
@@ -94,7 +50,3 @@ def passthrough(
 ) -> Tensor:
     """The expert's own weights (the base's when no expert is named), times `scale`."""
     return (experts[0] if experts else base) * scale
-
-
-def _endpoints(base: Tensor, experts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    return (base, experts[0]) if len(experts) == 1 else (experts[0], experts[1])

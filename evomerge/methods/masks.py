@@ -26,13 +26,19 @@ class At(NamedTuple):
     words: Tensor
     start: Tensor
 
+    def starting_at(self, start: int) -> At:
+        """The place of a later slice of the same tensor, before index 2³²."""
+        import torch
+
+        return self._replace(start=torch.tensor(start))
+
     def keep(self, expert: int, like: Tensor, limit: Tensor) -> Tensor:
         """Which entries of a slice survive, independently of each other.
 
         Args:
             expert: index of the expert whose mask it is.
             like: a tensor of the slice's shape, on its device.
-            limit: int32 (), from `limits`.
+            limit: int32 (), from `limits`; or one for every entry, of `like`'s shape.
 
         Returns:
             bool tensor of `like`'s shape.
@@ -42,7 +48,7 @@ class At(NamedTuple):
         index = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
         index = index + self.start.to(torch.int32)  # wraps; `at` keeps the rest in the words
         bits = _mix(_mix(index ^ self.words[expert, 0]) ^ self.words[expert, 1])
-        return (bits <= limit).view(like.shape)
+        return bits.view(like.shape) <= limit
 
 
 def at(seed: int, tensor: str, experts: Sequence[str], start: int = 0) -> At:

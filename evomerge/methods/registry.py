@@ -17,15 +17,18 @@ parameters: `PerExpert` ones arrive as one value per expert, the others once. Tw
 filled in for functions that name them: `at`, where the tensors lie (for random masks), and
 `measured`, the result of the function given as `measure=`, which is called once with a `View` of
 the whole tensors and the parameters that it names: for reductions, and for arithmetic that is about
-the parameters only. What a measure needs of the sources alone, whatever the parameters, is a
+the parameters only; a measure that names `at` gets a function from a flat index to the place of a
+slice that begins there. What a measure needs of the sources alone, whatever the parameters, is a
 statistic: the function given as `statistic=` is called once per worker for each tensor and expert,
-and the measure gets its results as `statistics`.
+that given as `joint=` for each tensor and set of experts, and the measure gets a list of the
+results, or the one result, as `statistics`.
 
 A method with `elementwise=True` is called on flat slices of bounded size; it must not look beyond
-the entries it is given, except through `measured`. On large models it is compiled into one pass
-over memory, with the same bytes as result: numbers among the parameters and in `measured` therefore
-arrive as float32 tensors of shape () or (experts,), and a function that asks Python what they are
-(`if weight[0] > 0`) is left uncompiled; `torch.where` is not.
+the entries it is given, except through `measured`; where that holds `Entries` (one number per
+entry, row or column), the function gets their part for its slice. On large models it is compiled
+into one pass over memory, with the same bytes as result: numbers among the parameters and in
+`measured` therefore arrive as float32 tensors of shape () or (experts,), and a function that asks
+Python what they are (`if weight[0] > 0`) is left uncompiled; `torch.where` is not.
 
 Torch is imported inside functions, so that listing the methods does not load it.
 """
@@ -112,6 +115,7 @@ class Method:
     elementwise: bool
     measure: Callable[..., Any] | None
     statistic: Callable[[View, int], Statistic] | None
+    joint: Callable[[View], Statistic] | None
     needs_position: bool
 
     @property
@@ -121,18 +125,24 @@ class Method:
 
     def __call__(self, base: Tensor, experts: Sequence[Tensor], **arguments: Any) -> Tensor:
         """Merge whole tensors by hand, outside a recipe; masks are those of seed 0."""
+        from evomerge.methods.entries import part_of
         from evomerge.methods.masks import at
 
         given = {k: v.default for k, v in inspect.signature(self.function).parameters.items()}
         given = {k: v for k, v in given.items() if v is not inspect.Parameter.empty} | arguments
+        if self.needs_position:
+            given.setdefault("at", at(0, "", [str(i) for i in range(len(experts))]))
         if self.measure is not None:
-            given["measured"] = self.measured(whole_view(base, experts), given)
-        if self.needs_position and "at" not in arguments:
-            given["at"] = at(0, "", [str(i) for i in range(len(experts))])
+            places = {"at": given["at"].starting_at} if self.needs_position else {}
+            measured = self.measured(whole_view(base, experts), given | places)
+            given["measured"] = part_of(measured, slice(0, base.numel()), base.shape)
         return self.function(base, experts, **given)
 
     def measured(
-        self, view: View, arguments: Mapping[str, Any], statistics: Sequence[Statistic] = ()
+        self,
+        view: View,
+        arguments: Mapping[str, Any],
+        statistics: Sequence[Statistic] | Statistic | None = None,
     ) -> Any:
         """Run the measure with the parameters, and the statistics, that it names."""
         assert self.measure is not None
@@ -212,6 +222,17 @@ class View:
     dtype: Any
     block: int = 1 << 16
     run: Callable[..., Any] = lambda function, *rest: function(*rest)
+    shape: Sequence[int] = ()
+
+    @property
+    def columns(self) -> int:
+        """Entries of a row, that is along the last dimension; of all where no shape is known."""
+        return self.shape[-1] if self.shape else self.base.numel()
+
+    def taus(self, part: Any) -> list[Tensor]:
+        """The task vectors' entries in a slice, or at the places of an index tensor."""
+        base = self.base[part].to(self.dtype)
+        return [expert[part].to(self.dtype) - base for expert in self.experts]
 
     def map(self, function: Callable[..., Any], expert: int, *rest: Tensor) -> Iterator[Any]:
         """An element-wise `function(τ, *rest)` of τ = θ_expert − θ_base, block by block."""
@@ -219,6 +240,14 @@ class View:
         for start in range(0, self.base.numel(), self.block):
             part = slice(start, start + self.block)
             yield self.run(of_task_vector, self.base[part], self.experts[expert][part], *rest)
+
+    def map_all(self, function: Callable[..., Any], *rest: Tensor) -> Iterator[Any]:
+        """An element-wise `function([τ₁, …], *rest)` of all task vectors, block by block."""
+        of_task_vectors = _of_task_vectors(function, self.dtype)
+        for start in range(0, self.base.numel(), self.block):
+            part = slice(start, start + self.block)
+            experts = [expert[part] for expert in self.experts]
+            yield self.run(of_task_vectors, self.base[part], experts, *rest)
 
 
 @cache
@@ -236,9 +265,19 @@ def _of_task_vector(function: Callable[..., Any], dtype: Any) -> Callable[..., A
     return of_stored
 
 
+@cache
+def _of_task_vectors(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+    def of_stored(base: Tensor, experts: Sequence[Tensor], *rest: Tensor) -> Any:
+        wide = base.to(dtype)
+        return function([expert.to(dtype) - wide for expert in experts], *rest)
+
+    return of_stored
+
+
 def whole_view(base: Tensor, experts: Sequence[Tensor]) -> View:
     """The view over whole tensors that a method measures when called on its own."""
-    return View(base.flatten(), [e.flatten() for e in experts], base.dtype)
+    flat = [e.flatten() for e in experts]
+    return View(base.flatten(), flat, base.dtype, shape=tuple(base.shape))
 
 
 def merge_method(
@@ -248,6 +287,7 @@ def merge_method(
     elementwise: bool = True,
     measure: Callable[..., Any] | None = None,
     statistic: Callable[[View, int], Statistic] | None = None,
+    joint: Callable[[View], Statistic] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Make a function a merge method, registered under its own name; see this module's docstring.
 
@@ -259,6 +299,8 @@ def merge_method(
             the slices; its result is passed as `measured`.
         statistic: called as `statistic(View, index of an expert)` once per worker; the measure
             gets one result per expert as `statistics`.
+        joint: called as `joint(View)` once per worker and set of experts, instead; the measure
+            gets its result as `statistics`.
     """
 
     def register(function: Callable[..., Tensor]) -> Method:
@@ -273,6 +315,7 @@ def merge_method(
             elementwise=elementwise,
             measure=measure,
             statistic=statistic,
+            joint=joint,
             needs_position="at" in inspect.signature(function).parameters,
         )
         return enter(_REGISTRY, name, method, "merge methods")

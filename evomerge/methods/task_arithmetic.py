@@ -1,16 +1,12 @@
-"""Sums of task vectors τᵢ = θᵢ − θ₀: task arithmetic, TIES, and DARE over either.
-
-Sparsified task vectors and the sign election are shared: the four methods differ in which entries
-survive (`Trim` by magnitude, `At.keep` at random) and in how survivors are added up.
-"""
+"""Sums of task vectors τᵢ = θᵢ − θ₀: task arithmetic and TIES."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-from evomerge.methods.masks import At, limits
+from evomerge.methods.masks import At
 from evomerge.methods.registry import PerExpert, Range, Tensor, View, merge_method
 from evomerge.methods.trimming import Trim, spectrum, trims
 
@@ -67,96 +63,16 @@ def ties(
     for value, trim, expert in zip(weight, measured, experts, strict=True):
         tau = expert - base
         parts.append(tau * trim.keep(tau, at.start) * value)
-    return base + _elect_and_sum(parts, weight, normalize) * lambda_
+    return base + elect_and_sum(parts, weight, normalize) * lambda_
 
 
-class Dropout(NamedTuple):
-    """What DARE needs of the densities.
+def elect_and_sum(parts: Sequence[Tensor], weight: Sequence[float], normalize: bool) -> Tensor:
+    """TIES' steps two and three: elect signs of sparsified task vectors and add those that agree.
 
-    Attributes:
-        limits: int32 (experts,), for `At.keep`.
-        shares: one factor per expert, 1/density included; zero at density 0.
+    Args:
+        parts: wᵢτᵢ, sparsified, of one shape.
+        weight: wᵢ; what `normalize` divides by where the expert took part.
     """
-
-    limits: Tensor
-    shares: Sequence[float]
-
-
-def rescaled_shares(
-    view: View,
-    *,
-    weight: Sequence[float],
-    density: Sequence[float],
-    lambda_: float,
-    normalize: bool,
-) -> Dropout:
-    """λwᵢ/densityᵢ, divided by Σ wᵢ with `normalize` unless that is zero."""
-    plain = shares(view, weight=weight, lambda_=lambda_, normalize=normalize)
-    return Dropout(limits(density), _rescaled(plain, density))
-
-
-@merge_method(
-    reference="Yu et al. 2024, arXiv:2311.03099, with task arithmetic", measure=rescaled_shares
-)
-def dare_linear(
-    base: Tensor,
-    experts: Sequence[Tensor],
-    *,
-    weight: Weight,
-    density: Density,
-    lambda_: Lambda = 1.0,
-    normalize: bool = False,
-    at: At,
-    measured: Dropout,
-) -> Tensor:
-    """Drop entries at random, rescale by 1/density, then task arithmetic.
-
-    An entry of τᵢ survives with probability `density`, by a mask that depends only on the recipe's
-    seed, the tensor, the expert and the index.
-    """
-    parts = _drop(base, experts, measured, at)
-    return base + sum(parts[1:], parts[0])
-
-
-def rescaled(_: View, *, weight: Sequence[float], density: Sequence[float]) -> Dropout:
-    """wᵢ/densityᵢ."""
-    return Dropout(limits(density), _rescaled(weight, density))
-
-
-@merge_method(
-    reference="Yu et al. 2024, arXiv:2311.03099, with TIES' sign election", measure=rescaled
-)
-def dare_ties(
-    base: Tensor,
-    experts: Sequence[Tensor],
-    *,
-    weight: Weight,
-    density: Density,
-    lambda_: Lambda = 1.0,
-    normalize: bool = True,
-    at: At,
-    measured: Dropout,
-) -> Tensor:
-    """Drop entries at random, rescale by 1/density, then elect signs and merge as TIES does."""
-    parts = _drop(base, experts, measured, at)
-    return base + _elect_and_sum(parts, weight, normalize) * lambda_
-
-
-def _drop(base: Tensor, experts: Sequence[Tensor], dropout: Dropout, at: At) -> list[Tensor]:
-    """τᵢ ⊙ mᵢ (DARE, eq. 1) times its share."""
-    parts = []
-    for index, (expert, share) in enumerate(zip(experts, dropout.shares, strict=True)):
-        tau = expert - base
-        parts.append(tau * at.keep(index, tau, dropout.limits[index]) * share)
-    return parts
-
-
-def _rescaled(weight: Sequence[float], density: Sequence[float]) -> list[float]:
-    return [w / keep if keep > 0 else 0.0 for w, keep in zip(weight, density, strict=True)]
-
-
-def _elect_and_sum(parts: Sequence[Tensor], weight: Sequence[float], normalize: bool) -> Tensor:
-    """TIES' steps two and three on sparsified task vectors, already weighted."""
     import torch
 
     positive = sum(parts[1:], parts[0]) >= 0

@@ -39,7 +39,7 @@ def recipe_of(models, name):
     method, rng = methods()[name], np.random.default_rng(4)
     experts = list(models.sources)[1:][: method.experts[1]]
     drawn = {
-        p.name: float(rng.uniform(max(p.low, 0.2), min(p.high, 0.9)))
+        p.name: float(rng.uniform(max(p.low, 0.2), max(p.low, min(p.high, 0.9))))
         for p in method.parameters.values()
         if p.type is float
     }

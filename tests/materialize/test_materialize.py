@@ -22,7 +22,8 @@ from evomerge.models.preflight import preflight
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.search.weights import WeightSpace
 
-ELEMENTWISE = [n for n in methods() if n not in ("slerp", "passthrough")]
+SEARCHED = [name for name, method in methods().items() if method.parameters]
+ELEMENTWISE = [name for name in SEARCHED if methods()[name].elementwise]
 
 
 def open_family(folder, experts=("math", "lang"), **changes):
@@ -38,8 +39,13 @@ def models(tmp_path_factory):
 
 
 def space_of(models, method="ties", **weights):
-    digests = {name: source.digest for name, source in models.sources.items()}
-    genes = {"t": [0, 1]} if method == "slerp" else {"weight": [0, 1.5]}
+    most = methods()[method].experts[1]
+    names = list(models.sources)[: None if most is None else most + 1]
+    digests = {name: models.sources[name].digest for name in names}
+    parameters = methods()[method].parameters.values()
+    searched = [p for p in parameters if p.type is float]
+    searched = [p for p in searched if p.name == "weight"] or searched
+    genes = {p.name: [max(p.low, 0), min(p.high, 1.5)] for p in searched}
     config = SpaceConfig(weights={"method": method, "genes": genes, **weights})
     return WeightSpace(config, models.layout, digests, seed=3)
 
@@ -79,7 +85,7 @@ def assert_same_bytes(ours, theirs):
         assert torch.equal(ours[name].view(torch.int16), theirs[name].view(torch.int16)), name
 
 
-@pytest.mark.parametrize("method", [*ELEMENTWISE, "slerp"])
+@pytest.mark.parametrize("method", SEARCHED)
 def test_resident_and_streamed_weights_are_the_same_bytes(models, method, tmp_path):
     recipe = some_recipe(models, method)
     assert_same_bytes(
@@ -120,7 +126,7 @@ def test_a_merge_of_a_tensor_that_the_layer_has_not_is_refused(models):
         plan(recipe, models.layout, models.sources)
 
 
-@pytest.mark.parametrize("method", [*ELEMENTWISE, "slerp"])
+@pytest.mark.parametrize("method", ELEMENTWISE)
 def test_bytes_depend_neither_on_slices_nor_on_threads(models, method):
     recipe = some_recipe(models, method)
     expected = resident_bytes(models, recipe)
@@ -139,7 +145,7 @@ def test_large_tensors_give_the_same_bytes_with_one_and_two_threads(tmp_path):
     )
     threads = torch.get_num_threads()
     try:
-        for method in ("dare_ties", "ties", "slerp"):
+        for method in ("dare_ties", "della", "nuslerp", "sce", "slerp"):
             recipe = some_recipe(models, method)
             torch.set_num_threads(1)
             expected = resident_bytes(models, recipe, 1 << 20)

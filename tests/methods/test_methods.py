@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from evomerge.errors import InputError
+from evomerge.methods import trimming
+from evomerge.methods.entries import part_of
 from evomerge.methods.masks import at, limits
 from evomerge.methods.registry import View, methods, whole_view
 from evomerge.methods.task_arithmetic import ties
@@ -20,8 +24,20 @@ def some_tensors(count, shape=(33, 9)):
     return [torch.randn(shape, generator=generator) for _ in range(count)]
 
 
+def count_of(method):
+    return method.experts[1] or 3
+
+
+def arguments_of(method, count, **values):
+    """Defaults, but these values where the method has such a parameter, for every expert."""
+    own = {n: v for n, v in values.items() if n in method.parameters}
+    each = {n: v for n, v in own.items() if method.parameters[n].per_expert}
+    shared = {n: v for n, v in own.items() if n not in each}
+    return method.arguments(shared, {f"e{i}": each for i in range(count)}, "test")
+
+
 def default_arguments(method, count):
-    return method.arguments({}, {f"e{i}": {} for i in range(count)}, "test")
+    return arguments_of(method, count)
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -42,18 +58,18 @@ def test_every_elementwise_method_gives_the_same_bytes_in_slices(name):
     method = REGISTRY[name]
     count = method.experts[1] or 3
     base, *experts = (t.flatten() for t in some_tensors(count + 1, (1001,)))
-    arguments = default_arguments(method, count)
-    if "t" in method.parameters:
-        arguments["t"] = 0.3
-    names = [f"e{i}" for i in range(count)]
-    measured = {}
+    arguments = arguments_of(method, count, t=0.3)
+    places = partial(at, 5, "t", [f"e{i}" for i in range(count)])
+    measured = None
     if method.measure is not None:
-        measured = {"measured": method.measured(whole_view(base, experts), arguments)}
+        measured = method.measured(whole_view(base, experts), {**arguments, "at": places})
 
     def run(start, stop):
-        place = {"at": at(5, "t", names, start)} if method.needs_position else {}
+        more = {"at": places(start)} if method.needs_position else {}
+        if measured is not None:
+            more["measured"] = part_of(measured, slice(start, stop))
         parts = [t[start:stop] for t in (base, *experts)]
-        return method.function(parts[0], parts[1:], **arguments, **place, **measured)
+        return method.function(parts[0], parts[1:], **arguments, **more)
 
     whole = run(0, 1001)
     for size in (64, 333):
@@ -61,24 +77,142 @@ def test_every_elementwise_method_gives_the_same_bytes_in_slices(name):
         assert torch.equal(torch.cat(pieces), whole)
 
 
-@pytest.mark.parametrize("name", [n for n in REGISTRY if "weight" in REGISTRY[n].parameters])
-def test_identical_experts_give_that_expert_when_weights_share_out(name):
+LINE_BY_LINE = [
+    ("nuslerp", {"along": "rows"}),
+    ("nuslerp", {"along": "columns", "task_vectors": True}),
+    ("model_stock", {"filter_wise": True}),
+    ("widen", {}),
+    ("della", {}),
+    ("della_linear", {"rescale": "l1"}),
+    ("dare_ties", {"rescale": "l1"}),
+    ("tsvm", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), LINE_BY_LINE)
+@pytest.mark.parametrize("shape", [(33, 9), (300,), (3, 7, 5)], ids=str)
+def test_what_counts_by_row_or_column_is_the_same_in_slices(name, options, shape):
     method = REGISTRY[name]
-    base, expert = some_tensors(2)
-    arguments = default_arguments(method, 3)
-    arguments["weight"] = [1 / 3] * 3
-    if "density" in arguments:
-        arguments["density"] = [1.0] * 3
-    result = method(base, [expert] * 3, **arguments)
+    base, *experts = some_tensors(count_of(method) + 1, shape)
+    arguments = arguments_of(method, len(experts), **options)
+    places = partial(at, 0, "", [str(i) for i in range(len(experts))])
+    view = whole_view(base, experts)
+    measured = method.measured(view, {**arguments, "at": places})
+    pieces = []
+    for start in range(0, base.numel(), 64):
+        part = slice(start, min(start + 64, base.numel()))
+        more = {"at": places(start)} if method.needs_position else {}
+        more["measured"] = part_of(measured, part)
+        slices = [t[part] for t in (view.base, *view.experts)]
+        pieces.append(method.function(slices[0], slices[1:], **arguments, **more))
+    whole = method(base, experts, **arguments)
+    assert torch.equal(torch.cat(pieces).view(shape), whole)
+
+
+SHARED_OUT = {
+    "weight": 1 / 3,
+    "density": 1.0,
+    "select_topk": 1.0,
+    "rank": 1.0,
+    "lambda": 1.0,
+}
+CHANGES_ONE_EXPERT = {
+    "consensus",  # adds task vectors without weights
+    "arcee_fusion",  # takes over outstanding entries only
+    "nearswap",  # moves by at most t
+    "iso_c",  # levels singular values
+    "iso_cts",
+    "tsvm",  # keeps a part of the singular directions
+    "pcb",  # keeps a share of the entries, and clips them
+    "widen",  # adds task vectors with weights up to 1 each
+}
+"""Methods that do not give the expert even where all are that expert."""
+
+
+@pytest.mark.parametrize("name", [n for n in REGISTRY if n not in CHANGES_ONE_EXPERT])
+@pytest.mark.parametrize("shape", [(33, 9), (41,)], ids=str)
+def test_identical_experts_give_that_expert_when_weights_share_out(name, shape):
+    method = REGISTRY[name]
+    base, expert = some_tensors(2, shape)
+    count = count_of(method)
+    arguments = arguments_of(method, count, **{**SHARED_OUT, "weight": 1 / count})
+    result = method(base, [expert] * count, **arguments)
     torch.testing.assert_close(result, expert)
 
 
 @pytest.mark.parametrize("name", [n for n in REGISTRY if "lambda" in REGISTRY[n].parameters])
 def test_lambda_zero_gives_the_base(name):
     method = REGISTRY[name]
-    base, *experts = some_tensors(4)
-    arguments = {**default_arguments(method, 3), "lambda_": 0.0}
+    base, *experts = some_tensors(count_of(method) + 1)
+    arguments = arguments_of(method, len(experts), **{"lambda": 0.0})
     assert torch.equal(method(base, experts, **arguments), base)
+
+
+BASELESS = {"linear", "passthrough", "slerp"}
+
+
+def test_every_method_with_a_base_has_a_global_lambda():
+    assert {n for n, m in REGISTRY.items() if "lambda" not in m.parameters} == BASELESS
+    for name in REGISTRY.keys() - BASELESS:
+        parameter = REGISTRY[name].parameters["lambda"]
+        assert parameter.low <= 0 < parameter.default <= parameter.high
+
+
+ORDERED = {"slerp", "opcm"}
+"""Methods that say that the order of the experts counts."""
+
+
+@pytest.mark.parametrize("name", [n for n in REGISTRY if n not in ORDERED])
+@pytest.mark.parametrize("shape", [(33, 9), (41,)], ids=str)
+def test_the_order_of_the_experts_does_not_count(name, shape):
+    method = REGISTRY[name]
+    count = count_of(method)
+    base, *experts = (t.double() for t in some_tensors(count + 1, shape))
+    arguments = arguments_of(method, count)
+    if "weight" in arguments:
+        arguments["weight"] = [0.3, 0.5, 0.2][:count]
+    place = at(0, "t", [f"e{i}" for i in range(count)])
+    turned = at(0, "t", [f"e{i}" for i in reversed(range(count))])
+    result = placed(method, base, experts, arguments, place)
+    back = {k: v[::-1] if isinstance(v, list) else v for k, v in arguments.items()}
+    torch.testing.assert_close(placed(method, base, experts[::-1], back, turned), result)
+
+
+def placed(method, base, experts, arguments, place):
+    given = {"at": place} if method.needs_position else {}
+    return method(base, experts, **arguments, **given)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("shape", [(1,), (7,), (99,), (13, 11), (6, 1), (1, 6), (3, 5, 7)], ids=str)
+def test_no_task_vectors_give_the_base(name, shape):
+    method = REGISTRY[name]
+    [base], count = some_tensors(1, shape), count_of(method)
+    arguments = arguments_of(method, count, weight=1 / count)
+    result = method(base, [base.clone() for _ in range(count)], **arguments)
+    torch.testing.assert_close(result, base)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("shape", [(1,), (7,), (99,), (13, 11), (6, 1), (1, 6), (3, 5, 7)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_expert_that_is_the_base_does_no_harm(name, shape, dtype):
+    method = REGISTRY[name]
+    base, *experts = (t.to(dtype) for t in some_tensors(count_of(method) + 1, shape))
+    experts[-1] = base.clone()
+    result = method(base, experts, **arguments_of(method, len(experts)))
+    assert result.shape == base.shape
+    assert result.dtype == dtype
+    assert torch.isfinite(result).all()
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_what_is_not_finite_is_seen_in_the_result(name):
+    method = REGISTRY[name]
+    base, *experts = some_tensors(count_of(method) + 1)
+    experts[0][3, 4] = float("nan")
+    result = method(base, experts, **arguments_of(method, len(experts)))
+    assert not torch.isfinite(result).all()
 
 
 def test_trim_keeps_exactly_k_entries_and_of_ties_the_lower_index():
@@ -96,6 +230,14 @@ def kept_by_sorting(tau, density):
     return expected
 
 
+@pytest.fixture(params=["one by one", "by bin"])
+def counting(request, monkeypatch):
+    """Both ways in which a spectrum is counted, whatever the tensor's size."""
+    if request.param == "by bin":
+        monkeypatch.setattr(trimming, "_SMALL", 0)
+
+
+@pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize("density", [0.001, 0.1, 0.37, 0.5, 0.999])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("known", [False, True])
@@ -120,12 +262,39 @@ TAUS = {
 }
 
 
+@pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize("density", [0.0004, 0.3, 0.5, 0.9999])
 @pytest.mark.parametrize("tau", TAUS.values(), ids=TAUS)
 def test_trims_of_awkward_task_vectors_agree_with_a_stable_sort(tau, density):
     view = View(torch.zeros_like(tau), [tau], torch.float32, block=4096)
     [trim] = trims(view, density=[density])
     assert torch.equal(trim.keep(tau, 0), kept_by_sorting(tau, density))
+
+
+@pytest.mark.usefixtures("counting")
+@pytest.mark.parametrize("tau", TAUS.values(), ids=TAUS)
+@pytest.mark.parametrize(("first", "last"), [(0, 2), (1, 3), (1, 2), (2, 2), (2, 3), (0, 0)])
+def test_a_band_keeps_exactly_its_ranks_by_a_stable_sort(tau, first, last):
+    first, last = len(tau) * first // 3, len(tau) * last // 3
+    view = View(torch.zeros_like(tau), [tau], torch.float32, block=4096)
+    found = trimming.band(trimming.task_vector(view, 0), first, last)
+    expected = torch.zeros(len(tau), dtype=torch.bool)
+    order = torch.sort(tau.abs(), descending=True, stable=True).indices
+    expected[order[first:last]] = True
+    assert torch.equal(found.keep(tau, 0), expected)
+
+
+@pytest.mark.usefixtures("counting")
+@pytest.mark.parametrize("k", [1, 2, 500, 8999])
+def test_what_is_kept_of_the_last_bracket_completes_the_whole_brackets_before_it(k):
+    tau = torch.randn(9000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    values = trimming.task_vector(View(torch.zeros(9000), [tau], torch.float32), 0)
+    known = trimming.spectrum_of(values)
+    found, index = trimming.trim_in_bracket(values, k, known)
+    places = known.places(tau)
+    before = set(np.flatnonzero(places < places[index[0]]).tolist())
+    assert before | set(index.tolist()) == set(found.keep(tau, 0).nonzero().flatten().tolist())
+    assert not before & set(index.tolist())
 
 
 def test_a_not_a_number_is_never_trimmed_away_unseen():

@@ -7,9 +7,11 @@ import torch
 from mergekit.merge_methods import merge_tensors
 from peft.utils import merge_utils
 
-from evomerge.methods.averaging import linear, passthrough, slerp
+from evomerge.methods.averaging import linear, passthrough
+from evomerge.methods.dropping import dare_linear, dare_ties
 from evomerge.methods.masks import at, limits
-from evomerge.methods.task_arithmetic import dare_linear, dare_ties, task_arithmetic, ties
+from evomerge.methods.spherical import slerp
+from evomerge.methods.task_arithmetic import task_arithmetic, ties
 
 SHAPES = [(1,), (7,), (99,), (13, 11), (64, 48), (3, 5, 7)]
 TOLERANCE = {"rtol": 0, "atol": 1e-10}

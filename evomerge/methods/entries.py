@@ -1,0 +1,45 @@
+"""Numbers that belong to the entries of a tensor, cut to the slices that methods are called on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evomerge.methods.registry import Tensor
+
+
+@dataclass(frozen=True)
+class Entries:
+    """One number for every entry of a tensor, given whole or once per row or column.
+
+    Attributes:
+        values: (n,), or (rows,) or (columns,).
+        columns: entries of a row; 0 where every entry has a value of its own.
+        per_row: whether the values are the rows' or the columns'.
+    """
+
+    values: Tensor
+    columns: int = 0
+    per_row: bool = True
+
+    def part(self, where: slice) -> Tensor:
+        """The numbers of a slice of the flat tensor."""
+        import torch
+
+        if not self.columns:
+            return self.values[where]
+        index = torch.arange(where.start, where.stop, device=self.values.device)
+        place = index // self.columns if self.per_row else index % self.columns
+        return self.values[place]
+
+
+def part_of(measured: Any, where: slice, shape: Sequence[int] = (-1,)) -> Any:
+    """What `measured` is for a slice of the flat tensors: its `Entries` cut and given a shape."""
+    if isinstance(measured, Entries):
+        return measured.part(where).view(*shape)
+    if hasattr(measured, "_fields"):
+        return type(measured)(*(part_of(value, where, shape) for value in measured))
+    if isinstance(measured, list):
+        return [part_of(value, where, shape) for value in measured]
+    return measured

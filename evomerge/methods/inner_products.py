@@ -1,0 +1,142 @@
+"""Inner products of sources, the same bytes whatever the number of threads.
+
+Products are float64. They are added within blocks of at most 2¹⁵ entries, which torch adds in one
+thread, and blocks are added exactly (`math.fsum`) or in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+
+import numpy as np
+
+from evomerge.methods.registry import Tensor, View
+
+BLOCK = 1 << 15
+_LINES = 1 << 18
+"""Entries of whole rows, or columns, that are held in float64 at a time."""
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Inner products of vectors.
+
+    Attributes:
+        products: float64 (vectors, vectors), or (lines, vectors, vectors) with one matrix for each
+            row or column of a tensor.
+    """
+
+    products: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self.products.nbytes
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Those of the sources' weights, the base's first, and those of the task vectors."""
+
+    weights: Gram
+    task_vectors: Gram
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes."""
+        return self.weights.nbytes + self.task_vectors.nbytes
+
+
+def weights_gram(view: View) -> Gram:
+    """Inner products of the flattened base and experts."""
+    return Gram(_whole(view, _weights))
+
+
+def task_vectors_gram(view: View) -> Gram:
+    """Inner products of the flattened task vectors."""
+    return Gram(_whole(view, View.taus))
+
+
+def grams(view: View) -> Grams:
+    """Both of them."""
+    return Grams(weights_gram(view), task_vectors_gram(view))
+
+
+def row_grams(view: View, task_vectors: bool) -> Gram:
+    """Those of every row: vectors along the last dimension."""
+    vectors = View.taus if task_vectors else _weights
+    rows = view.base.numel() // max(view.columns, 1)
+    step = max(1, _LINES // max(view.columns, 1))
+    parts = []
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        part = slice(first * view.columns, last * view.columns)
+        lines = [v.double().view(last - first, -1) for v in vectors(view, part)]
+        parts.append(_line_products(lines))
+    return Gram(np.concatenate(parts))
+
+
+def column_grams(view: View, task_vectors: bool) -> Gram:
+    """Those of every vector along the first dimension; rows × columns = shape[0] × the rest."""
+    import torch
+
+    vectors = View.taus if task_vectors else _weights
+    n = view.base.numel()
+    rows = view.shape[0] if len(view.shape) > 1 else n
+    columns = n // max(rows, 1)
+    step = max(1, _LINES // max(rows, 1))
+    grid = torch.arange(n, device=view.base.device).view(rows, columns)
+    parts = []
+    for first in range(0, columns, step):
+        where = grid[:, first : first + step].t().contiguous()
+        lines = [v.double().view(where.shape) for v in vectors(view, where.view(-1))]
+        parts.append(_line_products(lines))
+    return Gram(np.concatenate(parts))
+
+
+def exact_sum(parts: Iterator[Tensor]) -> float:
+    """The sum of tensors' entries; each tensor has at most `BLOCK`."""
+    return math.fsum(part.double().sum().item() for part in parts)
+
+
+def blocks(view: View) -> Iterator[slice]:
+    """Slices of `BLOCK` entries that cover a view."""
+    for start in range(0, view.base.numel(), BLOCK):
+        yield slice(start, min(start + BLOCK, view.base.numel()))
+
+
+def _weights(view: View, part: slice | Tensor) -> list[Tensor]:
+    return [tensor[part].to(view.dtype) for tensor in (view.base, *view.experts)]
+
+
+def _whole(view: View, vectors: object) -> np.ndarray:
+    assert callable(vectors)
+    count = len(vectors(view, slice(0, 0)))
+    pairs = list(combinations_with_replacement(range(count), 2))
+    sums: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
+    for part in blocks(view):
+        wide = [vector.double() for vector in vectors(view, part)]
+        for i, j in pairs:
+            sums[i, j].append((wide[i] * wide[j]).sum().item())
+    products = np.zeros((count, count))
+    for (i, j), found in sums.items():
+        products[i, j] = products[j, i] = math.fsum(found)
+    return products
+
+
+def _line_products(lines: Sequence[Tensor]) -> np.ndarray:
+    """Gram matrices of lines: tensors (lines, entries) -> (lines, vectors, vectors)."""
+    import torch
+
+    count, (rows, entries) = len(lines), lines[0].shape
+    products = np.zeros((rows, count, count))
+    for i, j in combinations_with_replacement(range(count), 2):
+        total = torch.zeros(rows, dtype=torch.float64, device=lines[0].device)
+        for start in range(0, entries, BLOCK):
+            part = slice(start, start + BLOCK)
+            total = total + (lines[i][:, part] * lines[j][:, part]).sum(1)
+        products[:, i, j] = products[:, j, i] = total.cpu().numpy()
+    return products

@@ -1,0 +1,52 @@
+"""Merges of one expert into the base, entry by entry: nearswap and Arcee fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from evomerge.methods.registry import Range, Tensor, merge_method
+from evomerge.methods.task_arithmetic import Lambda
+
+
+@merge_method(reference="alchemonaut 2024 (QuartetAnemoi-70B); as in mergekit", experts=(1, 1))
+def nearswap(
+    base: Tensor,
+    experts: Sequence[Tensor],
+    *,
+    t: Annotated[float, Range(0.0, 1.0)] = 1e-4,
+    lambda_: Lambda = 1.0,
+) -> Tensor:
+    """Move every entry at most `t` towards the expert's: θ₀ + λ min(1, t/|τ|) τ."""
+    tau = experts[0] - base
+    return base + tau * (t / tau.abs().clamp(min=1e-6)).clamp(max=1.0) * lambda_
+
+
+@merge_method(
+    reference="Arcee AI; as in mergekit 0.1.5 (arcee_fusion)", experts=(1, 1), elementwise=False
+)
+def arcee_fusion(base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0) -> Tensor:
+    """Take over the entries of outstanding importance.
+
+    Importance is |τ| times KL(softmax θ‖softmax θ₀) of the entry's row (last dimension, in
+    float64). Those of at least median + 1.5 · (third − first quartile) are the expert's. Quartiles
+    are the entries of rank ⌊q(n−1)⌋ among all; mergekit estimates them in tensors above 10⁶.
+    """
+    import torch
+
+    expert = experts[0]
+    importance = (expert - base).abs() * _divergence(expert, base).to(base.dtype)
+    flat = importance.flatten()
+    places = [int(q * (flat.numel() - 1)) + 1 for q in (0.25, 0.5, 0.75)]
+    first, median, third = (flat.kthvalue(place).values for place in places)
+    chosen = ~(importance < median + 1.5 * (third - first))  # NaN is taken over, and then seen
+    return base + torch.where(chosen, expert - base, 0.0) * lambda_
+
+
+def _divergence(first: Tensor, second: Tensor) -> Tensor:
+    """KL(softmax first‖softmax second) along the last dimension, which is kept: float64 (…, 1)."""
+    import torch
+
+    p = torch.softmax(first.double(), -1) + 1e-8
+    q = torch.softmax(second.double(), -1) + 1e-8
+    return (p * torch.log(p / q)).sum(-1, keepdim=True)
