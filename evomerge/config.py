@@ -88,6 +88,23 @@ class Bounds(Strict):
         return self
 
 
+class LinesConfig(Strict):
+    """LiNeS: merged task vectors times alpha + beta·l/(L−1) in layer l of L, alpha outside them.
+
+    Each is `[low, high]`, a gene, or one value.
+    """
+
+    alpha: Pair | float = Field(default_factory=lambda: [0.0, 1.5])
+    beta: Pair | float = Field(default_factory=lambda: [0.0, 1.5])
+
+    @field_validator("alpha", "beta")
+    @classmethod
+    def _bounds_do_not_cross(cls, value: list[float] | float) -> list[float] | float:
+        if isinstance(value, list) and not value[0] < value[1]:
+            raise ValueError(f"bounds {value} cross; write [low, high] with low < high")
+        return value
+
+
 class WeightsConfig(Strict):
     """Merging in weight space: a method, how finely it is tuned, and the genes' bounds.
 
@@ -101,6 +118,8 @@ class WeightsConfig(Strict):
     `methods_per: group`, one for each group of tensors that is tuned together. In `genes`, a plain
     name is that parameter of every method of the list that has it, by one gene for all of them;
     with a method's name before it (`ties.density`) it is that method's alone.
+
+    `lines` scales what the method adds to the base by depth; the method's `lambda` is then fixed.
     """
 
     method: str | Annotated[list[str], Field(min_length=1)]
@@ -110,6 +129,7 @@ class WeightsConfig(Strict):
     granularity: Literal["model", "block", "layer", "module", "tensor"] = "layer"
     block: int = Field(default=4, ge=1)
     choose_experts: bool = False
+    lines: LinesConfig | None = Field(default=None, exclude_if=lambda lines: lines is None)
     genes: dict[
         str, Annotated[list[float], Field(min_length=2, max_length=2)] | Bounds | Scalar
     ] = Field(default_factory=dict)

@@ -200,6 +200,13 @@ class WeightSpace(Space):
             means |= {f"method.{name}": chosen.count(name) / len(chosen) for name in self._by_name}
         return means
 
+    def fixed(self, method: Method, parameter: str) -> Value | None:
+        """The one value that a method's shared parameter has in this space; None if searched."""
+        searched = [*self._coefficients.values(), *self._pinned]
+        if any(c.parameter == parameter and method.name in c.searched.methods for c in searched):
+            return None
+        return self._fixed[method.name].get(parameter, method.parameters[parameter].default)
+
     def _used(self, params: Mapping[str, Value]) -> list[str]:
         """The experts that a genome does not leave out."""
         return [name for name in self._experts if params.get(f"use.{name}", True)]
