@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evomerge.config import SpaceConfig, WeightsConfig
 from evomerge.errors import InputError
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
@@ -14,6 +13,7 @@ from evomerge.search.lines import LinesSpace
 from evomerge.search.paths import MERGED, build_paths
 from evomerge.search.space import Space
 from evomerge.search.weights import WeightSpace
+from evomerge.sections import SpaceConfig, WeightsConfig
 
 
 def build_space(

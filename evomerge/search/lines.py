@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.config import LinesConfig
 from evomerge.errors import InputError
 from evomerge.methods.registry import Method
 from evomerge.recipe import Recipe
@@ -15,6 +14,7 @@ from evomerge.recipe.lines import scaled_by_depth
 from evomerge.search.domain import Gene, Genome
 from evomerge.search.space import Space
 from evomerge.search.weights import WeightSpace
+from evomerge.sections import LinesConfig
 
 KEY = "space.weights.lines"
 NAMES = ("alpha", "beta")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.config import Bounds, SpaceConfig
 from evomerge.errors import InputError
 from evomerge.methods.registry import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
@@ -21,6 +20,7 @@ from evomerge.search.groups import tuned_groups
 from evomerge.search.lineage import Lineage, SourceGrams, owners_of_coefficients
 from evomerge.search.space import Space
 from evomerge.search.yardsticks import Straight
+from evomerge.sections import Bounds, SpaceConfig
 
 _BASE_ALONE: Mapping[str, float] = {"weight": 0.0, "base_weight": 1.0}
 """The values with which a merge is the base."""

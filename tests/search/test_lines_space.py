@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from test_space import DIGESTS, layout
 
-from evomerge.config import SpaceConfig
 from evomerge.errors import InputError
 from evomerge.search.build import build_space
+from evomerge.sections import SpaceConfig
 
 WEIGHTS = {"method": "ties", "genes": {"weight": [0, 1.5]}}
 
