@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.campaign import Listener
-from evomerge.config import CampaignConfig, PathConfig, StageConfig
+from evomerge.config import CampaignConfig, StageConfig
 from evomerge.driver import export_trial, open_campaign
 from evomerge.errors import InputError
 from evomerge.export.folder import Format
 from evomerge.recipe import load_recipe
 from evomerge.report.summary import best_summary
 from evomerge.runs import open_study_of, stage_folder, stage_study
+from evomerge.sections import PathConfig
 from evomerge.setup import Setup
 from evomerge.signals import terminated_like_interrupted
 from evomerge.study.record import Evaluation

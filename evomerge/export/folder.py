@@ -133,7 +133,7 @@ def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
                 f"mergekit cannot express this recipe: {name} has another number of vocabulary "
                 "rows than the base"
             )
-    _check_config(recipe, models)
+    _check_config(recipe, origin)
     file = to_mergekit(
         _folded(recipe, models.layout),
         models.layout,
@@ -145,16 +145,18 @@ def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
     return file
 
 
-def _check_config(recipe: Recipe, models: Preflight) -> None:
+def _check_config(recipe: Recipe, origin: Origin) -> None:
     """mergekit gives the base's config another number of layers and changes nothing else in it.
 
     Raises:
         InputError: it says more layer by layer, which the path's layers need otherwise.
     """
-    if is_straight(recipe, models.layout):
+    if is_straight(recipe, origin.models.layout):
         return
-    config = models.sources[BASE].config
-    ours = config_of_path(config, [slot.layer for slot in recipe.path]).to_dict()
+    config = origin.models.sources[BASE].config
+    layers = [slot.layer for slot in recipe.path]
+    trusted = origin.config.trust_remote_code
+    ours = config_of_path(config, layers, trust_remote_code=trusted).to_dict()
     theirs = config.to_dict()
     differing = [name for name in ours if ours[name] != theirs.get(name)]
     if set(differing) - {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}:

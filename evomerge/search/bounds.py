@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from evomerge.config import Bounds
 from evomerge.errors import InputError
 from evomerge.methods.registry import Method, Parameter
 from evomerge.registry import nearest
 from evomerge.search.domain import Value
+from evomerge.sections import Bounds
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evomerge.config import SpaceConfig, WeightsConfig
 from evomerge.errors import InputError
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 from evomerge.recipe import BASE
 from evomerge.search.flow import FlowSpace
+from evomerge.search.lines import LinesSpace
 from evomerge.search.paths import MERGED, build_paths
 from evomerge.search.space import Space
 from evomerge.search.weights import WeightSpace
+from evomerge.sections import SpaceConfig, WeightsConfig
 
 
 def build_space(
@@ -32,7 +33,7 @@ def build_space(
     Raises:
         InputError: what is named does not exist or does not fit; begins with its key.
     """
-    weights = WeightSpace(config, layout, digests, seed, sources) if config.weights else None
+    weights = _weights(config, layout, digests, seed, sources) if config.weights else None
     if config.path.kind == "none":
         assert weights is not None, "the config has one of the two"
         return weights
@@ -44,6 +45,18 @@ def build_space(
     paths = build_paths(config.path, models, layout.layers)
     yardsticks = weights or WeightSpace(_plain(digests), layout, digests, seed)
     return FlowSpace(paths, config.path.kind, weights, yardsticks, layout, digests)
+
+
+def _weights(
+    config: SpaceConfig,
+    layout: Layout,
+    digests: Mapping[str, str],
+    seed: int,
+    sources: Mapping[str, Source] | None,
+) -> Space:
+    weights = WeightSpace(config, layout, digests, seed, sources)
+    lines = config.weights.lines if config.weights else None
+    return weights if lines is None else LinesSpace(lines, weights, layout.layers)
 
 
 def _plain(digests: Mapping[str, str]) -> SpaceConfig:

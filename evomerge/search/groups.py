@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from evomerge.config import WeightsConfig
 from evomerge.models.layout import Layout, TensorSpec
+from evomerge.sections import WeightsConfig
 
 
 @dataclass(frozen=True)

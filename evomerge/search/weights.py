@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.config import Bounds, SpaceConfig
 from evomerge.errors import InputError
 from evomerge.methods.registry import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
@@ -21,6 +20,7 @@ from evomerge.search.groups import tuned_groups
 from evomerge.search.lineage import Lineage, SourceGrams, owners_of_coefficients
 from evomerge.search.space import Space
 from evomerge.search.yardsticks import Straight
+from evomerge.sections import Bounds, SpaceConfig
 
 _BASE_ALONE: Mapping[str, float] = {"weight": 0.0, "base_weight": 1.0}
 """The values with which a merge is the base."""
@@ -199,6 +199,13 @@ class WeightSpace(Space):
             chosen = [self._method_of(index, params).name for index in range(len(self._groups))]
             means |= {f"method.{name}": chosen.count(name) / len(chosen) for name in self._by_name}
         return means
+
+    def fixed(self, method: Method, parameter: str) -> Value | None:
+        """The one value that a method's shared parameter has in this space; None if searched."""
+        searched = [*self._coefficients.values(), *self._pinned]
+        if any(c.parameter == parameter and method.name in c.searched.methods for c in searched):
+            return None
+        return self._fixed[method.name].get(parameter, method.parameters[parameter].default)
 
     def _used(self, params: Mapping[str, Value]) -> list[str]:
         """The experts that a genome does not leave out."""

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig
+from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.errors import InputError, NonFiniteError
 from evomerge.export.checkpoint import export_checkpoint
 from evomerge.materialize import stream
@@ -21,6 +21,7 @@ from evomerge.methods.registry import _REGISTRY, merge_method, methods
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.search.weights import WeightSpace
+from evomerge.sections import SpaceConfig
 
 SEARCHED = [name for name, method in methods().items() if method.parameters]
 ELEMENTWISE = [name for name in SEARCHED if methods()[name].elementwise]

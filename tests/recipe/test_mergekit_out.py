@@ -16,11 +16,11 @@ from mergekit_oracle import (
 )
 from safetensors.torch import save_file
 
-from evomerge.config import SpaceConfig
 from evomerge.errors import InputError
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.recipe.mergekit import to_mergekit
 from evomerge.search.weights import WeightSpace
+from evomerge.sections import SpaceConfig
 
 LAYERS = 5
 

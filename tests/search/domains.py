@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from evomerge.config import OptimizerConfig, SpaceConfig
+from evomerge.config import OptimizerConfig
 from evomerge.judging.scores import Scores
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.search.domain import Condition, Domain, Gene
 from evomerge.search.optimizers import build_optimizer
 from evomerge.search.weights import WeightSpace
+from evomerge.sections import SpaceConfig
 
 OPTIMUM = {"method": "ties", "rank": 7, "rate": 0.02, "density": 0.3, "weight": 0.7}
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.config import OptimizerConfig, SpaceConfig
+from evomerge.config import OptimizerConfig
 from evomerge.judging.scores import Scores
 from evomerge.materialize import grams
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.search.crossover import slerp_at, slerp_factors
 from evomerge.search.optimizers import build_optimizer
 from evomerge.search.weights import WeightSpace
+from evomerge.sections import SpaceConfig
 
 EXPERTS = ("math", "lang", "code")
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from test_space import DIGESTS, layout, space
 
-from evomerge.config import SpaceConfig, parse_campaign
+from evomerge.config import parse_campaign
 from evomerge.errors import InputError
 from evomerge.recipe import Recipe
 from evomerge.search.build import build_space
+from evomerge.sections import SpaceConfig
 
 LIST = ["linear", "ties", "dare_ties"]
 GENES = {"weight": [0, 1.5], "density": [0.2, 1], "linear.base_weight": [0, 1]}

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.config import SpaceConfig, parse_campaign
+from evomerge.config import parse_campaign
 from evomerge.errors import InputError
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.recipe import Recipe
 from evomerge.search.build import build_space
 from evomerge.search.flow import FlowSpace
 from evomerge.search.paths import path_kinds
+from evomerge.sections import SpaceConfig
 
 DIGESTS = {"base": "0", "math": "1", "lang": "2"}
 WEIGHTS = {"method": "ties", "granularity": "layer", "genes": {"weight": [0, 1.5]}}

@@ -20,9 +20,9 @@ import pytest
 from domains import build
 from test_space import layout
 
-from evomerge.config import SpaceConfig
 from evomerge.judging.scores import Scores
 from evomerge.search.weights import WeightSpace
+from evomerge.sections import SpaceConfig
 
 BEST = {"math": 0.9, "lang": 0.7}
 SEEDS = range(3)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evomerge.config import SpaceConfig
 from evomerge.errors import InputError
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.search.weights import WeightSpace
+from evomerge.sections import SpaceConfig
 
 DIGESTS = {"base": "0", "math": "1", "lang": "2"}
 

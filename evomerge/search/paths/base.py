@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from evomerge.config import PathConfig
 from evomerge.errors import InputError
 from evomerge.registry import check_options, enter, find, registered
 from evomerge.search.domain import Domain, Gene, Genome, Value
+from evomerge.sections import PathConfig
 
 MERGED = "merged"
 """The name, among the models of a path, of the merge that `space.weights` searches."""
