@@ -19,9 +19,11 @@ filled in for functions that name them: `at`, where the tensors lie (for random 
 the whole tensors and the parameters that it names: for reductions, and for arithmetic that is about
 the parameters only; a measure that names `at` gets a function from a flat index to the place of a
 slice that begins there. What a measure needs of the sources alone, whatever the parameters, is a
-statistic: the function given as `statistic=` is called once per worker for each tensor and expert,
-that given as `joint=` for each tensor and set of experts, and the measure gets a list of the
-results, or the one result, as `statistics`.
+statistic: the function given as `statistic=` is called once per campaign for each tensor and
+expert, that given as `joint=` for each tensor and set of experts, and the measure gets a list of
+the results, or the one result, as `statistics`. The function stands at the top of its file, and its
+annotated result is a dataclass of tensors, arrays, numbers, and sequences and dataclasses of such:
+then it is kept on disk, and shared by all workers; otherwise each worker calls it again.
 
 A method with `elementwise=True` is called on flat slices of bounded size; it must not look beyond
 the entries it is given, except through `measured`; where that holds `Entries` (one number per
@@ -203,7 +205,7 @@ class Method:
 
 
 class Statistic(Protocol):
-    """What a source's tensor is like, kept in memory for every later candidate."""
+    """What a source's tensor is like, kept for every later candidate."""
 
     @property
     def nbytes(self) -> int:
@@ -297,9 +299,9 @@ def merge_method(
         elementwise: the function may be called on slices.
         measure: called as `measure(View, **parameters it names)` over the whole tensors before
             the slices; its result is passed as `measured`.
-        statistic: called as `statistic(View, index of an expert)` once per worker; the measure
+        statistic: called as `statistic(View, index of an expert)` once per campaign; the measure
             gets one result per expert as `statistics`.
-        joint: called as `joint(View)` once per worker and set of experts, instead; the measure
+        joint: called as `joint(View)` once per campaign and set of experts, instead; the measure
             gets its result as `statistics`.
     """
 
