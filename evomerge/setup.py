@@ -14,6 +14,7 @@ from evomerge.errors import InputError
 from evomerge.fitness.tasks import TaskItems, list_items
 from evomerge.judging.constraints import Constraints
 from evomerge.judging.objectives import find_objective
+from evomerge.judging.rungs import check_rungs
 from evomerge.judging.scores import Judge
 from evomerge.judging.splits import split_items
 from evomerge.models.depth import config_of_path
@@ -51,12 +52,25 @@ class Setup:
         optimizer.check_goals(self.judge.goals)
         return optimizer
 
+    def sizes(self, split: str) -> dict[str, int]:
+        """task → how many items the split has; measures beside a task have its items."""
+        counted = [task.task for task in self.tasks if task.weight > 0]
+        return {task: len(self.items[split][task]) for task in counted}
+
+    @property
+    def first_rung(self) -> int:
+        """How many search items every trial is asked for."""
+        first = self.config.fitness.rungs[0]
+        return first if isinstance(first, int) else sum(self.sizes("search").values())
+
     def with_config(self, config: CampaignConfig) -> Setup:
         """The same models, tasks and items under a config that differs in how it searches.
 
         Raises:
-            InputError: no such optimizer, or one that cannot search this space or for these goals.
+            InputError: no such optimizer, one that cannot search this space or for these goals, or
+                rungs for which there are too few items.
         """
+        check_rungs(config.fitness.rungs, self.sizes("search"))
         setup = replace(self, config=config, space=_space(config, self.models))
         setup.optimizer()
         return setup
@@ -81,6 +95,15 @@ class Setup:
                 **(
                     {"constraints": [c.model_dump(mode="json") for c in fitness.constraints]}
                     if fitness.constraints
+                    else {}
+                ),
+                **(
+                    {
+                        "rungs": fitness.rungs,
+                        "race": fitness.race.model_dump(mode="json"),
+                        "estimator": fitness.estimator,
+                    }
+                    if len(fitness.rungs) > 1
                     else {}
                 ),
                 "splits": fitness.splits,
@@ -117,6 +140,7 @@ def prepare(config: CampaignConfig) -> Setup:
         items=_split(tasks, config),
         judge=_judge(config, models, tasks),
     )
+    check_rungs(config.fitness.rungs, setup.sizes("search"))
     optimizer = setup.optimizer()  # checks the optimizer's name and options
     optimizer.check_metrics([task.task for task in tasks])
     return setup

@@ -25,7 +25,16 @@ from evomerge.report.summary import (
     status_summary,
     task_summary,
 )
-from evomerge.report.tables import constraint_lines, difference, p_value, remarks, short, span
+from evomerge.report.tables import (
+    constraint_lines,
+    difference,
+    estimates_line,
+    p_value,
+    remarks,
+    short,
+    span,
+    trials_line,
+)
 from evomerge.study.study import Study
 
 TEMPLATE = "report.html.j2"
@@ -68,6 +77,8 @@ def report_page(study: Study) -> str:
         best=best,
         facts=facts,
         status=status,
+        estimates_line=estimates_line,
+        trials_line=trials_line,
         split=split,
         leader=leader,
         splits=SPLITS,
