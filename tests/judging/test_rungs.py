@@ -57,6 +57,15 @@ def test_tasks_of_equal_weight_get_equal_shares_until_one_has_no_more(world):
     assert [len(found) for found in heavy.places(0).values()] == [4, 12]
 
 
+def test_a_measure_beside_a_task_has_its_items_and_costs_none(world):
+    alone = fix_rungs([16, 60, "all"], SIZES, WEIGHTS, world[2])
+    rungs = alone.with_measures({"short.tokens": "short"})
+    for rung in range(3):
+        places = rungs.places(rung)
+        assert (places["short.tokens"] == places["short"]).all()
+        assert rungs.total(rung) == alone.total(rung)
+
+
 def test_rungs_come_back_from_plain_data(world):
     rungs = fix_rungs([16, 60, "all"], SIZES, WEIGHTS, world[2])
     again = Rungs.from_json(rungs.to_json())
