@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.candidate import Candidate, finalist
+from evomerge.candidate import Candidate, finalist, named
 from evomerge.errors import EvomergeError
 from evomerge.judging.scores import Judge
-from evomerge.judging.selection import by_preference, leading
+from evomerge.judging.selection import best, by_preference, leading
 from evomerge.ladder import Ladder, open_ladder
 from evomerge.listener import Listener
 from evomerge.recipe import BASE
@@ -67,7 +67,7 @@ class Campaign:
         self._ladder: Ladder | None = None
         self._trials: list[Evaluation] = []  # the optimizer's own, in the order of the tells
         self._spent = 0  # items they were asked for
-        own = [evaluation for evaluation in study.evaluations() if evaluation.optimizers_own]
+        own = [e for e in study.evaluations() if e.optimizers_own]
         if own:  # then every parent is on record
             self._judges["search"] = judge_on(setup.judge, study.evaluations(), "search")
         for evaluation in own:
@@ -135,7 +135,7 @@ class Campaign:
 
     def _search(self, deadline: float | None) -> None:
         budget = self._setup.config.budget.trials
-        self._ladder = open_ladder(self._setup, self._study, self._judge("search"), self._say)
+        self._ladder = open_ladder(self._setup, self._study, self._judge("search"), self._listener)
         self._listener.phase("search", len(self._trials), budget)
         queue = deque(self._interrupted())
         in_flight = [c.proposal.ask for c in queue if c.proposal]
@@ -185,11 +185,20 @@ class Campaign:
     def _measure_yardsticks(self, split: str) -> None:
         """The parents first: objectives and constraints may compare with them."""
         space, judge = self._setup.space, self._setup.judge
-        parents = [Candidate(r, split, "parent", name) for name, r in space.parents().items()]
-        self._measure(f"parents on {split}", parents)
+        self._measure(f"parents on {split}", named(space.parents(), "parent", split))
         self._judges[split] = judge_on(judge, self._study.evaluations(), split)
-        baselines = [Candidate(r, split, "baseline", n) for n, r in space.baselines().items()]
-        self._measure(f"baselines on {split}", baselines)
+        self._measure(f"baselines on {split}", named(space.baselines(), "baseline", split))
+        if grid := self._grid(split):
+            self._measure(f"grid on {split}", grid)
+
+    def _grid(self, split: str) -> list[Candidate]:
+        """The grid's merges; on later splits, of those that are no baselines the best on search."""
+        grid = named(self._setup.grid(), "grid", split)
+        if split == "search":
+            return grid
+        known = [self._known[one.recipe.digest, "search"] for one in grid]
+        leader = best(judged(self._judge("search"), [e for e in known if e.role == "grid"]))
+        return [one for one in grid if leader and one.recipe.digest == leader.digest]
 
     def _judge(self, split: str) -> Judge:
         """The judge of a split; before its parents are all measured, one that knows none."""
@@ -212,8 +221,7 @@ class Campaign:
     def _budget_left(self, flying: int = 0) -> bool:
         """Whether there is budget for another trial, beside those in flight.
 
-        What these will be asked for on higher rungs is not known yet: items may be overspent by
-        what was in flight when they ran out.
+        What these will be asked for on higher rungs is not known: items may be overspent by it.
         """
         budget, first = self._setup.config.budget, self._setup.first_rung
         if len(self._trials) + flying >= budget.trials:
@@ -329,8 +337,7 @@ class Campaign:
         """Record a failure; a base that cannot be scored is the end: nothing else will be."""
         if candidate.name == BASE:
             raise EvomergeError(f"the base model itself cannot be scored: {reason}")
-        climb = candidate.climb
-        climbed: dict[str, Any] = {}
+        climb, climbed = candidate.climb, {}
         if self._ladder and climb:
             climbed = {"steps": climb.steps, "asked": self._ladder.asked(climb)}
         self._record(candidate, {}, reason, {}, **climbed)
@@ -381,9 +388,6 @@ class Campaign:
         if evaluation.optimizers_own:
             self._tell(evaluation)
         self._listener.recorded(evaluation)
-
-    def _say(self, message: str) -> None:
-        self._listener.said(message)
 
     def _tell(self, trial: Evaluation) -> None:
         assert trial.ask is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from evomerge.recipe import Recipe
@@ -31,3 +32,8 @@ class Candidate:
 def finalist(trial: Evaluation, split: str) -> Candidate:
     """A trial's recipe, to measure on a later split."""
     return Candidate(Recipe.from_json(trial.recipe), split, "finalist")
+
+
+def named(recipes: Mapping[str, Recipe], role: str, split: str) -> list[Candidate]:
+    """Yardsticks of one role."""
+    return [Candidate(recipe, split, role, name) for name, recipe in recipes.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from evomerge.judging.race import is_stopped, on
 from evomerge.judging.rungs import Rungs, fix_rungs
 from evomerge.judging.scores import Judge
 from evomerge.learner import Learner
+from evomerge.listener import Listener
 from evomerge.setup import Setup
 from evomerge.study.record import Climb, Evaluation, Step
 from evomerge.study.study import Study
@@ -108,13 +109,11 @@ class Ladder:
         self._entered = len(trials)
 
 
-def open_ladder(
-    setup: Setup, study: Study, judge: Judge, say: Callable[[str], None]
-) -> Ladder | None:
+def open_ladder(setup: Setup, study: Study, judge: Judge, listener: Listener) -> Ladder | None:
     """The campaign's ladder, its rungs fixed and recorded at the first call; None without rungs.
 
-    Parents and baselines must have been measured on search. `say` is told when the estimator is
-    switched off.
+    Parents and baselines must have been measured on search. `listener` is told when the
+    estimator is switched off.
     """
     fitness = setup.config.fitness
     if len(fitness.rungs) == 1:
@@ -133,7 +132,7 @@ def open_ladder(
         study.set_rungs(stored)
     rungs = Rungs.from_json(stored)
     below = [rungs.places(rung) for rung in range(len(rungs) - 1)]
-    learner = Learner(fitness.estimator, below, yardsticks, say)
+    learner = Learner(fitness.estimator, below, yardsticks, listener)
     return Ladder(rungs, setup.items["search"], judge, fitness, learner)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from evomerge.judging.estimators import Estimates, Estimator
 from evomerge.judging.estimators.calibration import calibrate
 from evomerge.judging.estimators.mean import mean
 from evomerge.judging.estimators.responses import estimator_of
+from evomerge.listener import Listener
 from evomerge.study.judged import check_of
 from evomerge.study.record import Evaluation
 
@@ -29,13 +30,13 @@ class Learner:
         name: str,
         rungs: Sequence[Mapping[str, NDArray[np.int64]]],
         yardsticks: Mapping[str, Items],
-        say: Callable[[str], None],
+        listener: Listener,
     ) -> None:
         """`rungs`: places by task, of those below the last; `yardsticks`: digest → items."""
         self._name = name
         self._rungs = rungs
         self._full = dict(yardsticks)
-        self._say = say
+        self._listener = listener
         self._checks: list[tuple[float, float, float]] = []
         self._fitted_to = 0
         self._due = len(self._full)
@@ -72,5 +73,5 @@ class Learner:
         self._fitted_to = self._due
 
     def _switch_off(self, why: str) -> None:
-        self._say(f"fitness.estimator: {self._name} is switched off for mean: {why}")
+        self._listener.said(f"fitness.estimator: {self._name} is switched off for mean: {why}")
         self._name, self._estimator = "mean", mean

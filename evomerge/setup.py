@@ -20,7 +20,7 @@ from evomerge.judging.splits import split_items
 from evomerge.models.depth import config_of_path
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokenizer_digest
-from evomerge.recipe import BASE
+from evomerge.recipe import BASE, Recipe
 from evomerge.search.build import build_space
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import Space
@@ -57,6 +57,15 @@ class Setup:
         counted = [task.task for task in self.tasks if task.weight > 0]
         return {task: len(self.items[split][task]) for task in counted}
 
+    def grid(self) -> dict[str, Recipe]:
+        """The merges of `space.grid`, by name.
+
+        Raises:
+            InputError: there would be too many.
+        """
+        points = self.config.space.grid
+        return {} if points is None else self.space.grid(points)
+
     @property
     def first_rung(self) -> int:
         """How many search items every trial is asked for."""
@@ -82,7 +91,7 @@ class Setup:
         return {
             "models": {name: source.digest for name, source in self.models.sources.items()},
             "sources": list(self.models.sources),  # experts are merged in this order
-            "space": config.space.model_dump(mode="json"),
+            "space": config.space.model_dump(mode="json", exclude={"grid"}),
             "genes": [gene.name for gene in self.space.genes],
             "initial": [content_digest(start.tolist()) for start in self.space.starts],
             "fitness": {
@@ -141,6 +150,7 @@ def prepare(config: CampaignConfig) -> Setup:
         judge=_judge(config, models, tasks),
     )
     check_rungs(config.fitness.rungs, setup.sizes("search"))
+    setup.grid()  # checks its size
     optimizer = setup.optimizer()  # checks the optimizer's name and options
     optimizer.check_metrics([task.task for task in tasks])
     return setup

@@ -85,7 +85,7 @@ def report_page(study: Study) -> str:
         bounds=searched_bounds(facts["weights"]),
         rows=rows,
         strongest=[_strongest(rows, role) for role in YARDSTICKS],
-        yardsticks={"parent": best["parents"], "baseline": best["baselines"]},
+        yardsticks={"parent": best["parents"], "baseline": {**best["baselines"], **best["grid"]}},
         remarks=remarks(best),
         constraints=constraint_lines(best),
         tasks=tasks,
@@ -122,11 +122,12 @@ def page_environment() -> Environment:
 
 
 def _rows(best: Mapping[str, Any], split: str, leader: str) -> figures.Rows:
-    """What was scored on a split: the winner first, then parents, then baselines."""
+    """What was scored on a split: the winner, parents, baselines, the grid's best."""
     found = {
         ("winner", leader): best["scores"],
         **{("parent", name): scores for name, scores in best["parents"].items()},
         **{("baseline", name): scores for name, scores in best["baselines"].items()},
+        **{("baseline", name): scores for name, scores in best["grid"].items()},
     }
     return {row: scores[split] for row, scores in found.items() if scores[split]}
 

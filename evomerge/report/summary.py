@@ -20,7 +20,7 @@ from evomerge.judging.scores import Judge, Values
 from evomerge.judging.selection import Judged, best, by_preference
 from evomerge.recipe import BASE
 from evomerge.sections import ConstraintConfig, ObjectiveConfig
-from evomerge.study.judged import check_of, judge_on, searched
+from evomerge.study.judged import check_of, judge_on, judged, searched
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 
@@ -96,6 +96,8 @@ def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
         role: {e.name or e.digest: e.digest for e in evaluations if e.role == role}
         for role in YARDSTICKS
     }
+    grid = [e for e in evaluations if e.role == "grid" and e.split == "search"]
+    leader = best(judged(judges["search"], grid))
     return {
         "trial": trial.number,
         "digest": trial.digest,
@@ -109,6 +111,13 @@ def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
             name: _against(judges, trial.digest, digest, scored)
             for name, digest in yardsticks["baseline"].items()
         },
+        "grid": {
+            f"{leader.trial.name} (best of {len(grid)} on a grid)": _against(
+                judges, trial.digest, leader.digest, scored
+            )
+        }
+        if leader
+        else {},
         "constraints": {
             split: _checks(judge, scored.get((trial.digest, split)))
             for split, judge in judges.items()

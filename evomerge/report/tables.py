@@ -77,7 +77,7 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     table.add_column("winner − this", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_row("winner", *_means(best["scores"], shown), "", "", style="bold")
-    for kind in ("parents", "baselines"):
+    for kind in ("parents", "baselines", "grid"):
         table.add_section()
         for name, scores in best[kind].items():
             paired = (scores[shown] or {}).get("winner_minus_this")
