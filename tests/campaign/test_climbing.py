@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import optuna
 import pytest
-from test_campaign import evaluations, facts, run
+from test_campaign import TwoSlots, evaluations, facts, run
 
 from evomerge.config import load_campaign
 from evomerge.errors import InputError
+from evomerge.judging.estimators.mean import mean
+from evomerge.learner import Learner
 from evomerge.report.summary import best_summary, status_summary
 from evomerge.runs import open_run, study_place
 from evomerge.setup import prepare
@@ -115,6 +119,49 @@ def test_dying_on_a_rung_repeats_at_most_that_rung(climbed, tmp_path, monkeypatc
     again = run(out.parent, tmp_path / "run", RUNGS)
     assert facts(again) == facts(out)
     assert repeated == asked[killed_at:]
+
+
+@pytest.mark.parametrize("at", [12, 19])
+def test_with_several_workers_a_death_repeats_only_the_rungs_in_flight(
+    climbed, tmp_path, monkeypatch, at
+):
+    measure, asked, left = Worker.measure, [], [at]
+
+    class Dying(TwoSlots):
+        def wait(self):
+            if not left[0]:
+                raise SystemError("the driver died")
+            left[0] -= 1
+            return super().wait()
+
+    def observed(self, recipe, split, items=None):
+        done = measure(self, recipe, split, items)
+        asked.append((recipe.digest, split, sum(len(v) for v in done.scores.values())))
+        return done
+
+    monkeypatch.setattr(Worker, "measure", observed)
+    monkeypatch.setattr("evomerge.driver.build_executor", Dying)
+    with pytest.raises(SystemError):
+        run(climbed[0].parent, tmp_path / "run", RUNGS)
+    left[0] = -1  # never again
+    out = run(climbed[0].parent, tmp_path / "run", RUNGS)
+    assert len(set(asked)) == len(asked)  # what was in flight had not been measured
+    trials = own(out)
+    assert sorted(t.ask for t in trials) == list(range(16))
+    for trial in trials:
+        parts = [n for digest, split, n in asked if (digest, split) == (trial.digest, "search")]
+        assert sum(parts) == len(_measured(trial))
+
+
+def test_an_estimator_for_metrics_between_0_and_1_gives_way_to_the_mean(climbed, tmp_path):
+    """Perplexities, say: the campaign goes on, and the user is told."""
+    said, trial = [], next(t for t in own(climbed[0]) if t.estimated)
+    listener = SimpleNamespace(said=said.append)
+    items = {"pick": 7 * np.ones(30)}
+    learner = Learner("gmp_irt", [{"pick": np.arange(6)}], {"a": items, "b": items}, listener)
+    assert learner(trial.scores) == mean(trial.scores)
+    assert len(said) == 1
+    assert "gmp_irt is switched off" in said[0]
 
 
 def test_rungs_that_do_not_fit_are_refused_with_their_key(tiny_folder):
