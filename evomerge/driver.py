@@ -7,11 +7,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from evomerge.campaign import Campaign, Listener
+from evomerge.campaign import Campaign
 from evomerge.config import CampaignConfig
 from evomerge.errors import InputError
 from evomerge.export.command import stock_commands
 from evomerge.export.folder import Format, Origin, export_recipe
+from evomerge.listener import Listener
 from evomerge.models.opening import alignments_of
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Recipe
@@ -113,6 +114,11 @@ def export_trial(
         by_number = {e.number: e for e in study.evaluations()}
         if trial not in by_number:
             raise InputError(f"--trial {trial}: study {study.name!r} has no such trial")
+        if by_number[trial].estimated:
+            raise InputError(
+                f"--trial {trial}: was stopped on a rung, so that its score is an estimate; "
+                "export one that was measured on all items"
+            )
         summary = trial_summary(study, by_number[trial])
     origin = Origin(
         config=config.models,

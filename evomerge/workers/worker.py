@@ -72,17 +72,27 @@ class Worker:
         lm = make_lm(self._resident.model, tokenizer, config.fitness.batch_size)
         self._tasks = TaskSet(config.fitness, lm)
         self._items = spec.items
+        self._written: str | None = None  # the digest of the recipe now in the model
 
-    def measure(self, recipe: Recipe, split: str) -> Measurement:
+    def measure(
+        self, recipe: Recipe, split: str, items: Mapping[str, Sequence[str]] | None = None
+    ) -> Measurement:
         """Write the recipe into the resident model and score it on a split's items.
+
+        Args:
+            items: task → item ids to score instead of the split's; then a recipe that was the last
+                to be written is not written again.
 
         Raises:
             CandidateError: the recipe's weights are not finite, or it cannot be scored.
         """
         started = time.perf_counter()
-        self._resident.write(recipe)
+        if items is None or self._written != recipe.digest:
+            self._written = None
+            self._resident.write(recipe)
+            self._written = recipe.digest
         written = time.perf_counter()
-        scores = self._tasks.score(self._items[split])
+        scores = self._tasks.score(self._items[split] if items is None else items)
         done = time.perf_counter()
         return Measurement(scores, {"materialize": written - started, "score": done - written})
 
