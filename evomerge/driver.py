@@ -12,6 +12,7 @@ from evomerge.config import CampaignConfig
 from evomerge.errors import InputError
 from evomerge.export.command import stock_commands
 from evomerge.export.folder import Format, Origin, export_recipe
+from evomerge.models.opening import alignments_of
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Recipe
 from evomerge.report.summary import best_summary, trial_summary
@@ -94,7 +95,8 @@ def open_workers(setup: Setup) -> Executor:
         InputError: a worker cannot load models or tasks.
     """
     config = setup.config
-    return build_executor(WorkerSpec(config, setup.items, threads_per_worker(config)))
+    known = alignments_of(setup.models.sources)
+    return build_executor(WorkerSpec(config, setup.items, threads_per_worker(config), known))
 
 
 def export_trial(

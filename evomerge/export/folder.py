@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from evomerge import __version__
 from evomerge.config import DtypeConfig, ModelsConfig, Strict
@@ -19,6 +19,7 @@ from evomerge.export.parents import parents_of
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight
 from evomerge.materialize.scales import embedding_factor
+from evomerge.models.alignment import Aligned
 from evomerge.models.depth import config_of_path
 from evomerge.models.layout import Layout
 from evomerge.models.preflight import Preflight
@@ -39,6 +40,7 @@ class Sources(Strict):
 
     evomerge: str
     models: dict[str, str]
+    align: list[str] = Field(default_factory=list)
     allow_pickle: bool
     trust_remote_code: bool
     weights: str
@@ -130,6 +132,7 @@ def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
                 f"mergekit cannot express this recipe: {name} has another number of vocabulary "
                 "rows than the base"
             )
+    _check_aligned(recipe, models)
     _check_config(recipe, origin)
     file = to_mergekit(
         _folded(recipe, models.layout),
@@ -140,6 +143,21 @@ def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
     if "filter:" in file.text:
         _check_names(origin)
     return file
+
+
+def _check_aligned(recipe: Recipe, models: Preflight) -> None:
+    """mergekit reads every model as it is stored.
+
+    Raises:
+        InputError: the recipe uses one whose units are permuted first.
+    """
+    for name in recipe.active_experts():
+        source = models.sources[name]
+        if isinstance(source, Aligned) and source.alignment.moves:
+            raise InputError(
+                f"mergekit cannot express this recipe: {name} is aligned to the base first "
+                "(models.align), and mergekit has no step for it"
+            )
 
 
 def _check_config(recipe: Recipe, origin: Origin) -> None:
@@ -217,6 +235,7 @@ def _sources_text(origin: Origin) -> str:
     sources = Sources(
         evomerge=__version__,
         models={BASE: origin.config.base, **origin.config.experts},
+        align=origin.config.align,
         allow_pickle=origin.config.allow_pickle,
         trust_remote_code=origin.config.trust_remote_code,
         weights=origin.dtype.weights,

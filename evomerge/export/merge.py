@@ -57,8 +57,9 @@ def _recipe(path: Path, given: Mapping[str, str], weights: str | None) -> tuple[
             f"{path}: a recipe holds its models' digests, not their places, and there is no "
             f"{SOURCES_FILE} beside it that says them; add {' '.join(lacking)}"
         )
-    trusted = (sources.allow_pickle, sources.trust_remote_code) if sources else ()
-    config = _config({name: specs[name] for name in recipe.sources}, *trusted)
+    trusted = (sources.allow_pickle, sources.trust_remote_code) if sources else (False, False)
+    align = [name for name in sources.align if name in recipe.sources] if sources else []
+    config = _config({name: specs[name] for name in recipe.sources}, *trusted, align=align)
     stated = sources.weights if sources else "checkpoint"
     return recipe, Origin(
         config,
@@ -181,14 +182,20 @@ def _slug(name: str) -> str:
 
 
 def _config(
-    specs: Mapping[str, str], allow_pickle: bool = False, trust_remote_code: bool = False
+    specs: Mapping[str, str],
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    align: Sequence[str] = (),
 ) -> ModelsConfig:
+    """What a file says is merged as it says: a model that looks locked is told, not refused."""
     base, experts = specs[BASE], {name: spec for name, spec in specs.items() if name != BASE}
     # A campaign needs an expert, which is why the config asks for one; a copy of a model has none.
     make = ModelsConfig if experts else ModelsConfig.model_construct
     return make(
         base=base,
         experts=experts,
+        align=list(align),
+        allow_locked=True,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )

@@ -97,7 +97,7 @@ class Checkpoint(Source):
     def tensor_digests(self) -> Mapping[str, str]:
         """Canonical name -> SHA-256 over dtype, shape and bytes; reads all weights once."""
         with ThreadPoolExecutor() as pool:
-            digests = pool.map(_tensor_digest, self._tensors.values())
+            digests = pool.map(tensor_digest, self._tensors.values())
             return dict(zip(self._tensors, digests, strict=True))
 
     @cached_property
@@ -198,7 +198,8 @@ def _load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
         ) from None
 
 
-def _tensor_digest(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes, as hex digits."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
     digest.update(as_bytes(tensor).numpy().data)
     return digest.hexdigest()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evomerge.config import CampaignConfig
 from evomerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from evomerge.models.alignment import Alignment
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,13 @@ class WorkerSpec:
         config: the campaign.
         items: split → task → item ids, in the order in which scores come back.
         threads: of torch's arithmetic.
+        alignments: the permutations of the experts that are aligned, as the driver found them.
     """
 
     config: CampaignConfig
     items: Mapping[str, Mapping[str, Sequence[str]]]
     threads: int
+    alignments: Mapping[str, Alignment] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,12 @@ class Worker:
         from evomerge.fitness.tasks import TaskSet
         from evomerge.materialize.kernel import Kernel
         from evomerge.materialize.resident import Resident
-        from evomerge.models.checkpoint import open_checkpoint
+        from evomerge.models.opening import open_models
         from evomerge.models.tokenizer import load_tokenizer
 
         torch.set_num_threads(spec.threads)
         config, models = spec.config, spec.config.models
-        flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
-        specs = {"base": models.base, **models.experts}
-        sources = {name: open_checkpoint(name, path, **flags) for name, path in specs.items()}
+        sources = open_models(models, spec.alignments)
         device = device_of(config)
         kernel = Kernel(sources, config.dtype.weights, config.chunk_mib << 20, device)
         base = sources["base"]
