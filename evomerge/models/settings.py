@@ -17,9 +17,6 @@ _HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 
 _SETTINGS = (
     "rope_parameters",
-    "rope_theta",
-    "rope_scaling",
-    "partial_rotary_factor",
     "layer_types",
     "sliding_window",
     "hidden_act",
@@ -32,7 +29,8 @@ _SETTINGS = (
     "query_pre_attn_scalar",
     "num_experts_per_tok",
 )
-"""How a model computes with its weights; experts do differ in some of these and are merged."""
+"""How a model computes with its weights; experts do differ in some of these and are merged. Older
+configs' `rope_theta` and the like are in `rope_parameters` once transformers has read them."""
 
 _ABSENT = object()
 

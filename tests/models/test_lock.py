@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from test_alignment import logits, permuted
@@ -128,3 +130,9 @@ def test_scaled_weights_are_not_called_locked(model_of, saved_as):
             for layer in expert.model.layers:
                 layer.self_attn.q_proj.weight.mul_(factor)
         assert lock_of(base, saved_as(expert, f"scaled{factor}")) is None
+
+
+def test_the_quickstarts_experts_are_not_called_locked():
+    zoo = Path(__file__).parents[2] / "search_spaces" / "quickstart" / "zoo"
+    base, *experts = (open_checkpoint(n, str(zoo / n)) for n in ("base", "math", "lang"))
+    assert [lock_of(base, expert) for expert in experts] == [None, None]
