@@ -114,6 +114,29 @@ def test_finetunes_however_heavy_are_not_called_locked(model_of, saved_as, size,
     assert lock_of(base, saved_as(disturb(build(), size), "math")) is None
 
 
+def test_noise_that_a_product_hides_is_not_called_locked(model_of, saved_as):
+    """Queries and keys that meet in one direction of 16 let a quarter of the noise through."""
+    sizes = {**GROUPED, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 4}
+
+    def build():
+        model = model_of("llama", **sizes)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for layer in model.model.layers:
+                for queries, keys in zip(
+                    layer.self_attn.q_proj.weight.split(16),
+                    layer.self_attn.k_proj.weight.split(16),
+                    strict=True,
+                ):
+                    shared = torch.randn(16, 1, generator=generator)
+                    queries.copy_(0.1 * shared * torch.randn(32, generator=generator))
+                    keys.copy_(0.1 * shared * torch.randn(32, generator=generator))
+        return model
+
+    base = saved_as(build(), "base")
+    assert lock_of(base, saved_as(disturb(build(), 0.5), "math")) is None
+
+
 def test_permuted_heads_and_strangers_are_not_called_locked(model_of, saved_as):
     base = saved_as(model_of("llama", **GROUPED), "base")
     for seed in range(4):
