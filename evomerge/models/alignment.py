@@ -6,9 +6,11 @@ greatest. The paper ascends coordinate by coordinate because neighbouring layers
 permutation. Here the residual stream stays as it is, no two groups share one, and a linear sum
 assignment per group is the optimum at once. What an expert computes does not change.
 
-Cost: per layer one product of the base's and the expert's units. An expert finetuned from the base
-needs no assignment, since each unit's best partner is then another one. With n units of an MLP the
-matrix of similarities takes 4n² bytes (.8 GB for n = 14336), and an assignment twice that again.
+Cost: per layer one product of the base's and the expert's units, 6 · n² · size operations for n
+units of a gated MLP; on one core 7 s a layer for n = 5504, size 2048. An expert finetuned from the
+base needs no assignment, since each unit's best partner is then another one; a stranger's takes as
+long again. The matrix of similarities and a copy take 8n² bytes (1.6 GB for n = 14336), an
+assignment as much again.
 """
 
 from __future__ import annotations

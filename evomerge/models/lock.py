@@ -15,8 +15,8 @@ compared head by head. For the same reason a lock together with a permutation is
 that moves the weights by less than `FAR` is not seen either, and does little harm.
 
 Cost: an ordinary expert's attention weights are read once. The products of a layer that is far
-away need 16 · width · size² operations (size: all heads' width), no matrix being larger than a
-head's width.
+away need some 30 · width · size² operations (size: all heads' width), no matrix being larger than
+a head's width. Measured on one core, size 2048: .4 s a layer, or .5 s where it is far away.
 """
 
 from __future__ import annotations

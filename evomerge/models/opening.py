@@ -24,7 +24,7 @@ def open_models(
     flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
     base = open_checkpoint(BASE, models.base, **flags)
     experts = {name: open_checkpoint(name, spec, **flags) for name, spec in models.experts.items()}
-    for name in models.align:
+    for name in dict.fromkeys(models.align):
         experts[name] = Aligned(experts[name], base, (alignments or {}).get(name))
     return {BASE: base, **experts}
 
