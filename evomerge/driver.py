@@ -12,6 +12,7 @@ from evomerge.config import CampaignConfig
 from evomerge.errors import InputError
 from evomerge.export.command import stock_commands
 from evomerge.export.folder import Format, Origin, export_recipe
+from evomerge.export.recipes import with_recipes_made
 from evomerge.listener import Listener
 from evomerge.models.opening import alignments_of
 from evomerge.models.preflight import preflight
@@ -97,7 +98,8 @@ def open_workers(setup: Setup) -> Executor:
     """
     config = setup.config
     known = alignments_of(setup.models.sources)
-    return build_executor(WorkerSpec(config, setup.items, threads_per_worker(config), known))
+    made = config.model_copy(update={"models": with_recipes_made(config.models)})
+    return build_executor(WorkerSpec(made, setup.items, threads_per_worker(config), known))
 
 
 def export_trial(
@@ -122,7 +124,7 @@ def export_trial(
         summary = trial_summary(study, by_number[trial])
     origin = Origin(
         config=config.models,
-        models=preflight(config.models),
+        models=preflight(with_recipes_made(config.models)),
         dtype=config.dtype,
         summary=summary,
         commands=scoring_commands(config, study, to),

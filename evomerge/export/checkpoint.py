@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Mapping, Set
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from evomerge.config import DtypeConfig
 from evomerge.errors import InputError
+from evomerge.export.lineage import recipe_text
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight, plan
 from evomerge.materialize.stream import SHARD_BYTES, write_weights
@@ -24,6 +24,7 @@ from evomerge.recipe import BASE, Recipe
 _COMPANIONS = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 _INDEX = ".index.json"
 _OWN = ("config.json", "recipe.json", "evomerge.json")
+_OF_TRAINING = ("trainer_state.json",)
 
 
 def export_checkpoint(
@@ -83,11 +84,6 @@ def check_free(folder: Path) -> Path:
     return folder
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """The content of `recipe.json`."""
-    return json.dumps(recipe.to_json(), indent=2) + "\n"
-
-
 def _write_config(
     recipe: Recipe, models: Preflight, kernel: Kernel, folder: Path, trust_remote_code: bool
 ) -> None:
@@ -103,8 +99,10 @@ def _write_config(
 
 
 def _copy_companions(source: Path, folder: Path, kinds: Set[str]) -> None:
-    """Every small file of these suffixes beside the source's weights that we do not write."""
+    """Every small file of these suffixes beside the source's weights that we do not write, but
+    for what a training run leaves there.
+    """
     for path in sorted(source.iterdir()):
-        ours = path.name in _OWN or path.name.endswith(_INDEX)
+        ours = path.name in (*_OWN, *_OF_TRAINING) or path.name.endswith(_INDEX)
         if path.is_file() and path.suffix in kinds and not ours:
             shutil.copyfile(path, folder / path.name)

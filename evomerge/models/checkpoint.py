@@ -16,14 +16,16 @@ from torch import Tensor
 
 from evomerge.config import content_digest
 from evomerge.errors import InputError
+from evomerge.models.conversion import as_saved
 from evomerge.models.layout import Layout, build_skeleton, layout_of
 from evomerge.models.messages import campaign_key, reason
 from evomerge.models.naming import as_bytes, canonical_tensors
 from evomerge.models.shards import read_stored
 from evomerge.models.source import Source
+from evomerge.models.tensors import Tensors
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 VOLATILE = frozenset(
     {"_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache"}
@@ -50,7 +52,7 @@ class Checkpoint(Source):
         folder: Path,
         config: PretrainedConfig,
         layout: Layout,
-        tensors: Mapping[str, Tensor],
+        tensors: Tensors,
         flags: Mapping[str, bool],
     ) -> None:
         self._name, self._folder, self._config = name, folder, config
@@ -79,25 +81,34 @@ class Checkpoint(Source):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
-        return tuple(self.read(name).shape)
+        return self.layout.tensor(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of one tensor, as stored."""
-        return self.read(name).dtype
+        return self._tensors.dtype(self.layout.tensor(name).name)
 
     def read(self, name: str) -> Tensor:
-        """A memory-mapped view of one tensor in its stored dtype; it must not be written to.
+        """One tensor in its stored dtype; it must not be written to. A memory-mapped view, but for
+        what the model stores otherwise than transformers uses it: that is made anew.
 
         Raises:
             InputError: the model has no tensor of that name.
         """
         return self._tensors[self.layout.tensor(name).name]
 
+    def as_saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Some of a model's tensors under the names, and in the pieces, that transformers saves."""
+        return as_saved(self._skeleton, tensors)
+
+    @cached_property
+    def _skeleton(self) -> PreTrainedModel:
+        return build_skeleton(self._config, trust_remote_code=self._flags["trust_remote_code"])
+
     @cached_property
     def tensor_digests(self) -> Mapping[str, str]:
         """Canonical name -> SHA-256 over dtype, shape and bytes; reads all weights once."""
         with ThreadPoolExecutor() as pool:
-            digests = pool.map(tensor_digest, self._tensors.values())
+            digests = pool.map(lambda name: tensor_digest(self._tensors[name]), self._tensors)
             return dict(zip(self._tensors, digests, strict=True))
 
     @cached_property
@@ -185,6 +196,8 @@ def _reopen(name: str, spec: str, flags: Mapping[str, bool]) -> Checkpoint:
 def _load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     from transformers import AutoConfig
 
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: an adapter; only experts can be, give a whole model here")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; give the folder of a transformers model")
     try:

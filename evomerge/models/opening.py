@@ -1,12 +1,13 @@
-"""The models of a campaign, each opened as what it is."""
+"""The models of a campaign, each opened as what it is: a checkpoint, or an adapter on the base."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from evomerge.config import ModelsConfig
+from evomerge.models.adapter import is_adapter, open_adapter
 from evomerge.models.alignment import Aligned, Alignment
-from evomerge.models.checkpoint import Checkpoint, open_checkpoint
+from evomerge.models.checkpoint import Checkpoint, find_folder, open_checkpoint
 from evomerge.recipe import BASE
 
 
@@ -23,12 +24,24 @@ def open_models(
     """
     flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
     base = open_checkpoint(BASE, models.base, **flags)
-    experts = {name: open_checkpoint(name, spec, **flags) for name, spec in models.experts.items()}
+    experts = {name: _open(name, spec, base, flags) for name, spec in models.experts.items()}
     for name in dict.fromkeys(models.align):
         experts[name] = Aligned(experts[name], base, (alignments or {}).get(name))
     return {BASE: base, **experts}
 
 
+def as_stored(source: Checkpoint) -> Checkpoint:
+    """A model without its alignment."""
+    return source.unaligned if isinstance(source, Aligned) else source
+
+
 def alignments_of(sources: Mapping[str, Checkpoint]) -> dict[str, Alignment]:
     """The permutations of the aligned models among these, for others to open them with."""
     return {name: s.alignment for name, s in sources.items() if isinstance(s, Aligned)}
+
+
+def _open(name: str, spec: str, base: Checkpoint, flags: dict[str, bool]) -> Checkpoint:
+    folder = find_folder(name, spec, **flags)
+    if is_adapter(folder):
+        return open_adapter(name, spec, folder, base, flags)
+    return open_checkpoint(name, spec, **flags)

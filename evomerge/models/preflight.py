@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from evomerge.config import ModelsConfig
 from evomerge.errors import InputError
+from evomerge.models.adapter import Adapter
 from evomerge.models.alignment import HEADS, Aligned
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.lock import lock_of
 from evomerge.models.messages import campaign_key
 from evomerge.models.naming import same_bytes
-from evomerge.models.opening import open_models
+from evomerge.models.opening import as_stored, open_models
 from evomerge.models.settings import check_heads, settings_notes
 from evomerge.models.tokenizer import conflicts, load_tokenizer, tokens_by_id
 from evomerge.models.vocabulary import reconciled
@@ -62,6 +64,7 @@ def preflight(models: ModelsConfig, *, base_again: bool = False) -> Preflight:
         notes += _alignment_notes(expert)
         notes += _vocabulary_notes(base, expert)
         notes += _dtype_notes(base, expert)
+        notes += _adapter_notes(base, as_stored(expert))
         if not base_again:
             _check_differs(base, expert)
     notes += _twin_notes(base, experts)
@@ -121,7 +124,7 @@ def _check_tensors(base: Checkpoint, expert: Checkpoint) -> None:
 
 
 def _lock_notes(base: Checkpoint, expert: Checkpoint, allowed: bool) -> Iterator[str]:
-    found = lock_of(base, expert.unaligned if isinstance(expert, Aligned) else expert)
+    found = lock_of(base, as_stored(expert))
     if found is None:
         return
     if not allowed:
@@ -189,6 +192,15 @@ def _dtype_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
             f"{campaign_key(expert.name)}: {len(differing)} of {len(base.names())} tensors have "
             f"another dtype than the base's; {first} is {_plain(expert, first)}, "
             f"not {_plain(base, first)}"
+        )
+
+
+def _adapter_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
+    trained_on = expert.trained_on if isinstance(expert, Adapter) else None
+    if trained_on and Path(trained_on).name != Path(base.spec.partition("@")[0]).name:
+        yield (
+            f"{campaign_key(expert.name)}: an adapter trained on {trained_on}; it is merged onto "
+            f"{base.spec}, which should have the same weights"
         )
 
 
