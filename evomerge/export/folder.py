@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +19,14 @@ from evomerge.export.parents import parents_of
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight
 from evomerge.materialize.scales import embedding_factor
+from evomerge.models.adapter import Adapter
+from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.depth import config_of_path
 from evomerge.models.layout import Layout
 from evomerge.models.preflight import Preflight
 from evomerge.models.shards import read_stored
 from evomerge.recipe import BASE, Merge, Recipe
-from evomerge.recipe.mergekit import MergekitFile, to_mergekit
+from evomerge.recipe.mergekit import MergekitFile, Place, to_mergekit
 
 Format = Literal["hf", "mergekit", "recipe"]
 SOURCES_FILE = "evomerge.json"
@@ -134,12 +136,13 @@ def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
     file = to_mergekit(
         _folded(recipe, models.layout),
         models.layout,
-        {n: s.spec for n, s in models.sources.items()},
+        {n: _place(s) for n, s in models.sources.items()},
         dtypes.pop(),
     )
     if "filter:" in file.text:
         _check_names(origin)
-    return file
+    used = [models.sources[name] for name in recipe.active_experts()]
+    return replace(file, adapters=any(isinstance(source, Adapter) for source in used))
 
 
 def _check_config(recipe: Recipe, origin: Origin) -> None:
@@ -193,6 +196,10 @@ def _folded(recipe: Recipe, layout: Layout) -> Recipe:
     return recipe.model_copy(
         update={"path": (first, *recipe.path[1:]), "merges": (*others, embeddings)}
     )
+
+
+def _place(source: Checkpoint) -> Place:
+    return (source.base.spec, source.spec) if isinstance(source, Adapter) else source.spec
 
 
 def mergekit_text(file: MergekitFile) -> str:

@@ -21,6 +21,7 @@ from evomerge.models.messages import campaign_key, reason
 from evomerge.models.naming import as_bytes, canonical_tensors
 from evomerge.models.shards import read_stored
 from evomerge.models.source import Source
+from evomerge.models.tensors import Tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -50,7 +51,7 @@ class Checkpoint(Source):
         folder: Path,
         config: PretrainedConfig,
         layout: Layout,
-        tensors: Mapping[str, Tensor],
+        tensors: Tensors,
         flags: Mapping[str, bool],
     ) -> None:
         self._name, self._folder, self._config = name, folder, config
@@ -79,14 +80,15 @@ class Checkpoint(Source):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
-        return tuple(self.read(name).shape)
+        return self.layout.tensor(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of one tensor, as stored."""
-        return self.read(name).dtype
+        return self._tensors.dtype(self.layout.tensor(name).name)
 
     def read(self, name: str) -> Tensor:
-        """A memory-mapped view of one tensor in its stored dtype; it must not be written to.
+        """One tensor in its stored dtype; it must not be written to. A memory-mapped view, but for
+        what the model stores otherwise than transformers uses it: that is made anew.
 
         Raises:
             InputError: the model has no tensor of that name.
@@ -97,7 +99,7 @@ class Checkpoint(Source):
     def tensor_digests(self) -> Mapping[str, str]:
         """Canonical name -> SHA-256 over dtype, shape and bytes; reads all weights once."""
         with ThreadPoolExecutor() as pool:
-            digests = pool.map(_tensor_digest, self._tensors.values())
+            digests = pool.map(lambda name: tensor_digest(self._tensors[name]), self._tensors)
             return dict(zip(self._tensors, digests, strict=True))
 
     @cached_property
@@ -185,6 +187,8 @@ def _reopen(name: str, spec: str, flags: Mapping[str, bool]) -> Checkpoint:
 def _load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     from transformers import AutoConfig
 
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: an adapter; only experts can be, give a whole model here")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; give the folder of a transformers model")
     try:
@@ -198,7 +202,8 @@ def _load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
         ) from None
 
 
-def _tensor_digest(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes, as hex digits."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
     digest.update(as_bytes(tensor).numpy().data)
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, app
 from evomerge.errors import InputError
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.shards import Stored
+from evomerge.models.tensors import Tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +27,7 @@ _ROTARY = r"rotary_emb\.inv_freq$"
 
 def canonical_tensors(
     stored: Mapping[str, Stored], model: PreTrainedModel, layout: Layout, folder: Path
-) -> dict[str, Tensor]:
+) -> Tensors:
     """The layout's tensors under their canonical names, in its order.
 
     Stored names may lack or carry the base model's prefix, or be old ones that transformers
@@ -68,7 +69,7 @@ def canonical_tensors(
             where = files.pop() if len(files) == 1 else folder
             raise InputError(f"{where}: tensor {spec.name} is missing; download the model again")
         _check(found[spec.name], spec)
-    return {name: found[name].tensor for name in layout.names}
+    return Tensors({name: found[name].tensor for name in layout.names})
 
 
 def _candidates(name: str, renamings: list[Any], prefix: str) -> Iterator[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from evomerge.config import ModelsConfig
 from evomerge.errors import InputError
-from evomerge.models.checkpoint import Checkpoint, open_checkpoint
+from evomerge.models.adapter import Adapter
+from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.messages import campaign_key
 from evomerge.models.naming import same_bytes
+from evomerge.models.opening import open_models
 from evomerge.models.tokenizer import conflicts, load_tokenizer, tokens_by_id
 from evomerge.models.vocabulary import reconciled
 
@@ -44,9 +47,7 @@ def preflight(models: ModelsConfig, *, base_again: bool = False) -> Preflight:
     Raises:
         InputError: one message naming `models.experts.<name>` and the tensor or key at fault.
     """
-    flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
-    base = open_checkpoint("base", models.base, **flags)
-    experts = [open_checkpoint(name, spec, **flags) for name, spec in models.experts.items()]
+    base, *experts = open_models(models).values()
     for expert in experts:
         _check_architecture(base, expert)
         _check_ties(base, expert)
@@ -55,6 +56,7 @@ def preflight(models: ModelsConfig, *, base_again: bool = False) -> Preflight:
     for expert in experts:
         notes += _vocabulary_notes(base, expert)
         notes += _dtype_notes(base, expert)
+        notes += _adapter_notes(base, expert)
         if not base_again:
             _check_differs(base, expert)
     notes += _twin_notes(base, experts)
@@ -160,6 +162,15 @@ def _dtype_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
             f"{campaign_key(expert.name)}: {len(differing)} of {len(base.names())} tensors have "
             f"another dtype than the base's; {first} is {_plain(expert, first)}, "
             f"not {_plain(base, first)}"
+        )
+
+
+def _adapter_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
+    trained_on = expert.trained_on if isinstance(expert, Adapter) else None
+    if trained_on and Path(trained_on).name != Path(base.spec.partition("@")[0]).name:
+        yield (
+            f"{campaign_key(expert.name)}: an adapter trained on {trained_on}; it is merged onto "
+            f"{base.spec}, which should have the same weights"
         )
 
 

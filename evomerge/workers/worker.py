@@ -51,14 +51,12 @@ class Worker:
         from evomerge.fitness.tasks import TaskSet
         from evomerge.materialize.kernel import Kernel
         from evomerge.materialize.resident import Resident
-        from evomerge.models.checkpoint import open_checkpoint
+        from evomerge.models.opening import open_models
         from evomerge.models.tokenizer import load_tokenizer
 
         torch.set_num_threads(spec.threads)
         config, models = spec.config, spec.config.models
-        flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
-        specs = {"base": models.base, **models.experts}
-        sources = {name: open_checkpoint(name, path, **flags) for name, path in specs.items()}
+        sources = open_models(models)
         device = device_of(config)
         kernel = Kernel(sources, config.dtype.weights, config.chunk_mib << 20, device)
         base = sources["base"]

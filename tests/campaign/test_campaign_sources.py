@@ -1,0 +1,107 @@
+"""Whole campaigns whose experts are not plain checkpoints: searched, exported, merged again."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+import yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import MergeOptions, run_merge
+from mergekit_oracle import tensors_in
+from test_campaign import evaluations, run
+from transformers import AutoModelForCausalLM
+
+from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig, load_campaign
+from evomerge.driver import export_trial
+from evomerge.export.folder import Origin, export_recipe
+from evomerge.export.merge import merge_file
+from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.resident import Resident
+from evomerge.models.preflight import preflight
+from evomerge.runs import open_run
+from evomerge.search.weights import WeightSpace
+
+
+def some_recipe(models, method="ties", **weights):
+    digests = {name: source.digest for name, source in models.sources.items()}
+    config = SpaceConfig(weights={"method": method, "genes": {"weight": [0, 1.5]}, **weights})
+    space = WeightSpace(config, models.layout, digests, seed=3)
+    generator = torch.Generator().manual_seed(5)
+    return space.decode(torch.rand(space.dimension, generator=generator).double().numpy())
+
+
+def exported(config, recipe, to):
+    return export_recipe(recipe, Origin(config, preflight(config), DtypeConfig()), to)
+
+
+def assert_resident_like_the_export(models, recipe, out):
+    """What is scored in search, and what transformers loads from the export, are one model."""
+    resident = Resident(models.layout, Kernel(models.sources), torch.float32)
+    resident.write(recipe)
+    scored = resident.model.state_dict()
+    loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
+    assert scored.keys() == loaded.keys()
+    for name in scored:
+        assert torch.equal(scored[name], loaded[name]), name
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """A folder with a campaign of one checkpoint and one adapter."""
+    folder = tmp_path_factory.mktemp("adapters")
+    tiny.save_campaign(folder)
+    tiny.save_adapter(folder / "models" / "base", folder / "models" / "lora", r=3)
+    return folder
+
+
+def models_of(folder, **experts):
+    specs = {name: str(folder / "models" / place) for name, place in experts.items()}
+    return ModelsConfig(base=str(folder / "models" / "base"), experts=specs)
+
+
+def test_a_campaign_searches_adapters_beside_checkpoints(adapters, tmp_path):
+    models = "models.experts={math: models/math, lora: models/lora}"
+    place = run(adapters, tmp_path / "run", [models, "budget.trials=3"])
+    assert all(not e.failed for e in evaluations(place))
+    assert {"math", "lora"} <= {e.name for e in evaluations(place)}
+    config = load_campaign(adapters / "campaign.yaml", [models])
+    out = export_trial(config, open_run(place)[1], None, tmp_path / "out")
+    again, _ = merge_file(out / "recipe.json", tmp_path / "again", {}, None)
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_an_adapter_is_merged_alike_in_search_and_export(adapters, tmp_path):
+    config = models_of(adapters, math="math", lora="lora")
+    models = preflight(config)
+    recipe = some_recipe(models)
+    assert_resident_like_the_export(models, recipe, exported(config, recipe, tmp_path / "out"))
+
+
+def test_an_adapter_merges_to_the_same_bytes_on_two_threads(adapters, tmp_path):
+    config = models_of(adapters, math="math", lora="lora")
+    recipe = some_recipe(preflight(config))
+    one = exported(config, recipe, tmp_path / "one")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        two = exported(config, recipe, tmp_path / "two")
+    finally:
+        torch.set_num_threads(threads)
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def test_mergekit_makes_the_same_of_an_adapter(adapters, tmp_path):
+    config = models_of(adapters, math="math", lora="lora")
+    recipe = some_recipe(preflight(config), "task_arithmetic")
+    ours = exported(config, recipe, tmp_path / "ours")
+    text = (ours / "mergekit.yaml").read_text()
+    merge = MergeConfiguration.model_validate(yaml.safe_load(text))
+    options = MergeOptions(
+        quiet=True, write_model_card=False, lora_merge_cache=str(tmp_path / "cache")
+    )
+    run_merge(merge, str(tmp_path / "theirs"), options)
+    wanted, found = tensors_in(tmp_path / "theirs"), tensors_in(ours)
+    assert wanted.keys() == found.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], wanted[name], rtol=2**-10, atol=1e-6)
