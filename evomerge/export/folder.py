@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from evomerge.export.parents import parents_of
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight
 from evomerge.materialize.scales import embedding_factor
+from evomerge.methods.registry import find_method
 from evomerge.models.adapter import Adapter
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.depth import config_of_path
@@ -142,7 +143,25 @@ def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
     if "filter:" in file.text:
         _check_names(origin)
     used = [models.sources[name] for name in recipe.active_experts()]
-    return replace(file, adapters=any(isinstance(source, Adapter) for source in used))
+    return replace(
+        file,
+        caveats=(*file.caveats, *_stack_caveat(recipe, models.layout)),
+        adapters=any(isinstance(source, Adapter) for source in used),
+    )
+
+
+def _stack_caveat(recipe: Recipe, layout: Layout) -> Iterator[str]:
+    whole = sorted({merge.method for merge in recipe.merges if not _entrywise(merge.method)})
+    if whole and any(tensor.matrices > 1 for tensor in layout.tensors):
+        yield (
+            f"where the model stacks its experts, evomerge's {' and '.join(whole)} looks at each "
+            "matrix by itself and mergekit's at the stack; these tensors will not be the same"
+        )
+
+
+def _entrywise(method: str) -> bool:
+    found = find_method(method, "recipe")
+    return found.elementwise and found.measure is None
 
 
 def _check_config(recipe: Recipe, origin: Origin) -> None:

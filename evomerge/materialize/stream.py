@@ -17,7 +17,7 @@ from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import TensorStep, check_contents, plan
 from evomerge.materialize.scales import embedding_factor
 from evomerge.models.layout import Layout
-from evomerge.recipe import Recipe
+from evomerge.recipe import BASE, Recipe
 
 SHARD_BYTES = 5 * 10**9
 
@@ -28,7 +28,8 @@ def write_weights(
 ) -> list[Path]:
     """Write the merged weights as safetensors, with an index when there are several shards.
 
-    Tied tensors are written once, under the name of the one that is stored. Layers are numbered by
+    Tied tensors are written once, under the name of the one that is stored; experts of a mixture
+    in the pieces in which transformers saves them. Layers are numbered by
     their slots. An input scale is folded into the embeddings where that is exact. Returns the files
     written.
 
@@ -43,6 +44,7 @@ def write_weights(
     shards = list(_shards(steps, kernel, shard_bytes))
     _check_room(folder, sum(_size(step, kernel) for step in steps))
     names = _shard_names(len(shards))
+    weight_map: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
         tensors = {}
         for step in shard:
@@ -51,15 +53,15 @@ def write_weights(
             if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
                 out.mul_(factor)
             tensors[step.name] = out
+        tensors = kernel.sources[BASE].as_saved(tensors)
+        weight_map |= dict.fromkeys(tensors, name)
         partial = folder / f"{name}.partial"
         save_file(tensors, partial, metadata={"format": "pt"})
         os.replace(partial, folder / name)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(_size(step, kernel) for step in steps)},
-            "weight_map": {
-                step.name: name for name, shard in zip(names, shards, strict=True) for step in shard
-            },
+            "weight_map": weight_map,
         }
         path = folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

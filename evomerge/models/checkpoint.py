@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evomerge.config import content_digest
 from evomerge.errors import InputError
+from evomerge.models.conversion import as_saved
 from evomerge.models.layout import Layout, build_skeleton, layout_of
 from evomerge.models.messages import campaign_key, reason
 from evomerge.models.naming import as_bytes, canonical_tensors
@@ -24,7 +25,7 @@ from evomerge.models.source import Source
 from evomerge.models.tensors import Tensors
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 VOLATILE = frozenset(
     {"_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache"}
@@ -94,6 +95,14 @@ class Checkpoint(Source):
             InputError: the model has no tensor of that name.
         """
         return self._tensors[self.layout.tensor(name).name]
+
+    def as_saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Some of a model's tensors under the names, and in the pieces, that transformers saves."""
+        return as_saved(self._skeleton, tensors)
+
+    @cached_property
+    def _skeleton(self) -> PreTrainedModel:
+        return build_skeleton(self._config, trust_remote_code=self._flags["trust_remote_code"])
 
     @cached_property
     def tensor_digests(self) -> Mapping[str, str]:
