@@ -24,6 +24,7 @@ from evomerge.recipe import BASE, Recipe
 _COMPANIONS = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 _INDEX = ".index.json"
 _OWN = ("config.json", "recipe.json", "evomerge.json")
+_OF_TRAINING = ("trainer_state.json",)
 
 
 def export_checkpoint(
@@ -103,8 +104,10 @@ def _write_config(
 
 
 def _copy_companions(source: Path, folder: Path, kinds: Set[str]) -> None:
-    """Every small file of these suffixes beside the source's weights that we do not write."""
+    """Every small file of these suffixes beside the source's weights that we do not write, but
+    for what a training run leaves there.
+    """
     for path in sorted(source.iterdir()):
-        ours = path.name in _OWN or path.name.endswith(_INDEX)
+        ours = path.name in (*_OWN, *_OF_TRAINING) or path.name.endswith(_INDEX)
         if path.is_file() and path.suffix in kinds and not ours:
             shutil.copyfile(path, folder / path.name)

@@ -10,7 +10,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge import MergeOptions, run_merge
 from mergekit_oracle import tensors_in
 from test_campaign import evaluations, run
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig, load_campaign
 from evomerge.driver import export_trial
@@ -105,3 +105,52 @@ def test_mergekit_makes_the_same_of_an_adapter(adapters, tmp_path):
     assert wanted.keys() == found.keys()
     for name in found:
         torch.testing.assert_close(found[name], wanted[name], rtol=2**-10, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A folder with a campaign and, in `run/`, what transformers' Trainer left of three steps."""
+    folder = tmp_path_factory.mktemp("training")
+    tiny.save_campaign(folder)
+    start = folder / "models" / "base"
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    rows = torch.randint(4, 60, (12, 8), generator=torch.Generator().manual_seed(0))
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            str(folder / "run"),
+            max_steps=3,
+            save_steps=1,
+            learning_rate=1e-2,
+            per_device_train_batch_size=4,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+        ),
+        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+        processing_class=AutoTokenizer.from_pretrained(start),
+    )
+    trainer.train()
+    return folder
+
+
+def test_checkpoints_of_one_training_run_are_experts_like_any_other(training, tmp_path):
+    assert (training / "run" / "checkpoint-2" / "optimizer.pt").is_file()
+    models = "models.experts={one: run/checkpoint-1, two: run/checkpoint-2, end: run/checkpoint-3}"
+    space = "space.weights={method: linear, genes: {weight: [0, 1]}}"
+    place = run(training, tmp_path / "run", [models, space, "budget.trials=3"])
+    found = evaluations(place)
+    assert all(not e.failed for e in found)
+    assert {"one", "two", "end"} <= {e.name for e in found if e.role == "parent"}
+
+
+def test_a_checkpoint_of_a_run_is_a_base_whose_training_state_is_not_exported(training, tmp_path):
+    start, end = (str(training / "run" / f"checkpoint-{step}") for step in (1, 3))
+    config = ModelsConfig(base=start, experts={"end": end})
+    recipe = some_recipe(preflight(config), "task_arithmetic")
+    out = exported(config, recipe, tmp_path / "out")
+    assert (training / "run" / "checkpoint-1" / "trainer_state.json").is_file()
+    assert not {"trainer_state.json", "optimizer.pt", "training_args.bin"} & {
+        path.name for path in out.iterdir()
+    }
+    AutoModelForCausalLM.from_pretrained(out)
