@@ -12,6 +12,7 @@ from evomerge.config import CampaignConfig
 from evomerge.errors import InputError
 from evomerge.export.command import stock_commands
 from evomerge.export.folder import Format, Origin, export_recipe
+from evomerge.export.recipes import with_recipes_made
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Recipe
 from evomerge.report.summary import best_summary, trial_summary
@@ -94,7 +95,8 @@ def open_workers(setup: Setup) -> Executor:
         InputError: a worker cannot load models or tasks.
     """
     config = setup.config
-    return build_executor(WorkerSpec(config, setup.items, threads_per_worker(config)))
+    made = config.model_copy(update={"models": with_recipes_made(config.models)})
+    return build_executor(WorkerSpec(made, setup.items, threads_per_worker(config)))
 
 
 def export_trial(
@@ -114,7 +116,7 @@ def export_trial(
         summary = trial_summary(study, by_number[trial])
     origin = Origin(
         config=config.models,
-        models=preflight(config.models),
+        models=preflight(with_recipes_made(config.models)),
         dtype=config.dtype,
         summary=summary,
         commands=scoring_commands(config, study, to),

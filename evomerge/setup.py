@@ -11,6 +11,7 @@ import numpy as np
 
 from evomerge.config import SPLITS, CampaignConfig, content_digest
 from evomerge.errors import InputError
+from evomerge.export.recipes import with_recipes_made
 from evomerge.fitness.tasks import TaskItems, list_items
 from evomerge.judging.constraints import Constraints
 from evomerge.judging.objectives import find_objective
@@ -104,7 +105,7 @@ def prepare(config: CampaignConfig) -> Setup:
     """
     wanted = config.fitness.objective
     find_objective(wanted.kind, "fitness.objective", wanted.options)
-    models = preflight(config.models)
+    models = preflight(with_recipes_made(config.models))
     space = _space(config, models)
     models = replace(models, notes=(*models.notes, *space.notes))
     _check_chat_template(config, models)

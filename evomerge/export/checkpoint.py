@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Mapping, Set
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 
 from evomerge.config import DtypeConfig
 from evomerge.errors import InputError
+from evomerge.export.lineage import recipe_text
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight, plan
 from evomerge.materialize.stream import SHARD_BYTES, write_weights
@@ -82,11 +82,6 @@ def check_free(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not an empty folder; choose another --to")
     return folder
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """The content of `recipe.json`."""
-    return json.dumps(recipe.to_json(), indent=2) + "\n"
 
 
 def _write_config(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from evomerge import __version__
-from evomerge.config import DtypeConfig, ModelsConfig, Strict
+from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.errors import InputError
 from evomerge.export.card import model_card
-from evomerge.export.checkpoint import export_checkpoint, recipe_text
+from evomerge.export.checkpoint import export_checkpoint
+from evomerge.export.lineage import SOURCES_FILE, Sources, lineage_of, recipe_text, sources_text
 from evomerge.export.parents import parents_of
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight
@@ -30,23 +28,6 @@ from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.recipe.mergekit import MergekitFile, Place, to_mergekit
 
 Format = Literal["hf", "mergekit", "recipe"]
-SOURCES_FILE = "evomerge.json"
-
-
-class Sources(Strict):
-    """`evomerge.json`: what `recipe.json` does not hold but merging it again needs.
-
-    `models` is source name → folder or hub id, `tokenizer` and `chat_template` are `Origin`'s; the
-    other fields mean what the campaign's do.
-    """
-
-    evomerge: str
-    models: dict[str, str]
-    allow_pickle: bool
-    trust_remote_code: bool
-    weights: str
-    tokenizer: str = BASE
-    chat_template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -227,19 +208,8 @@ def mergekit_text(file: MergekitFile) -> str:
     return "\n".join(["# For mergekit 0.1.5, written by evomerge.", *caveats, file.text])
 
 
-def load_sources(path: Path) -> Sources:
-    """Read an export's `evomerge.json`.
-
-    Raises:
-        InputError: the file is not what evomerge writes.
-    """
-    try:
-        return Sources.model_validate_json(path.read_bytes())
-    except (ValidationError, ValueError) as error:
-        raise InputError(f"{path}: not a file that evomerge wrote: {error}") from None
-
-
 def _sources_text(origin: Origin) -> str:
+    found = {name: lineage_of(source.folder) for name, source in origin.models.sources.items()}
     sources = Sources(
         evomerge=__version__,
         models={BASE: origin.config.base, **origin.config.experts},
@@ -248,8 +218,9 @@ def _sources_text(origin: Origin) -> str:
         weights=origin.dtype.weights,
         tokenizer=origin.tokenizer,
         chat_template=origin.chat_template,
+        recipes={name: made for name, made in found.items() if made is not None},
     )
-    return json.dumps(sources.model_dump(mode="json"), indent=2) + "\n"
+    return sources_text(sources)
 
 
 def _check_names(origin: Origin) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from evomerge.config import DtypeConfig, ModelsConfig, resolve_spec
 from evomerge.errors import InputError
 from evomerge.export.checkpoint import check_free
-from evomerge.export.folder import SOURCES_FILE, Origin, export_recipe, load_sources
+from evomerge.export.folder import Origin, export_recipe
+from evomerge.export.lineage import SOURCES_FILE, Sources, load_sources
+from evomerge.export.recipes import kept, with_recipes_made
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokens_by_id
 from evomerge.recipe import BASE, Recipe, load_recipe
@@ -50,7 +52,7 @@ def _recipe(path: Path, given: Mapping[str, str], weights: str | None) -> tuple[
     beside = path.parent / SOURCES_FILE
     sources = load_sources(beside) if beside.is_file() else None
     _check_given(given, recipe.sources, path)
-    specs = {**(sources.models if sources else {}), **_resolved(given)}
+    specs = {**(_places(sources) if sources else {}), **_resolved(given)}
     lacking = [_option(name) for name in recipe.sources if name not in specs]
     if lacking:
         raise InputError(
@@ -67,6 +69,12 @@ def _recipe(path: Path, given: Mapping[str, str], weights: str | None) -> tuple[
         tokenizer=sources.tokenizer if sources else BASE,
         chat_template=sources.chat_template if sources else None,
     )
+
+
+def _places(sources: Sources) -> dict[str, str]:
+    """Where the models lie; of merges that are gone, where they can be made again."""
+    gone = {n: made for n, made in sources.recipes.items() if not Path(sources.models[n]).exists()}
+    return {**sources.models, **{name: kept(made) for name, made in gone.items()}}
 
 
 def _merge_stages(
@@ -196,7 +204,7 @@ def _config(
 
 def _open(config: ModelsConfig, path: Path, base_again: bool = False) -> Preflight:
     try:
-        return preflight(config, base_again=base_again)
+        return preflight(with_recipes_made(config), base_again=base_again)
     except InputError as error:
         raise InputError(
             f"{error}\n{path}: if a model lies elsewhere now, say so: "

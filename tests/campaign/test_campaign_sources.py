@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -14,10 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig, load_campaign
 from evomerge.driver import export_trial
+from evomerge.errors import InputError
 from evomerge.export.folder import Origin, export_recipe
 from evomerge.export.merge import merge_file
+from evomerge.export.recipes import with_recipes_made
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.resident import Resident
+from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.preflight import preflight
 from evomerge.runs import open_run
 from evomerge.search.weights import WeightSpace
@@ -154,3 +160,71 @@ def test_a_checkpoint_of_a_run_is_a_base_whose_training_state_is_not_exported(tr
         path.name for path in out.iterdir()
     }
     AutoModelForCausalLM.from_pretrained(out)
+
+
+@pytest.fixture
+def blend(tiny_folder, tmp_path):
+    """A folder that holds a recipe and where its models lie, and no weights; and its checkpoint."""
+    config = models_of(tiny_folder, math="math", lang="lang")
+    out = exported(config, some_recipe(preflight(config)), tmp_path / "checkpoint")
+    folder = tmp_path / "blend"
+    folder.mkdir()
+    for name in ("recipe.json", "evomerge.json"):
+        shutil.copy(out / name, folder / name)
+    return folder, out
+
+
+def test_a_campaign_takes_a_recipe_as_an_expert(tiny_folder, blend, tmp_path):
+    recipe, checkpoint = blend
+    experts = f"models.experts={{math: models/math, blend: {recipe / 'recipe.json'}}}"
+    place = run(tiny_folder, tmp_path / "run", [experts, "budget.trials=2"])
+    found = evaluations(place)
+    assert all(not e.failed for e in found)
+    assert "blend" in {e.name for e in found}
+    config, study = open_run(place)
+    assert config.models.experts["blend"] == str(recipe / "recipe.json")
+    digest = open_checkpoint("blend", str(checkpoint)).digest
+    assert study.identity["models"]["blend"] == digest
+
+
+def test_a_recipe_is_merged_once(tiny_folder, blend, monkeypatch):
+    folder, checkpoint = blend
+    config = models_of(tiny_folder, math="math").model_copy(
+        update={"experts": {"blend": str(folder)}}
+    )
+    first = with_recipes_made(config)
+    monkeypatch.setattr("evomerge.export.merge.merge_file", None)
+    assert with_recipes_made(config) == first
+    made = Path(first.experts["blend"])
+    weights = (made / "model.safetensors").read_bytes()
+    assert weights == (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_a_merge_of_a_merge_is_made_again_from_its_recipe_alone(tiny_folder, blend, tmp_path):
+    folder, checkpoint = blend
+    config = ModelsConfig(
+        base=str(tiny_folder / "models" / "base"),
+        experts={"math": str(tiny_folder / "models" / "math"), "blend": str(checkpoint)},
+    )
+    out = exported(config, some_recipe(preflight(config)), tmp_path / "out")
+    only = tmp_path / "only"
+    only.mkdir()
+    for name in ("recipe.json", "evomerge.json"):
+        shutil.copy(out / name, only / name)
+    shutil.rmtree(folder)
+    shutil.rmtree(checkpoint)
+    again, _ = merge_file(only / "recipe.json", tmp_path / "again", {}, None)
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    assert (again / "recipe.json").read_bytes() == (out / "recipe.json").read_bytes()
+
+
+def test_a_recipe_that_does_not_say_where_its_models_lie_is_refused(tiny_folder, blend):
+    folder, _ = blend
+    (folder / "evomerge.json").unlink()
+    with pytest.raises(InputError, match=r"models\.experts\.blend: .*no evomerge\.json beside it"):
+        with_recipes_made(
+            ModelsConfig(
+                base=str(tiny_folder / "models" / "base"),
+                experts={"blend": str(folder / "recipe.json")},
+            )
+        )
