@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 from collections.abc import Mapping, Set
@@ -89,11 +88,17 @@ def _write_config(
 ) -> None:
     """The base's config with the path's layers and the dtype of the merged weights."""
     plan(recipe, models.layout, models.sources)  # says better than the config what is wrong
-    config = copy.deepcopy(models.sources[BASE].config)
+    base = models.sources[BASE]
+    config = base.config_to_save()
     if not is_straight(recipe, models.layout):
+        if base.beside():
+            raise InputError(
+                "path: layers of a language tower keep their order and number, since the rest of "
+                f"the model in {base.folder} is built around it"
+            )
         layers = [slot.layer for slot in recipe.path]
         config = config_of_path(config, layers, trust_remote_code=trust_remote_code)
-    config.architectures = [models.layout.architecture]
+        config.architectures = [models.layout.architecture]
     config.dtype = kernel.dtype(models.layout.tensors[0].name)
     config.save_pretrained(folder)
 

@@ -42,10 +42,12 @@ def write_weights(
     factor = embedding_factor(recipe, layout)
     check_contents(recipe, kernel.sources)
     shards = list(_shards(steps, kernel, shard_bytes))
-    _check_room(folder, sum(_size(step, kernel) for step in steps))
-    names = _shard_names(len(shards))
+    beside = kernel.sources[BASE].beside()
+    total = sum(_size(step, kernel) for step in steps) + sum(t.nbytes for t in beside.values())
+    _check_room(folder, total)
+    names = _shard_names(len(shards) + bool(beside))
     weight_map: dict[str, str] = {}
-    for name, shard in zip(names, shards, strict=True):
+    for name, shard in zip(names, [*shards, *([[]] if beside else [])], strict=True):
         tensors = {}
         for step in shard:
             out = torch.empty(step.tensor.shape, dtype=kernel.dtype(step.tensor.name))
@@ -53,14 +55,15 @@ def write_weights(
             if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
                 out.mul_(factor)
             tensors[step.name] = out
-        tensors = kernel.sources[BASE].as_saved(tensors)
+        # What no merge changes has a shard of its own, the last.
+        tensors = kernel.sources[BASE].as_saved(tensors) if shard else beside
         weight_map |= dict.fromkeys(tensors, name)
         partial = folder / f"{name}.partial"
         save_file(tensors, partial, metadata={"format": "pt"})
         os.replace(partial, folder / name)
-    if len(shards) > 1:
+    if len(names) > 1:
         index = {
-            "metadata": {"total_size": sum(_size(step, kernel) for step in steps)},
+            "metadata": {"total_size": total},
             "weight_map": weight_map,
         }
         path = folder / "model.safetensors.index.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -100,6 +101,16 @@ class Checkpoint(Source):
         """Some of a model's tensors under the names, and in the pieces, that transformers saves."""
         return as_saved(self._skeleton, tensors)
 
+    def beside(self) -> dict[str, Tensor]:
+        """Tensors that no merge changes and every checkpoint of the model needs, as saved."""
+        return {}
+
+    def config_to_save(self) -> PretrainedConfig:
+        """A new copy of the config that a merge of the model's shape is saved with."""
+        config = copy.deepcopy(self._config)
+        config.architectures = [self.layout.architecture]
+        return config
+
     @cached_property
     def _skeleton(self) -> PreTrainedModel:
         return build_skeleton(self._config, trust_remote_code=self._flags["trust_remote_code"])
@@ -143,7 +154,7 @@ def open_checkpoint(
     flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     folder = find_folder(name, spec, **flags)
     try:
-        config = _load_config(folder, trust_remote_code)
+        config = load_config(folder, trust_remote_code)
         model = build_skeleton(config, trust_remote_code=trust_remote_code)
         layout = layout_of(model)
         tensors = canonical_tensors(read_stored(folder, allow_pickle), model, layout, folder)
@@ -193,7 +204,12 @@ def _reopen(name: str, spec: str, flags: Mapping[str, bool]) -> Checkpoint:
     return open_checkpoint(name, spec, **flags)
 
 
-def _load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+    """The transformers config of a model's folder.
+
+    Raises:
+        InputError: there is none, or transformers refuses it.
+    """
     from transformers import AutoConfig
 
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():

@@ -182,7 +182,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
     """
     from evomerge.models.conversion import stacks_of
 
-    tensors, tied = _unshared(model.state_dict(keep_vars=True))
+    tensors, tied = unshared(model.state_dict(keep_vars=True))
     architecture = type(model).__name__
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     prefix = _numbered_list(tensors, depth, architecture)
@@ -209,7 +209,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
     )
 
 
-def _unshared(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def unshared(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Each weight under its first name, and the other names pointing to that one."""
     first: dict[int, str] = {}
     tied = {}

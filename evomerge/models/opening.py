@@ -1,10 +1,16 @@
-"""The models of a campaign, each opened as what it is: a checkpoint, or an adapter on the base."""
+"""The models of a campaign, each opened as what it is: a checkpoint, the language
+tower of one, or an adapter on the base."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from evomerge.config import ModelsConfig
+from evomerge.errors import InputError
 from evomerge.models.adapter import is_adapter, open_adapter
-from evomerge.models.checkpoint import Checkpoint, find_folder, open_checkpoint
+from evomerge.models.checkpoint import Checkpoint, find_folder, load_config, open_checkpoint
+from evomerge.models.messages import campaign_key
+from evomerge.models.tower import has_tower, open_tower
 from evomerge.recipe import BASE
 
 
@@ -15,7 +21,7 @@ def open_models(models: ModelsConfig) -> dict[str, Checkpoint]:
         InputError: one of them cannot be used; names it.
     """
     flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
-    base = open_checkpoint(BASE, models.base, **flags)
+    base = _open_whole(BASE, models.base, find_folder(BASE, models.base, **flags), flags)
     return {BASE: base} | {
         name: _open(name, spec, base, flags) for name, spec in models.experts.items()
     }
@@ -25,4 +31,14 @@ def _open(name: str, spec: str, base: Checkpoint, flags: dict[str, bool]) -> Che
     folder = find_folder(name, spec, **flags)
     if is_adapter(folder):
         return open_adapter(name, spec, folder, base, flags)
+    return _open_whole(name, spec, folder, flags)
+
+
+def _open_whole(name: str, spec: str, folder: Path, flags: dict[str, bool]) -> Checkpoint:
+    try:
+        config = load_config(folder, flags["trust_remote_code"])
+    except InputError as error:
+        raise InputError(f"{campaign_key(name)}: {error}") from None
+    if has_tower(config):
+        return open_tower(name, spec, folder, flags)
     return open_checkpoint(name, spec, **flags)

@@ -47,3 +47,6 @@ class Source(Protocol):
 
     def as_saved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Some of a model's tensors under the names, and in the pieces, that transformers saves."""
+
+    def beside(self) -> dict[str, torch.Tensor]:
+        """Tensors that no merge changes and every checkpoint of the model needs, as saved."""

@@ -36,3 +36,7 @@ class Tensors(Mapping[str, Tensor]):
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of one tensor; nothing is made for it."""
         return self._entries[name].dtype
+
+    def part(self, names: Mapping[str, str]) -> Tensors:
+        """Some of the tensors, under other names: new name → name here."""
+        return Tensors({new: self._entries[name] for new, name in names.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge import MergeOptions, run_merge
 from mergekit_oracle import tensors_in
 from test_campaign import evaluations, run
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig, load_campaign
 from evomerge.driver import export_trial
@@ -228,3 +236,23 @@ def test_a_recipe_that_does_not_say_where_its_models_lie_is_refused(tiny_folder,
                 experts={"blend": str(folder / "recipe.json")},
             )
         )
+
+
+def test_a_campaign_searches_the_language_tower_of_a_model_that_sees(tiny_folder, tmp_path):
+    base = tiny_folder / "models" / "base"
+    text = json.loads((base / "config.json").read_text())
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=63)
+    seeing = LlavaForConditionalGeneration(config).to(torch.float16)
+    seeing.save_pretrained(tiny_folder / "seeing")
+    tiny.save_tokenizer(tiny_folder / "seeing")
+    models = "models={base: seeing, experts: {math: models/math, plain: models/base}}"
+    place = run(tiny_folder, tmp_path / "run", [models, "budget.trials=2"])
+    assert all(not e.failed for e in evaluations(place))
+    campaign, study = open_run(place)
+    out = export_trial(campaign, study, None, tmp_path / "out")
+    merged = LlavaForConditionalGeneration.from_pretrained(out).state_dict()
+    own = {n: t for n, t in seeing.state_dict().items() if "vision" in n or "projector" in n}
+    assert own
+    assert all(torch.equal(merged[name], tensor) for name, tensor in own.items())
