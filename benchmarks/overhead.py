@@ -40,6 +40,9 @@ class SearchClock:
             self.wall = time.perf_counter() - self.started
             self.working += sum(evaluation.seconds.values())
 
+    def said(self, message: str) -> None:
+        """Nothing."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

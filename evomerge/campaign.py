@@ -10,53 +10,28 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
+from evomerge.candidate import Candidate, finalist, named
 from evomerge.errors import EvomergeError
 from evomerge.judging.scores import Judge
-from evomerge.judging.selection import by_preference, leading
-from evomerge.recipe import BASE, Recipe
+from evomerge.judging.selection import best, by_preference, leading
+from evomerge.ladder import Ladder, open_ladder
+from evomerge.listener import Listener
+from evomerge.recipe import BASE
 from evomerge.search.optimizers import Proposal
 from evomerge.setup import Setup
-from evomerge.study.judged import judge_on, judged
-from evomerge.study.record import Evaluation, Marker
+from evomerge.study.judged import judge_on, judged, known_of, scores_of
+from evomerge.study.record import Climb, Evaluation, Marker
 from evomerge.study.study import Study
 from evomerge.workers.executor import Executor, Job, Outcome
 
 ATTEMPTS = 3
 """How often a candidate may take its worker or the driver down before it is retired."""
-
-
-class Listener(Protocol):
-    """Told what happens, for display; must not raise."""
-
-    def phase(self, name: str, done: int, total: int) -> None:
-        """A phase begins with `done` of its `total` evaluations already recorded."""
-
-    def recorded(self, evaluation: Evaluation) -> None:
-        """An evaluation was recorded."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A recipe to measure on a split, and why: a yardstick, a finalist, or the optimizer's own."""
-
-    recipe: Recipe
-    split: str
-    role: str
-    name: str | None = None
-    proposal: Proposal | None = None
-    attempt: int = 1
-    slot: int | None = None  # where it flew before: it goes there again, and no marker is lost
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What is looked up before anything is measured: the recipe's digest and the split."""
-        return self.recipe.digest, self.split
 
 
 class Campaign:
@@ -83,14 +58,16 @@ class Campaign:
         self._free = deque(range(executor.slots))
         self._flying: dict[int, Candidate] = {}
         self._versions = {name: version(name) for name in ("lm_eval", "torch", "transformers")}
-        self._known = {(e.digest, e.split): e for e in study.evaluations()}
+        self._known = known_of(study.evaluations())
         self._crashed: dict[tuple[str, str], Marker] = {}
         for marker in sorted(study.markers(), key=lambda m: m.attempt):
             self._crashed[marker.digest, marker.split] = marker
         self._optimizer = setup.optimizer()
         self._judges: dict[str, Judge] = {}
+        self._ladder: Ladder | None = None
         self._trials: list[Evaluation] = []  # the optimizer's own, in the order of the tells
-        own = [evaluation for evaluation in study.evaluations() if evaluation.optimizers_own]
+        self._spent = 0  # items they were asked for
+        own = [e for e in study.evaluations() if e.optimizers_own]
         if own:  # then every parent is on record
             self._judges["search"] = judge_on(setup.judge, study.evaluations(), "search")
         for evaluation in own:
@@ -109,7 +86,7 @@ class Campaign:
             winner = self._choose()
             self._open_test(winner.digest)
             self._measure_yardsticks("test")
-            self._measure("test", [_finalist(winner, "test")])
+            self._measure("test", [finalist(winner, "test")])
             self._conclude(winner)
 
     def choose(self, deadline: float | None = None) -> bool:
@@ -124,7 +101,7 @@ class Campaign:
         with self._orderly():
             self._measure_yardsticks("search")
             self._search(deadline)
-            if len(self._trials) < self._setup.config.budget.trials:
+            if self._budget_left():
                 return False
             self._conclude(self._choose())
             return True
@@ -143,7 +120,7 @@ class Campaign:
             trials = judged(self._judge("search"), self._trials)
             leaders = {one.digest: one.trial for one in leading(trials) if one}
             self._measure_yardsticks("select")
-            self._measure("select", [_finalist(trial, "select") for trial in leaders.values()])
+            self._measure("select", [finalist(trial, "select") for trial in leaders.values()])
 
     @contextmanager
     def _orderly(self) -> Iterator[None]:
@@ -158,12 +135,13 @@ class Campaign:
 
     def _search(self, deadline: float | None) -> None:
         budget = self._setup.config.budget.trials
+        self._ladder = open_ladder(self._setup, self._study, self._judge("search"), self._listener)
         self._listener.phase("search", len(self._trials), budget)
         queue = deque(self._interrupted())
         in_flight = [c.proposal.ask for c in queue if c.proposal]
         asked = 1 + max([*in_flight, *(trial.ask or 0 for trial in self._trials)], default=-1)
         while True:
-            while self._free and self._may_ask(budget, deadline):
+            while self._free and self._may_ask(deadline):
                 if not queue:
                     queue.append(self._candidate(self._optimizer.ask(asked)))
                     asked += 1
@@ -184,7 +162,7 @@ class Campaign:
             raise EvomergeError(f"no trial succeeded; the last failed: {self._trials[-1].reason}")
         top = trials[: self._setup.config.fitness.select_top]
         self._measure_yardsticks("select")
-        self._measure("select", [_finalist(one.trial, "select") for one in top])
+        self._measure("select", [finalist(one.trial, "select") for one in top])
         chosen = [self._known[one.digest, "select"] for one in top]
         preferred = by_preference(judged(self._judge("select"), chosen), objective)
         if not preferred:
@@ -193,7 +171,9 @@ class Campaign:
 
     def _conclude(self, winner: Evaluation) -> None:
         """Note whom the search gave, and after how many trials."""
-        self._study.set_note("concluded", {"winner": winner.digest, "trials": len(self._trials)})
+        spent = {} if self._setup.config.budget.items is None else {"items": self._spent}
+        facts = {"winner": winner.digest, "trials": len(self._trials), **spent}
+        self._study.set_note("concluded", facts)
 
     def _open_test(self, winner: str) -> None:
         """Note, before it is opened, when and for whom the test split was opened."""
@@ -205,11 +185,20 @@ class Campaign:
     def _measure_yardsticks(self, split: str) -> None:
         """The parents first: objectives and constraints may compare with them."""
         space, judge = self._setup.space, self._setup.judge
-        parents = [Candidate(r, split, "parent", name) for name, r in space.parents().items()]
-        self._measure(f"parents on {split}", parents)
+        self._measure(f"parents on {split}", named(space.parents(), "parent", split))
         self._judges[split] = judge_on(judge, self._study.evaluations(), split)
-        baselines = [Candidate(r, split, "baseline", n) for n, r in space.baselines().items()]
-        self._measure(f"baselines on {split}", baselines)
+        self._measure(f"baselines on {split}", named(space.baselines(), "baseline", split))
+        if grid := self._grid(split):
+            self._measure(f"grid on {split}", grid)
+
+    def _grid(self, split: str) -> list[Candidate]:
+        """The grid's merges; on later splits, of those that are no baselines the best on search."""
+        grid = named(self._setup.grid(), "grid", split)
+        if split == "search":
+            return grid
+        known = [self._known[one.recipe.digest, "search"] for one in grid]
+        leader = best(judged(self._judge("search"), [e for e in known if e.role == "grid"]))
+        return [one for one in grid if leader and one.recipe.digest == leader.digest]
 
     def _judge(self, split: str) -> Judge:
         """The judge of a split; before its parents are all measured, one that knows none."""
@@ -225,20 +214,32 @@ class Campaign:
             if self._flying:
                 self._land()
 
-    def _may_ask(self, budget: int, deadline: float | None) -> bool:
+    def _may_ask(self, deadline: float | None) -> bool:
         in_time = deadline is None or time.monotonic() < deadline
-        return in_time and len(self._trials) + len(self._flying) < budget
+        return in_time and self._budget_left(len(self._flying))
+
+    def _budget_left(self, flying: int = 0) -> bool:
+        """Whether there is budget for another trial, beside those in flight.
+
+        What these will be asked for on higher rungs is not known: items may be overspent by it.
+        """
+        budget, first = self._setup.config.budget, self._setup.first_rung
+        if len(self._trials) + flying >= budget.trials:
+            return False
+        return budget.items is None or self._spent + flying * first < budget.items
 
     def _candidate(self, proposal: Proposal) -> Candidate:
         recipe = self._setup.space.decode(proposal.genome)
-        return self._again(Candidate(recipe, "search", "search", proposal=proposal))
+        climb = Climb() if self._ladder else None
+        return self._again(Candidate(recipe, "search", "search", proposal=proposal, climb=climb))
 
     def _again(self, candidate: Candidate) -> Candidate:
         """The candidate, with the attempts that earlier drivers made on it."""
         marker = self._crashed.get(candidate.key)
         if marker is None:
             return candidate
-        return replace(candidate, attempt=marker.attempt + 1, slot=marker.slot)
+        climb = candidate.climb and (marker.climb or candidate.climb)
+        return replace(candidate, attempt=marker.attempt + 1, slot=marker.slot, climb=climb)
 
     def _interrupted(self) -> Iterable[Candidate]:
         """What was in flight when the last driver stopped, in the order in which it was asked."""
@@ -257,9 +258,13 @@ class Campaign:
 
     def _start(self, candidate: Candidate) -> None:
         """Look the candidate up, retire it, or put it to work in a free slot."""
-        known = self._known.get(candidate.key) or self._elsewhere.get(candidate.key)
+        known = self._known.get(candidate.key)
+        elsewhere = self._measured_elsewhere(candidate)
         if known is not None:
-            self._record(candidate, known.scores, known.reason, {})
+            climbed = {"estimates": known.estimates, "steps": known.steps, "asked": known.asked}
+            self._record(candidate, known.scores, known.reason, {}, **climbed)
+        elif elsewhere is not None:
+            self._measured(candidate, elsewhere, {})
         elif candidate.attempt > ATTEMPTS:
             self._fail(candidate, f"the process ended {ATTEMPTS} times while it was being scored")
         else:
@@ -268,7 +273,9 @@ class Campaign:
             self._mark(candidate, slot)
             self._free.remove(slot)
             self._flying[slot] = candidate
-            self._executor.submit(Job(slot, candidate.recipe, candidate.split))
+            ladder, climb = self._ladder, candidate.climb
+            items = ladder.wanted(climb) if ladder and climb else None
+            self._executor.submit(Job(slot, candidate.recipe, candidate.split, items))
 
     def _mark(self, candidate: Candidate, slot: int) -> None:
         proposal = candidate.proposal
@@ -282,6 +289,7 @@ class Campaign:
                 tells=proposal.tells if proposal else None,
                 genome=proposal.genome if proposal else None,
                 parents=proposal.parents if proposal else (),
+                climb=candidate.climb,
             )
         )
 
@@ -297,13 +305,42 @@ class Campaign:
             self._fail(candidate, outcome.reason)
         else:
             done = outcome.measurement
-            self._record(candidate, done.scores, None, done.seconds)
+            self._measured(replace(candidate, slot=slot), done.scores, done.seconds)
+
+    def _measured(
+        self, candidate: Candidate, items: Mapping[str, np.ndarray], seconds: Mapping[str, float]
+    ) -> None:
+        """Record a candidate that is done; one on a rung may be, or goes on to the next."""
+        ladder, climb = self._ladder, candidate.climb
+        if ladder is None or climb is None:
+            return self._record(candidate, items, None, seconds)
+        climb = ladder.landed(climb, items, seconds)
+        climbed: dict[str, Any] = {"asked": ladder.asked(climb)}
+        if not ladder.at_top(climb):
+            stops = ladder.stops(climb, self._trials)
+            climb, estimates = ladder.step(climb)
+            if not stops:
+                return self._start(replace(candidate, climb=climb))
+            climbed["estimates"] = estimates
+        return self._record(
+            candidate, climb.scores, None, climb.seconds, steps=climb.steps, **climbed
+        )
+
+    def _measured_elsewhere(self, candidate: Candidate) -> Mapping[str, np.ndarray] | None:
+        """What another study has measured of the items that the candidate is to be asked."""
+        known = self._elsewhere.get(candidate.key)
+        if known is not None and self._ladder and candidate.climb:
+            return self._ladder.among(candidate.climb, known.scores)
+        return None if known is None or known.estimated else known.scores
 
     def _fail(self, candidate: Candidate, reason: str | None) -> None:
         """Record a failure; a base that cannot be scored is the end: nothing else will be."""
         if candidate.name == BASE:
             raise EvomergeError(f"the base model itself cannot be scored: {reason}")
-        self._record(candidate, {}, reason, {})
+        climb, climbed = candidate.climb, {}
+        if self._ladder and climb:
+            climbed = {"steps": climb.steps, "asked": self._ladder.asked(climb)}
+        self._record(candidate, {}, reason, {}, **climbed)
 
     def _record(
         self,
@@ -311,9 +348,15 @@ class Campaign:
         items: Mapping[str, np.ndarray],
         reason: str | None,
         seconds: Mapping[str, float],
+        **climbed: Any,
     ) -> None:
-        """Write the fact, then let the optimizer and the display know."""
-        scores = self._judge(candidate.split).scores(items) if reason is None else None
+        """Write the fact, then let the optimizer and the display know.
+
+        `climbed`: what `Evaluation` keeps of the rungs, by its fields' names.
+        """
+        estimates = climbed.get("estimates", {})
+        judge = self._judge(candidate.split)
+        scores = None if reason is not None else scores_of(judge, items, estimates)
         proposal = candidate.proposal
         evaluation = self._study.add(
             Evaluation(
@@ -337,6 +380,8 @@ class Campaign:
                 attempt=candidate.attempt,
                 seconds=seconds,
                 versions=self._versions,
+                estimated=scores.estimated if scores else False,
+                **climbed,
             )
         )
         self._known[candidate.key] = evaluation
@@ -349,10 +394,7 @@ class Campaign:
         assert trial.tells is not None
         assert trial.genome is not None
         self._trials.append(trial)
+        self._spent += trial.cost(sum(self._setup.sizes("search").values()))
         proposal = Proposal(trial.ask, trial.tells, trial.genome, trial.parents)
         (found,) = judged(self._judge("search"), [trial])
         self._optimizer.tell(proposal, found.scores)
-
-
-def _finalist(trial: Evaluation, split: str) -> Candidate:
-    return Candidate(Recipe.from_json(trial.recipe), split, "finalist")

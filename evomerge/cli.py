@@ -151,8 +151,8 @@ def compare(
         typer.Option(
             metavar="A,B,…",
             help="Names (`evomerge list optimizers`), each with options or without: "
-            "'cma,cma:{sigma: 0.1},random'. A bare name that is the campaign's own optimizer has "
-            "the campaign's options.",
+            "'cma,cma:{sigma: 0.1},cma:{fitness.rungs: [32, all]}'. A name without options that is "
+            "the campaign's own optimizer has the campaign's.",
             show_default=False,
         ),
     ],
@@ -166,6 +166,12 @@ def compare(
     trials: Annotated[
         int | None, typer.Option(min=1, help="Of each run.", show_default="the campaign's")
     ] = None,
+    items: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Search items of each run, instead of trials.", show_default=False
+        ),
+    ] = None,
     overrides: Override = None,
     as_json: AsJson = False,
 ) -> None:
@@ -177,6 +183,8 @@ def compare(
     more trials, seeds or optimizers it adds what is missing.
     """
     given = [] if trials is None else [f"budget.trials={trials}"]
+    if items is not None:
+        given = [f"budget={{items: {items}{'' if trials is None else f', trials: {trials}'}}}"]
     with _exit_codes(), _resumable():
         config = _load(campaign, [*(overrides or []), *given])
         _compare(config, optimizers, seeds, out or Path("runs") / f"{config.name}-compare", as_json)

@@ -42,12 +42,28 @@ FloatType = Literal["float32", "float16", "bfloat16"]
 
 
 class ModelsConfig(Strict):
-    """The base model and its experts: folders, or hub ids with an optional `@revision`."""
+    """The base model and its experts: folders, or hub ids with an optional `@revision`.
+
+    The experts that `align` names have their MLP units and attention heads brought into the base's
+    order before they are merged (Git Re-Basin), for experts that were permuted or that share little
+    training with the base. `allow_locked` lets experts pass that look locked against merging.
+    """
 
     base: str
     experts: dict[str, str] = Field(min_length=1)
+    align: list[str] = Field(default_factory=list)
+    allow_locked: bool = False
     allow_pickle: bool = False
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _aligned_are_experts(self) -> ModelsConfig:
+        for name in self.align:
+            if name not in self.experts:
+                raise ValueError(
+                    f"align: no expert {name!r}; the experts are {', '.join(self.experts)}"
+                )
+        return self
 
     @field_validator("experts")
     @classmethod
@@ -115,6 +131,13 @@ class TaskConfig(Strict):
         return self
 
 
+class RaceConfig(Strict):
+    """Who is stopped on a rung: whom ⌈keep · n⌉ of the n before it beat, each with `confidence`."""
+
+    keep: float = Field(default=0.1, gt=0, lt=1)
+    confidence: float = Field(default=0.6, ge=0.5, lt=1)
+
+
 class FitnessConfig(Strict):
     """What "good" means: tasks, the objective over them, and how documents are split."""
 
@@ -128,6 +151,19 @@ class FitnessConfig(Strict):
     fewshot_seed: int = 1234
     batch_size: int = Field(default=64, ge=1)
     select_top: int = Field(default=10, ge=1)
+    rungs: list[Annotated[int, Field(ge=1)] | Literal["all"]] = Field(default=["all"])
+    """Numbers of items over all tasks, then `all`: who does badly on few is not asked the rest."""
+    race: RaceConfig = RaceConfig()
+    estimator: Literal["mean", "mp_irt", "gmp_irt"] = "gmp_irt"
+    """How the score of a candidate that was stopped on a rung is estimated."""
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs_rise_to_all(cls, rungs: list[int | str]) -> list[int | str]:
+        counts = [rung for rung in rungs if isinstance(rung, int)]
+        if rungs != [*sorted(set(counts)), "all"]:
+            raise ValueError("write rising numbers of items, then all: [32, 128, all]")
+        return rungs
 
     @field_validator("tasks")
     @classmethod
@@ -162,10 +198,21 @@ class OptimizerConfig(PlugConfig):
 
 
 class BudgetConfig(Strict):
-    """`trials`: the study's total. `hours`: this run's wall time."""
+    """`trials`: the study's total; `items`: that of the search items they are asked for, whatever
+    the trials if only it is given. `hours`: this run's wall time.
+    """
 
     trials: int = Field(default=200, ge=1)
+    items: int | None = Field(default=None, ge=1)
     hours: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _items_alone_are_enough(cls, data: Any) -> Any:
+        """A trial is asked for one item at least."""
+        if isinstance(data, dict) and data.get("items") and "trials" not in data:
+            return {**data, "trials": data["items"]}
+        return data
 
 
 class StudyConfig(Strict):

@@ -7,12 +7,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from evomerge.campaign import Campaign, Listener
+from evomerge.campaign import Campaign
 from evomerge.config import CampaignConfig
 from evomerge.errors import InputError
 from evomerge.export.command import stock_commands
 from evomerge.export.folder import Format, Origin, export_recipe
+from evomerge.export.recipes import with_recipes_made
+from evomerge.listener import Listener
 from evomerge.materialize.store import tidy
+from evomerge.models.opening import alignments_of
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Recipe
 from evomerge.report.summary import best_summary, trial_summary
@@ -99,9 +102,10 @@ def open_workers(setup: Setup, folder: Path) -> Executor:
     config, kept = setup.config, statistics_folder(folder)
     digests = {name: source.digest for name, source in setup.models.sources.items()}
     tidy(kept)
-    return build_executor(
-        WorkerSpec(config, setup.items, threads_per_worker(config), kept, digests)
-    )
+    known = alignments_of(setup.models.sources)
+    made = config.model_copy(update={"models": with_recipes_made(config.models)})
+    threads = threads_per_worker(config)
+    return build_executor(WorkerSpec(made, setup.items, threads, known, kept, digests))
 
 
 def export_trial(
@@ -126,10 +130,15 @@ def export_trial(
         by_number = {e.number: e for e in study.evaluations()}
         if trial not in by_number:
             raise InputError(f"--trial {trial}: study {study.name!r} has no such trial")
+        if by_number[trial].estimated:
+            raise InputError(
+                f"--trial {trial}: was stopped on a rung, so that its score is an estimate; "
+                "export one that was measured on all items"
+            )
         summary = trial_summary(study, by_number[trial])
     origin = Origin(
         config=config.models,
-        models=preflight(config.models),
+        models=preflight(with_recipes_made(config.models)),
         dtype=config.dtype,
         summary=summary,
         commands=scoring_commands(config, study, to),

@@ -44,7 +44,7 @@ class ProgressDisplay:
         )
         self._task: TaskID | None = None
         self._phase = ""
-        self._done = self._at_start = self._total = self._failed = 0
+        self._done = self._at_start = self._total = self._failed = self._stopped = 0
         self._best: float | None = None
         self._started = self._printed = time.monotonic()
 
@@ -64,7 +64,7 @@ class ProgressDisplay:
         """One of several runs begins: a line for it, and the bars of the one before go."""
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
-        self._best, self._failed = None, 0
+        self._best, self._failed, self._stopped = None, 0, 0
         self._console.print(title, markup=False, highlight=False)
 
     def phase(self, name: str, done: int, total: int) -> None:
@@ -82,7 +82,9 @@ class ProgressDisplay:
         """One more is done."""
         self._done += 1
         self._failed += evaluation.failed
-        if evaluation.optimizers_own and evaluation.value is not None:
+        self._stopped += evaluation.estimated
+        measured = not evaluation.estimated
+        if evaluation.optimizers_own and measured and evaluation.value is not None:
             values = (evaluation.value, self._best)
             self._best = max(value for value in values if value is not None)
         if self._task is not None:
@@ -92,12 +94,18 @@ class ProgressDisplay:
             self._printed = time.monotonic()
             self._console.print(f"{self._phase}: {self._done} of {self._total}  {self._facts()}")
 
+    def said(self, message: str) -> None:
+        """A line of its own."""
+        self._console.print(message, markup=False, highlight=False)
+
     def _facts(self) -> str:
         rate = (self._done - self._at_start) / max(1e-9, time.monotonic() - self._started)
         speed = f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
         facts = [speed]
         if self._best is not None:
             facts.insert(0, f"best {self._best:.4f}")
+        if self._stopped:
+            facts.append(f"{self._stopped} stopped")
         if self._failed:
             facts.append(f"{self._failed} failed")
         return "  ".join(facts)

@@ -229,6 +229,9 @@ class SpaceConfig(Strict):
 
     weights: WeightsConfig | None = None
     path: PathConfig = PathConfig()
+    grid: int | None = Field(default=None, ge=2)
+    """So many values of every searched parameter, the same everywhere, are scored beside parents
+    and baselines, before the search and outside its budget."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -243,6 +246,8 @@ class SpaceConfig(Strict):
     def _search_something(self) -> SpaceConfig:
         if self.weights is None and self.path.kind == "none":
             raise ValueError("nothing to search; give weights, path, or both")
+        if self.grid is not None and self.weights is None:
+            raise ValueError("grid: is of coefficients, so it needs weights; leave it out")
         if self.path.kind == "none" and self.path.options:
             raise ValueError(f"path: kind none has no options ({', '.join(self.path.options)})")
         return self

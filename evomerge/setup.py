@@ -11,15 +11,17 @@ import numpy as np
 
 from evomerge.config import SPLITS, CampaignConfig, content_digest
 from evomerge.errors import InputError
+from evomerge.export.recipes import with_recipes_made
 from evomerge.fitness.tasks import TaskItems, list_items
 from evomerge.judging.constraints import Constraints
 from evomerge.judging.objectives import find_objective
+from evomerge.judging.rungs import check_rungs
 from evomerge.judging.scores import Judge
 from evomerge.judging.splits import split_items
 from evomerge.models.depth import config_of_path
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokenizer_digest
-from evomerge.recipe import BASE
+from evomerge.recipe import BASE, Recipe
 from evomerge.search.build import build_space
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import Space
@@ -51,12 +53,34 @@ class Setup:
         optimizer.check_goals(self.judge.goals)
         return optimizer
 
+    def sizes(self, split: str) -> dict[str, int]:
+        """task → how many items the split has; measures beside a task have its items."""
+        counted = [task.task for task in self.tasks if task.weight > 0]
+        return {task: len(self.items[split][task]) for task in counted}
+
+    def grid(self) -> dict[str, Recipe]:
+        """The merges of `space.grid`, by name.
+
+        Raises:
+            InputError: there would be too many.
+        """
+        points = self.config.space.grid
+        return {} if points is None else self.space.grid(points)
+
+    @property
+    def first_rung(self) -> int:
+        """How many search items every trial is asked for."""
+        first = self.config.fitness.rungs[0]
+        return first if isinstance(first, int) else sum(self.sizes("search").values())
+
     def with_config(self, config: CampaignConfig) -> Setup:
         """The same models, tasks and items under a config that differs in how it searches.
 
         Raises:
-            InputError: no such optimizer, or one that cannot search this space or for these goals.
+            InputError: no such optimizer, one that cannot search this space or for these goals, or
+                rungs for which there are too few items.
         """
+        check_rungs(config.fitness.rungs, self.sizes("search"))
         setup = replace(self, config=config, space=_space(config, self.models))
         setup.optimizer()
         return setup
@@ -68,7 +92,7 @@ class Setup:
         return {
             "models": {name: source.digest for name, source in self.models.sources.items()},
             "sources": list(self.models.sources),  # experts are merged in this order
-            "space": config.space.model_dump(mode="json"),
+            "space": config.space.model_dump(mode="json", exclude={"grid"}),
             "genes": [gene.name for gene in self.space.genes],
             "initial": [content_digest(start.tolist()) for start in self.space.starts],
             "fitness": {
@@ -81,6 +105,15 @@ class Setup:
                 **(
                     {"constraints": [c.model_dump(mode="json") for c in fitness.constraints]}
                     if fitness.constraints
+                    else {}
+                ),
+                **(
+                    {
+                        "rungs": fitness.rungs,
+                        "race": fitness.race.model_dump(mode="json"),
+                        "estimator": fitness.estimator,
+                    }
+                    if len(fitness.rungs) > 1
                     else {}
                 ),
                 "splits": fitness.splits,
@@ -104,7 +137,7 @@ def prepare(config: CampaignConfig) -> Setup:
     """
     wanted = config.fitness.objective
     find_objective(wanted.kind, "fitness.objective", wanted.options)
-    models = preflight(config.models)
+    models = preflight(with_recipes_made(config.models))
     space = _space(config, models)
     models = replace(models, notes=(*models.notes, *space.notes))
     _check_chat_template(config, models)
@@ -117,6 +150,8 @@ def prepare(config: CampaignConfig) -> Setup:
         items=_split(tasks, config),
         judge=_judge(config, models, tasks),
     )
+    check_rungs(config.fitness.rungs, setup.sizes("search"))
+    setup.grid()  # checks its size
     optimizer = setup.optimizer()  # checks the optimizer's name and options
     optimizer.check_metrics([task.task for task in tasks])
     return setup

@@ -17,17 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evomerge.campaign import Listener
 from evomerge.config import CampaignConfig, StageConfig
 from evomerge.driver import export_trial, open_campaign
 from evomerge.errors import InputError
 from evomerge.export.folder import Format
+from evomerge.listener import Listener
 from evomerge.recipe import load_recipe
 from evomerge.report.summary import best_summary
 from evomerge.runs import open_study_of, stage_folder, stage_study
 from evomerge.sections import PathConfig
 from evomerge.setup import Setup
 from evomerge.signals import terminated_like_interrupted
+from evomerge.study.judged import known_of
 from evomerge.study.record import Evaluation
 
 WINNER = "winner"
@@ -171,7 +172,7 @@ def run_stage(stage: Stage, setup: Setup, listener: Listener, deadline: float | 
         InputError: as `open_campaign`, or the winner cannot be written.
         EvomergeError: the base model itself cannot be scored, or no trial succeeded.
     """
-    known = {(e.digest, e.split): e for s in stage.before for e in _record(s) if not e.failed}
+    known = known_of(e for s in stage.before for e in _record(s) if not e.failed)
     notes = {"stage": _note(stage)} if stage.name else {}
     with (
         open_campaign(setup, stage.folder, listener, known, notes) as campaign,
@@ -219,10 +220,12 @@ def _winner_of(stage: Stage) -> dict[str, Any]:
 def _check_budget(stage: Stage) -> None:
     if not stage.done:
         return
+    budget = stage.config.budget
+    unit, wanted = ("trials", budget.trials) if budget.items is None else ("items", budget.items)
     with open_study_of(stage.config, stage.folder) as study:
-        done = (study.note("concluded") or {}).get("trials")
-    if done is not None and stage.config.budget.trials > done:
+        done = (study.note("concluded") or {}).get(unit)
+    if done is not None and wanted > done:
         raise InputError(
-            f"stages.{stage.name}: its winner was chosen after {done} trials, and the later stages "
-            f"build on it, so that it cannot have {stage.config.budget.trials}; use another --out"
+            f"stages.{stage.name}: its winner was chosen after {done} {unit}, and the later stages "
+            f"build on it, so that it cannot have {wanted}; use another --out"
         )

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [f"w{i}" for i in range(60)]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -65,6 +71,20 @@ def save_family(
         model.save_pretrained(paths[name])
         save_tokenizer(paths[name])
     return paths
+
+
+def save_adapter(base: Path, folder: Path, seed=1, **settings) -> Path:
+    """A LoRA adapter on a saved base, with random weights."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    config = LoraConfig(task_type="CAUSAL_LM", **{"target_modules": "all-linear", **settings})
+    tuned = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    tuned.save_pretrained(folder)
+    return folder
 
 
 def save_task(folder: Path, name="pick", items=60, task_seed=0) -> None:

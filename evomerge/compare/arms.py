@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
@@ -13,6 +14,9 @@ from evomerge.config import OptimizerConfig
 from evomerge.errors import InputError
 
 OPTION = "--optimizers"
+FITNESS = "fitness."
+SEARCH_KEYS = ("rungs", "race", "estimator")
+"""What may differ between optimizers that are compared: how a score is had, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,12 @@ class Arm:
     Attributes:
         label: what the table and the figure call it, as it was written.
         optimizer: its section of the campaign file.
+        fitness: what it changes in the campaign's, of `SEARCH_KEYS`.
     """
 
     label: str
     optimizer: OptimizerConfig
+    fitness: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -39,7 +45,8 @@ class Arm:
 def parse_arms(text: str, own: OptimizerConfig) -> list[Arm]:
     """Read `cma,random` or `cma,cma:{sigma: 0.1}`: names, each with options in braces or none.
 
-    A bare name that is the campaign's own optimizer brings the options of the campaign file.
+    `cma:{fitness.rungs: [32, all]}` also changes the campaign's rungs, race or estimator. A name
+    without options of its own that is the campaign's optimizer brings those of the campaign file.
 
     Raises:
         InputError: an entry is not a name with options, or stands there twice.
@@ -68,7 +75,16 @@ def _arm(entry: str, own: OptimizerConfig) -> Arm:
         raise InputError(f"{OPTION}: {entry!r}: write it as name or name:{{option: value}}")
     if "kind" in options:
         raise InputError(f"{OPTION}: {entry!r}: the kind stands before the colon")
-    return Arm(entry, OptimizerConfig(kind=kind, **options))
+    fitness = {k.removeprefix(FITNESS): v for k, v in options.items() if k.startswith(FITNESS)}
+    for key in fitness:
+        if key not in SEARCH_KEYS:
+            raise InputError(
+                f"{OPTION}: {entry!r}: {FITNESS}{key} must be the same for all; of fitness, "
+                f"{', '.join(SEARCH_KEYS)} may differ"
+            )
+    plain = {k: v for k, v in options.items() if not k.startswith(FITNESS)}
+    same = kind == own.kind and not plain
+    return Arm(entry, own if same else OptimizerConfig(kind=kind, **plain), fitness)
 
 
 def _entries(text: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.config import BudgetConfig
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import leading
 from evomerge.study.judged import searched
@@ -42,22 +43,26 @@ class Curve:
         return float(self.spent[there[0]]) if len(there) else np.inf
 
 
-def curve(judge: Judge, evaluations: Sequence[Evaluation], trials: int, items: int) -> Curve:
-    """The curve of a run's first `trials` trials.
+def curve(
+    judge: Judge, evaluations: Sequence[Evaluation], budget: BudgetConfig, items: int
+) -> Curve:
+    """The curve of a run's trials within the budget; of items, the one that begins within it.
 
     A trial costs the items it was asked for, whether they were scored, looked up or lost in a
     failure (`items`, the whole search split): what other runs have measured makes nobody faster.
     Where the best by search could not be scored on select, the one before it stands.
     """
-    own = searched(judge, evaluations)[:trials]
+    own = searched(judge, evaluations)[: budget.trials]
+    spent = np.cumsum([one.trial.cost(items) for one in own], dtype=np.float64)
+    if budget.items is not None:
+        own = own[: 1 + int(np.searchsorted(spent, budget.items))]
     select = {e.digest: e.value for e in evaluations if e.split == "select" and not e.failed}
     values: list[float] = []
     for leader in leading(own):
         value = select.get(leader.digest) if leader else None
         before = values[-1] if values else np.nan
         values.append(before if value is None else float(value))
-    costs = [items if one.trial.failed else one.trial.n for one in own]
-    return Curve(np.cumsum(costs, dtype=np.float64), np.array(values))
+    return Curve(spent[: len(own)], np.array(values))
 
 
 def quartiles(curves: Sequence[Curve]) -> dict[str, list[float]]:

@@ -66,8 +66,11 @@ def rows(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
 def remarks(comparison: Mapping[str, Any]) -> list[str]:
     """How to read the table."""
     trials, items = comparison["trials"], comparison["search_items"]
+    each = f"{trials} trials of {items} search items, {trials * items:,} item evaluations"
+    if comparison.get("items"):
+        each = f"{comparison['items']:,} evaluations of {items} search items"
     lines = [
-        f"Every run: {trials} trials of {items} search items, {trials * items:,} item evaluations. "
+        f"Every run: {each}. "
         "The best by search so far is scored on select "
         f"({comparison['select_items']} items) in hindsight; no optimizer is told.",
     ]

@@ -9,13 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from evomerge.campaign import Campaign, Listener
+from evomerge.campaign import Campaign
 from evomerge.compare.arms import OPTION, Arm
 from evomerge.compare.curves import Curve, curve, summarize
-from evomerge.config import CampaignConfig
+from evomerge.config import CampaignConfig, parse_campaign
 from evomerge.driver import open_study, open_workers
 from evomerge.errors import InputError
+from evomerge.listener import Listener
 from evomerge.setup import Setup
+from evomerge.study.judged import known_of
 from evomerge.study.record import Evaluation
 
 Known = dict[tuple[str, str], Evaluation]
@@ -52,7 +54,7 @@ def compare_optimizers(
     known: Known = {}
     runs: dict[str, dict[int, Curve]] = {arm.label: {} for arm in arms}
     yardsticks: list[Evaluation] = []
-    trials, items = setup.config.budget.trials, _count(setup, "search")
+    budget, items = setup.config.budget, sum(setup.sizes("search").values())
     folders = {arm.label: folder / arm.folder for arm in arms}
     with closing(open_workers(setup, folder)) as executor:
         for place, ((label, seed), own) in enumerate(setups.items(), 1):
@@ -60,15 +62,16 @@ def compare_optimizers(
             with open_study(own, folders[label] / f"seed-{seed}") as study:
                 Campaign(own, study, executor, listener, known).race()
                 found = study.evaluations()
-            known |= {(e.digest, e.split): e for e in found if not e.failed}
+            known |= known_of([*known.values(), *(e for e in found if not e.failed)])
             yardsticks += [e for e in found if e.split == "select" and e.name and not e.failed]
-            runs[label][seed] = curve(setup.judge, found, trials, items)
+            runs[label][seed] = curve(setup.judge, found, budget, items)
     return {
         "campaign": setup.config.name,
         "objective": objective_label(setup),
-        "trials": trials,
+        "trials": budget.trials,
+        "items": budget.items,
         "search_items": items,
-        "select_items": _count(setup, "select"),
+        "select_items": sum(setup.sizes("select").values()),
         "seeds": list(range(first, first + seeds)),
         "folders": {label: str(path) for label, path in folders.items()},
         **summarize(runs, _levels(yardsticks)),
@@ -95,12 +98,12 @@ def _config(config: CampaignConfig, arm: Arm, seed: int) -> CampaignConfig:
     """The campaign of one run; its study has a name of its own, for one storage may hold all."""
     name = f"{config.study.name or config.name}-{arm.folder}-{seed}"
     study = config.study.model_copy(update={"name": name})
-    return config.model_copy(update={"optimizer": arm.optimizer, "seed": seed, "study": study})
-
-
-def _count(setup: Setup, split: str) -> int:
-    beside = {task.task for task in setup.tasks if task.weight == 0}
-    return sum(len(ids) for task, ids in setup.items[split].items() if task not in beside)
+    update: dict[str, Any] = {"optimizer": arm.optimizer, "seed": seed, "study": study}
+    if arm.fitness:
+        data = config.model_dump(mode="json")
+        changed = {**data, "fitness": {**data["fitness"], **arm.fitness}}
+        update["fitness"] = parse_campaign(changed, OPTION).fitness
+    return config.model_copy(update=update)
 
 
 def _levels(found: Sequence[Evaluation]) -> Mapping[str, Mapping[str, float]]:

@@ -140,7 +140,7 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
     """Means with intervals on every split, against each parent and baseline."""
     shown = "test" if summary["scores"]["test"] else "search"
     rows: dict[str, Cells] = {"this merge": _means(summary["scores"])}
-    for role, kind in (("parents", "parent"), ("baselines", "baseline")):
+    for role, kind in (("parents", "parent"), ("baselines", "baseline"), ("grid", "grid")):
         for name, scores in summary[role].items():
             rows[f"{name} ({kind})"] = {
                 **_means(scores),

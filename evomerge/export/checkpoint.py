@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from evomerge import __version__
 from evomerge.config import DtypeConfig
 from evomerge.errors import InputError
+from evomerge.export.lineage import recipe_text
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight, plan
 from evomerge.materialize.shard import sync
@@ -36,6 +36,7 @@ _LOCK = ".lock"
 _COMPILED_ABOVE = 1 << 30
 """Parameters of a model above which one merge repays compiling, which takes ten seconds or more."""
 _OWN = ("config.json", "recipe.json", "evomerge.json")
+_OF_TRAINING = ("trainer_state.json",)
 
 
 def export_checkpoint(
@@ -158,28 +159,31 @@ def check_free(folder: Path) -> Path:
     return folder
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """The content of `recipe.json`."""
-    return json.dumps(recipe.to_json(), indent=2) + "\n"
-
-
 def _write_config(
     recipe: Recipe, models: Preflight, kernel: Kernel, folder: Path, trust_remote_code: bool
 ) -> None:
     """The base's config with the path's layers and the dtype of the merged weights."""
     plan(recipe, models.layout, models.sources)  # says better than the config what is wrong
-    config = copy.deepcopy(models.sources[BASE].config)
+    base = models.sources[BASE]
+    config = base.config_to_save()
     if not is_straight(recipe, models.layout):
+        if base.beside():
+            raise InputError(
+                "path: layers of a language tower keep their order and number, since the rest of "
+                f"the model in {base.folder} is built around it"
+            )
         layers = [slot.layer for slot in recipe.path]
         config = config_of_path(config, layers, trust_remote_code=trust_remote_code)
-    config.architectures = [models.layout.architecture]
+        config.architectures = [models.layout.architecture]
     config.dtype = kernel.dtype(models.layout.tensors[0].name)
     config.save_pretrained(folder)
 
 
 def _copy_companions(source: Path, folder: Path, kinds: Set[str]) -> None:
-    """Every small file of these suffixes beside the source's weights that we do not write."""
+    """Every small file of these suffixes beside the source's weights that we do not write, but
+    for what a training run leaves there.
+    """
     for path in sorted(source.iterdir()):
-        ours = path.name in _OWN or path.name.endswith(_INDEX)
+        ours = path.name in (*_OWN, *_OF_TRAINING) or path.name.endswith(_INDEX)
         if path.is_file() and path.suffix in kinds and not ours:
             shutil.copyfile(path, folder / path.name)

@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from evomerge import __version__
-from evomerge.config import DtypeConfig, ModelsConfig, Strict
+from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.errors import InputError
 from evomerge.export.card import model_card
-from evomerge.export.checkpoint import export_checkpoint, recipe_text
+from evomerge.export.checkpoint import export_checkpoint
+from evomerge.export.lineage import SOURCES_FILE, Sources, lineage_of, recipe_text, sources_text
 from evomerge.export.parents import parents_of
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight
 from evomerge.materialize.scales import embedding_factor
+from evomerge.methods.registry import find_method
+from evomerge.models.adapter import Adapter
+from evomerge.models.alignment import Aligned
+from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.depth import config_of_path
 from evomerge.models.layout import Layout
+from evomerge.models.opening import as_stored
 from evomerge.models.preflight import Preflight
 from evomerge.models.shards import read_stored
 from evomerge.recipe import BASE, Merge, Recipe
-from evomerge.recipe.mergekit import MergekitFile, to_mergekit
+from evomerge.recipe.mergekit import MergekitFile, Place, to_mergekit
 
 Format = Literal["hf", "mergekit", "recipe"]
-SOURCES_FILE = "evomerge.json"
-
-
-class Sources(Strict):
-    """`evomerge.json`: what `recipe.json` does not hold but merging it again needs.
-
-    `models` is source name → folder or hub id, `tokenizer` and `chat_template` are `Origin`'s; the
-    other fields mean what the campaign's do.
-    """
-
-    evomerge: str
-    models: dict[str, str]
-    allow_pickle: bool
-    trust_remote_code: bool
-    weights: str
-    tokenizer: str = BASE
-    chat_template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,16 +119,51 @@ def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
                 f"mergekit cannot express this recipe: {name} has another number of vocabulary "
                 "rows than the base"
             )
+    _check_aligned(recipe, models)
     _check_config(recipe, origin)
     file = to_mergekit(
         _folded(recipe, models.layout),
         models.layout,
-        {n: s.spec for n, s in models.sources.items()},
+        {n: _place(as_stored(s)) for n, s in models.sources.items()},
         dtypes.pop(),
     )
     if "filter:" in file.text:
         _check_names(origin)
-    return file
+    used = [as_stored(models.sources[name]) for name in recipe.active_experts()]
+    return replace(
+        file,
+        caveats=(*file.caveats, *_stack_caveat(recipe, models.layout)),
+        adapters=any(isinstance(source, Adapter) for source in used),
+    )
+
+
+def _stack_caveat(recipe: Recipe, layout: Layout) -> Iterator[str]:
+    whole = sorted({merge.method for merge in recipe.merges if not _entrywise(merge.method)})
+    if whole and any(tensor.matrices > 1 for tensor in layout.tensors):
+        yield (
+            f"where the model stacks its experts, evomerge's {' and '.join(whole)} looks at each "
+            "matrix by itself and mergekit's at the stack; these tensors will not be the same"
+        )
+
+
+def _entrywise(method: str) -> bool:
+    found = find_method(method, "recipe")
+    return found.elementwise and found.measure is None
+
+
+def _check_aligned(recipe: Recipe, models: Preflight) -> None:
+    """mergekit reads every model as it is stored.
+
+    Raises:
+        InputError: the recipe uses one whose units are permuted first.
+    """
+    for name in recipe.active_experts():
+        source = models.sources[name]
+        if isinstance(source, Aligned) and source.alignment.moves:
+            raise InputError(
+                f"mergekit cannot express this recipe: {name} is aligned to the base first "
+                "(models.align), and mergekit has no step for it"
+            )
 
 
 def _check_config(recipe: Recipe, origin: Origin) -> None:
@@ -198,35 +219,30 @@ def _folded(recipe: Recipe, layout: Layout) -> Recipe:
     )
 
 
+def _place(source: Checkpoint) -> Place:
+    return (source.base.spec, source.spec) if isinstance(source, Adapter) else source.spec
+
+
 def mergekit_text(file: MergekitFile) -> str:
     """The file with its caveats as comments above."""
     caveats = [f"# Note: {caveat}." for caveat in file.caveats]
     return "\n".join(["# For mergekit 0.1.5, written by evomerge.", *caveats, file.text])
 
 
-def load_sources(path: Path) -> Sources:
-    """Read an export's `evomerge.json`.
-
-    Raises:
-        InputError: the file is not what evomerge writes.
-    """
-    try:
-        return Sources.model_validate_json(path.read_bytes())
-    except (ValidationError, ValueError) as error:
-        raise InputError(f"{path}: not a file that evomerge wrote: {error}") from None
-
-
 def _sources_text(origin: Origin) -> str:
+    found = {name: lineage_of(source.folder) for name, source in origin.models.sources.items()}
     sources = Sources(
         evomerge=__version__,
         models={BASE: origin.config.base, **origin.config.experts},
+        align=origin.config.align,
         allow_pickle=origin.config.allow_pickle,
         trust_remote_code=origin.config.trust_remote_code,
         weights=origin.dtype.weights,
         tokenizer=origin.tokenizer,
         chat_template=origin.chat_template,
+        recipes={name: made for name, made in found.items() if made is not None},
     )
-    return json.dumps(sources.model_dump(mode="json"), indent=2) + "\n"
+    return sources_text(sources)
 
 
 def _check_names(origin: Origin) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from evomerge.config import DtypeConfig, ModelsConfig, resolve_spec
 from evomerge.errors import InputError
 from evomerge.export.checkpoint import check_free
-from evomerge.export.folder import SOURCES_FILE, Origin, export_recipe, load_sources
+from evomerge.export.folder import Origin, export_recipe
+from evomerge.export.lineage import SOURCES_FILE, Sources, load_sources
+from evomerge.export.recipes import kept, with_recipes_made
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokens_by_id
 from evomerge.recipe import BASE, Recipe, load_recipe
@@ -50,15 +52,16 @@ def _recipe(path: Path, given: Mapping[str, str], weights: str | None) -> tuple[
     beside = path.parent / SOURCES_FILE
     sources = load_sources(beside) if beside.is_file() else None
     _check_given(given, recipe.sources, path)
-    specs = {**(sources.models if sources else {}), **_resolved(given)}
+    specs = {**(_places(sources) if sources else {}), **_resolved(given)}
     lacking = [_option(name) for name in recipe.sources if name not in specs]
     if lacking:
         raise InputError(
             f"{path}: a recipe holds its models' digests, not their places, and there is no "
             f"{SOURCES_FILE} beside it that says them; add {' '.join(lacking)}"
         )
-    trusted = (sources.allow_pickle, sources.trust_remote_code) if sources else ()
-    config = _config({name: specs[name] for name in recipe.sources}, *trusted)
+    trusted = (sources.allow_pickle, sources.trust_remote_code) if sources else (False, False)
+    align = [name for name in sources.align if name in recipe.sources] if sources else []
+    config = _config({name: specs[name] for name in recipe.sources}, *trusted, align=align)
     stated = sources.weights if sources else "checkpoint"
     return recipe, Origin(
         config,
@@ -67,6 +70,12 @@ def _recipe(path: Path, given: Mapping[str, str], weights: str | None) -> tuple[
         tokenizer=sources.tokenizer if sources else BASE,
         chat_template=sources.chat_template if sources else None,
     )
+
+
+def _places(sources: Sources) -> dict[str, str]:
+    """Where the models lie; of merges that are gone, where they can be made again."""
+    gone = {n: made for n, made in sources.recipes.items() if not Path(sources.models[n]).exists()}
+    return {**sources.models, **{name: kept(made) for name, made in gone.items()}}
 
 
 def _merge_stages(
@@ -181,14 +190,20 @@ def _slug(name: str) -> str:
 
 
 def _config(
-    specs: Mapping[str, str], allow_pickle: bool = False, trust_remote_code: bool = False
+    specs: Mapping[str, str],
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    align: Sequence[str] = (),
 ) -> ModelsConfig:
+    """What a file says is merged as it says: a model that looks locked is told, not refused."""
     base, experts = specs[BASE], {name: spec for name, spec in specs.items() if name != BASE}
     # A campaign needs an expert, which is why the config asks for one; a copy of a model has none.
     make = ModelsConfig if experts else ModelsConfig.model_construct
     return make(
         base=base,
         experts=experts,
+        align=list(align),
+        allow_locked=True,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
@@ -196,7 +211,7 @@ def _config(
 
 def _open(config: ModelsConfig, path: Path, base_again: bool = False) -> Preflight:
     try:
-        return preflight(config, base_again=base_again)
+        return preflight(with_recipes_made(config), base_again=base_again)
     except InputError as error:
         raise InputError(
             f"{error}\n{path}: if a model lies elsewhere now, say so: "

@@ -12,6 +12,9 @@ import numpy as np
 from evomerge.judging.constraints import Check, Constraints, Items, Values
 from evomerge.judging.objectives import Objective
 
+STEP = 1e-6
+"""Half the distance over which derivatives by task means are taken."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -88,23 +91,75 @@ class Judge:
         """
         means = self._means(items)
         errors = np.array([_standard_error(items[task]) for task in self.tasks])
-        step = 1e-6
-        around = means + np.stack([np.eye(len(means)), -np.eye(len(means))]) * step
-        above, below = self.value(around)
-        slopes = (above - below) / (2 * step)
+        return self._summed_up(items, means, errors, self.checks(items))
+
+    def estimated(self, items: Items, estimates: Mapping[str, tuple[float, float]]) -> Scores:
+        """Sum up a recipe of which some items were not measured.
+
+        Its standard error is that of a score on documents like these: the error of the estimated
+        mean over the split's items, and that of the split's own N items, s_t² / N_t.
+
+        Args:
+            items: task → values, NaN where not measured.
+            estimates: task → the estimated mean over all items, and its standard error.
+        """
+        known = {task: np.isfinite(values) for task, values in items.items()}
+        measured = {task: values[known[task]] for task, values in items.items()}
+        means = np.array([estimates[task][0] for task in self.tasks])
+        sampling = [
+            _standard_error(measured[t]) * np.sqrt(len(measured[t]) / len(items[t]))
+            for t in self.tasks
+        ]
+        errors = np.hypot([estimates[task][1] for task in self.tasks], sampling)
+        parents = {
+            name: {task: found[task][known[task]] for task in known}
+            for name, found in self.parents.items()
+        }
+        checks = replace(self, parents=parents).checks(measured)
+        scores = self._summed_up(measured, means, errors, checks)
+        return replace(scores, items=items, estimated=True)
+
+    def _summed_up(
+        self, items: Items, means: Values, errors: Values, checks: Sequence[Check]
+    ) -> Scores:
+        """`errors`: of the means, shape (tasks,)."""
         return Scores(
             value=float(self.value(means)),
-            se=float(np.sqrt(np.sum((slopes * errors) ** 2))),
+            se=self.error(means, errors),
             n=sum(len(items[t]) for t, w in zip(self.tasks, self.weights, strict=True) if w > 0),
             items=items,
             objectives=self._goals(means),
-            violation=sum(check.violation for check in self.checks(items)),
+            violation=sum(check.violation for check in checks),
             metrics=dict(zip(self.tasks, means.tolist(), strict=True)),
             signs=dict(
                 zip(self.tasks, np.broadcast_to(self.signs, len(means)).tolist(), strict=True)
             ),
             beside=frozenset(t for t, w in zip(self.tasks, self.weights, strict=True) if w == 0),
         )
+
+    def error(self, means: Values, errors: Values) -> float:
+        """The value's standard error, by the delta method from the task means', shape (tasks,)."""
+        above, below = self.value(self._around(means))
+        slopes = (above - below) / (2 * STEP)
+        return float(np.sqrt(np.sum((slopes * errors) ** 2)))
+
+    def aims(self, means: Values) -> Values:
+        """What is maximised, of raw task means, often one value: (..., tasks) → (..., goals)."""
+        goals = self.objective.goals
+        if goals is None:
+            return self.value(means)[..., None]
+        given = self.objective.given(goals, self._known)
+        return goals(means * self.signs, self.weights, **given)
+
+    def slopes(self, means: Values) -> Values:
+        """The derivatives of `aims` by task means: shape (..., tasks) → (..., goals, tasks)."""
+        steps = np.stack([np.eye(len(self.tasks)), -np.eye(len(self.tasks))]) * STEP
+        around = self.aims(means[..., None, None, :] + steps)
+        return np.swapaxes(around[..., 0, :, :] - around[..., 1, :, :], -1, -2) / (2 * STEP)
+
+    def _around(self, means: Values) -> Values:
+        """Each mean a step up and down, shape (2, tasks, tasks)."""
+        return means + np.stack([np.eye(len(means)), -np.eye(len(means))]) * STEP
 
     def value(self, means: Values) -> Values:
         """The objective of raw task means, shape (..., tasks) → (...).
@@ -135,11 +190,8 @@ class Judge:
         return len(self._goals(np.zeros(len(self.tasks)))) or 1
 
     def _goals(self, means: Values) -> tuple[float, ...]:
-        goals = self.objective.goals
-        if goals is None:
-            return ()
-        given = self.objective.given(goals, self._known)
-        return tuple(goals(means * self.signs, self.weights, **given).tolist())
+        """None where the value is the only one, which `Scores` fills in."""
+        return () if self.objective.goals is None else tuple(self.aims(means).tolist())
 
     @cached_property
     def _known(self) -> dict[str, Any]:

@@ -30,7 +30,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Judged(Generic[T]):
-    """A trial with what the judge says of it; scores are None when it failed."""
+    """A trial with what the judge says of it; scores are None when it failed.
+
+    One that was not measured on all items has scores, but no value: it can inform an optimizer,
+    and is never chosen.
+    """
 
     trial: T
     digest: str
@@ -39,7 +43,7 @@ class Judged(Generic[T]):
     @property
     def value(self) -> float | None:
         """The objective; where constraints are broken below every value of those that hold."""
-        return self.scores.fitness if self.scores else None
+        return self.scores.fitness if self.scores and not self.scores.estimated else None
 
 
 def finalists(trials: Sequence[R], count: int) -> list[R]:

@@ -81,6 +81,28 @@ class Kernel:
             return
         base = self._read(step, BASE)
         experts = [self._read(step, name) for name in step.rule.experts]
+        count = step.tensor.matrices
+        if count == 1 or (step.rule.method.elementwise and step.rule.method.measure is None):
+            yield from self._fill_one(out, step, base, experts, step.tensor.name, seed, dtype)
+            return
+        whole = (out.view(base.shape), base, *experts)
+        parts = zip(*(_matrices(tensor, count) for tensor in whole), strict=True)
+        for index, (target, own, *others) in enumerate(parts):
+            name = f"{step.tensor.name}[{index}]"
+            yield from self._fill_one(target.reshape(-1), step, own, others, name, seed, dtype)
+
+    def _fill_one(
+        self,
+        out: Tensor,
+        step: TensorStep,
+        base: Tensor,
+        experts: list[Tensor],
+        name: str,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> Iterator[Tensor]:
+        """Merge one tensor or, of stacked ones, one; `name` keys its masks and statistics."""
+        assert step.rule is not None
         method = step.rule.method
         if not method.elementwise:
             wide = [t.to(ARITHMETIC) for t in (base, *experts)]
@@ -92,10 +114,10 @@ class Kernel:
         size = self._slice_length(len(experts))
         view = View(base, experts, ARITHMETIC, size, self._run, shape)
         arguments, measured = dict(step.rule.tensors), None
-        place = partial(at, seed, step.tensor.name, step.rule.experts)
+        place = partial(at, seed, name, step.rule.experts)
         if method.measure is not None:
             given = {**step.rule.arguments, "at": place}
-            measured = as_tensors(method.measured(view, given, self._statistics(step, view)))
+            measured = as_tensors(method.measured(view, given, self._statistics(step, view, name)))
         merge = _merge_of(method.function)
         run = self._run if base.numel() > _SMALL else _plainly
         for start in range(0, base.numel(), size):
@@ -106,9 +128,11 @@ class Kernel:
                 arguments["at"] = place(start)
             yield run(merge, out[chunk], base[chunk], [e[chunk] for e in experts], dtype, arguments)
 
-    def _statistics(self, step: TensorStep, view: View) -> list[Statistic] | Statistic | None:
+    def _statistics(
+        self, step: TensorStep, view: View, name: str
+    ) -> list[Statistic] | Statistic | None:
         assert step.rule is not None
-        method, name = step.rule.method, step.tensor.name
+        method = step.rule.method
         if method.joint is not None:
             return self.statistics.of_all(method.joint, view, name, step.rule.experts)
         if method.statistic is not None:
@@ -136,6 +160,11 @@ class Kernel:
         if isinstance(self._run, Compiler):
             return min(_COMPILED_SLICE, _power_of_two(self.scratch))
         return _power_of_two(self.scratch // (4 * (3 * (experts + 1) + 4)))
+
+
+def _matrices(tensor: Tensor, count: int) -> Tensor:
+    """Stacked matrices [count, rows, columns], or biases [count, columns]; a view."""
+    return tensor.view(count, -1, tensor.shape[-1]) if tensor.dim() > 2 else tensor
 
 
 def _plainly(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,13 +30,14 @@ def write_weights(
 ) -> list[Path]:
     """Write the merged weights as safetensors, with an index when there are several shards.
 
-    Tied tensors are written once, under the name of the one that is stored. Layers are numbered by
-    their slots. An input scale is folded into the embeddings where that is exact. Shards that are
-    complete in the folder already are kept: the caller knows that they are of this recipe, dtype
-    and `shard_bytes`. Returns the files of the checkpoint.
+    Tied tensors are written once, under the name of the one that is stored; experts of a mixture
+    in the pieces in which transformers saves them. Layers are numbered by their slots. An input
+    scale is folded into the embeddings where that is exact. Shards that are complete in the folder
+    already are kept: the caller knows that they are of this recipe, dtype and `shard_bytes`.
+    Returns the files of the checkpoint.
 
-    Held are one merged tensor, what is mapped of the sources' tensors that it is made of, and some
-    of those before: nothing grows with the model.
+    Held are one merged tensor (of a mixture, those whose pieces are being written), what is mapped
+    of the sources' tensors that it is made of, and some of those before.
 
     Raises:
         InputError: the recipe does not fit the models, was made from other weights, scales in a
@@ -46,8 +48,14 @@ def write_weights(
     factor = embedding_factor(recipe, layout)
     check_contents(recipe, kernel.sources)
     shards = list(_shards(steps, kernel, shard_bytes))
-    names, read = _shard_names(len(shards)), Releaser()
-    entries = [[_entry(step, kernel, recipe, factor, read) for step in shard] for shard in shards]
+    beside, read = kernel.sources[BASE].beside(), Releaser()
+    entries = [
+        [entry for step in shard for entry in _entries(step, kernel, recipe, factor, read)]
+        for shard in shards
+    ]
+    if beside:  # what no merge changes has a shard of its own, the last
+        entries.append([_given(name, tensor) for name, tensor in beside.items()])
+    names = _shard_names(len(entries))
     lacking = [
         (folder / name, shard)
         for name, shard in zip(names, entries, strict=True)
@@ -56,25 +64,33 @@ def write_weights(
     _check_room(folder, sum(entry.nbytes for _, shard in lacking for entry in shard))
     for path, shard in lacking:
         write_shard(path, shard)
-    if len(shards) > 1:
+    if len(names) > 1:
+        total = sum(entry.nbytes for shard in entries for entry in shard)
+        weight_map = {
+            entry.name: name for name, shard in zip(names, entries, strict=True) for entry in shard
+        }
         index = {
-            "metadata": {"total_size": sum(_size(step, kernel) for step in steps)},
-            "weight_map": {
-                step.name: name for name, shard in zip(names, shards, strict=True) for step in shard
-            },
+            "metadata": {"total_size": total},
+            "weight_map": weight_map,
         }
         path = folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return [folder / name for name in names]
 
 
-def _entry(
+def _entries(
     step: TensorStep, kernel: Kernel, recipe: Recipe, factor: float, read: Releaser
-) -> Entry:
+) -> list[Entry]:
     """A step as what a shard holds of it; the sources' pages are given back once it is made."""
-    dtype = kernel.dtype(step.tensor.name)
+    dtype, base = kernel.dtype(step.tensor.name), kernel.sources[BASE]
+    held: dict[str, Tensor] = {}
 
-    def make() -> Tensor:
+    def piece(name: str) -> Tensor:
+        if name not in held:
+            held.update(base.as_saved({step.name: merged()}))
+        return held.pop(name)
+
+    def merged() -> Tensor:
         out = torch.empty(step.tensor.shape, dtype=dtype)
         kernel.fill(out, step, recipe.seed)
         if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
@@ -83,7 +99,14 @@ def _entry(
         read.add(kernel.sources[name].read(step.tensor.name) for name in names)
         return out
 
-    return Entry(step.name, tuple(step.tensor.shape), dtype, make)
+    pieces = base.as_saved({step.name: torch.empty(step.tensor.shape, dtype=dtype, device="meta")})
+    return [
+        Entry(name, tuple(like.shape), dtype, partial(piece, name)) for name, like in pieces.items()
+    ]
+
+
+def _given(name: str, tensor: Tensor) -> Entry:
+    return Entry(name, tuple(tensor.shape), tensor.dtype, tensor.contiguous)
 
 
 def _size(step: TensorStep, kernel: Kernel) -> int:

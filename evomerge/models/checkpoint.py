@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -16,15 +17,17 @@ from torch import Tensor
 
 from evomerge.config import content_digest
 from evomerge.errors import InputError
+from evomerge.models.conversion import as_saved
 from evomerge.models.layout import Layout, build_skeleton, layout_of
 from evomerge.models.messages import campaign_key, reason
 from evomerge.models.naming import as_bytes, canonical_tensors
 from evomerge.models.pages import Releaser
 from evomerge.models.shards import read_stored
 from evomerge.models.source import Source
+from evomerge.models.tensors import Tensors
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 VOLATILE = frozenset(
     {"_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache"}
@@ -51,7 +54,7 @@ class Checkpoint(Source):
         folder: Path,
         config: PretrainedConfig,
         layout: Layout,
-        tensors: Mapping[str, Tensor],
+        tensors: Tensors,
         flags: Mapping[str, bool],
     ) -> None:
         self._name, self._folder, self._config = name, folder, config
@@ -80,29 +83,49 @@ class Checkpoint(Source):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
-        return tuple(self.read(name).shape)
+        return self.layout.tensor(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of one tensor, as stored."""
-        return self.read(name).dtype
+        return self._tensors.dtype(self.layout.tensor(name).name)
 
     def read(self, name: str) -> Tensor:
-        """A memory-mapped view of one tensor in its stored dtype; it must not be written to.
+        """One tensor in its stored dtype; it must not be written to. A memory-mapped view, but for
+        what the model stores otherwise than transformers uses it: that is made anew.
 
         Raises:
             InputError: the model has no tensor of that name.
         """
         return self._tensors[self.layout.tensor(name).name]
 
+    def as_saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Some of a model's tensors under the names, and in the pieces, that transformers saves."""
+        return as_saved(self._skeleton, tensors)
+
+    def beside(self) -> dict[str, Tensor]:
+        """Tensors that no merge changes and every checkpoint of the model needs, as saved."""
+        return {}
+
+    def config_to_save(self) -> PretrainedConfig:
+        """A new copy of the config that a merge of the model's shape is saved with."""
+        config = copy.deepcopy(self._config)
+        config.architectures = [self.layout.architecture]
+        return config
+
+    @cached_property
+    def _skeleton(self) -> PreTrainedModel:
+        return build_skeleton(self._config, trust_remote_code=self._flags["trust_remote_code"])
+
     @cached_property
     def tensor_digests(self) -> Mapping[str, str]:
         """Canonical name -> SHA-256 over dtype, shape and bytes; reads all weights once."""
         with ThreadPoolExecutor() as pool:
             found, read = {}, Releaser()
-            digests = pool.map(_tensor_digest, self._tensors.values())
-            for (name, tensor), digest in zip(self._tensors.items(), digests, strict=True):
+            digests = pool.map(lambda name: tensor_digest(self._tensors[name]), self._tensors)
+            for name, digest in zip(self._tensors, digests, strict=True):
                 found[name] = digest
-                read.add([tensor])
+                if not self._tensors.is_made(name):
+                    read.add([self._tensors[name]])
             read.release()
             return found
 
@@ -138,7 +161,7 @@ def open_checkpoint(
     flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     folder = find_folder(name, spec, **flags)
     try:
-        config = _load_config(folder, trust_remote_code)
+        config = load_config(folder, trust_remote_code)
         model = build_skeleton(config, trust_remote_code=trust_remote_code)
         layout = layout_of(model)
         tensors = canonical_tensors(read_stored(folder, allow_pickle), model, layout, folder)
@@ -188,9 +211,16 @@ def _reopen(name: str, spec: str, flags: Mapping[str, bool]) -> Checkpoint:
     return open_checkpoint(name, spec, **flags)
 
 
-def _load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+    """The transformers config of a model's folder.
+
+    Raises:
+        InputError: there is none, or transformers refuses it.
+    """
     from transformers import AutoConfig
 
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: an adapter; only experts can be, give a whole model here")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder}: no config.json; give the folder of a transformers model")
     try:
@@ -204,7 +234,8 @@ def _load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
         ) from None
 
 
-def _tensor_digest(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes, as hex digits."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
     digest.update(as_bytes(tensor).numpy().data)
     return digest.hexdigest()

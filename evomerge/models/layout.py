@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 GROUPS = ("embeddings", "final_norm", "head")
 """The groups of tensors outside the layers."""
 
-MODULES = ("attention", "mlp", "norms", "other")
+MODULES = ("attention", "mlp", "router", "norms", "other")
 """The groups of tensors inside a layer."""
 
 _NUMBERED = re.compile(r"^(?P<prefix>.+?)\.(?P<index>\d+)\.(?P<suffix>.+)$")
 _NORM = re.compile(r"norm|(^|[_.])ln(?![a-z])")
 _ATTENTION = re.compile(r"attn|attention")
 _MLP = re.compile(r"mlp|feed_?forward|ffn|experts|moe|router")
+_ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)\.")
 _EMBEDDING = re.compile(r"emb|wpe")
 
 
@@ -44,6 +45,7 @@ class TensorSpec:
         group: one of `MODULES` inside a layer, one of `GROUPS` outside.
         suffix: the name within its layer (`self_attn.q_proj.weight`); the whole name outside.
         vocab_dim: 0 where dimension 0 counts the vocabulary (embeddings, head), else None.
+        matrices: how many there are behind each other in the tensor: experts' weights are stacked.
     """
 
     name: str
@@ -52,6 +54,7 @@ class TensorSpec:
     group: str
     suffix: str
     vocab_dim: int | None
+    matrices: int = 1
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -177,7 +180,9 @@ def layout_of(model: PreTrainedModel) -> Layout:
     Raises:
         InputError: its layers do not sit in exactly one numbered list of the config's length.
     """
-    tensors, tied = _unshared(model.state_dict(keep_vars=True))
+    from evomerge.models.conversion import stacks_of
+
+    tensors, tied = unshared(model.state_dict(keep_vars=True))
     architecture = type(model).__name__
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     prefix = _numbered_list(tensors, depth, architecture)
@@ -187,12 +192,16 @@ def layout_of(model: PreTrainedModel) -> Layout:
     vocab_size = int(embedding.weight.shape[0])
     owners = {id(weight): "head" for weight in head.parameters()}
     owners |= {id(weight): "embeddings" for weight in embedding.parameters()}
+    stacks = stacks_of(model, {name: tuple(weight.shape) for name, weight in tensors.items()})
     return Layout(
         architecture=architecture,
         layers=depth,
         prefix=prefix,
         tensors=tuple(
-            _place(name, weight, prefix, owners.get(id(weight)), vocab_size)
+            replace(
+                _place(name, weight, prefix, owners.get(id(weight)), vocab_size),
+                matrices=stacks.get(name, 1),
+            )
             for name, weight in tensors.items()
         ),
         tied=tied,
@@ -200,7 +209,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
     )
 
 
-def _unshared(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def unshared(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Each weight under its first name, and the other names pointing to that one."""
     first: dict[int, str] = {}
     tied = {}
@@ -245,13 +254,17 @@ def _place(
 
 
 def _module(suffix: str) -> str:
-    """The module group, from the first component: `self_attn.q_norm` is attention."""
+    """The module group, from the first component: `self_attn.q_norm` is attention. What deals
+    tokens to experts is a group of its own.
+    """
     first = suffix.partition(".")[0].lower()
     if _NORM.search(first):  # before attention: post_attention_layernorm
         return "norms"
     if _ATTENTION.search(first):
         return "attention"
-    return "mlp" if _MLP.search(first) else "other"
+    if not _MLP.search(first):
+        return "other"
+    return "router" if _ROUTER.search(suffix) else "mlp"
 
 
 def _outside(name: str) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_renamings
+from transformers.core_model_loading import apply_renamings
 
 from evomerge.errors import InputError
+from evomerge.models.conversion import Pieces, rules_of
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.shards import Stored
+from evomerge.models.tensors import Made, Tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,12 +27,12 @@ _ROTARY = r"rotary_emb\.inv_freq$"
 
 def canonical_tensors(
     stored: Mapping[str, Stored], model: PreTrainedModel, layout: Layout, folder: Path
-) -> dict[str, Tensor]:
+) -> Tensors:
     """The layout's tensors under their canonical names, in its order.
 
     Stored names may lack or carry the base model's prefix, or be old ones that transformers
-    renames when it loads the model. Buffers the class declares useless are skipped, and so are
-    duplicates of tied tensors.
+    renames when it loads the model, or those of pieces that it puts together. Buffers the class
+    declares useless are skipped, and so are duplicates of tied tensors.
 
     Args:
         stored: the tensors of `folder`, by stored name.
@@ -45,48 +46,61 @@ def canonical_tensors(
     """
     ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), _ROTARY]
     known = {*layout.names, *layout.tied}
-    # How transformers treats old names: GPT-NeoX's head was embed_out, experts were not stacked.
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    # How transformers treats old names: GPT-NeoX's head was embed_out.
+    rules = rules_of(model)
+    pieces = Pieces(model, rules)
     found: dict[str, Stored] = {}
     for name, entry in stored.items():
-        candidates = _candidates(name, renamings, model.base_model_prefix)
+        candidates = [*_candidates(name, rules.renamings, model.base_model_prefix)]
         canonical = next((candidate for candidate in candidates if candidate in known), None)
         if canonical is None:
-            if not any(re.search(pattern, name) for pattern in ignored):
-                _refuse(name, entry, model, converters)
+            unused = any(re.search(pattern, name) for pattern in ignored)
+            if not unused and not pieces.take(candidates, known, entry):
+                _refuse(name, entry, model)
         elif canonical in found:
             raise InputError(f"{entry.file}: {canonical} is stored twice, once as {name}")
         else:
             found[canonical] = entry
     for duplicate, name in layout.tied.items():
         _drop_duplicate(found, duplicate, name)
+    made = _put_together(pieces, found, layout)
     for spec in layout.tensors:
+        if spec.name in made:
+            continue
         if spec.name not in found:
             files = {entry.file for entry in stored.values()}
             where = files.pop() if len(files) == 1 else folder
             raise InputError(f"{where}: tensor {spec.name} is missing; download the model again")
-        _check(found[spec.name], spec)
-    return {name: found[name].tensor for name in layout.names}
+        tensor = found[spec.name].tensor
+        _check(spec, found[spec.name].file, tuple(tensor.shape), tensor.dtype)
+    return Tensors({n: made[n] if n in made else found[n].tensor for n in layout.names})
 
 
-def _candidates(name: str, renamings: list[Any], prefix: str) -> Iterator[str]:
+def _put_together(pieces: Pieces, found: Mapping[str, Stored], layout: Layout) -> dict[str, Made]:
+    """The tensors that are stored in pieces."""
+    known, made = {*layout.names}, {}
+    for name, tensor, shape, piece in pieces.tensors():
+        if name not in known:
+            raise InputError(
+                f"{piece.file}: makes a tensor {name} that the config does not call for"
+            )
+        if name in found:
+            raise InputError(f"{piece.file}: {name} is stored twice, once in pieces")
+        _check(layout.tensor(name), piece.file, shape, tensor.dtype)
+        made[name] = tensor
+    return made
+
+
+def _candidates(name: str, renamings: Sequence[Any], prefix: str) -> Iterator[str]:
     """What a stored name may stand for, the most literal first."""
     for given in (name, apply_renamings(name, renamings)):
         yield from (given, f"{prefix}.{given}", given.removeprefix(f"{prefix}."))
 
 
-def _refuse(name: str, entry: Stored, model: PreTrainedModel, converters: list[Any]) -> NoReturn:
-    architecture = type(model).__name__
-    if any(converter.rename_source_key(name)[1] for converter in converters):
-        raise InputError(
-            f"{entry.file}: {name}: {architecture} computes its weights from ones stored apart; "
-            "load the model with transformers and save it with save_original_format=False"
-        )
+def _refuse(name: str, entry: Stored, model: PreTrainedModel) -> NoReturn:
     raise InputError(
-        f"{entry.file}: unexpected tensor {name}; transformers' {architecture} with this config "
-        "has no such weight (quantized, or another architecture?)"
+        f"{entry.file}: unexpected tensor {name}; transformers' {type(model).__name__} with this "
+        "config has no such weight (quantized, or another architecture?)"
     )
 
 
@@ -103,16 +117,15 @@ def _drop_duplicate(found: dict[str, Stored], duplicate: str, name: str) -> None
         )
 
 
-def _check(entry: Stored, spec: TensorSpec) -> None:
-    shape = tuple(entry.tensor.shape)
+def _check(spec: TensorSpec, file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if shape != spec.shape:
         raise InputError(
-            f"{entry.file}: {spec.name} has shape {list(shape)}, the config calls for "
+            f"{file}: {spec.name} has shape {list(shape)}, the config calls for "
             f"{list(spec.shape)}; weights and config.json are of different models"
         )
-    if entry.tensor.dtype not in _FLOATS:
+    if dtype not in _FLOATS:
         raise InputError(
-            f"{entry.file}: {spec.name} is stored as {entry.tensor.dtype}; quantized weights "
+            f"{file}: {spec.name} is stored as {dtype}; quantized weights "
             "cannot be merged, give the unquantized model"
         )
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from evomerge.config import ModelsConfig
 from evomerge.errors import InputError
-from evomerge.models.checkpoint import Checkpoint, open_checkpoint
+from evomerge.models.adapter import Adapter
+from evomerge.models.alignment import HEADS, Aligned
+from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.layout import Layout, TensorSpec
+from evomerge.models.lock import lock_of
 from evomerge.models.messages import campaign_key
 from evomerge.models.naming import same_bytes
+from evomerge.models.opening import as_stored, open_models
+from evomerge.models.settings import check_heads, settings_notes
 from evomerge.models.tokenizer import conflicts, load_tokenizer, tokens_by_id
 from evomerge.models.vocabulary import reconciled
 
@@ -36,7 +42,8 @@ def preflight(models: ModelsConfig, *, base_again: bool = False) -> Preflight:
 
     Experts must have the base's architecture, tensors, shapes and ties, differ from it in at least
     one weight, and number their tokens as it does. Vocabulary rows may differ in number: see
-    `evomerge.models.vocabulary`. Reads all weights once, to compute the digests.
+    `evomerge.models.vocabulary`. One that looks locked against merging is refused, unless the
+    config allows it (`evomerge.models.lock`). Reads all weights once, to compute the digests.
 
     Args:
         base_again: the base may stand among the experts, for merges of models, not task vectors.
@@ -44,17 +51,20 @@ def preflight(models: ModelsConfig, *, base_again: bool = False) -> Preflight:
     Raises:
         InputError: one message naming `models.experts.<name>` and the tensor or key at fault.
     """
-    flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
-    base = open_checkpoint("base", models.base, **flags)
-    experts = [open_checkpoint(name, spec, **flags) for name, spec in models.experts.items()]
+    base, *experts = open_models(models).values()
     for expert in experts:
         _check_architecture(base, expert)
         _check_ties(base, expert)
         _check_tensors(base, expert)
+        check_heads(base, expert)
     notes = [*_tokenizer_notes(base, experts, models.trust_remote_code)]
     for expert in experts:
+        notes += _lock_notes(base, expert, models.allow_locked)
+        notes += settings_notes(base, expert)
+        notes += _alignment_notes(expert)
         notes += _vocabulary_notes(base, expert)
         notes += _dtype_notes(base, expert)
+        notes += _adapter_notes(base, as_stored(expert))
         if not base_again:
             _check_differs(base, expert)
     notes += _twin_notes(base, experts)
@@ -113,6 +123,28 @@ def _check_tensors(base: Checkpoint, expert: Checkpoint) -> None:
             )
 
 
+def _lock_notes(base: Checkpoint, expert: Checkpoint, allowed: bool) -> Iterator[str]:
+    found = lock_of(base, as_stored(expert))
+    if found is None:
+        return
+    if not allowed:
+        raise InputError(
+            f"{found}; ask for the model as it was before, or set models.allow_locked: true where "
+            "its layers are only taken whole (space.path)"
+        )
+    yield found
+
+
+def _alignment_notes(expert: Checkpoint) -> Iterator[str]:
+    if not isinstance(expert, Aligned):
+        return
+    moved = expert.alignment.moved
+    found = ", ".join(f"{changed} of {total} {kind}" for kind, (changed, total) in moved.items())
+    yield f"{campaign_key(expert.name)}: aligned to the base: moved {found or 'nothing'}" + (
+        "" if HEADS in moved else "; its attention is not known here and stays as it is"
+    )
+
+
 def _check_differs(base: Checkpoint, expert: Checkpoint) -> None:
     if _merge_alike(expert, base, base):
         raise InputError(
@@ -160,6 +192,15 @@ def _dtype_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
             f"{campaign_key(expert.name)}: {len(differing)} of {len(base.names())} tensors have "
             f"another dtype than the base's; {first} is {_plain(expert, first)}, "
             f"not {_plain(base, first)}"
+        )
+
+
+def _adapter_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
+    trained_on = expert.trained_on if isinstance(expert, Adapter) else None
+    if trained_on and Path(trained_on).name != Path(base.spec.partition("@")[0]).name:
+        yield (
+            f"{campaign_key(expert.name)}: an adapter trained on {trained_on}; it is merged onto "
+            f"{base.spec}, which should have the same weights"
         )
 
 

@@ -47,7 +47,7 @@ def read_stored(folder: Path, allow_pickle: bool) -> dict[str, Stored]:
                 "convert them to safetensors, or set models.allow_pickle: true if you trust them"
             )
         if (folder / file).is_file():
-            return _open(folder / file)
+            return open_weights(folder / file)
         return _open_indexed(index)
     raise InputError(f"{folder}: no weights; expected {SAFETENSORS} or {SAFETENSORS}.index.json")
 
@@ -61,7 +61,7 @@ def _open_indexed(index: Path) -> dict[str, Stored]:
             raise InputError(
                 f"{path}: missing, but {index.name} lists it; download the model again"
             )
-        shards[file] = _open(path)
+        shards[file] = open_weights(path)
     for name, file in weight_map.items():
         if name not in shards[file]:
             raise InputError(
@@ -90,7 +90,12 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def _open(file: Path) -> dict[str, Stored]:
+def open_weights(file: Path) -> dict[str, Stored]:
+    """Map one file of weights: safetensors, or else pickled ones.
+
+    Raises:
+        InputError: the file is damaged or holds something else.
+    """
     return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickled(file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,3 +44,9 @@ class Source(Protocol):
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor in its stored dtype, on CPU; a view that must not be written to."""
+
+    def as_saved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Some of a model's tensors under the names, and in the pieces, that transformers saves."""
+
+    def beside(self) -> dict[str, torch.Tensor]:
+        """Tensors that no merge changes and every checkpoint of the model needs, as saved."""

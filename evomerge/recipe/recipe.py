@@ -38,9 +38,9 @@ class Merge(Strict):
     """A merge method and its coefficients for one group of tensors of one slot.
 
     `group` is a tensor of a layer by its name within it ("self_attn.q_proj.weight"), a module
-    ("attention", "mlp", "norms", "other") for those of its tensors that have no merge of their own,
-    "layer" for what then is left, or, with `slot: null`, a group outside the layers ("embeddings",
-    "final_norm", "head"). `experts` are merged in the order in which the recipe's
+    ("attention", "mlp", "router", "norms", "other") for those of its tensors that have no merge of
+    their own, "layer" for what then is left, or, with `slot: null`, a group outside the layers
+    ("embeddings", "final_norm", "head"). `experts` are merged in the order in which the recipe's
     sources stand.
     """
 

@@ -39,17 +39,18 @@ def progress(
     """Search scores, trial by trial, with the running best and its 95 % interval.
 
     Args:
-        trials: `search_summary`; at least one has a value.
+        trials: `search_summary`; at least one was measured on all items.
         yardsticks: drawn as horizontal lines.
         marked: the number of the trial to mark, and what it is ("winner").
         scale: the axis title.
     """
     figure = go.Figure(layout=plot_layout(height=440, right=210))
     ends = [trials[0]["trial"] - 0.5, trials[-1]["trial"] + 0.5]
-    done = [t for t in trials if t["value"] is not None]
+    done = [t for t in trials if t["value"] is not None and not t["estimated"]]
+    guessed = [t for t in trials if t["estimated"]]
     reached = list(accumulate(done, _better))
     band = _band(done, reached, ends[1])
-    figure.add_traces([*band, _points(done)])
+    figure.add_traces([*band, *_stopped(guessed), _points(done)])
     for (role, name), value in yardsticks.items():
         figure.add_scatter(
             x=ends,
@@ -83,7 +84,7 @@ def progress(
         name=f"trial {number} ({label})",
         hovertemplate=f"{label}, trial %{{x}}: %{{y:.4f}}<extra></extra>",
     )
-    values = [*yardsticks.values(), *(t["value"] for t in done), *band[0].y, *band[1].y]
+    values = [*yardsticks.values(), *(t["value"] for t in done + guessed), *band[0].y, *band[1].y]
     low, high = min(values), max(values)
     pad = 0.06 * (high - low) or 0.05
     figure.add_traces(_failures(trials, low - pad))
@@ -285,6 +286,19 @@ def _points(done: Sequence[Trial]) -> go.Scatter:
         name="trial",
         hovertemplate="trial %{x}: %{y:.4f}<extra></extra>",
     )
+
+
+def _stopped(guessed: Sequence[Trial]) -> list[go.Scatter]:
+    """Trials stopped on a rung, at their estimates, as rings."""
+    if not guessed:
+        return []
+    points = _points(guessed)
+    points.update(
+        marker={"color": COLORS["winner"], "symbol": "circle-open", "opacity": 0.6, "size": 6},
+        name=f"stopped on a rung, estimated ({len(guessed)})",
+        hovertemplate="trial %{x}: estimated %{y:.4f}<extra></extra>",
+    )
+    return [points]
 
 
 def _band(done: Sequence[Trial], reached: Sequence[Trial], end: float) -> list[go.Scatter]:

@@ -25,7 +25,16 @@ from evomerge.report.summary import (
     status_summary,
     task_summary,
 )
-from evomerge.report.tables import constraint_lines, difference, p_value, remarks, short, span
+from evomerge.report.tables import (
+    constraint_lines,
+    difference,
+    estimates_line,
+    p_value,
+    remarks,
+    short,
+    span,
+    trials_line,
+)
 from evomerge.study.study import Study
 
 TEMPLATE = "report.html.j2"
@@ -68,13 +77,15 @@ def report_page(study: Study) -> str:
         best=best,
         facts=facts,
         status=status,
+        estimates_line=estimates_line,
+        trials_line=trials_line,
         split=split,
         leader=leader,
         splits=SPLITS,
         bounds=searched_bounds(facts["weights"]),
         rows=rows,
         strongest=[_strongest(rows, role) for role in YARDSTICKS],
-        yardsticks={"parent": best["parents"], "baseline": best["baselines"]},
+        yardsticks={"parent": best["parents"], "baseline": {**best["baselines"], **best["grid"]}},
         remarks=remarks(best),
         constraints=constraint_lines(best),
         tasks=tasks,
@@ -111,11 +122,12 @@ def page_environment() -> Environment:
 
 
 def _rows(best: Mapping[str, Any], split: str, leader: str) -> figures.Rows:
-    """What was scored on a split: the winner first, then parents, then baselines."""
+    """What was scored on a split: the winner, parents, baselines, the grid's best."""
     found = {
         ("winner", leader): best["scores"],
         **{("parent", name): scores for name, scores in best["parents"].items()},
         **{("baseline", name): scores for name, scores in best["baselines"].items()},
+        **{("baseline", name): scores for name, scores in best["grid"].items()},
     }
     return {row: scores[split] for row, scores in found.items() if scores[split]}
 

@@ -24,7 +24,8 @@ def preflight_table(setup: Setup) -> RenderableType:
         facts.add_row(f"model {name}", f"{source.folder} (digest {source.digest[:12]})")
     facts.add_row("space", f"{space.label}, {space.dimension} genes")
     facts.add_row("optimizer", config.optimizer.kind)
-    facts.add_row("budget", f"{config.budget.trials} trials")
+    trials, items = config.budget.trials, config.budget.items
+    facts.add_row("budget", f"{trials} trials" if items is None else f"{items:,} search items")
     kind = "Ray" if config.workers.on_ray else "in this process"
     threads = threads_per_worker(config)
     facts.add_row("workers", f"{config.workers.count}, {kind}, {threads} threads each")

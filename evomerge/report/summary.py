@@ -13,13 +13,14 @@ from evomerge import __version__
 from evomerge.config import SPLITS
 from evomerge.errors import InputError
 from evomerge.judging.constraints import Constraints
+from evomerge.judging.estimators.calibration import calibrate, switched_off_after
 from evomerge.judging.intervals import compare, interval
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge, Values
 from evomerge.judging.selection import Judged, best, by_preference
 from evomerge.recipe import BASE
 from evomerge.sections import ConstraintConfig, ObjectiveConfig
-from evomerge.study.judged import judge_on, searched
+from evomerge.study.judged import check_of, judge_on, judged, searched
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 
@@ -32,6 +33,8 @@ def status_summary(study: Study) -> dict[str, Any]:
     evaluations = study.evaluations()
     trials = [e for e in evaluations if e.optimizers_own]
     failed = [t for t in trials if t.failed]
+    pruned = [t for t in trials if t.estimated]
+    whole = _size(study, "search")
     leader = best(searched(judge_of(study), evaluations))
     concluded = study.note("concluded") or {}
     stage = study.note("stage")
@@ -41,16 +44,19 @@ def status_summary(study: Study) -> dict[str, Any]:
         "stage": stage and {key: stage[key] for key in ("name", "place", "of")},
         "trials": len(trials),
         "budget": study.campaign["budget"]["trials"],
-        "completed": len(trials) - len(failed),
-        "pruned": 0,
+        "item_budget": study.campaign["budget"].get("items"),
+        "completed": len(trials) - len(failed) - len(pruned),
+        "pruned": len(pruned),
         "failed": len(failed),
         "failures": dict(Counter(t.reason for t in failed)),
         "best": None
         if leader is None
         else {"trial": leader.trial.number, "value": leader.trial.value},
         "digests": [t.digest for t in trials],
+        "items_asked": sum(t.cost(whole) for t in trials),
         "item_evaluations": sum(e.n for e in evaluations if e.seconds),
         "seconds": round(sum(sum(e.seconds.values()) for e in evaluations), 3),
+        "estimator": _calibration(study, trials),
         "optimizer_state": dict(trials[-1].state) if trials else {},
         "done": ended and (stage is None or stage["place"] == stage["of"]),
     }
@@ -85,11 +91,13 @@ def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
     """Any evaluation's recipe in the place of the winner, in the form of `best_summary`."""
     evaluations = study.evaluations()
     judges = {split: judge_on(judge_of(study), evaluations, split) for split in SPLITS}
-    scored = {(e.digest, e.split): e for e in evaluations if not e.failed}
+    scored = {(e.digest, e.split): e for e in evaluations if e.measured}
     yardsticks = {
         role: {e.name or e.digest: e.digest for e in evaluations if e.role == role}
         for role in YARDSTICKS
     }
+    grid = [e for e in evaluations if e.role == "grid" and e.split == "search"]
+    leader = best(judged(judges["search"], grid))
     return {
         "trial": trial.number,
         "digest": trial.digest,
@@ -103,6 +111,13 @@ def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
             name: _against(judges, trial.digest, digest, scored)
             for name, digest in yardsticks["baseline"].items()
         },
+        "grid": {
+            f"{leader.trial.name} (best of {len(grid)} on a grid)": _against(
+                judges, trial.digest, leader.digest, scored
+            )
+        }
+        if leader
+        else {},
         "constraints": {
             split: _checks(judge, scored.get((trial.digest, split)))
             for split, judge in judges.items()
@@ -118,12 +133,19 @@ def shown_split(best: Mapping[str, Any]) -> str:
 
 
 def search_summary(study: Study) -> list[dict[str, Any]]:
-    """The optimizer's trials in the order of the record: number, value, standard error, reason.
+    """The optimizer's trials in the order of the record: number, value, standard error, whether
+    the value is estimated, and the reason.
 
     A failed trial has a reason and neither value nor error.
     """
     return [
-        {"trial": e.number, "value": e.value, "se": e.se, "reason": e.reason}
+        {
+            "trial": e.number,
+            "value": e.value,
+            "se": e.se,
+            "estimated": e.estimated,
+            "reason": e.reason,
+        }
         for e in study.evaluations()
         if e.optimizers_own
     ]
@@ -144,7 +166,7 @@ def task_summary(
         mean with its interval, as measured (not weighted, no sign turned).
     """
     split = shown_split(best)
-    found = [e for e in study.evaluations() if e.split == split and not e.failed]
+    found = [e for e in study.evaluations() if e.split == split and e.measured]
     scored = {
         ("winner", leader): next(e.scores for e in found if e.digest == best["digest"]),
         **{(e.role, e.name or e.digest): e.scores for e in found if e.role in YARDSTICKS},
@@ -266,6 +288,29 @@ def objective_label(objective: str | Mapping[str, Any]) -> str:
     wanted = ObjectiveConfig.model_validate(objective)
     simple = [f"{k} {v}" for k, v in wanted.options.items() if isinstance(v, int | float | str)]
     return f"{wanted.kind} ({', '.join(simple)})" if simple else wanted.kind
+
+
+def _size(study: Study, split: str) -> int:
+    """How many items a split has; measures beside a task have its items."""
+    beside = {task["task"] for task in study.note("tasks") or [] if task["weight"] == 0}
+    items = study.items().get(split, {})
+    return sum(len(ids) for task, ids in items.items() if task not in beside)
+
+
+def _calibration(study: Study, trials: Sequence[Evaluation]) -> dict[str, Any] | None:
+    """How estimates on the lowest rung held on those that reached the top; null without rungs."""
+    fitness = study.campaign["fitness"]
+    if len(fitness.get("rungs", [])) < 2:
+        return None
+    checks = [check for check in map(check_of, trials) if check]
+    found = calibrate(checks)
+    return {
+        "name": fitness["estimator"],
+        "checked": found.of,
+        "covered": found.covered,
+        "error": found.error if found.of else None,
+        "off_after": None if fitness["estimator"] == "mean" else switched_off_after(checks),
+    }
 
 
 def _front(study: Study, ranked: Sequence[Judged[Evaluation]]) -> list[dict[str, Any]]:

@@ -25,9 +25,11 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     rows = {
         "state": state,
         **({"stage": f"{stage['name']}, {stage['place']} of {stage['of']}"} if stage else {}),
-        "trials": f"{status['trials']} of {status['budget']}",
+        "trials": trials_line(status),
         "completed": status["completed"],
+        **({"stopped on a rung": status["pruned"]} if status["pruned"] else {}),
         "failed": status["failed"],
+        **({"estimates": estimates_line(status["estimator"])} if status["estimator"] else {}),
         "best so far": f"{leader['value']:.4f} (trial {leader['trial']}, search split)"
         if leader
         else "none yet",
@@ -39,6 +41,26 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     for reason, count in status["failures"].items():
         table.add_row(f"failed × {count}", Text(str(reason)))
     return table
+
+
+def trials_line(status: dict[str, Any]) -> str:
+    """How much of the budget, in trials or in items, is spent."""
+    if status["item_budget"] is None:
+        return f"{status['trials']} of {status['budget']}"
+    return f"{status['trials']}; {status['items_asked']:,} of {status['item_budget']:,} items"
+
+
+def estimates_line(estimator: dict[str, Any]) -> str:
+    """How far estimates on the lowest rung could be trusted."""
+    name, checked = estimator["name"], estimator["checked"]
+    if not checked:
+        return f"{name}; nothing to check it by yet"
+    off = estimator["off_after"]
+    switched = f"; switched off after {off} checks" if off else ""
+    return (
+        f"{name}, off by {short(estimator['error'])} in the mean; {estimator['covered']} of "
+        f"{checked} full scores within its 90 % interval{switched}"
+    )
 
 
 def best_table(best: dict[str, Any]) -> RenderableType:
@@ -55,7 +77,7 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     table.add_column("winner − this", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_row("winner", *_means(best["scores"], shown), "", "", style="bold")
-    for kind in ("parents", "baselines"):
+    for kind in ("parents", "baselines", "grid"):
         table.add_section()
         for name, scores in best[kind].items():
             paired = (scores[shown] or {}).get("winner_minus_this")

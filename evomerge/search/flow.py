@@ -121,6 +121,10 @@ class FlowSpace(Space):
             found = {name: found[name] for name in COMMON_BASELINES}
         return found
 
+    def grid(self, points: int) -> dict[str, Recipe]:
+        """The weights' grid, along the models' own path; empty where no weights are searched."""
+        return self._weights.grid(points) if self._weights else {}
+
     def _slot(self, index: int, layer: Layer, merged: Recipe | None) -> tuple[Slot, list[Merge]]:
         """One slot and its merges."""
         name = layer.models[0]

@@ -89,7 +89,7 @@ class WeightSpace(Space):
         self._tensors = [group.tensors(layout) for group in self._groups]
         self._straight = Straight(digests, self._groups, layout.layers, seed)
         tuning = read_tuning(self.methods, weights.genes, f"{where}.genes")
-        self._fixed = tuning.fixed
+        self._fixed, self._searched = tuning.fixed, tuning.searched
         if not tuning.searched and len(self.methods) == 1:
             [method] = self.methods
             raise InputError(
@@ -342,6 +342,10 @@ class WeightSpace(Space):
     def baselines(self) -> dict[str, Recipe]:
         """Merges that need no search: uniform and default ones (see `Straight.baselines`)."""
         return self._straight.baselines(self.methods, self._fixed)
+
+    def grid(self, points: int) -> dict[str, Recipe]:
+        """Uniform merges at `points` values of every searched parameter (see `Straight.grid`)."""
+        return self._straight.grid(self.methods, self._fixed, self._searched, points)
 
 
 def _merges_of(

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
+import numpy as np
+
+from evomerge.errors import InputError
 from evomerge.methods.registry import Method, find_method
 from evomerge.recipe import BASE, Merge, Recipe, Slot
+from evomerge.search.bounds import Searched
 from evomerge.search.domain import Value
 from evomerge.search.groups import Group
 
 Owned = Mapping[str | None, Mapping[str, Any]]
 """Parameter → value for each expert, and for None those that experts share."""
+
+MOST_OF_GRID = 256
+"""Merges of a grid: it is scored whole, before the search."""
 
 
 class Straight:
@@ -102,6 +110,37 @@ class Straight:
             unique.setdefault(recipe.digest, name)
         return {name: found[name] for name in unique.values()}
 
+    def grid(
+        self,
+        methods: Sequence[Method],
+        fixed: Mapping[str, Mapping[str, Value]],
+        searched: Sequence[Searched],
+        points: int,
+    ) -> dict[str, Recipe]:
+        """Each method at `points` values of every parameter it searches, the same for all experts
+        and tensors: from the lower bound to the upper, by logarithms where the genes are.
+
+        Raises:
+            InputError: more than `MOST_OF_GRID` merges.
+        """
+        axes = {method.name: _axes(method, searched, points) for method in methods}
+        count = sum(points ** len(axis) for axis in axes.values() if axis)
+        if count > MOST_OF_GRID:
+            raise InputError(
+                f"space.grid: {points} values of every searched parameter make {count} merges, "
+                f"more than {MOST_OF_GRID}; write a smaller number"
+            )
+        found = {}
+        for method in methods:
+            axis = axes[method.name]
+            for values in product(*axis.values()) if axis else ():
+                point = dict(zip(axis, values, strict=True))
+                shown = [f"{key} {value:.3g}" for key, value in point.items()]
+                fixed_there = {**fixed[method.name], **point}
+                name = " ".join([method.name, *shown])
+                found[name] = self._everywhere(method, {}, fixed_there)
+        return found
+
     def _everywhere(
         self, method: Method, per_expert: Mapping[str, float], fixed: Mapping[str, Value]
     ) -> Recipe:
@@ -113,3 +152,14 @@ class Straight:
             for target in group.targets
         ]
         return self.recipe(BASE, merges)
+
+
+def _axes(method: Method, searched: Sequence[Searched], points: int) -> dict[str, list[float]]:
+    """The method's searched parameters, and their values on the grid."""
+    found = {}
+    for one in searched:
+        if method.name in one.methods:
+            space = np.geomspace if one.bounds.log else np.linspace
+            values = space(one.bounds.low, one.bounds.high, points)
+            found[one.parameter.name] = [float(value) for value in values]
+    return found

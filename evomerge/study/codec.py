@@ -11,12 +11,13 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import astuple
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from evomerge.study.record import Evaluation, Marker
+from evomerge.study.record import Climb, Evaluation, Marker, Step
 
 CHUNK = 59_000
 """Characters per packed attribute: a multiple of 4, so that each chunk is base64 by itself."""
@@ -69,8 +70,11 @@ def plain_attributes(evaluation: Evaluation) -> dict[str, Any]:
         "se": evaluation.se,
         "n": evaluation.n or None,
         "estimated": evaluation.estimated or None,
+        "estimates": {task: list(found) for task, found in evaluation.estimates.items()} or None,
+        "steps": [list(astuple(step)) for step in evaluation.steps] or None,
+        "asked": evaluation.asked,
         "tasks": {
-            task: {"mean": _mean(values), "n": len(values)}
+            task: {"mean": _mean(values, evaluation.estimated), "n": len(values)}
             for task, values in evaluation.scores.items()
         }
         or None,
@@ -122,6 +126,9 @@ def decode_evaluation(
             se=plain.get("se"),
             n=plain.get("n", 0),
             estimated=plain.get("estimated", False),
+            estimates={task: (mean, se) for task, (mean, se) in plain.get("estimates", {}).items()},
+            steps=tuple(Step(*step) for step in plain.get("steps", ())),
+            asked=plain.get("asked"),
             scores=_split_scores(plain.get("tasks", {}), unpack("scores", packed) or b""),
             reason=plain.get("reason"),
             params=dict(params) if all_params is None else all_params,
@@ -142,9 +149,11 @@ def decode_evaluation(
 
 def encode_marker(marker: Marker) -> dict[str, str]:
     """A marker as study attributes `marker/<slot>:…`; a later one in the slot overwrites it."""
-    facts = vars(marker) | {
-        "genome": None if marker.genome is None else np.asarray(marker.genome, float).tolist()
-    }
+    facts = {key: fact for key, fact in vars(marker).items() if key != "climb"}
+    if marker.genome is not None:
+        facts["genome"] = np.asarray(marker.genome, float).tolist()
+    if marker.climb is not None:
+        facts["climb"] = _from_climb(marker.climb)
     return pack_json(f"marker/{marker.slot}", facts)
 
 
@@ -161,8 +170,21 @@ def decode_markers(attributes: Mapping[str, Any]) -> list[Marker]:
             continue
         genome = facts["genome"]
         facts["genome"] = None if genome is None else np.array(genome, np.float64)
+        if "climb" in facts:
+            facts["climb"] = _to_climb(facts["climb"])
         markers.append(Marker(**facts | {"parents": tuple(facts["parents"])}))
     return sorted(markers, key=lambda marker: marker.slot)
+
+
+def _from_climb(climb: Climb) -> dict[str, Any]:
+    scores = {task: np.asarray(values, float).tolist() for task, values in climb.scores.items()}
+    steps = [astuple(step) for step in climb.steps]
+    return {"steps": steps, "scores": scores, "seconds": dict(climb.seconds)}
+
+
+def _to_climb(facts: Mapping[str, Any]) -> Climb:
+    scores = {task: np.array(values, np.float64) for task, values in facts["scores"].items()}
+    return Climb(tuple(Step(*step) for step in facts["steps"]), scores, facts["seconds"])
 
 
 def _to_bytes(values: np.ndarray) -> bytes:
@@ -182,7 +204,8 @@ def _split_scores(tasks: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray
     return dict(zip(tasks, np.split(values, np.cumsum(lengths)[:-1]), strict=True)) if tasks else {}
 
 
-def _mean(values: np.ndarray) -> float | None:
-    """The mean for readers; None where JSON has no number for it."""
-    mean = float(np.mean(values)) if len(values) else float("nan")
+def _mean(values: np.ndarray, estimated: bool) -> float | None:
+    """The mean of what was measured, for readers; None where JSON has no number for it."""
+    measured = values[~np.isnan(values)] if estimated else values
+    mean = float(np.mean(measured)) if len(measured) else float("nan")
     return mean if np.isfinite(mean) else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from evomerge.judging.scores import Judge
+from evomerge.judging.constraints import Items
+from evomerge.judging.estimators import Estimates
+from evomerge.judging.scores import Judge, Scores
 from evomerge.judging.selection import Judged
 from evomerge.study.record import Evaluation
 
@@ -23,12 +25,38 @@ def judge_on(judge: Judge, evaluations: Iterable[Evaluation], split: str) -> Jud
 def judged(judge: Judge, trials: Sequence[Evaluation]) -> list[Judged[Evaluation]]:
     """Trials of one split with their scores; `judge` is that split's."""
     return [
-        Judged(trial, trial.digest, None if trial.failed else judge.scores(trial.scores))
+        Judged(
+            trial,
+            trial.digest,
+            None if trial.failed else scores_of(judge, trial.scores, trial.estimates),
+        )
         for trial in trials
     ]
+
+
+def scores_of(judge: Judge, items: Items, estimates: Estimates) -> Scores:
+    """Items judged; with estimates, those of a recipe that was not measured on all."""
+    return judge.estimated(items, estimates) if estimates else judge.scores(items)
 
 
 def searched(judge: Judge, evaluations: Sequence[Evaluation]) -> list[Judged[Evaluation]]:
     """The optimizer's own trials, judged on search, in the order of the record."""
     own = [e for e in evaluations if e.optimizers_own]
     return judged(judge_on(judge, evaluations, "search"), own)
+
+
+def known_of(evaluations: Iterable[Evaluation]) -> dict[tuple[str, str], Evaluation]:
+    """What is known of each (digest, split): the measured before the estimated, then the latest."""
+    known: dict[tuple[str, str], Evaluation] = {}
+    for evaluation in evaluations:
+        before = known.get((evaluation.digest, evaluation.split))
+        if before is None or before.estimated or not evaluation.estimated:
+            known[evaluation.digest, evaluation.split] = evaluation
+    return known
+
+
+def check_of(trial: Evaluation) -> tuple[float, float, float] | None:
+    """Estimate on the lowest rung, its standard error, and the full score, if it has all three."""
+    if not trial.measured or not trial.steps or trial.value is None:
+        return None
+    return trial.steps[0].value, trial.steps[0].se, trial.value

@@ -47,7 +47,7 @@ def best_params(storage: str, name: str | None, count: int) -> list[Mapping[str,
 
 def best_own_params(study: Study, count: int) -> list[Mapping[str, Any]]:
     """The genes of the best search trials of a study of evomerge's, the best first."""
-    own = [e for e in study.evaluations() if e.optimizers_own]
+    own = [e for e in study.evaluations() if e.optimizers_own and not e.estimated]
     return [evaluation.params for evaluation in finalists(own, count)]
 
 

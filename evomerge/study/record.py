@@ -10,6 +10,31 @@ from typing import Any
 import numpy as np
 
 
+@dataclass(frozen=True)
+class Step:
+    """What was thought of a candidate on a rung below the last.
+
+    Attributes:
+        n: items it was measured on by then.
+        value: the objective over all items, estimated from these.
+        se: the standard error of that estimate, all items of the split being given.
+    """
+
+    n: int
+    value: float
+    se: float
+
+
+@dataclass(frozen=True, eq=False)
+class Climb:
+    """How far up the rungs a candidate in flight is: `len(steps)` is the rung it is on."""
+
+    steps: tuple[Step, ...] = ()
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Task -> float64 [items], NaN where not measured; empty on the first rung."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """One recipe scored (or failed) on one split: a fact, written once, whole.
@@ -38,9 +63,16 @@ class Evaluation:
     n: int = 0
     """How many items `value` rests on."""
     estimated: bool = False
-    """Whether `value` estimates items that were not scored."""
+    """Whether `value` estimates items that were not scored: it was stopped on a rung (PRUNED)."""
+    estimates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Of an estimated one: task -> mean over all items, and its standard error."""
+    steps: tuple[Step, ...] = ()
+    """The rungs below the last that it climbed, the one it was stopped on included."""
+    asked: int | None = None
+    """With rungs: how many items it was asked for, which is what it costs."""
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Task -> float64 [items], in the study's item order of (split, task)."""
+    """Task -> float64 [items], in the study's item order of (split, task); NaN where an estimated
+    one was not measured."""
     reason: str | None = None
     """Why it failed."""
     params: Mapping[str, bool | float | int | str] = field(default_factory=dict)
@@ -72,9 +104,18 @@ class Evaluation:
         return self.value is None
 
     @property
+    def measured(self) -> bool:
+        """Whether it was measured on all items: neither failed nor stopped on a rung."""
+        return not (self.failed or self.estimated)
+
+    @property
     def optimizers_own(self) -> bool:
         """Whether the optimizer asked for it: a search trial on the search split."""
         return self.role == "search" and self.split == "search"
+
+    def cost(self, whole: int) -> int:
+        """Items it was asked for; a failure without rungs was asked for the `whole` split."""
+        return (self.n or whole) if self.asked is None else self.asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,3 +132,5 @@ class Marker:
     genome: np.ndarray | None = None
     """float64 [genes]"""
     parents: tuple[int, ...] = ()
+    climb: Climb | None = None
+    """What the rungs below the one in flight gave."""

@@ -191,3 +191,14 @@ def _use_wal(connection: Any, _record: Any) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"{path}: the study's folder cannot be written ({error.strerror})")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Optuna from announcing the new study; the user's own verbosity comes back."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)

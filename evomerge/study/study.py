@@ -8,8 +8,8 @@ of it or none. Everything a resume needs is here.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -21,7 +21,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 import evomerge
 from evomerge.errors import InputError
@@ -33,7 +33,17 @@ from evomerge.study.storage import (
     errors_explained,
     open_for_reading,
     open_for_writing,
+    quiet,
     take_lock,
+)
+from evomerge.study.trial import (
+    FINISHED,
+    clip,
+    constraints_of,
+    from_trial,
+    intermediate_values,
+    state_of,
+    utc,
 )
 
 SCHEMA = 1
@@ -165,7 +175,7 @@ class Study:
         with self._explained():
             trial_id = self._storage.create_new_trial(self._id, template_trial=trial)
             number = self._storage.get_trial(trial_id).number
-        recorded = replace(evaluation, number=number, finished=_utc(trial.datetime_complete))
+        recorded = replace(evaluation, number=number, finished=utc(trial.datetime_complete))
         if self._loaded:
             self._seen[number] = recorded
         return recorded
@@ -222,6 +232,21 @@ class Study:
         except ValueError:  # killed between chunks, before any evaluation could rest on them
             return {}
 
+    def set_rungs(self, rungs: Mapping[str, Any]) -> None:
+        """Store which items each rung holds; once, before a candidate is measured on one.
+
+        Raises:
+            InputError: the storage cannot be written.
+        """
+        self._set_facts(codec.pack_json("rungs", rungs))
+
+    def rungs(self) -> dict[str, Any] | None:
+        """What `set_rungs` stored, or None."""
+        try:
+            return codec.unpack_json("rungs", self._facts())
+        except ValueError:  # killed between chunks, before any evaluation could rest on them
+            return None
+
     def set_note(self, key: str, value: Any) -> None:
         """Keep a small fact (JSON, under 60 kB) at study level; replaces an earlier one.
 
@@ -246,7 +271,7 @@ class Study:
     def _adopt(self, identity: dict[str, Any], campaign: dict[str, Any]) -> None:
         """Make the study, or check that the existing one is this campaign's."""
         try:
-            with _quiet():
+            with quiet():
                 self._id = self._storage.create_new_study(
                     [optuna.study.StudyDirection.MAXIMIZE], self.name
                 )
@@ -345,15 +370,16 @@ class Study:
             params = {name: summary(values) for name, summary in SUMMARIES.items()}
         distributions = {gene: self._distributions[gene] for gene in params}
         trial = optuna.trial.create_trial(
-            state=TrialState.FAIL if evaluation.failed else TrialState.COMPLETE,
-            value=evaluation.value,
-            params={gene: _clip(value, distributions[gene]) for gene, value in params.items()},
+            state=state_of(evaluation),
+            value=None if evaluation.estimated else evaluation.value,
+            intermediate_values=intermediate_values(evaluation),
+            params={gene: clip(value, distributions[gene]) for gene, value in params.items()},
             distributions=distributions,
             user_attrs=codec.plain_attributes(evaluation),
             system_attrs=codec.packed_attributes(evaluation, with_params=summarised),
             # Optuna's `best_trial` considers feasible trials only: a yardstick, or a score on a
             # later split, violates this constraint and can never be the study's best.
-            constraints=_constraints(evaluation),
+            constraints=constraints_of(evaluation),
         )
         finished = (evaluation.finished or datetime.now(UTC)).astimezone().replace(tzinfo=None)
         trial.datetime_start = finished - timedelta(seconds=sum(evaluation.seconds.values()))
@@ -363,50 +389,8 @@ class Study:
     def _load(self) -> None:
         """Decode the trials not seen yet."""
         with self._explained():
-            trials = self._storage.get_all_trials(
-                self._id, deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)
-            )
+            trials = self._storage.get_all_trials(self._id, deepcopy=False, states=FINISHED)
         for trial in trials:
             if trial.number not in self._seen:
-                self._seen[trial.number] = _from_trial(trial)
+                self._seen[trial.number] = from_trial(trial)
         self._loaded = True
-
-
-def _from_trial(trial: FrozenTrial) -> Evaluation | None:
-    return codec.decode_evaluation(
-        trial.user_attrs,
-        trial.system_attrs,
-        value=trial.value if trial.state == TrialState.COMPLETE else None,
-        params=trial.params,
-        number=trial.number,
-        finished=_utc(trial.datetime_complete),
-    )
-
-
-def _constraints(evaluation: Evaluation) -> dict[str, float] | None:
-    """What Optuna takes for violated when it is above 0."""
-    if not evaluation.optimizers_own:
-        return {"optimizers_own": 1.0}
-    return {"violation": evaluation.violation} if evaluation.violation > 0 else None
-
-
-def _clip(value: Any, distribution: BaseDistribution) -> Any:
-    if not isinstance(distribution, FloatDistribution):
-        return value
-    return min(max(float(value), distribution.low), distribution.high)
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    """Optuna hands out local time without a zone."""
-    return None if moment is None else moment.astimezone(UTC)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Optuna from announcing the new study; the user's own verbosity comes back."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,11 +13,15 @@ from evomerge.workers.worker import Measurement, Worker, WorkerSpec
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe to measure on a split; `slot` is the worker place it takes."""
+    """A recipe to measure on a split; `slot` is the worker place it takes.
+
+    `items`: task → ids of the split's items to measure; None for all.
+    """
 
     slot: int
     recipe: Recipe
     split: str
+    items: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +82,15 @@ class LocalExecutor:
         """Nothing to let go of."""
 
 
-def attempt(job: Job, measure: Callable[[Recipe, str], Measurement]) -> Outcome:
+def attempt(job: Job, measure: Callable[..., Measurement]) -> Outcome:
     """Measure, and turn whatever goes wrong with the candidate into a recorded reason.
 
     Raises:
         InputError: what is wrong is wrong for every candidate.
     """
     try:
-        return Outcome(job, measure(job.recipe, job.split))
+        part = () if job.items is None else (job.items,)
+        return Outcome(job, measure(job.recipe, job.split, *part))
     except InputError:
         raise
     except EvomergeError as error:

@@ -7,11 +7,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evomerge.config import CampaignConfig
 from evomerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from evomerge.models.alignment import Alignment
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class WorkerSpec:
         config: the campaign.
         items: split → task → item ids, in the order in which scores come back.
         threads: of torch's arithmetic.
+        alignments: the permutations of the experts that are aligned, as the driver found them.
         statistics: the folder where what the models alone decide is kept and shared, if any.
         digests: model → digest of its content.
     """
@@ -29,6 +34,7 @@ class WorkerSpec:
     config: CampaignConfig
     items: Mapping[str, Mapping[str, Sequence[str]]]
     threads: int
+    alignments: Mapping[str, Alignment] = field(default_factory=dict)
     statistics: Path | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -58,14 +64,12 @@ class Worker:
         from evomerge.materialize.resident import Resident
         from evomerge.materialize.statistics import Statistics
         from evomerge.materialize.store import Store
-        from evomerge.models.checkpoint import open_checkpoint
+        from evomerge.models.opening import open_models
         from evomerge.models.tokenizer import load_tokenizer
 
         torch.set_num_threads(spec.threads)
         config, models = spec.config, spec.config.models
-        flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
-        specs = {"base": models.base, **models.experts}
-        sources = {name: open_checkpoint(name, path, **flags) for name, path in specs.items()}
+        sources = open_models(models, spec.alignments)
         device = device_of(config)
         store = Store(spec.statistics, spec.digests) if spec.statistics else None
         kernel = Kernel(
@@ -82,17 +86,27 @@ class Worker:
         lm = make_lm(self._resident.model, tokenizer, config.fitness.batch_size)
         self._tasks = TaskSet(config.fitness, lm)
         self._items = spec.items
+        self._written: str | None = None  # the digest of the recipe now in the model
 
-    def measure(self, recipe: Recipe, split: str) -> Measurement:
+    def measure(
+        self, recipe: Recipe, split: str, items: Mapping[str, Sequence[str]] | None = None
+    ) -> Measurement:
         """Write the recipe into the resident model and score it on a split's items.
+
+        Args:
+            items: task → item ids to score instead of the split's; then a recipe that was the last
+                to be written is not written again.
 
         Raises:
             CandidateError: the recipe's weights are not finite, or it cannot be scored.
         """
         started = time.perf_counter()
-        self._resident.write(recipe)
+        if items is None or self._written != recipe.digest:
+            self._written = None
+            self._resident.write(recipe)
+            self._written = recipe.digest
         written = time.perf_counter()
-        scores = self._tasks.score(self._items[split])
+        scores = self._tasks.score(self._items[split] if items is None else items)
         done = time.perf_counter()
         return Measurement(scores, {"materialize": written - started, "score": done - written})
 

@@ -37,6 +37,9 @@ class Silent:
     def recorded(self, evaluation):
         pass
 
+    def said(self, message):
+        pass
+
 
 def run(folder, out=None, overrides=(), deadline=None):
     """Run the folder's campaign; returns the run's folder."""

@@ -33,6 +33,9 @@ class Silent:
     def recorded(self, evaluation):
         pass
 
+    def said(self, message):
+        pass
+
 
 def fitness(**changes):
     return {"include_path": "tasks", "tasks": TASKS, "select_top": 3, **changes}

@@ -13,7 +13,7 @@ from evomerge.compare.arms import parse_arms
 from evomerge.compare.curves import Curve, curve, quartiles, summarize
 from evomerge.compare.page import comparison_page, rows, write_comparison
 from evomerge.compare.runs import compare_optimizers
-from evomerge.config import OptimizerConfig, load_campaign
+from evomerge.config import BudgetConfig, OptimizerConfig, load_campaign
 from evomerge.errors import InputError
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
@@ -33,6 +33,9 @@ class Silent:
         pass
 
     def recorded(self, evaluation):
+        pass
+
+    def said(self, message):
         pass
 
 
@@ -194,17 +197,55 @@ def trial(digest, value, split="search", n=10):
 def test_a_curve_counts_failures_in_full_and_starts_at_the_first_success():
     found = [trial("a", None), trial("b", 0.3), trial("c", 0.2), trial("d", 0.5, n=4)]
     found += [trial("b", 0.6, "select"), trial("d", 0.4, "select")]
-    made = curve(JUDGE, found, trials=9, items=10)
+    made = curve(JUDGE, found, BudgetConfig(trials=9), items=10)
     assert made.spent.tolist() == [10, 20, 30, 34]
     assert np.isnan(made.select[0])
     assert made.select[1:].tolist() == [0.6, 0.6, 0.4]
-    assert curve(JUDGE, found, trials=3, items=10).select[-1] == 0.6
+    assert curve(JUDGE, found, BudgetConfig(trials=3), items=10).select[-1] == 0.6
+
+
+def test_a_budget_of_items_ends_with_the_trial_that_spends_it():
+    found = [trial("a", 0.3), trial("b", 0.4, n=4), trial("c", 0.5, n=4), trial("d", 0.6)]
+    found += [trial(one.digest, one.value, "select") for one in found]
+    for items, spent in (
+        (11, [10, 14]),
+        (14, [10, 14]),
+        (15, [10, 14, 18]),
+        (99, [10, 14, 18, 28]),
+    ):
+        made = curve(JUDGE, found, BudgetConfig(items=items), items=10)
+        assert made.spent.tolist() == spent
+        assert len(made.select) == len(spent)
+
+
+def test_arms_may_differ_in_their_rungs_and_spend_the_same_items(tiny_folder):
+    """With rungs a candidate costs what it was asked for, so there is budget for more of them."""
+    rungs = "cma:{fitness.rungs: [15, all], fitness.race: {keep: 0.25, confidence: 0.5}}"
+    config = load_campaign(tiny_folder / "campaign.yaml", ["budget={items: 240}"])
+    arms = parse_arms(f"cma,{rungs}", config.optimizer)
+    assert arms[1].optimizer == config.optimizer
+    found = compare_optimizers(prepare(config), arms, 1, tiny_folder / "compare", Silent())
+    trials = {}
+    for arm in arms:
+        _, study = open_run(tiny_folder / "compare" / arm.folder / "seed-0")
+        own = [e for e in study.evaluations() if e.optimizers_own]
+        trials[arm.label] = len(own)
+        assert 240 <= sum(e.cost(30) for e in own) < 240 + 30
+        assert found["optimizers"][arm.label]["curve"]["spent"][-1] >= 240
+    assert trials["cma"] == 8
+    assert trials[rungs] > 8
+    assert "240 evaluations" in comparison_page(found)
+
+
+def test_what_is_compared_must_be_scored_alike():
+    with pytest.raises(InputError, match=r"fitness\.objective must be the same"):
+        parse_arms("cma:{fitness.objective: mean}", OWN)
 
 
 def test_a_leader_that_fails_on_select_leaves_the_one_before_it():
     found = [trial("a", 0.3), trial("b", 0.5), trial("a", 0.7, "select")]
     found.append(trial("b", None, "select"))
-    assert curve(JUDGE, found, trials=2, items=10).select.tolist() == [0.7, 0.7]
+    assert curve(JUDGE, found, BudgetConfig(trials=2), items=10).select.tolist() == [0.7, 0.7]
 
 
 def steps(*values):

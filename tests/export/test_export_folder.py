@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.errors import InputError
 from evomerge.export.card import model_card
-from evomerge.export.folder import Origin, export_recipe, load_sources, mergekit_file
+from evomerge.export.folder import Origin, export_recipe, mergekit_file
+from evomerge.export.lineage import load_sources
 from evomerge.export.parents import Parent, licence_of
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Merge, Recipe, Slot, load_recipe

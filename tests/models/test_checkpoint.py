@@ -121,16 +121,6 @@ def test_names_with_the_base_model_prefix_once_too_often_are_understood(saved):
     assert open_checkpoint("base", str(folder)).digest == digest
 
 
-def test_stacked_experts_open_and_separate_ones_are_refused_with_the_way_out(model_of, tmp_path):
-    model = model_of("mixtral")
-    model.save_pretrained(tmp_path / "apart")
-    with pytest.raises(InputError, match=r"experts\.0\.w1\.weight: .*save_original_format=False"):
-        open_checkpoint("base", str(tmp_path / "apart"))
-    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
-    checkpoint = open_checkpoint("base", str(tmp_path / "stacked"))
-    assert all(torch.equal(checkpoint.read(n), t) for n, t in model.state_dict().items())
-
-
 def test_a_tensor_stored_under_two_names_for_the_same_weight_is_refused(model_of, tmp_path):
     model_of("gpt2").save_pretrained(tmp_path)
     rewrite(tmp_path, lambda t: t.update({"wpe.weight": t["transformer.wpe.weight"] + 1}))

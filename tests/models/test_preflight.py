@@ -198,3 +198,19 @@ def test_errors_of_opening_reach_the_user_with_the_experts_key(saved, campaign, 
     (broken / "model.safetensors").write_bytes(json.dumps({}).encode())
     with pytest.raises(InputError, match=r"models\.experts\.math: .*model\.safetensors: truncated"):
         preflight(campaign(base, math=broken))
+
+
+def test_another_number_of_heads_at_equal_shapes_is_refused(saved, campaign):
+    base = saved("b", num_attention_heads=4, num_key_value_heads=4)
+    expert = saved("m", seed=1, num_attention_heads=2, num_key_value_heads=2)
+    with pytest.raises(InputError, match=r"experts\.math: num_attention_heads is 2 .* but 4 in"):
+        preflight(campaign(base, math=expert))
+
+
+def test_another_rotation_of_positions_is_told(saved, campaign, edit_config):
+    base, expert = saved("b"), saved("m", seed=1)
+    edit_config(expert, rope_theta=5000.0, rope_parameters=None)
+    [note] = preflight(campaign(base, math=expert)).notes
+    assert note.startswith("models.experts.math: rope_parameters is {'rope_theta': 5000.0")
+    edit_config(expert, rope_theta=10000.0)
+    assert preflight(campaign(base, math=expert)).notes == ()

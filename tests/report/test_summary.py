@@ -87,7 +87,8 @@ def test_a_yardstick_that_failed_on_the_test_leaves_a_gap_and_no_comparison(tmp_
 def test_search_summary_lists_the_optimizers_trials_in_order(finished):
     trials = search_summary(finished.study)
     assert [t["trial"] for t in trials] == [5, 6, 7, 8, 9, 10]
-    assert trials[2] == {"trial": 7, "value": None, "se": None, "reason": "out of memory"}
+    failed = {"value": None, "se": None, "estimated": False, "reason": "out of memory"}
+    assert trials[2] == {"trial": 7, **failed}
     assert trials[0]["se"] > 0
 
 

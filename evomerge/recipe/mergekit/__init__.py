@@ -7,11 +7,13 @@ from evomerge.recipe.mergekit.reader import (
     load_stages,
     stages_from,
 )
+from evomerge.recipe.mergekit.sheet import Place
 from evomerge.recipe.mergekit.writer import MergekitFile, to_mergekit
 
 __all__ = [
     "MergekitFile",
     "MergekitMerge",
+    "Place",
     "from_mergekit",
     "load_mergekit",
     "load_stages",

@@ -13,6 +13,9 @@ from evomerge.recipe.mergekit.tensors import Found, Run, Tensor, Way, place, run
 from evomerge.recipe.mergekit.values import Spot, impossible, setting
 from evomerge.recipe.recipe import BASE
 
+Place = str | tuple[str, str]
+"""A model's folder, hub id or stage; of an adapter, the base's and its own."""
+
 _MASKS = (
     "its masks are random: mergekit draws others, and where evomerge divides survivors by the "
     "density it rescales them to the task vector's L1 norm, so the tensors will not be the same"
@@ -32,23 +35,27 @@ class Family:
     """The models that a sheet names, all of one layout.
 
     Attributes:
-        specs: source name → folder, hub id or stage, the base first.
+        specs: source name → where it is, the base first.
         layers: how many each has.
         prefix: the layers' common name, `model.layers`.
         tied: tied name → the name it shares storage with.
     """
 
-    specs: Mapping[str, str]
+    specs: Mapping[str, Place]
     layers: int
     prefix: str
     tied: Mapping[str, str]
 
     def spec(self, name: str) -> str:
         """How the file names a source."""
-        spec = self.specs[name]
-        if "+" in spec or ("@" in spec and spec.startswith("/")):
-            raise impossible(f"mergekit reads '+' and '@' in the path {spec} as parts of a hub id")
-        return spec
+        found = self.specs[name]
+        specs = (found,) if isinstance(found, str) else found
+        for spec in specs:
+            if "+" in spec or ("@" in spec and spec.startswith("/")):
+                raise impossible(
+                    f"mergekit reads '+' and '@' in the path {spec} as parts of a hub id"
+                )
+        return "+".join(specs)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from evomerge.recipe.mergekit.methods import FORMS
-from evomerge.recipe.mergekit.sheet import Family, make_sheet
+from evomerge.recipe.mergekit.sheet import Family, Place, make_sheet
 from evomerge.recipe.mergekit.tensors import Found, Treatment, Way, treatments
 from evomerge.recipe.mergekit.values import impossible
 from evomerge.recipe.recipe import BASE, Recipe
@@ -34,28 +34,32 @@ class MergekitFile:
 
     Attributes:
         stages: whether it holds several merges.
+        adapters: whether it names models with adapters on them.
     """
 
     text: str
     caveats: tuple[str, ...]
     stages: bool = False
+    adapters: bool = False
 
     @property
     def command(self) -> str:
         """How mergekit makes `../again` of it."""
+        cache = " --lora-merge-cache ../again-adapters" * self.adapters
         if self.stages:
-            return "mergekit-multi mergekit.yaml -I ../again-stages --out-path ../again"
-        return "mergekit-yaml mergekit.yaml ../again"
+            stages = "-I ../again-stages --out-path ../again"
+            return f"mergekit-multi mergekit.yaml {stages}{cache}"
+        return f"mergekit-yaml mergekit.yaml ../again{cache}"
 
 
 def to_mergekit(
-    recipe: Recipe, layout: Layout, models: Mapping[str, str], dtype: str
+    recipe: Recipe, layout: Layout, models: Mapping[str, Place], dtype: str
 ) -> MergekitFile:
     """Write a recipe as a mergekit 0.1.5 file.
 
     Args:
         layout: the base model's.
-        models: source name → folder or hub id, as the file shall name it.
+        models: source name → where it is, as the file shall name it.
         dtype: what the result is rounded to, `bfloat16`; the arithmetic is in float32.
 
     Raises:

@@ -23,9 +23,10 @@ class Competition(Optimizer):
     The archive is seeded with the domain's starts, the sources and the initial point. Until
     `warmup` further results have arrived, children come from the seeds, afterwards from the
     archive: A by fitness, B by attraction, recombined by the domain at a random cut, then mutated.
-    A result enters the archive when it arrives; failures and candidates that break a constraint do
-    not. Scores without items count as one item. α, ties and fallbacks: see `NicheArchive`; how
-    genomes recombine, Ω among it: see the domain.
+    A result enters the archive when it arrives; failures, candidates that break a constraint, and
+    those stopped on a rung, on whose few items all members would have to compete, do not. Scores
+    without items count as one item. α, ties and fallbacks: see `NicheArchive`; how genomes
+    recombine, Ω among it: see the domain.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Competition(Optimizer):
         return mutate(self.domain, child, rng, SPREAD if self._mutation else 0), (first, second)
 
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
-        if scores is None or scores.violation > 0:
+        if scores is None or scores.violation > 0 or scores.estimated:
             return
         items = scores.counted or {"": np.array([scores.value])}
         row = self._columns.row(items, scores.signs)

@@ -1,0 +1,70 @@
+"""The race on a rung: who is promoted to more items, and who is stopped.
+
+Asynchronous successive halving (Li et al. 2020, ASHA) promotes whoever stands among the best 1/η of
+those that have reached the rung by then. Here standing has to be shown: a candidate is stopped when
+enough others beat it on identical items with a stated confidence, and promoted otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.judging.constraints import Items, Values
+from evomerge.judging.scores import Judge
+
+TIE = 1e-12
+"""Values closer than this differ by rounding alone."""
+
+
+def beaten_by(judge: Judge, ours: Items, others: Items, confidence: float) -> NDArray[np.bool_]:
+    """Which of the others beat a candidate in every goal, each with `confidence`.
+
+    A one-sided paired test of the difference on identical items, normal, its variance by the delta
+    method: with f the goal and y an item's two scores, Σ_t Var(∂f/∂m_t y − ∂f′/∂m_t y′) / n_t.
+
+    Args:
+        ours: task → scores, shape (items,), none missing.
+        others: task → scores on the same items, shape (others, items).
+        confidence: between .5 (the better mean wins) and 1.
+
+    Returns:
+        shape (others,)
+    """
+    means, rivals = (
+        np.stack([items[task].mean(axis=-1) for task in judge.tasks], axis=-1)
+        for items in (ours, others)
+    )
+    slopes, rival_slopes = judge.slopes(means), judge.slopes(rivals)
+    variance = np.zeros((len(rivals), len(slopes)))
+    for place, task in enumerate(judge.tasks):
+        if (n := len(ours[task])) > 1:
+            theirs = rival_slopes[:, :, [place]] * others[task][:, None]
+            difference = theirs - slopes[:, [place]] * ours[task]
+            variance += difference.var(axis=-1, ddof=1) / n
+    bound = NormalDist().inv_cdf(confidence)
+    margin = judge.aims(rivals) - judge.aims(means) - bound * np.sqrt(variance)
+    return np.all(margin > TIE, axis=-1)
+
+
+def is_stopped(
+    judge: Judge, ours: Items, incumbents: Items, keep: float, confidence: float
+) -> bool:
+    """Whether at least ⌈keep · n⌉ of the rung's n incumbents beat the candidate.
+
+    Without incumbents it is promoted. So the first to reach a rung always is, and some candidate
+    is measured on all items.
+    """
+    count = len(next(iter(incumbents.values())))
+    if not count:
+        return False
+    return int(beaten_by(judge, ours, incumbents, confidence).sum()) >= math.ceil(keep * count)
+
+
+def on(items: Items, places: Mapping[str, np.ndarray]) -> dict[str, Values]:
+    """The scores of the items at `places`."""
+    return {task: items[task][found] for task, found in places.items()}

@@ -1,0 +1,294 @@
+"""LoRA adapters as experts: PEFT's own merge onto the base, one layer at a time.
+
+PEFT puts its layers on a skeleton without weights, by its own reading of `adapter_config.json`. A
+tensor that is read gets its layer copied, filled with the base's weights and merged. So ranks and
+scales per layer, rsLoRA, DoRA, transposed layers, embeddings and stacked experts follow PEFT's
+rules, dtypes included (adapters are widened to float32, as `PeftModel.from_pretrained` does).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from evomerge.config import content_digest
+from evomerge.errors import InputError
+from evomerge.models.checkpoint import Checkpoint, tensor_digest
+from evomerge.models.layout import build_skeleton
+from evomerge.models.messages import campaign_key, reason
+from evomerge.models.naming import same_bytes
+from evomerge.models.shards import PICKLED, SAFETENSORS, open_weights
+from evomerge.models.tensors import Made, Tensors
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_WAY_OUT = "merge it with peft (merge_and_unload, save_pretrained) and give the result"
+_ADAPTER = "default"
+
+_MEANING = (
+    *("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"),
+    *("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "bias"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+)
+"""The keys that decide what the adapter's tensors mean."""
+
+_WITHOUT_EFFECT = frozenset(
+    {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
+    | {"inference_mode", "lora_dropout", "init_lora_weights", "runtime_config", "eva_config"}
+    | {"ensure_weight_tying", "megatron_config", "megatron_core", "loftq_config"}
+)
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Those that leave the base as it is; the others train against a changed one."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model of its own."""
+    weights = (f"{file}{index}" for file in (SAFETENSORS, PICKLED) for index in ("", ".index.json"))
+    return (folder / CONFIG).is_file() and not any((folder / name).exists() for name in weights)
+
+
+class Adapter(Checkpoint):
+    """An adapter merged onto the campaign's base: every tensor it changes is made when read.
+
+    Attributes:
+        base: what it is merged onto.
+        trained_on: the model that its config names, None if it names none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: str,
+        folder: Path,
+        base: Checkpoint,
+        flags: Mapping[str, bool],
+    ) -> None:
+        raw = _read_config(folder)
+        stored = _open(folder, flags["allow_pickle"])
+        model = _load(folder, stored, base, flags["trust_remote_code"])
+        super().__init__(name, spec, folder, base.config, base.layout, _tensors(model, base), flags)
+        self.trained_on: str | None = raw.get("base_model_name_or_path")
+        self.base, self._stored, self._meaning = base, stored, _meaning(raw)
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hex digits over the adapter's tensors, what its config says of them, and the base.
+
+        Not over the merged weights, which a matrix product rounds in its own way on each machine.
+        """
+        tensors = {key: tensor_digest(tensor) for key, tensor in self._stored.items()}
+        return content_digest(
+            {"adapter": tensors, "config": self._meaning, "base": self.base.digest}
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_adapter, (self.name, self.spec, self.folder, self.base, dict(self._flags))
+
+
+def open_adapter(
+    name: str, spec: str, folder: Path, base: Checkpoint, flags: Mapping[str, bool]
+) -> Adapter:
+    """Open an adapter's folder over an open base; nothing is merged yet.
+
+    Args:
+        flags: as `open_checkpoint` takes them.
+
+    Raises:
+        InputError: the adapter is of a kind that is not merged here, damaged, or not for a model
+            like the base.
+    """
+    try:
+        return Adapter(name, spec, folder, base, flags)
+    except InputError as error:
+        raise InputError(f"{campaign_key(name)}: {error}") from None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's config as it is written, refused where it asks for more than we know.
+
+    Raises:
+        InputError: not JSON, or a kind of adapter that is not merged here; names the key.
+    """
+    path = folder / CONFIG
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); download the adapter again") from None
+    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+        kind = raw.get("peft_type") if isinstance(raw, dict) else raw
+        raise InputError(f"{path}: peft_type {kind!r}; only LORA is merged here: {_WAY_OUT}")
+    if raw.get("init_lora_weights", True) not in _PLAIN_INITS:
+        raise InputError(
+            f"{path}: init_lora_weights {raw['init_lora_weights']!r} changes the base before "
+            "training; save it with peft's path_initial_model_for_weight_conversion, or "
+            f"{_WAY_OUT}"
+        )
+    for key in sorted(raw.keys() - {*_MEANING, *_WITHOUT_EFFECT}):
+        if raw[key] and raw[key] != _default(key):
+            raise InputError(f"{path}: {key} is not merged here: {_WAY_OUT}")
+    return raw
+
+
+def _default(key: str) -> Any:
+    from peft import LoraConfig
+
+    return getattr(LoraConfig(), key, None)
+
+
+def _meaning(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the config decides the merge; PEFT writes its sets in any order."""
+    found = {key: raw[key] for key in _MEANING if raw.get(key)}
+    return {k: sorted(map(str, v)) if isinstance(v, list) else v for k, v in found.items()}
+
+
+def _open(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    path = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), None)
+    if path is None:
+        raise InputError(f"{folder}: has {CONFIG}, but no {_WEIGHTS[0]}")
+    if path.name != _WEIGHTS[0] and not allow_pickle:
+        raise InputError(
+            f"{folder}: only pickled weights ({path.name}), which can run code when opened; "
+            "convert them to safetensors, or set models.allow_pickle: true if you trust them"
+        )
+    return {name: entry.tensor for name, entry in open_weights(path).items()}
+
+
+def _load(
+    folder: Path, stored: Mapping[str, Tensor], base: Checkpoint, trust_remote_code: bool
+) -> PeftModel:
+    """The base's skeleton under PEFT, with the adapter's tensors and none of the base's.
+
+    Raises:
+        InputError: the adapter does not fit; names the tensor or the module.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    skeleton = build_skeleton(copy.deepcopy(base.config), trust_remote_code=trust_remote_code)
+    try:
+        config: LoraConfig = LoraConfig.from_pretrained(str(folder))
+        config.init_lora_weights, config.inference_mode = False, True
+        with warnings.catch_warnings():  # what PEFT sets right by itself, and ties, seen to below
+            warnings.simplefilter("ignore")
+            model = get_peft_model(
+                skeleton, config, autocast_adapter_dtype=False, low_cpu_mem_usage=True
+            )
+            for layer in model.modules():
+                if isinstance(layer, BaseTunerLayer):  # loading would move it to the base's device
+                    layer._move_adapter_to_device_of_base_layer = lambda *_: None
+            loaded = set_peft_model_state_dict(model, dict(stored), low_cpu_mem_usage=True)
+    # PEFT refuses each thing in its own way: no such module, another shape, a key that is missing.
+    except Exception as error:
+        raise InputError(
+            f"{folder}: peft cannot put it on {base.layout.architecture} in {base.folder}: "
+            f"{reason(error)}; was it trained on another base?"
+        ) from None
+    if loaded.unexpected_keys:
+        raise InputError(
+            f"{folder}: has a tensor {loaded.unexpected_keys[0]} that fits nothing in the base; "
+            "was it trained on another base?"
+        )
+    return model
+
+
+def _tensors(model: PeftModel, base: Checkpoint) -> Tensors:
+    """Every tensor of the base: its own, replaced, or to be merged when it is read."""
+    changed = dict(_changed(model, base))
+    for name in changed:
+        _check_tie(name, changed, base)
+    entries: dict[str, Tensor | Made] = {}
+    for name in base.names():
+        own = Made(base.dtype(name), partial(base.read, name))
+        entries[name] = changed.get(name, own)
+    return Tensors(entries)
+
+
+def _changed(model: PeftModel, base: Checkpoint) -> Iterator[tuple[str, Tensor | Made]]:
+    """What the adapter changes, under canonical names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    inside = "\0"
+    for path, module in model.get_base_model().named_modules():
+        if path.startswith(inside):
+            continue
+        if isinstance(module, ModulesToSaveWrapper):
+            inside = f"{path}."
+            for name, tensor in module.modules_to_save[_ADAPTER].state_dict().items():
+                yield _replacement(f"{path}.{name}", tensor, base)
+        elif isinstance(module, BaseTunerLayer):
+            inside = f"{path}."
+            yield from _merges(path, module, base)
+        else:
+            for name, tensor in module.named_parameters(path, recurse=False):
+                if not tensor.is_meta:  # with `bias: all` the adapter holds biases of its own
+                    yield _replacement(name, tensor.detach(), base)
+
+
+def _replacement(name: str, tensor: Tensor, base: Checkpoint) -> tuple[str, Tensor]:
+    if tensor.is_meta:
+        raise InputError(f"the adapter lacks {name}, though it is among its modules_to_save")
+    return name, tensor.to(base.dtype(name))
+
+
+def _merges(path: str, layer: Any, base: Checkpoint) -> Iterator[tuple[str, Made]]:
+    for key, weight in _adapter_parameters(layer):
+        if weight.is_meta:
+            raise InputError(f"the adapter lacks {path}.{key}; download it again")
+    for name, _ in layer.get_base_layer().named_parameters(recurse=False):
+        full = f"{path}.{name}"
+        yield full, Made(base.dtype(full), partial(_merge, layer, path, name, base))
+
+
+def _adapter_parameters(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p) for name, p in layer.named_parameters() if name.startswith("lora_"))
+
+
+@torch.no_grad()
+def _merge(layer: Any, path: str, name: str, base: Checkpoint) -> Tensor:
+    """One tensor of a layer after PEFT's merge, of the base's dtype."""
+    from peft.tuners.tuners_utils import cast_adapter_dtype
+
+    layer = copy.deepcopy(layer)
+    target = layer.get_base_layer()
+    for key, weight in list(target.named_parameters(recurse=False)):
+        own = base.read(f"{path}.{key}")
+        # With `bias: all` the adapter has put a value of its own there.
+        value = own.clone() if weight.is_meta else weight.to(own.dtype)
+        setattr(target, key, nn.Parameter(value, requires_grad=False))
+    cast_adapter_dtype(layer, _ADAPTER)
+    if hasattr(layer, "unload_and_optionally_merge_module"):
+        target = layer.unload_and_optionally_merge_module(True, False, None)
+    else:
+        layer.merge()
+    return getattr(target, name).data
+
+
+def _check_tie(name: str, changed: Mapping[str, Tensor | Made], base: Checkpoint) -> None:
+    """Refuse to change one of two tied tensors; a merge of both has one place for them.
+
+    LoRA on the embedding alone is PEFT's own case: its merge writes the shared weight.
+    """
+    tied = base.layout.tied
+    partners = [tied[name]] if name in tied else [d for d, owner in tied.items() if owner == name]
+    for partner in partners:
+        ours, theirs = changed[name], changed.get(partner)
+        if isinstance(ours, Made) and name not in tied and theirs is None:
+            continue
+        if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and same_bytes(ours, theirs):
+            continue
+        raise InputError(
+            f"the adapter changes {name}, which the base ties to {partner}, so that a merge has "
+            "no place for it; give an expert that was finetuned with tied embeddings"
+        )

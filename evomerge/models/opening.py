@@ -1,0 +1,63 @@
+"""The models of a campaign, each opened as what it is: a checkpoint, the language
+tower of one, or an adapter on the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from evomerge.config import ModelsConfig
+from evomerge.errors import InputError
+from evomerge.models.adapter import is_adapter, open_adapter
+from evomerge.models.alignment import Aligned, Alignment
+from evomerge.models.checkpoint import Checkpoint, find_folder, load_config, open_checkpoint
+from evomerge.models.messages import campaign_key
+from evomerge.models.tower import has_tower, open_tower
+from evomerge.recipe import BASE
+
+
+def open_models(
+    models: ModelsConfig, alignments: Mapping[str, Alignment] | None = None
+) -> dict[str, Checkpoint]:
+    """Name → model, the base first, then the experts in the campaign's order.
+
+    Args:
+        alignments: those already known of the experts that `models.align` names.
+
+    Raises:
+        InputError: one of them cannot be used; names it.
+    """
+    flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
+    folder = find_folder(BASE, models.base, **flags)
+    base = _open_whole(BASE, models.base, folder, flags)
+    experts = {name: _open(name, spec, base, flags) for name, spec in models.experts.items()}
+    for name in dict.fromkeys(models.align):
+        experts[name] = Aligned(experts[name], base, (alignments or {}).get(name))
+    return {BASE: base, **experts}
+
+
+def as_stored(source: Checkpoint) -> Checkpoint:
+    """A model without its alignment."""
+    return source.unaligned if isinstance(source, Aligned) else source
+
+
+def alignments_of(sources: Mapping[str, Checkpoint]) -> dict[str, Alignment]:
+    """The permutations of the aligned models among these, for others to open them with."""
+    return {name: s.alignment for name, s in sources.items() if isinstance(s, Aligned)}
+
+
+def _open(name: str, spec: str, base: Checkpoint, flags: dict[str, bool]) -> Checkpoint:
+    folder = find_folder(name, spec, **flags)
+    if is_adapter(folder):
+        return open_adapter(name, spec, folder, base, flags)
+    return _open_whole(name, spec, folder, flags)
+
+
+def _open_whole(name: str, spec: str, folder: Path, flags: dict[str, bool]) -> Checkpoint:
+    try:
+        config = load_config(folder, flags["trust_remote_code"])
+    except InputError as error:
+        raise InputError(f"{campaign_key(name)}: {error}") from None
+    if has_tower(config):
+        return open_tower(name, spec, folder, flags)
+    return open_checkpoint(name, spec, **flags)

@@ -1,0 +1,185 @@
+"""The language tower of a model that sees or hears too: merged as the language model it is.
+
+LLaVA, Gemma 3, InternVL, Mistral 3 and their like hold a decoder that transformers also has as a
+language model of its own. Its tensors are the source, under that model's names, so that experts
+may be whole models or plain language models of the same shape, and search builds the decoder alone.
+What is left (vision tower, projector) is the base's, and comes back when a merge is saved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evomerge.config import content_digest
+from evomerge.errors import InputError
+from evomerge.models.checkpoint import Checkpoint, load_config, tensor_digest
+from evomerge.models.conversion import as_saved
+from evomerge.models.layout import Layout, TensorSpec, build_skeleton, layout_of, unshared
+from evomerge.models.messages import campaign_key, reason
+from evomerge.models.naming import canonical_tensors
+from evomerge.models.shards import read_stored
+from evomerge.models.tensors import Tensors
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The model that a tower stands in.
+
+    Attributes:
+        config: of the whole model.
+        model: its skeleton.
+        renamed: prefixes of the tower's names, in its own model and in this one.
+        rest: the tensors outside the tower, by this model's names.
+    """
+
+    config: PretrainedConfig
+    model: PreTrainedModel
+    renamed: Mapping[str, str]
+    rest: Tensors
+
+    def name(self, own: str) -> str:
+        """What this model calls a tensor of the tower."""
+        return next(
+            new + own.removeprefix(old) for old, new in self.renamed.items() if own.startswith(old)
+        )
+
+
+class Tower(Checkpoint):
+    """A language tower as a source; `config` and `layout` are those of its own language model."""
+
+    whole: Whole
+
+    @cached_property
+    def digest(self) -> str:
+        """As of any checkpoint, with the digests of what is outside the tower."""
+        rest = {name: tensor_digest(tensor) for name, tensor in self.whole.rest.items()}
+        return content_digest({"tower": super().digest, "rest": rest})
+
+    def as_saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the tower as the whole model's checkpoint has them."""
+        named = {self.whole.name(name): tensor for name, tensor in tensors.items()}
+        return as_saved(self.whole.model, named)
+
+    def beside(self) -> dict[str, Tensor]:
+        """What is outside the tower, as saved."""
+        return as_saved(self.whole.model, dict(self.whole.rest))
+
+    def config_to_save(self) -> PretrainedConfig:
+        """The whole model's config."""
+        config = copy.deepcopy(self.whole.config)
+        config.architectures = [type(self.whole.model).__name__]
+        return config
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_tower, (self.name, self.spec, self.folder, dict(self._flags))
+
+
+def has_tower(config: PretrainedConfig) -> bool:
+    """Whether a config is of a model with a decoder among other parts."""
+    return config.get_text_config(decoder=True) is not config and not config.is_encoder_decoder
+
+
+def open_tower(name: str, spec: str, folder: Path, flags: Mapping[str, bool]) -> Tower:
+    """Open the language tower of a whole model's folder; tensors are mapped, none is read.
+
+    Raises:
+        InputError: the model cannot be used, or transformers has no language model for its tower.
+    """
+    trust = flags["trust_remote_code"]
+    try:
+        config = load_config(folder, trust)
+        model = _build(config, trust)
+        text = copy.deepcopy(config.get_text_config(decoder=True))
+        text.tie_word_embeddings = config.tie_word_embeddings
+        alone = _build_alone(text, model, trust)
+        layout = layout_of(alone)
+        stored = read_stored(folder, flags["allow_pickle"])
+        tensors = canonical_tensors(stored, model, _flat(model, layout), folder)
+        renamed = _renamed(alone, model)
+        whole = Whole(config, model, renamed, Tensors({}))
+        own = {name: whole.name(name) for name in layout.names}
+        _check_shapes(layout, own, model)
+    except InputError as error:
+        raise InputError(f"{campaign_key(name)}: {error}") from None
+    found = set(own.values())
+    rest = tensors.part({name: name for name in tensors if name not in found})
+    tower = Tower(name, spec, folder, text, layout, tensors.part(own), flags)
+    tower.whole = Whole(config, model, renamed, rest)
+    return tower
+
+
+def _build(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
+    # Whatever the architecture's own code raises, the cause is the config the user gave.
+    except Exception as error:
+        raise InputError(
+            f"transformers cannot build a model of text and images from this config: "
+            f"{reason(error)}"
+        ) from None
+
+
+def _build_alone(
+    text: PretrainedConfig, whole: PreTrainedModel, trust_remote_code: bool
+) -> PreTrainedModel:
+    try:
+        return build_skeleton(text, trust_remote_code=trust_remote_code)
+    except InputError as error:
+        raise InputError(
+            f"the language tower of {type(whole).__name__} ({text.model_type}) is no language "
+            f"model of its own, so that it cannot be merged here ({error})"
+        ) from None
+
+
+def _renamed(alone: PreTrainedModel, whole: PreTrainedModel) -> dict[str, str]:
+    """Prefixes of the tower's two parts, decoder and head, in its own model and in the whole."""
+    decoder, prefix = alone.base_model, alone.base_model_prefix
+    towers = [name for name, module in whole.named_modules() if type(module) is type(decoder)]
+    if len(towers) != 1:
+        raise InputError(
+            f"{type(whole).__name__} has {len(towers)} modules of type {type(decoder).__name__}; "
+            "only models with one language tower can be merged"
+        )
+    return {f"{prefix}.": f"{towers[0]}.", _head(alone): _head(whole)}
+
+
+def _head(model: PreTrainedModel) -> str:
+    head = model.get_output_embeddings()
+    return next(f"{name}." for name, module in model.named_modules() if module is head)
+
+
+def _flat(model: PreTrainedModel, tower: Layout) -> Layout:
+    """A layout without layers, to read a whole model's tensors by."""
+    tensors, tied = unshared(model.state_dict(keep_vars=True))
+    specs = [
+        TensorSpec(name, tuple(weight.shape), None, "other", name, None)
+        for name, weight in tensors.items()
+    ]
+    return Layout(type(model).__name__, 0, "", tuple(specs), tied, tower.vocab_size)
+
+
+def _check_shapes(layout: Layout, own: Mapping[str, str], whole: PreTrainedModel) -> None:
+    state = whole.state_dict()
+    for spec in layout.tensors:
+        found = state.get(own[spec.name])
+        if found is None or tuple(found.shape) != spec.shape:
+            raise InputError(
+                f"{type(whole).__name__} has no {own[spec.name]} of shape {list(spec.shape)}, as "
+                f"its language model {layout.architecture} has"
+            )

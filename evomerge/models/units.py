@@ -1,0 +1,262 @@
+"""Which parts of a layer may change places without changing what it computes.
+
+Those are the hidden units of an MLP, the heads that share a key and value (KV) head, and the KV
+heads with their groups of query heads. Nothing else moves: the residual stream between the layers
+keeps its order, so that every layer stands by itself.
+
+They are found by the names that transformers gives to linear maps. A module with a tensor whose
+part in this is not known, or whose heads are told apart by their place (ALiBi), is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evomerge.models.layout import TensorSpec, build_skeleton, layout_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_MLPS = (
+    (("gate_proj", "up_proj"), "down_proj"),
+    (("up_proj",), "down_proj"),
+    (("gate_up_proj",), "down_proj"),
+    (("fc1",), "fc2"),
+    (("c_fc",), "c_proj"),
+    (("fc_in",), "fc_out"),
+    (("dense_h_to_4h",), "dense_4h_to_h"),
+)
+"""Maps into and out of the hidden units; a fused gate and up hold one after the other."""
+
+_QKV = ("q_proj", "k_proj", "v_proj")
+_OUT = ("o_proj", "out_proj", "dense", "c_proj")
+_FUSED = {"qkv_proj": "o_proj", "c_attn": "c_proj"}
+"""Queries, keys and values stacked in one map, and the map out beside it. Other pairs (CodeGen's
+qkv_proj with out_proj, GPT-BigCode's plain c_attn) stack them otherwise."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of units in a tensor: `count` of them, `width` entries each along `dim`.
+
+    Attributes:
+        suffix: the tensor's name within its layer.
+        start: the first unit's first entry.
+    """
+
+    suffix: str
+    dim: int
+    count: int
+    width: int = 1
+    start: int = 0
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """The units as rows, (count, width · the other dimensions), float32."""
+        found = tensor.narrow(self.dim, self.start, self.count * self.width)
+        return found.movedim(self.dim, 0).reshape(self.count, -1).float()
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one attention module.
+
+    Attributes:
+        q, k, v, o: their weights; q and o have a unit per head, k and v per KV head.
+        others: biases, and norms over all heads, with as many units as the one or the other.
+    """
+
+    q: Part
+    k: Part
+    v: Part
+    o: Part
+    others: tuple[Part, ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Every part that moves with a head or a KV head."""
+        return (self.q, self.k, self.v, self.o, *self.others)
+
+
+@dataclass(frozen=True)
+class LayerUnits:
+    """What may move in one layer: the parts of each MLP's units, and the attention's heads."""
+
+    mlps: tuple[tuple[Part, ...], ...]
+    heads: Heads | None
+
+
+def model_units(
+    config: PretrainedConfig, *, trust_remote_code: bool = False
+) -> tuple[LayerUnits, ...]:
+    """The units of every layer of the model that transformers builds from `config`.
+
+    Raises:
+        InputError: see `derive_layout`.
+    """
+    model = build_skeleton(config, trust_remote_code=trust_remote_code)
+    layout = layout_of(model)
+    return tuple(
+        _Layer(model, f"{layout.prefix}.{index}", layout.tensors_of_layer(index)).units()
+        for index in range(layout.layers)
+    )
+
+
+class _Layer:
+    """One layer's tensors, by module."""
+
+    def __init__(self, model: PreTrainedModel, name: str, tensors: Sequence[TensorSpec]) -> None:
+        self._model, self._name = model, name
+        self._config = model.config.get_text_config(decoder=True)
+        self._shapes = {spec.suffix: spec.shape for spec in tensors}
+
+    def units(self) -> LayerUnits:
+        parents = {suffix.rpartition(".")[0].rpartition(".")[0] for suffix in self._shapes}
+        heads = [found for p in sorted(parents) if (found := self._heads(p)) is not None]
+        mlps = (parts for p in sorted(parents) if (parts := self._mlp(p)))
+        return LayerUnits(tuple(mlps), heads[0] if len(heads) == 1 else None)
+
+    def _mlp(self, parent: str) -> tuple[Part, ...]:
+        """The parts of the MLP's units that stands under `parent`; () if there is none."""
+        here = self._modules(parent)
+        for inward, outward in _MLPS:
+            if {*inward, outward} <= here.keys():
+                break
+        else:
+            return ()
+        count = self._size(here[outward], inwards=True)
+        halves = 2 if inward == ("gate_up_proj",) else 1
+        if any(self._size(here[module]) != halves * count for module in inward):
+            return ()
+        parts = [
+            part
+            for module in inward
+            for half in range(halves)
+            for part in self._out_of(here[module], count, start=half * count)
+        ]
+        parts.append(self._into(here[outward], count))
+        # A tensor that has the units but no known part in them would be left behind.
+        known = {f"{here[module]}.bias" for module in (*inward, outward)}
+        known |= {part.suffix for part in parts}
+        return tuple(parts) if all(count not in s for s in self._besides(parent, known)) else ()
+
+    def _heads(self, parent: str) -> Heads | None:
+        """The heads of the attention under `parent`, if there is one whose tensors are all known.
+
+        A head's width is its values', which the map out has; its queries may be wider, where they
+        carry a gate.
+        """
+        here = self._modules(parent)
+        if not parent or self._in_fixed_places():
+            return None
+        found = self._stacked(here) or self._apart(here)
+        if found is None:
+            return None
+        main, biases, known = found
+        others = [*biases]
+        for suffix in [s for s in self._shapes if s.startswith(f"{parent}.") and s not in known]:
+            of = main["q"] if ".q" in suffix else main["k"]
+            size = self._shapes[suffix]
+            if "norm" not in suffix or not suffix.endswith((".weight", ".bias")):
+                return None
+            if size == (of.count * of.width,):
+                others.append(Part(suffix, 0, of.count, of.width))
+            elif size != (of.width,):  # else one for all heads, which stays
+                return None
+        return Heads(**main, others=tuple(others))
+
+    def _apart(self, here: Mapping[str, str]) -> _Attention | None:
+        out = [name for name in _OUT if name in here]
+        if not set(_QKV) <= here.keys() or len(out) != 1:
+            return None
+        sizes = {name: self._size(here[name]) for name in _QKV}
+        counts = self._counts(sizes["v_proj"], self._size(here[out[0]], inwards=True))
+        if counts is None:
+            return None
+        count = dict(zip(_QKV, (counts[0], counts[1], counts[1]), strict=True))
+        if any(sizes[name] % count[name] for name in _QKV):
+            return None
+        found = [
+            [*self._out_of(here[name], count[name], sizes[name] // count[name])] for name in _QKV
+        ]
+        return self._attention(found, here[out[0]], counts[0])
+
+    def _stacked(self, here: Mapping[str, str]) -> _Attention | None:
+        fused = [name for name, out in _FUSED.items() if {name, out} <= here.keys()]
+        if len(fused) != 1 or (fused[0] == "c_attn") != self._is_transposed(here[fused[0]]):
+            return None
+        module, out = here[fused[0]], here[_FUSED[fused[0]]]
+        within, size = self._size(out, inwards=True), self._size(module)
+        counts = self._counts((size - within) // 2, within)
+        if counts is None:
+            return None
+        width, start, found = within // counts[0], 0, []
+        for count in (counts[0], counts[1], counts[1]):
+            found.append([*self._out_of(module, count, width, start)])
+            start += count * width
+        return self._attention(found, out, counts[0]) if start == size else None
+
+    def _attention(self, found: list[list[Part]], out: str, count: int) -> _Attention:
+        width = self._size(out, inwards=True) // count
+        weights = [parts[0] for parts in found]
+        main = dict(zip("qkvo", [*weights, self._into(out, count, width)], strict=True))
+        biases = [part for parts in found for part in parts[1:]]
+        known = {part.suffix for part in (*main.values(), *biases)} | {f"{out}.bias"}
+        return main, biases, known
+
+    def _counts(self, values: int, within: int) -> tuple[int, int] | None:
+        """The numbers of heads and of KV heads, from the sizes of all values and of all heads."""
+        heads = getattr(self._config, "num_attention_heads", None)
+        if not isinstance(heads, int) or within % heads:
+            return None
+        shared, rest = divmod(values, within // heads)
+        return (heads, shared) if shared and not rest and heads % shared == 0 else None
+
+    def _in_fixed_places(self) -> bool:
+        """Whether a head's place says something, or a later layer reads its keys and values."""
+        config: Any = self._config
+        by_place = getattr(config, "alibi", False) or (
+            getattr(config, "position_embedding_type", None) == "alibi"
+        )
+        return bool(by_place or getattr(config, "num_kv_shared_layers", 0))
+
+    def _modules(self, parent: str) -> dict[str, str]:
+        """Name → path within the layer, of the modules under `parent` that have a 2-D weight."""
+        found = {}
+        for suffix, shape in self._shapes.items():
+            path, _, leaf = suffix.rpartition(".")
+            above, _, name = path.rpartition(".")
+            if above == parent and leaf == "weight" and len(shape) == 2:
+                found[name] = path
+        return found
+
+    def _besides(self, parent: str, known: set[str]) -> Iterator[tuple[int, ...]]:
+        under = f"{parent}." if parent else ""
+        for suffix, shape in self._shapes.items():
+            if suffix.startswith(under) and suffix not in known:
+                yield shape
+
+    def _is_transposed(self, path: str) -> bool:
+        """Whether its weight is (in, out), as GPT-2's are, and not (out, in)."""
+        from transformers.pytorch_utils import Conv1D
+
+        return isinstance(self._model.get_submodule(f"{self._name}.{path}"), Conv1D)
+
+    def _size(self, path: str, *, inwards: bool = False) -> int:
+        return self._shapes[f"{path}.weight"][inwards != self._is_transposed(path)]
+
+    def _out_of(self, path: str, count: int, width: int = 1, start: int = 0) -> Iterator[Part]:
+        """The units that a linear map gives: in its weight, then in its bias."""
+        yield Part(f"{path}.weight", int(self._is_transposed(path)), count, width, start)
+        if f"{path}.bias" in self._shapes:
+            yield Part(f"{path}.bias", 0, count, width, start)
+
+    def _into(self, path: str, count: int, width: int = 1) -> Part:
+        """The units that a linear map takes; its bias is not theirs."""
+        return Part(f"{path}.weight", int(not self._is_transposed(path)), count, width)
+
+
+_Attention = tuple[dict[str, Part], list[Part], set[str]]
+"""Parts by role, those of the biases, and the suffixes that are accounted for."""
