@@ -96,7 +96,8 @@ def _entries(
         if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
             out.mul_(factor)
         names = (BASE, *step.rule.experts) if step.rule else (step.source,)
-        read.add(kernel.sources[name].read(step.tensor.name) for name in names)
+        for name in names:
+            read.add(kernel.sources[name].mapped(step.tensor.name))
         return out
 
     pieces = base.as_saved({step.name: torch.empty(step.tensor.shape, dtype=dtype, device="meta")})

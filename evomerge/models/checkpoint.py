@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -98,6 +98,10 @@ class Checkpoint(Source):
         """
         return self._tensors[self.layout.tensor(name).name]
 
+    def mapped(self, name: str) -> Sequence[Tensor]:
+        """The view of a tensor as it is stored; nothing of one that is made at every read."""
+        return self._tensors.mapped(self.layout.tensor(name).name)
+
     def as_saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Some of a model's tensors under the names, and in the pieces, that transformers saves."""
         return as_saved(self._skeleton, tensors)
@@ -124,8 +128,7 @@ class Checkpoint(Source):
             digests = pool.map(lambda name: tensor_digest(self._tensors[name]), self._tensors)
             for name, digest in zip(self._tensors, digests, strict=True):
                 found[name] = digest
-                if not self._tensors.is_made(name):
-                    read.add([self._tensors[name]])
+                read.add(self._tensors.mapped(name))
             read.release()
             return found
 

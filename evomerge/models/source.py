@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,6 +44,9 @@ class Source(Protocol):
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor in its stored dtype, on CPU; a view that must not be written to."""
+
+    def mapped(self, name: str) -> Sequence[torch.Tensor]:
+        """What of a tensor is mapped from a file, whose pages may be given back once it is read."""
 
     def as_saved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Some of a model's tensors under the names, and in the pieces, that transformers saves."""

@@ -33,9 +33,10 @@ class Tensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def is_made(self, name: str) -> bool:
-        """Whether a tensor is computed at every read."""
-        return isinstance(self._entries[name], Made)
+    def mapped(self, name: str) -> list[Tensor]:
+        """The view of a tensor that is held here; nothing of one that is made at every read."""
+        entry = self._entries[name]
+        return [] if isinstance(entry, Made) else [entry]
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of one tensor; nothing is made for it."""

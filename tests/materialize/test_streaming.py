@@ -243,8 +243,8 @@ def peak(folder, layers):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
 def test_peak_memory_does_not_grow_with_the_model(tmp_path):
-    small, large = peak(tmp_path / "small", 4), peak(tmp_path / "large", 9)
+    small, large = peak(tmp_path / "small", 9), peak(tmp_path / "large", 18)
     more = sum(path.stat().st_size for path in (tmp_path / "large").glob("*/*.safetensors"))
     more -= sum(path.stat().st_size for path in (tmp_path / "small").glob("*/*.safetensors"))
-    assert more / 2**20 > 170
+    assert more / 2**20 > 230
     assert large - small < 40, (small, large)
