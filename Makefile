@@ -11,7 +11,7 @@ quickstart: $(VENV)/.run
 	$(BIN)/evomerge report runs/quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu"

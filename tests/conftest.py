@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same_every_run", derandomize=True)
+settings.load_profile("same_every_run")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' processes share the cores
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and rich then ignores later changes
 sys.path.insert(0, str(Path(__file__).parent))
 
 

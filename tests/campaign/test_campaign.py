@@ -263,7 +263,7 @@ def test_with_several_workers_a_deadly_candidate_is_retired_and_no_other_is_lost
     tiny_folder, whole, monkeypatch
 ):
     trials = [e.digest for e in evaluations(whole) if e.optimizers_own]
-    TwoSlots.deadly = trials[0]
+    monkeypatch.setattr(TwoSlots, "deadly", trials[0])
     monkeypatch.setattr("evomerge.driver.build_executor", TwoSlots)
     out = tiny_folder / "run"
     for _ in range(ATTEMPTS):

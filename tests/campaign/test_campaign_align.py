@@ -86,7 +86,7 @@ def test_workers_use_the_permutations_that_the_check_found(runs, monkeypatch):
     assert any("math: aligned to the base" in note for note in setup.models.notes)
     monkeypatch.setattr("evomerge.models.alignment.align", None)
     [parent] = [e for e in evaluations(runs[1] / "run") if (e.name, e.split) == ("math", "search")]
-    with closing(open_workers(setup)) as workers:
+    with closing(open_workers(setup, runs[1] / "run")) as workers:
         workers.submit(Job(0, Recipe.from_json(parent.recipe), "search"))
         outcome = workers.wait()
     assert outcome.reason is None

@@ -52,19 +52,19 @@ def _add_tokenizer(folder, tokens=30, renamed=None):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config_of():
     """(kind, **changes) -> config of a tiny model."""
     return _config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def model_of():
     """(kind, seed, **changes) -> a tiny model in which every weight is random."""
     return _model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def add_tokenizer():
     """(folder, tokens, renamed) -> saves a word-level tokenizer of t0, t1, … there."""
     return _add_tokenizer

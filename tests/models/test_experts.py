@@ -94,21 +94,19 @@ def test_quantized_experts_are_refused(model_of, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def mixtrals(tmp_path_factory):
+def mixtrals(tmp_path_factory, model_of, add_tokenizer):
     """Folder of a base and two experts, float32, each saved expert by expert."""
-    from conftest import _add_tokenizer, _model
-
     folder = tmp_path_factory.mktemp("mixtrals")
-    base = _model("mixtral", num_local_experts=4)
+    base = model_of("mixtral", num_local_experts=4)
     for seed, name in enumerate(("base", "a", "b")):
-        model = _model("mixtral", num_local_experts=4)
+        model = model_of("mixtral", num_local_experts=4)
         model.load_state_dict(base.state_dict())
         if name != "base":
             torch.manual_seed(seed)
             for weight in model.parameters():
                 weight.data += 0.05 * torch.randn_like(weight)
         model.save_pretrained(folder / name)
-        _add_tokenizer(folder / name)
+        add_tokenizer(folder / name)
     return folder
 
 

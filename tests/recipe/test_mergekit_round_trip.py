@@ -73,6 +73,7 @@ def copies(group):
 def test_any_path_of_copied_layers_comes_back(path, outside):
     merges = tuple(chain(*outside))
     used = {slot.source for slot in path} | {name for m in merges for name in m.experts}
+    assume(BASE in used or len(used) > 1)  # the only model of a file is the reader's base
     named = sources(*(name for name in EXPERTS if name in used))
     recipe = Recipe(sources=named, path=path, merges=merges)
     assert read_again(recipe).digest == recipe.digest
