@@ -142,13 +142,13 @@ def _draws(kind: str, n: int, task: int, values: Values) -> Values:
     Tasks draw apart, so that items which happen to stand at one place are not tied together.
     """
     if RESAMPLES * n <= _KEPT:
-        return _kept(kind, n, task) @ values
+        return _kept(kind, n, task, RESAMPLES) @ values
     return np.concatenate([block @ values for block in draws(kind, n, task, RESAMPLES)])
 
 
 @lru_cache(maxsize=32)
-def _kept(kind: str, n: int, task: int) -> NDArray[np.float32]:
-    return next(draws(kind, n, task, RESAMPLES))
+def _kept(kind: str, n: int, task: int, rows: int) -> NDArray[np.float32]:
+    return next(draws(kind, n, task, rows))
 
 
 def draws(kind: str, n: int, task: int, rows: int) -> Iterator[NDArray[np.float32]]:

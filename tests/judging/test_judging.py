@@ -206,6 +206,14 @@ def test_large_tasks_are_drawn_in_blocks_with_the_same_answer(monkeypatch):
     assert blocks.p == pytest.approx(kept.p, abs=0.02)
 
 
+def test_draws_that_were_kept_are_not_taken_for_another_number(monkeypatch):
+    values = (np.random.default_rng(13).random(37) < 0.5).astype(float)
+    interval(judge(), {"t0": values})
+    monkeypatch.setattr("evomerge.judging.intervals.RESAMPLES", 500)
+    both = interval(judge((1.0, 1.0), (1.0, 1.0)), {"t0": values, "t1": values})
+    assert both.low < both.value < both.high
+
+
 def test_tasks_are_resampled_apart():
     """Equal tasks halve the variance of their mean; tied draws would leave it as it was."""
     values = (np.random.default_rng(9).random(120) < 0.5).astype(float)
