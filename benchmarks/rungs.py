@@ -159,7 +159,8 @@ def main() -> int:
     for name, found in checks.items():
         result = calibrate(found)
         covered = result.covered / result.of
-        print(f"  {name:8} mean absolute error {result.error:.4f}, coverage {covered:.2f}")
+        error = f"mean absolute error {result.error:.4f}"
+        print(f"  {name:8} {error}, coverage of the 90 % interval {covered:.2f}")
     return 0
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from evomerge.candidate import Candidate, finalist, named
 from evomerge.errors import EvomergeError
 from evomerge.judging.scores import Judge
-from evomerge.judging.selection import best, by_preference, leading
+from evomerge.judging.selection import Judged, best, by_preference, leading
 from evomerge.ladder import Ladder, open_ladder
 from evomerge.listener import Listener
 from evomerge.recipe import BASE
@@ -156,23 +156,32 @@ class Campaign:
         """The finalist that does best on the select split, which yardsticks meet too."""
         if not self._trials:
             raise EvomergeError("the time was up before the first trial; run it again, for longer")
-        objective = self._setup.judge.objective
-        trials = by_preference(judged(self._judge("search"), self._trials), objective)
-        if not trials:
+        top = self._finalists()
+        if not top:
             raise EvomergeError(f"no trial succeeded; the last failed: {self._trials[-1].reason}")
-        top = trials[: self._setup.config.fitness.select_top]
         self._measure_yardsticks("select")
         self._measure("select", [finalist(one.trial, "select") for one in top])
         chosen = [self._known[one.digest, "select"] for one in top]
+        objective = self._setup.judge.objective
         preferred = by_preference(judged(self._judge("select"), chosen), objective)
         if not preferred:
             raise EvomergeError(f"no finalist could be scored on select: {chosen[0].reason}")
         return preferred[0].trial
 
+    def _finalists(self) -> list[Judged[Evaluation]]:
+        """The best by search, among whom select decides."""
+        trials = judged(self._judge("search"), self._trials)
+        ranked = by_preference(trials, self._setup.judge.objective)
+        return ranked[: self._setup.config.fitness.select_top]
+
     def _conclude(self, winner: Evaluation) -> None:
-        """Note whom the search gave, and after how many trials."""
-        spent = {} if self._setup.config.budget.items is None else {"items": self._spent}
-        facts = {"winner": winner.digest, "trials": len(self._trials), **spent}
+        """Note whom the search gave, among whom it was chosen, and after how many trials."""
+        facts = {
+            "winner": winner.digest,
+            "finalists": [one.digest for one in self._finalists()],
+            "trials": len(self._trials),
+            **({} if self._setup.config.budget.items is None else {"items": self._spent}),
+        }
         self._study.set_note("concluded", facts)
 
     def _open_test(self, winner: str) -> None:

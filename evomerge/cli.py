@@ -245,7 +245,7 @@ def status(folder: RunFolder, as_json: AsJson = False) -> None:
 
 @app.command()
 def best(folder: RunFolder, as_json: AsJson = False) -> None:
-    """The winner, against every parent and baseline, with intervals."""
+    """The winner, against every parent and baseline, with intervals and paired tests."""
     from evomerge.report.summary import best_summary
     from evomerge.report.tables import best_table
     from evomerge.runs import open_run

@@ -143,6 +143,8 @@ class FitnessConfig(Strict):
 
     tasks: list[TaskConfig] = Field(min_length=1)
     include_path: str | None = None
+    allow_test_sets: bool = False
+    """Whether the search may see documents of public test sets, which others report scores on."""
     objective: ObjectiveConfig = ObjectiveConfig(kind="mean")
     constraints: list[ConstraintConfig] = Field(default_factory=list)
     splits: dict[str, float | int] = Field(

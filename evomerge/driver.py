@@ -83,6 +83,7 @@ def open_study(
                 "metric": task.metric,
                 "weight": task.weight,
                 "higher_is_better": task.higher_is_better,
+                "test_set": task.test_set,
             }
             for task in setup.tasks
         ]

@@ -128,19 +128,9 @@ def open_ladder(setup: Setup, study: Study, judge: Judge, listener: Listener) ->
         weights = dict(zip(judge.tasks, judge.weights.tolist(), strict=True))
         sizes, found = setup.sizes("search"), list(yardsticks.values())
         rungs = fix_rungs(fitness.rungs, sizes, weights, found)
-        stored = rungs.with_measures(_measures(setup)).to_json()
+        stored = rungs.with_measures(setup.measures).to_json()
         study.set_rungs(stored)
     rungs = Rungs.from_json(stored)
     below = [rungs.places(rung) for rung in range(len(rungs) - 1)]
     learner = Learner(fitness.estimator, below, yardsticks, listener)
     return Ladder(rungs, setup.items["search"], judge, fitness, learner)
-
-
-def _measures(setup: Setup) -> dict[str, str]:
-    """measure → the task that is asked for it, named `task.measure`."""
-    counted = [task.task for task in setup.tasks if task.weight > 0]
-    return {
-        measure.task: max((t for t in counted if measure.task.startswith(f"{t}.")), key=len)
-        for measure in setup.tasks
-        if measure.weight == 0
-    }

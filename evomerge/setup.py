@@ -17,7 +17,7 @@ from evomerge.judging.constraints import Constraints
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.rungs import check_rungs
 from evomerge.judging.scores import Judge
-from evomerge.judging.splits import split_items
+from evomerge.judging.splits import Marks, deal
 from evomerge.models.depth import config_of_path
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokenizer_digest
@@ -57,6 +57,11 @@ class Setup:
         """task → how many items the split has; measures beside a task have its items."""
         counted = [task.task for task in self.tasks if task.weight > 0]
         return {task: len(self.items[split][task]) for task in counted}
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """Measure → the task beside whose score it is."""
+        return _measures(self.tasks)
 
     def grid(self) -> dict[str, Recipe]:
         """The merges of `space.grid`, by name.
@@ -142,12 +147,13 @@ def prepare(config: CampaignConfig) -> Setup:
     models = replace(models, notes=(*models.notes, *space.notes))
     _check_chat_template(config, models)
     tasks = list_items(config.fitness)
+    items, notes = _split(tasks, config)
     setup = Setup(
         config=config,
-        models=models,
+        models=replace(models, notes=(*models.notes, *notes)),
         space=space,
         tasks=tasks,
-        items=_split(tasks, config),
+        items=items,
         judge=_judge(config, models, tasks),
     )
     check_rungs(config.fitness.rungs, setup.sizes("search"))
@@ -210,12 +216,30 @@ def _check_chat_template(config: CampaignConfig, models: Preflight) -> None:
         )
 
 
-def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> SplitItems:
-    dealt: SplitItems = {split: {} for split in SPLITS}
+def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> tuple[SplitItems, list[str]]:
+    """The splits, and what the user should know of them."""
+    measures = _measures(tasks)
+    scored: dict[str, Marks] = {}
     for task in tasks:
-        scored = [item for item in task.ids if item not in task.excluded]
-        if not scored:
+        marked = zip(task.ids, task.marks, strict=True)
+        found = {item: marks for item, marks in marked if item not in task.excluded}
+        if not found:
             raise InputError(f"fitness.tasks: {task.task} has no items left to score")
-        for split, ids in split_items(scored, config.fitness.splits, task.task).items():
-            dealt[split][task.task] = ids
-    return dealt
+        if task.task not in measures:
+            scored[task.task] = found
+    dealt, shared = deal(scored, config.fitness.splits)
+    items = {
+        split: {t.task: dealt[measures.get(t.task, t.task)][split] for t in tasks}
+        for split in SPLITS
+    }
+    notes = [f"{found}: each is dealt to the same split in both" for found in shared]
+    return items, notes
+
+
+def _measures(tasks: Sequence[TaskItems]) -> dict[str, str]:
+    counted = [task.task for task in tasks if task.weight > 0]
+    return {
+        measure.task: max((t for t in counted if measure.task.startswith(f"{t}.")), key=len)
+        for measure in tasks
+        if measure.weight == 0
+    }

@@ -13,6 +13,7 @@ from evomerge.export.parents import Parent
 from evomerge.materialize.plan import is_straight
 from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.recipe.mergekit import MergekitFile
+from evomerge.report.choice import choice_line, test_sets_line, tests_line
 
 if TYPE_CHECKING:
     from evomerge.models.layout import Layout
@@ -153,8 +154,12 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
         + ", ".join(f"{task} ({found['n']} items)" for task, found in tasks.items())
         + f" (item counts of the {shown} split), with 95 % bootstrap intervals. The search saw the "
         "search split, the winner was chosen on select, and test was opened at the end; leads are "
-        "paired, p from a permutation test, not corrected for the number of rows."
+        f"paired, p: {tests_line(summary, shown)}."
     )
+    if summary["choice"]:
+        yield choice_line(summary["choice"], lambda value: f"{value:.3f}")
+    if summary["test_sets"]:
+        yield test_sets_line(summary["test_sets"])
     yield _table("model", rows)
 
 
@@ -166,7 +171,7 @@ def _lead(scores: Mapping[str, Any] | None) -> str:
     found = scores and scores.get("winner_minus_this")
     if not found:
         return ""
-    p = "p < 0.001" if found["p"] < 0.001 else f"p = {found['p']:.3f}"
+    p = "p < 0.001" if found["p_holm"] < 0.001 else f"p = {found['p_holm']:.3f}"
     return f"{_span(found, 'difference')}, {p}"
 
 

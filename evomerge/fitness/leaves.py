@@ -18,10 +18,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import handle_non_serializable, hash_string
 
 from evomerge.config import FitnessConfig, TaskConfig
 from evomerge.errors import CandidateError, InputError
+from evomerge.fitness.documents import document_hash
 from evomerge.fitness.loading import LoadedTasks, load_tasks, open_manager
 from evomerge.fitness.surroundings import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tokens import RESPONSE_TOKENS
@@ -42,6 +42,7 @@ class Leaf:
         weight: the entry's weight, or a group member's share of it; 0 for a measure.
         ids: item ids in document order; `requests[i]` are the instances of `ids[i]`.
         excluded: ids whose document serves as a few-shot example.
+        test_set: which public test set the documents are, if they are one.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Leaf:
     ids: tuple[str, ...]
     excluded: frozenset[str]
     requests: tuple[tuple[Instance, ...], ...]
+    test_set: str | None = None
 
     def asked(self) -> str:
         """SHA-256 over every request's arguments, every target and the task's own code, in hex."""
@@ -127,7 +129,7 @@ def load_leaves(config: FitnessConfig, lm: HFLM | None) -> Iterator[Leaf]:
     for position, spec in enumerate(config.tasks):
         where = f"fitness.tasks[{position}]"
         with quiet(), stock_seeds(), templates_compiled_once():
-            loaded = load_tasks(manager, position, spec)
+            loaded = load_tasks(manager, position, spec, config.allow_test_sets)
             for name in loaded.tasks:
                 if (other := entry_of.setdefault(name, spec.task)) != spec.task:
                     raise InputError(
@@ -136,13 +138,6 @@ def load_leaves(config: FitnessConfig, lm: HFLM | None) -> Iterator[Leaf]:
                     )
             leaves = _build(where, config, spec, loaded, lm)
         yield from leaves
-
-
-def document_hash(document: Any) -> str:
-    """lm-eval's `doc_hash`: SHA-256 of the document as JSON, 64 hex digits."""
-    return hash_string(
-        json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    )
 
 
 def _build(
@@ -169,6 +164,7 @@ def _build(
             ids=ids[name],
             excluded=excluded[name],
             requests=requests[name],
+            test_set=loaded.test_sets[name],
         )
         for name, task in loaded.tasks.items()
         for beside, (metric, read_under, higher) in enumerate(metrics[name])

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
-from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as FILE_FORMATS
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, Kind
@@ -22,8 +20,15 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from evomerge.config import FitnessConfig, TaskConfig
 from evomerge.errors import InputError
+from evomerge.fitness.test_sets import (
+    BUILT_IN,
+    FILE_FORMATS,
+    is_built_in,
+    refuse,
+    test_set_named,
+    test_set_of,
+)
 
-BUILT_IN = Path(lm_eval.tasks.__file__).parent
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 
 
@@ -34,10 +39,12 @@ class LoadedTasks:
     Attributes:
         tasks: lm-eval `Task` objects by name; several where the entry names a group or a tag.
         group: the lm-eval `Group` the entry names, if it names one.
+        test_sets: by name, which public test set the task's documents are, if they are one.
     """
 
     tasks: dict[str, Any]
     group: Any | None
+    test_sets: dict[str, str | None]
 
 
 class LocalTaskFactory(TaskFactory):
@@ -46,7 +53,7 @@ class LocalTaskFactory(TaskFactory):
     def _load_full_config(
         self, entry: Entry, overrides: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        if entry.yaml_path is None or BUILT_IN in Path(entry.yaml_path).resolve().parents:
+        if entry.yaml_path is None or is_built_in(entry):
             return super()._load_full_config(entry, overrides)
         config = read_task_file(Path(entry.yaml_path), (entry.cfg or {}).get("dataset_path"))
         return super()._load_full_config(Entry(entry.name, entry.kind, None, config), overrides)
@@ -126,13 +133,18 @@ def open_manager(config: FitnessConfig) -> TaskManager:
     return manager
 
 
-def load_tasks(manager: TaskManager, position: int, spec: TaskConfig) -> LoadedTasks:
+def load_tasks(
+    manager: TaskManager, position: int, spec: TaskConfig, allow_test_sets: bool
+) -> LoadedTasks:
     """Load one entry of `fitness.tasks` with its data.
 
     Raises:
-        InputError: the task or its data cannot be loaded, or is of a kind evomerge does not score.
+        InputError: the task or its data cannot be loaded, is of a kind evomerge does not score, or
+            a public test set without leave.
     """
-    where = f"fitness.tasks[{position}].task: {spec.task!r}"
+    where, index = f"fitness.tasks[{position}].task: {spec.task!r}", manager.task_index
+    if not allow_test_sets:
+        refuse([(spec.task, test_set_named(index[spec.task]))], where)
     try:
         loaded = manager.load([spec.task])
     # Loading runs the task author's own code and reads their data: anything can come out of it.
@@ -149,7 +161,10 @@ def load_tasks(manager: TaskManager, position: int, spec: TaskConfig) -> LoadedT
         raise InputError(f"{where} cannot be loaded: {reason}") from error
     for name, task in loaded["tasks"].items():
         _refuse_what_cannot_be_scored(where, name, task)
-    return LoadedTasks(loaded["tasks"], loaded["groups"].get(spec.task))
+    test_sets = {name: test_set_of(name, task, index) for name, task in loaded["tasks"].items()}
+    if not allow_test_sets:
+        refuse(test_sets.items(), where)
+    return LoadedTasks(loaded["tasks"], loaded["groups"].get(spec.task), test_sets)
 
 
 def _refuse_what_cannot_be_scored(where: str, name: str, task: Any) -> None:

@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from evomerge.config import FitnessConfig
 from evomerge.errors import InputError
+from evomerge.fitness.documents import marks
 from evomerge.fitness.engine import Engine
 from evomerge.fitness.leaves import Leaf, load_leaves
 from evomerge.fitness.surroundings import quiet, stock_seeds, templates_compiled_once
@@ -33,6 +34,9 @@ class TaskItems:
         asked: digest of what is asked and what counts as right: it changes with prompts, choices,
             few-shot examples, generation settings and answers. The driver's is taken before, a
             worker's after the chat template, so it takes no part in comparisons.
+        marks: of each item, what tells its document apart; see `documents.marks`.
+        test_set: which public test set the documents are, `openai/gsm8k, split test`; None where
+            they are none.
     """
 
     task: str
@@ -42,6 +46,8 @@ class TaskItems:
     ids: tuple[str, ...]
     excluded: frozenset[str]
     asked: str = field(compare=False)
+    marks: tuple[tuple[str, ...], ...] = field(compare=False, repr=False)
+    test_set: str | None = None
 
 
 class TaskSet:
@@ -161,4 +167,6 @@ def _describe(leaf: Leaf) -> TaskItems:
         ids=leaf.ids,
         excluded=leaf.excluded,
         asked=leaf.asked(),
+        marks=tuple(marks(group[0].doc) for group in leaf.requests),
+        test_set=leaf.test_set,
     )

@@ -59,6 +59,13 @@ class Scores:
         """The value; below every feasible one where constraints are broken (Deb 2000's rule)."""
         return self.value if self.violation <= 0 else -1e9 * (1 + self.violation)
 
+    @property
+    def standing(self) -> tuple[bool, float]:
+        """By what memories of bests compare: whatever was measured comes before an estimate, whose
+        luck would hold the place for good.
+        """
+        return not self.estimated, self.fitness
+
 
 @dataclass(frozen=True)
 class Judge:

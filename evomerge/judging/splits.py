@@ -2,15 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from evomerge.config import SPLITS
 from evomerge.errors import InputError
 
+Marks = Mapping[str, Collection[str]]
+"""A task's items, each with what tells its document apart beside the hash in its id: a text for
+people, "#" and a digest.
+"""
+Dealt = dict[str, list[str]]
+"""split → item ids."""
 
-def split_items(
-    ids: Sequence[str], splits: Mapping[str, float | int], task: str
-) -> dict[str, list[str]]:
+
+@dataclass(frozen=True)
+class Shared:
+    """What two tasks have in common: how many documents, and what one of them says."""
+
+    tasks: tuple[str, str]
+    count: int
+    example: str
+
+    def __str__(self) -> str:
+        a, b = self.tasks
+        documents = "1 document" if self.count == 1 else f"{self.count} documents"
+        return f"{a!r} and {b!r} share {documents} (for example {self.example!r})"
+
+
+def deal(
+    tasks: Mapping[str, Marks], splits: Mapping[str, float | int]
+) -> tuple[dict[str, Dealt], list[Shared]]:
+    """Deal out the items of all tasks so that no document is in two splits.
+
+    Every task is dealt out by itself, as by `split_items`. Only where a document would be searched
+    on in one task, and selected or tested on in another, all are dealt out again, the smallest task
+    first: in later ones its documents stay in the splits that they are in. Counts are exact as
+    long as documents that are not shared can make up for those that are; fractions give way then.
+
+    Two items of different tasks are one document when their hashes are equal, or when they have a
+    mark that no second document of either task has.
+
+    Args:
+        tasks: task → its items with their marks.
+        splits: fractions that add up to 1, or counts.
+
+    Returns:
+        task → its splits; and what made it necessary to deal again, empty if nothing did.
+
+    Raises:
+        InputError: a split would be empty, or counts cannot be had without a document in two.
+    """
+    alone = {task: split_items(list(items), splits, task) for task, items in tasks.items()}
+    documents = _documents(tasks)
+    shared = _shared_across_splits(alone, documents, tasks)
+    if not shared:
+        return alone, []
+    homes: dict[str, str] = {}
+    together: dict[str, Dealt] = {}
+    for task in sorted(tasks, key=lambda task: len(tasks[task])):
+        room = _counts(len(tasks[task]), splits, task)
+        together[task] = _deal(list(tasks[task]), room, splits, documents[task], homes)
+        least = {s: len(v) if _are_counts(splits) else 1 for s, v in alone[task].items()}
+        _check_filled(task, together[task], least, shared)
+        for split, items in together[task].items():
+            homes |= {documents[task][item]: split for item in items}
+    return {task: together[task] for task in tasks}, shared
+
+
+def split_items(ids: Sequence[str], splits: Mapping[str, float | int], task: str) -> Dealt:
     """Deal a task's items out to the splits, each split in the order of the documents' hashes.
 
     The rank of a document is that of its hash, so that neither seeds nor other tasks move it.
@@ -28,20 +93,7 @@ def split_items(
     Raises:
         InputError: a split would be empty, or more items are asked for than there are.
     """
-    room = _counts(len(ids), splits, task)
-    dealt: dict[str, list[str]] = {split: [] for split in SPLITS}
-    copies: dict[str, list[str]] = {}
-    for item in sorted(ids):
-        copies.setdefault(item.partition("#")[0], []).append(item)
-    for group in copies.values():
-        for split in SPLITS:
-            if len(group) <= room[split] - len(dealt[split]):
-                dealt[split].extend(group)
-                break
-        else:
-            if not _are_counts(splits):  # fractions promise every item a place
-                roomiest = max(SPLITS, key=lambda split: room[split] - len(dealt[split]))
-                dealt[roomiest].extend(group)
+    dealt = _deal(ids, _counts(len(ids), splits, task), splits, {}, {})
     for split, items in dealt.items():
         if not items:
             raise InputError(
@@ -49,6 +101,108 @@ def split_items(
                 "too many of them copies of one document to fill three splits"
             )
     return dealt
+
+
+def _deal(
+    ids: Sequence[str],
+    room: Mapping[str, int],
+    splits: Mapping[str, float | int],
+    documents: Mapping[str, str],
+    homes: Mapping[str, str],
+) -> Dealt:
+    """One task's items, document by document; those that have a home in a split go there first.
+
+    Args:
+        room: split → how many items it is to have.
+        documents: item → its document; by default, the hash in its id.
+    """
+    dealt: Dealt = {split: [] for split in SPLITS}
+    groups: dict[str, list[str]] = {}
+    for item in sorted(ids):
+        groups.setdefault(documents.get(item, _hash(item)), []).append(item)
+    for document in sorted(groups, key=lambda document: document not in homes):
+        group, home = groups[document], homes.get(document)
+        left = {split: room[split] - len(dealt[split]) for split in SPLITS}
+        fitting = [s for s in ([home] if home else SPLITS) if len(group) <= left[s]]
+        if fitting:
+            dealt[fitting[0]].extend(group)
+        elif not _are_counts(splits):  # fractions promise every item a place
+            dealt[home or max(SPLITS, key=lambda split: left[split])].extend(group)
+    return {split: sorted(items) for split, items in dealt.items()}
+
+
+def _hash(item: str) -> str:
+    return item.partition("#")[0]
+
+
+def _documents(tasks: Mapping[str, Marks]) -> dict[str, dict[str, str]]:
+    """task → item → a name of its document, equal in every task that has it."""
+    places = list(dict.fromkeys((t, _hash(item)) for t, items in tasks.items() for item in items))
+    place_of = {key: place for place, key in enumerate(places)}
+    holders: dict[str, list[int]] = {}
+    for task, items in tasks.items():
+        found: dict[str, set[int]] = {}
+        for item, marks in items.items():
+            for mark in (_hash(item), *marks):
+                found.setdefault(mark, set()).add(place_of[task, _hash(item)])
+        for mark, here in found.items():
+            if len(here) == 1:
+                holders.setdefault(mark, []).extend(here)
+    same = [(held[0], other) for held in holders.values() for other in held[1:]]
+    rows, columns = np.array(same, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(same)), (rows, columns)), shape=(len(places), len(places)))
+    _, parts = connected_components(graph, directed=False)
+    names: dict[int, str] = {}
+    for part, (_, name) in zip(parts.tolist(), places, strict=True):
+        names[part] = min(name, names.get(part, name))
+    return {
+        task: {item: names[int(parts[place_of[task, _hash(item)]])] for item in items}
+        for task, items in tasks.items()
+    }
+
+
+def _shared_across_splits(
+    dealt: Mapping[str, Dealt],
+    documents: Mapping[str, Mapping[str, str]],
+    tasks: Mapping[str, Marks],
+) -> list[Shared]:
+    """Of every two tasks that have one document in two splits, what they share."""
+    homes = {
+        task: {documents[task][item]: split for split, items in found.items() for item in items}
+        for task, found in dealt.items()
+    }
+    crossing = [
+        (a, b)
+        for a, b in combinations(homes, 2)
+        if any(homes[b].get(document, split) != split for document, split in homes[a].items())
+    ]
+    return [_shared(a, b, documents, tasks) for a, b in crossing]
+
+
+def _shared(
+    a: str, b: str, documents: Mapping[str, Mapping[str, str]], tasks: Mapping[str, Marks]
+) -> Shared:
+    ours, theirs = ({document: item for item, document in documents[t].items()} for t in (a, b))
+    common = sorted(ours.keys() & theirs.keys())
+    items = ours[common[0]], theirs[common[0]]
+    both = (mark for mark in tasks[a][items[0]] if mark in tasks[b][items[1]])
+    example = next(both, f"{common[0][:12]}#").rpartition("#")[0]
+    return Shared((a, b), len(common), example)
+
+
+def _check_filled(
+    task: str, dealt: Dealt, least: Mapping[str, int], shared: Sequence[Shared]
+) -> None:
+    """Refuse splits that shared documents leave too small."""
+    for split, items in dealt.items():
+        if len(items) < least[split]:
+            why = "; ".join(str(found) for found in shared if task in found.tasks)
+            raise InputError(
+                f"fitness.tasks: {why}. A document searched on in one task must not be tested on "
+                f"in another; each kept in one split, they leave {split} of {task!r} with "
+                f"{len(items)} items, and {least[split]} are needed: leave one of the tasks out, "
+                "or ask for fewer in fitness.splits"
+            )
 
 
 def _counts(total: int, splits: Mapping[str, float | int], task: str) -> dict[str, int]:

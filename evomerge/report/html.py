@@ -85,7 +85,7 @@ def report_page(study: Study) -> str:
         bounds=searched_bounds(facts["weights"]),
         rows=rows,
         strongest=[_strongest(rows, role) for role in YARDSTICKS],
-        yardsticks={"parent": best["parents"], "baseline": {**best["baselines"], **best["grid"]}},
+        yardsticks={"parent": best["parents"], "baseline": best["baselines"], "grid": best["grid"]},
         remarks=remarks(best),
         constraints=constraint_lines(best),
         tasks=tasks,

@@ -19,6 +19,7 @@ from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge, Values
 from evomerge.judging.selection import Judged, best, by_preference
 from evomerge.recipe import BASE
+from evomerge.report.choice import choice_summary, correct_for_many
 from evomerge.sections import ConstraintConfig, ObjectiveConfig
 from evomerge.study.judged import check_of, judge_on, judged, searched
 from evomerge.study.record import Evaluation
@@ -72,15 +73,18 @@ def best_summary(study: Study) -> dict[str, Any]:
     """
     judge = judge_of(study)
     trials = searched(judge, study.evaluations())
-    chosen = (study.note("concluded") or {}).get("winner")
+    concluded = study.note("concluded") or {}
     ranked = by_preference(trials, judge.objective)
-    leader = best([t for t in trials if t.digest == chosen]) or next(iter(ranked), None)
+    chosen = best([t for t in trials if t.digest == concluded.get("winner")])
+    leader = chosen or next(iter(ranked), None)
     if leader is None:
         raise InputError(
             f"study {study.name!r}: no trial has succeeded yet; `evomerge status` says how far it "
             "is and what failed"
         )
     summary = trial_summary(study, leader.trial)
+    if chosen:
+        summary["choice"] = choice_summary(judge, study.evaluations(), concluded)
     if judge.objective.goals is None:
         return summary
     feasible = [one for one in ranked if one.scores and one.scores.violation <= 0]
@@ -98,30 +102,34 @@ def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
     }
     grid = [e for e in evaluations if e.role == "grid" and e.split == "search"]
     leader = best(judged(judges["search"], grid))
+    against = {
+        "parents": yardsticks["parent"],
+        "baselines": yardsticks["baseline"],
+        "grid": {f"{leader.trial.name} (best of {len(grid)} on a grid)": leader.digest}
+        if leader
+        else {},
+    }
+    rows = {
+        group: {name: _against(judges, trial.digest, d, scored) for name, d in found.items()}
+        for group, found in against.items()
+    }
+    correct_for_many([row for found in rows.values() for row in found.values()])
     return {
         "trial": trial.number,
         "digest": trial.digest,
         "recipe": trial.recipe,
         "scores": _scores(judges, trial.digest, scored),
-        "parents": {
-            name: _against(judges, trial.digest, digest, scored)
-            for name, digest in yardsticks["parent"].items()
-        },
-        "baselines": {
-            name: _against(judges, trial.digest, digest, scored)
-            for name, digest in yardsticks["baseline"].items()
-        },
-        "grid": {
-            f"{leader.trial.name} (best of {len(grid)} on a grid)": _against(
-                judges, trial.digest, leader.digest, scored
-            )
-        }
-        if leader
-        else {},
+        **rows,
+        "choice": None,
         "constraints": {
             split: _checks(judge, scored.get((trial.digest, split)))
             for split, judge in judges.items()
         },
+        "test_sets": [
+            task["task"]
+            for task in study.note("tasks") or []
+            if task.get("test_set") and task["weight"] > 0
+        ],
         "test_opened": study.note("test_opened") or [],
         "stages": (study.note("stage") or {}).get("before", []),
     }

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.config import SPLITS
+from evomerge.report.choice import choice_line, test_sets_line, tests_line
 from evomerge.report.summary import shown_split
 
 SHOWN_OF_FRONT = 20
@@ -85,7 +86,7 @@ def best_table(best: dict[str, Any]) -> RenderableType:
                 name,
                 *_means(scores, shown),
                 difference(paired) if paired else "",
-                p_value(paired["p"]) if paired else "",
+                p_value(paired["p_holm"]) if paired else "",
             )
     parts: list[RenderableType] = [table, *map(Text, stage_lines(best))]
     if best.get("front"):
@@ -174,8 +175,12 @@ def remarks(best: dict[str, Any]) -> list[str]:
     """How to read the table, and what the reader must not overlook."""
     lines = [
         "[95 % bootstrap intervals], on the test split once it is open, on search before; "
-        "p: paired permutation test, two-sided, not corrected for the number of rows."
+        f"p: {tests_line(best, shown_split(best))}."
     ]
+    if best["choice"]:
+        lines.append(choice_line(best["choice"], short))
+    if best["test_sets"]:
+        lines.append(test_sets_line(best["test_sets"]))
     opened = best["test_opened"]
     if not opened:
         lines.append("The test split has not been opened: the budget is not spent.")

@@ -74,7 +74,7 @@ def plain_attributes(evaluation: Evaluation) -> dict[str, Any]:
         "steps": [list(astuple(step)) for step in evaluation.steps] or None,
         "asked": evaluation.asked,
         "tasks": {
-            task: {"mean": _mean(values, evaluation.estimated), "n": len(values)}
+            task: _of_task(values, evaluation.estimated)
             for task, values in evaluation.scores.items()
         }
         or None,
@@ -204,8 +204,11 @@ def _split_scores(tasks: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray
     return dict(zip(tasks, np.split(values, np.cumsum(lengths)[:-1]), strict=True)) if tasks else {}
 
 
-def _mean(values: np.ndarray, estimated: bool) -> float | None:
-    """The mean of what was measured, for readers; None where JSON has no number for it."""
+def _of_task(values: np.ndarray, estimated: bool) -> dict[str, float | int | None]:
+    """A task's mean for readers, None where JSON has no number for it, and its number of items;
+    of an estimated one the mean over those `measured`.
+    """
     measured = values[~np.isnan(values)] if estimated else values
     mean = float(np.mean(measured)) if len(measured) else float("nan")
-    return mean if np.isfinite(mean) else None
+    found = {"mean": mean if np.isfinite(mean) else None, "n": len(values)}
+    return found | ({"measured": len(measured)} if estimated else {})

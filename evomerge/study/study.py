@@ -221,8 +221,8 @@ class Study:
                 if ours.get(task) != theirs.get(task):
                     raise InputError(
                         f"{self._where}: the documents of task {task!r} in split {split!r} are "
-                        "not those the study began with; restore them, or use another study.name "
-                        "or --out"
+                        f"not those the study began with; {_remedy(task, given, stored)}use "
+                        "another study.name or --out"
                     )
 
     def items(self) -> dict[str, dict[str, list[str]]]:
@@ -394,3 +394,11 @@ class Study:
             if trial.number not in self._seen:
                 self._seen[trial.number] = from_trial(trial)
         self._loaded = True
+
+
+def _remedy(task: str, ours: Items, theirs: Items) -> str:
+    """What else than a new study might help: documents that were only dealt anew cannot return."""
+    searched = set(theirs.get("search", {}).get(task, []))
+    moved = any(searched & set(ours[split].get(task, [])) for split in ours if split != "search")
+    why = "some that were searched on stand in another split now, for another task has them too; "
+    return why if moved else "restore them, or "

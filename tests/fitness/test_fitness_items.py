@@ -143,7 +143,7 @@ def test_an_unknown_task_is_named_with_the_nearest(tasks, monkeypatch):
 
 def test_built_in_tasks_are_found_without_the_full_scan(tasks, monkeypatch):
     monkeypatch.setattr("evomerge.fitness.loading._built_in_index", pytest.fail)
-    message = refused(tasks.config({"task": "arc_easy"}))
+    message = refused(tasks.config({"task": "arc_easy"}, allow_test_sets=True))
     assert "fitness.tasks[0].task: 'arc_easy': its data cannot be read" in message
     assert "offline" in message
 

@@ -105,16 +105,18 @@ def test_competition_keeps_more_items_solved_than_a_plain_genetic_algorithm():
     assert covered("m2n2") > covered("ga")
 
 
+@pytest.mark.parametrize("flaw", [{"violation": 1.0}, {"estimated": True}])
 @pytest.mark.parametrize("name", ARCHIVED)
-def test_candidates_that_break_a_constraint_never_breed(name):
+def test_candidates_that_break_a_constraint_or_are_estimated_never_breed(name, flaw):
     def score(genome):
         good = fragments(genome)
-        return replace(good, value=1.0, violation=1.0) if genome[0] < 0.5 else good
+        return replace(good, value=1.0, **flaw) if genome[0] < 0.5 else good
 
     optimizer = build_optimizer(OptimizerConfig(kind=name, mutation=0.0), mixed(), 1)
     record = search(optimizer, 120, score)
     late = [p for p, _ in record[40:]]
-    assert {record[i][1].violation for p in late for i in p.parents} == {0.0}
+    bred_from = [record[i][1] for p in late for i in p.parents]
+    assert {(s.violation, s.estimated) for s in bred_from} == {(0.0, False)}
 
 
 def test_smaller_is_better_where_the_sign_says_so():

@@ -10,9 +10,10 @@ from evomerge.judging.scores import Scores
 from evomerge.search.domain import Domain
 
 
-def tell(optimizer, index, value):
+def tell(optimizer, index, value, estimated=False):
     proposal = optimizer.ask(index)
-    optimizer.tell(proposal, None if value is None else Scores(value, 0.0, 1))
+    scores = None if value is None else Scores(value, 0.0, 1, estimated=estimated)
+    optimizer.tell(proposal, scores)
     return proposal
 
 
@@ -86,3 +87,27 @@ def test_mutants_take_whole_levels_from_members(variant):
     optimizer = build("de", domain, variant=variant, population=4)
     entries = {tell(optimizer, index, 0.0).genome[1] for index in range(4)}
     assert {tell(optimizer, index, 0.0).genome[1] for index in range(4, 40)} <= entries
+
+
+def test_the_swarms_best_and_a_particles_are_measured_ones_however_high_an_estimate():
+    optimizer = build("pso", particles=2)
+    guessed, measured = tell(optimizer, 0, 0.9, estimated=True), tell(optimizer, 1, 0.5)
+    assert optimizer._best.ask == measured.ask
+    assert optimizer._swarm[0].best.ask == guessed.ask, "until it has a measured one"
+    again = tell(optimizer, 2, 0.4)
+    assert optimizer._swarm[0].best.ask == again.ask
+    tell(optimizer, 4, 0.95, estimated=True)
+    assert optimizer._best.ask == measured.ask
+    assert optimizer._swarm[0].best.ask == again.ask
+
+
+def test_an_estimate_never_takes_a_measured_members_slot():
+    optimizer = build("de", population=4)
+    guessed = tell(optimizer, 0, 0.9, estimated=True)
+    assert optimizer._members[0][2] == guessed.ask
+    better = tell(optimizer, 4, 0.95, estimated=True)
+    assert optimizer._members[0][2] == better.ask
+    measured = tell(optimizer, 8, 0.5)
+    assert optimizer._members[0][2] == measured.ask
+    tell(optimizer, 12, 0.99, estimated=True)
+    assert optimizer._members[0][2] == measured.ask

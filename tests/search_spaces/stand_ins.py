@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,10 @@ def _sum(draw: random.Random) -> dict[str, Any]:
 
 
 Row = Callable[[random.Random], dict[str, Any]]
-ROWS: dict[str, tuple[int, Sequence[str], Row]] = {
-    "SakanaAI/gsm8k-ja-test_250-1319": (1069, ("test",), _sum),
+ROWS: dict[str, tuple[Mapping[str, int], Row]] = {
+    "SakanaAI/gsm8k-ja-test_250-1319": ({"test": 1069}, _sum),
     "juletxara/mgsm": (
-        250,
-        ("train", "test"),
+        {"train": 8, "test": 250},
         lambda draw: {
             **_sum(draw),
             "answer": f"ステップごとの答え：{_words(draw, 4)} 答えは7です。",
@@ -116,13 +115,11 @@ ROWS: dict[str, tuple[int, Sequence[str], Row]] = {
         },
     ),
     "openai/gsm8k": (
-        1319,
-        ("train", "test"),
+        {"train": 1200, "test": 1319},
         lambda draw: {"question": _words(draw, 6), "answer": f"{_words(draw, 3)} #### 7"},
     ),
     "HuggingFaceH4/MATH-500": (
-        500,
-        ("test",),
+        {"test": 500},
         lambda draw: {
             "problem": _words(draw, 6),
             "solution": f"{_words(draw, 3)} \\boxed{{7}}",
@@ -132,10 +129,9 @@ ROWS: dict[str, tuple[int, Sequence[str], Row]] = {
             "unique_id": _words(draw, 2),
         },
     ),
-    "Anthropic/hh-rlhf": (2312, ("train", "test"), _pair),
+    "Anthropic/hh-rlhf": ({"train": 8, "test": 2312}, _pair),
     "truthfulqa/truthful_qa": (
-        817,
-        ("validation",),
+        {"validation": 817},
         lambda draw: {
             "question": _words(draw, 5),
             "mc1_targets": {"choices": [_words(draw, 2), _words(draw, 2)], "labels": [1, 0]},
@@ -146,18 +142,16 @@ ROWS: dict[str, tuple[int, Sequence[str], Row]] = {
         },
     ),
 }
-"""Data sets by hub name: how many documents, in which splits, and one document by their columns."""
+"""Data sets by hub name: how many documents each split has, and one document by their columns."""
 
 
 def load_dataset(path: str, name: str | None = None, **_: Any) -> datasets.DatasetDict:
     """What `datasets.load_dataset` would give: invented documents of the data set's own form."""
-    count, splits, row = ROWS[path]
+    splits, row = ROWS[path]
     draw = random.Random(f"{path} {name}")
     return datasets.DatasetDict(
         {
-            split: datasets.Dataset.from_list(
-                [row(draw) for _ in range(8 if split == "train" else count)]
-            )
-            for split in splits
+            split: datasets.Dataset.from_list([row(draw) for _ in range(count)])
+            for split, count in splits.items()
         }
     )

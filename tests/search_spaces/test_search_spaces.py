@@ -122,6 +122,7 @@ def test_a_campaign_passes_every_check_on_models_and_data_of_the_named_kind(
     setup = prepare(stages[0].config)
     check_later(setup, stages)
     assert sum(len(ids) for ids in setup.items["search"].values()) >= 100
+    assert config.fitness.allow_test_sets == any(task.test_set for task in setup.tasks)
     rng = np.random.default_rng(0)
     for genome in (setup.space.initial, rng.random(setup.space.dimension)):
         recipe = setup.space.decode(genome)

@@ -17,10 +17,11 @@ from evomerge.search.variation import reflect
 class DifferentialEvolution(Optimizer):
     """Differential evolution: Evolver (arXiv:2406.12208), or DE/rand/1/bin (Storn & Price 1997).
 
-    Ask k is a trial for slot k mod N, and replaces the slot's member when it is no worse; each
-    trial is made from the members of the moment, so workers never wait for a generation. An empty
-    slot (nothing told yet, or a failure) gets a uniform sample; the domain's starts fill the first
-    ones. For member i, with x_a, x_b, x_c three others drawn at random:
+    Ask k is a trial for slot k mod N, and replaces the slot's member when it is no worse (a mere
+    estimate never replaces what was measured); each trial is made from the members of the moment,
+    so workers never wait for a generation. An empty slot (nothing told yet, or a failure) gets a
+    uniform sample; the domain's starts fill the first ones. For member i, with x_a, x_b, x_c three
+    others drawn at random:
 
     - `evolver`: the mutant is (1 − F)·x_i + F·x_a, an interpolation. (The authors' code selects on
       the test split; here the search split decides, as for every optimizer.)
@@ -51,7 +52,8 @@ class DifferentialEvolution(Optimizer):
         default_rate = 0.9 if variant == "textbook" else 0.5
         self._crossover_rate = default_rate if crossover_rate is None else crossover_rate
         self._discrete = domain.discrete
-        self._members: dict[int, tuple[Genome, float, int]] = {}  # slot → genome, fitness, ask
+        self._members: dict[int, tuple[Genome, tuple[bool, float], int]] = {}
+        """Slot → genome, standing, ask."""
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         generator = np.random.default_rng(rng)
@@ -72,8 +74,8 @@ class DifferentialEvolution(Optimizer):
         slot = proposal.ask % self._population
         if scores is None:
             return
-        if slot not in self._members or scores.fitness >= self._members[slot][1]:
-            self._members[slot] = proposal.genome, scores.fitness, proposal.ask
+        if slot not in self._members or scores.standing >= self._members[slot][1]:
+            self._members[slot] = proposal.genome, scores.standing, proposal.ask
 
     def _mutant(self, genomes: tuple[Genome, ...], generator: np.random.Generator) -> Genome:
         exchanged = generator.random(self.domain.dimension) < self._scale

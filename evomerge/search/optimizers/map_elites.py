@@ -30,8 +30,8 @@ class MapElites(Optimizer):
     """MAP-Elites with crossover over two named measures (Mouret & Clune 2015, arXiv:1504.04909).
 
     A measure is a task's metric or a recipe statistic. A candidate takes the cell of its measures
-    when that is empty or holds a worse one. Parents are two elites drawn uniformly. Failures and
-    candidates that break a constraint stay out.
+    when that is empty or holds a worse one. Parents are two elites drawn uniformly. Failures,
+    candidates that break a constraint and those that were not measured on all items stay out.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class MapElites(Optimizer):
         return child, tuple(dict.fromkeys((first, second)))
 
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
-        if scores is None or scores.violation > 0:
+        if scores is None or scores.violation > 0 or scores.estimated:
             return
         cell = self._archive.offer(self._place(proposal.genome, scores), scores.value)
         if cell is not None:

@@ -20,7 +20,7 @@ class _Seen:
     """A place, how good it is, and which ask led there."""
 
     genome: Genome
-    fitness: float
+    standing: tuple[bool, float]
     ask: int
 
 
@@ -46,7 +46,8 @@ class ParticleSwarm(Optimizer):
     rests (v = 0).
 
     Ask k moves particle k mod N from where it was last seen, so workers never wait. The velocity is
-    the displacement that came about, over λ. Particles begin at the domain's starts, then between
+    the displacement that came about, over λ. Bests are measured ones, once there are any, whatever
+    is estimated. Particles begin at the domain's starts, then between
     two sources of the domain (as the paper interpolates its experts), or uniformly where there are
     none. After a failure a particle stays where it was.
     """
@@ -102,10 +103,10 @@ class ParticleSwarm(Optimizer):
         slot = proposal.ask % self._count
         particle = self._swarm.get(slot)
         if scores is not None:
-            seen = _Seen(proposal.genome, scores.fitness, proposal.ask)
-            if self._best is None or seen.fitness > self._best.fitness:
+            seen = _Seen(proposal.genome, scores.standing, proposal.ask)
+            if self._best is None or seen.standing > self._best.standing:
                 self._best = seen
-            if self._worst is None or seen.fitness < self._worst.fitness:
+            if self._worst is None or seen.standing < self._worst.standing:
                 self._worst = seen
             if particle is None:
                 self._swarm[slot] = _Particle(seen, self._first_velocity(seen), seen)
@@ -117,7 +118,7 @@ class ParticleSwarm(Optimizer):
     def _move(self, particle: _Particle, seen: _Seen, length: float) -> None:
         particle.velocity = (seen.genome - particle.at.genome) / length
         particle.at = seen
-        if seen.fitness > particle.best.fitness:
+        if seen.standing > particle.best.standing:
             particle.best, particle.stale = seen, -1
 
     def _rest_if_stale(self, particle: _Particle) -> None:

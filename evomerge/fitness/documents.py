@@ -1,0 +1,50 @@
+"""What tells a document apart, under whichever task or name it is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lm_eval.utils import handle_non_serializable, hash_string
+
+DISTINCT = 40
+"""Characters of a text from which on two documents do not share it by chance."""
+EXCERPT = 60
+"""Characters of the text that a mark begins with, for people to know the document by."""
+
+
+def document_hash(document: Any) -> str:
+    """lm-eval's `doc_hash`: SHA-256 of the document as JSON, 64 hex digits."""
+    return hash_string(
+        json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    )
+
+
+def marks(document: Any) -> tuple[str, ...]:
+    """What another record of the same document has too, though its hash be another.
+
+    Each of its longer texts, for records with fields added, left out or rewritten; and all its
+    values, whatever their names. Case, spaces and line ends do not count. A mark is a text's
+    beginning, "#" and a digest of the whole.
+    """
+    values = list(_values(document))
+    texts = dict.fromkeys(value for value in values if len(value) >= DISTINCT)
+    return tuple(_mark(text) for text in (*texts, " | ".join(values)))
+
+
+def _values(part: Any) -> Iterator[str]:
+    """Texts and numbers within a document, in their order."""
+    if isinstance(part, Mapping):
+        part = list(part.values())
+    if isinstance(part, list | tuple):
+        for inner in part:
+            yield from _values(inner)
+    elif isinstance(part, str | int | float):
+        yield " ".join(str(part).casefold().split())
+
+
+def _mark(text: str) -> str:
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return f"{text[:EXCERPT]}#{digest}"

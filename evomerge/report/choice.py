@@ -1,0 +1,107 @@
+"""How the winner was chosen, and what that makes of its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from evomerge.judging.best_of_many import on_new_items
+from evomerge.judging.intervals import holm, interval
+from evomerge.judging.scores import Judge
+from evomerge.study.judged import judge_on, judged
+from evomerge.study.record import Evaluation
+
+NAMED = 3
+"""Of many tasks so many are named."""
+
+
+def choice_summary(
+    judge: Judge, evaluations: Sequence[Evaluation], concluded: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """By how much the winner's score on select flatters it, for being the best of some there.
+
+    Args:
+        judge: the campaign's.
+        concluded: the study's note on its winner.
+
+    Returns:
+        `finalists`: how many it was chosen among; `select`: its score; `expected`: what a winner
+        so chosen is expected to score on new items, at most `select` (see `best_of_many`); `low`,
+        `high`: the interval of `select`, lowered by as much. None before there is a winner, and
+        where it was not chosen by its score alone: by a preference among goals, or for the smallest
+        breach of a constraint; nor with a single item of a task.
+    """
+    judge = judge_on(judge, evaluations, "select")
+    named = concluded.get("finalists")  # older studies do not say
+    found = {
+        e.digest: e
+        for e in evaluations
+        if (e.split, e.role) == ("select", "finalist") and (named is None or e.digest in named)
+    }
+    scored = [one for one in judged(judge, list(found.values())) if one.scores]
+    rivals = [one for one in scored if one.scores and one.scores.violation <= 0]
+    winner = next((one for one in rivals if one.digest == concluded.get("winner")), None)
+    if winner is None or winner.value is None or judge.objective.ranking is not None:
+        return None
+    expected = on_new_items(judge, [one.trial.scores for one in rivals])
+    if expected is None:
+        return None
+    excess = max(0.0, winner.value - expected) if len(rivals) > 1 else 0.0
+    around = interval(judge, winner.trial.scores)
+    return {
+        "finalists": len(rivals),
+        "select": winner.value,
+        "expected": winner.value - excess,
+        "low": around.low - excess,
+        "high": around.high - excess,
+    }
+
+
+def correct_for_many(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Give every comparison its p-value among all those on its split (Holm 1979), as `p_holm`.
+
+    `rows`: split → scores of each recipe that the winner is compared with; written to.
+    """
+    for split in {split for row in rows for split in row}:
+        found = [row[split]["winner_minus_this"] for row in rows if _compared(row[split])]
+        for one, p in zip(found, holm([one["p"] for one in found]), strict=True):
+            one["p_holm"] = p
+
+
+def _compared(scores: Mapping[str, Any] | None) -> bool:
+    return scores is not None and "winner_minus_this" in scores
+
+
+def choice_line(choice: Mapping[str, Any], number: Callable[[float], str]) -> str:
+    """`choice_summary` in words."""
+    if choice["finalists"] == 1:
+        return "A single finalist was scored on select: nothing was chosen there."
+    excess = choice["select"] - choice["expected"]
+    return (
+        f"Best of {choice['finalists']} on select: {number(choice['select'])} there is too high by "
+        f"about {number(excess)} for that; on new documents {number(choice['expected'])} "
+        f"[{number(choice['low'])}, {number(choice['high'])}] is expected (bootstrap bias "
+        "correction of the choice). The test split had no part in the choice: its intervals need "
+        "no correction."
+    )
+
+
+def tests_line(best: Mapping[str, Any], split: str) -> str:
+    """What the p-values of a `best_summary` are."""
+    rows = [
+        row[split] for group in ("parents", "baselines", "grid") for row in best[group].values()
+    ]
+    found = [row["winner_minus_this"]["test"] for row in rows if _compared(row)]
+    names = {"mcnemar": "exact McNemar test", "permutation": "paired permutation test"}
+    tests = " or ".join(names[test] for test in dict.fromkeys(found)) or "paired test"
+    return f"{tests}, two-sided, Holm-corrected for {len(found)} rows"
+
+
+def test_sets_line(tasks: Sequence[str]) -> str:
+    """What a score on public test sets is worth after a search on them."""
+    named = ", ".join(tasks[:NAMED]) + (f" and {len(tasks) - NAMED} more" * (len(tasks) > NAMED))
+    are = "is a public test set" if len(tasks) == 1 else "are public test sets"
+    return (
+        f"{named} {are}, and the search has seen a part: compare with others' scores by the test "
+        "split alone, not by a run over all items."
+    )
