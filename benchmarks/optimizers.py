@@ -2,9 +2,9 @@
 
 Every own optimizer hears of 5,000 recorded trials of 500 genes; then ask plus tell is timed over
 two generations and more, without the storage's write. The bar: a median under 50 ms. `cma (mixed)`
-has a fifth of its genes as whole numbers. Then a study of 10,000 trials of 500 packed genes on
-SQLite is opened, its evaluations decoded, and told to each optimizer, as a resume does. The bar:
-under 60 s. Exits with 1 when one is missed.
+has a fifth of its genes as whole numbers, `cma (screened)` chooses among four. Then a study of
+10,000 trials of 500 packed genes on SQLite is opened, its evaluations decoded, and told to each
+optimizer, as a resume does. The bar: under 60 s. Exits with 1 when one is missed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from evomerge.study.study import Study
 MEDIAN_BAR = 0.050
 RESUME_BAR = 60.0
 ITEMS = 100
-OPTIONS: dict[str, dict[str, Any]] = {}
-"""Options of the optimizers that cannot do without."""
+OPTIONS: dict[str, dict[str, Any]] = {"map": {"interactions": False}}
+"""Options of the optimizers that cannot do without: products of genes would be 125,000."""
 
 
 def domain(dimension: int, *, mixed: bool = False) -> Domain:
@@ -75,6 +75,8 @@ def candidates(dimension: int) -> dict[str, Optimizer]:
     }
     mixed = domain(dimension, mixed=True)
     built["cma (mixed)"] = build_optimizer(OptimizerConfig(kind="cma"), mixed, 0)
+    screened = OptimizerConfig(kind="cma", screen=4)
+    built["cma (screened)"] = build_optimizer(screened, domain(dimension), 0)
     return built
 
 

@@ -151,7 +151,7 @@ def compare(
         typer.Option(
             metavar="A,B,…",
             help="Names (`evomerge list optimizers`), each with options or without: "
-            "'cma,cma:{sigma: 0.1},cma:{fitness.rungs: [32, all]}'. A name without options that is "
+            "'cma,cma:{screen: 4},cma:{fitness.rungs: [32, all]}'. A name without options that is "
             "the campaign's own optimizer has the campaign's.",
             show_default=False,
         ),

@@ -194,9 +194,14 @@ class FitnessConfig(Strict):
 
 
 class OptimizerConfig(PlugConfig):
-    """`kind` names the optimizer; the other keys are its options (`evomerge list optimizers`)."""
+    """`kind` names the optimizer; the other keys are its options (`evomerge list optimizers`).
+
+    `screen`: of so many proposals the one is evaluated that a surrogate of the results prefers; 1
+    turns it off.
+    """
 
     kind: str = "cma"
+    screen: int = Field(default=1, ge=1, le=1000, exclude_if=lambda among: among == 1)
 
 
 class BudgetConfig(Strict):

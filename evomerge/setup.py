@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -47,10 +48,12 @@ class Setup:
         """A new optimizer, in its state before the first tell.
 
         Raises:
-            InputError: no such optimizer, or one that cannot search this space or for these goals.
+            InputError: no such optimizer, or one that cannot search this space, for these goals or
+                within the budget.
         """
         optimizer = build_optimizer(self.config.optimizer, self.space, self.config.seed)
         optimizer.check_goals(self.judge.goals)
+        optimizer.check_budget(self.most_trials)
         return optimizer
 
     def sizes(self, split: str) -> dict[str, int]:
@@ -78,12 +81,20 @@ class Setup:
         first = self.config.fitness.rungs[0]
         return first if isinstance(first, int) else sum(self.sizes("search").values())
 
+    @property
+    def most_trials(self) -> int:
+        """How many trials the budget can be enough for."""
+        budget = self.config.budget
+        if budget.items is None:
+            return budget.trials
+        return min(budget.trials, math.ceil(budget.items / self.first_rung))
+
     def with_config(self, config: CampaignConfig) -> Setup:
         """The same models, tasks and items under a config that differs in how it searches.
 
         Raises:
-            InputError: no such optimizer, one that cannot search this space or for these goals, or
-                rungs for which there are too few items.
+            InputError: no such optimizer, one that cannot search this space, for these goals or
+                within the budget, or rungs for which there are too few items.
         """
         check_rungs(config.fitness.rungs, self.sizes("search"))
         setup = replace(self, config=config, space=_space(config, self.models))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from evomerge.config import OptimizerConfig
 from evomerge.errors import InputError
@@ -45,8 +46,9 @@ class Arm:
 def parse_arms(text: str, own: OptimizerConfig) -> list[Arm]:
     """Read `cma,random` or `cma,cma:{sigma: 0.1}`: names, each with options in braces or none.
 
-    `cma:{fitness.rungs: [32, all]}` also changes the campaign's rungs, race or estimator. A name
-    without options of its own that is the campaign's optimizer brings those of the campaign file.
+    `cma:{fitness.rungs: [32, all]}` also changes the campaign's rungs, race or estimator, and
+    `cma:{screen: 4}` screens. A name without options of its own that is the campaign's optimizer
+    brings those of the campaign file.
 
     Raises:
         InputError: an entry is not a name with options, or stands there twice.
@@ -83,8 +85,15 @@ def _arm(entry: str, own: OptimizerConfig) -> Arm:
                 f"{', '.join(SEARCH_KEYS)} may differ"
             )
     plain = {k: v for k, v in options.items() if not k.startswith(FITNESS)}
-    same = kind == own.kind and not plain
-    return Arm(entry, own if same else OptimizerConfig(kind=kind, **plain), fitness)
+    if kind == own.kind and not plain.keys() - {"screen"}:
+        plain = {**own.model_dump(exclude={"kind"}), **plain}
+    try:
+        return Arm(entry, OptimizerConfig(kind=kind, **plain), fitness)
+    except ValidationError as error:
+        (problem,) = error.errors()
+        raise InputError(
+            f"{OPTION}: {entry!r}: screen: {problem['msg']} (found {problem['input']!r})"
+        ) from None
 
 
 def _entries(text: str) -> Iterator[str]:

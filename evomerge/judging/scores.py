@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,8 @@ class Scores:
         metrics: measures by name, in their natural direction: each task's mean.
         signs: task → −1 where a smaller metric is better; others count as +1.
         beside: tasks of weight 0, measured beside the score.
+        aims: what is made of means in the order of `metrics`, shape (..., metrics) → (...,
+            objectives); None: unknown.
     """
 
     value: float
@@ -44,6 +46,7 @@ class Scores:
     metrics: Mapping[str, float] = field(default_factory=dict)
     signs: Mapping[str, float] = field(default_factory=dict)
     beside: frozenset[str] = frozenset()
+    aims: Callable[[Values], Values] | None = None
 
     def __post_init__(self) -> None:
         if not self.objectives:
@@ -142,6 +145,7 @@ class Judge:
                 zip(self.tasks, np.broadcast_to(self.signs, len(means)).tolist(), strict=True)
             ),
             beside=frozenset(t for t, w in zip(self.tasks, self.weights, strict=True) if w == 0),
+            aims=self.aims,
         )
 
     def error(self, means: Values, errors: Values) -> float:

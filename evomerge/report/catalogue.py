@@ -31,6 +31,10 @@ def optimizers() -> Table:
     table = _table("optimizer", "options", "what it does")
     for name, kind in all_optimizers().items():
         table.add_row(name, _options(kind), summary(kind))
+    table.caption = (
+        "screen: 4 beside the options of any but map and Optuna's: of four proposals the one is "
+        "evaluated that a surrogate of the results prefers"
+    )
     return table
 
 

@@ -23,7 +23,8 @@ def preflight_table(setup: Setup) -> RenderableType:
     for name, source in setup.models.sources.items():
         facts.add_row(f"model {name}", f"{source.folder} (digest {source.digest[:12]})")
     facts.add_row("space", f"{space.label}, {space.dimension} genes")
-    facts.add_row("optimizer", config.optimizer.kind)
+    optimizer, screen = config.optimizer.kind, config.optimizer.screen
+    facts.add_row("optimizer", f"{optimizer}, screen {screen}" if screen > 1 else optimizer)
     trials, items = config.budget.trials, config.budget.items
     facts.add_row("budget", f"{trials} trials" if items is None else f"{items:,} search items")
     kind = "Ray" if config.workers.on_ray else "in this process"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Ranks = NDArray[np.int64]
 
 
 def das_dennis(width: int, divisions: int) -> Floats:
@@ -57,3 +58,38 @@ def associate(points: Floats, rays: Floats) -> tuple[NDArray[np.int64], Floats]:
     squares = (points**2).sum(axis=1)[:, None] - along**2
     nearest = squares.argmin(axis=1)
     return nearest, np.sqrt(np.maximum(squares[np.arange(len(points)), nearest], 0.0))
+
+
+def survivors(losses: Floats, ranks: Ranks, count: int, rng: np.random.Generator) -> Ranks:
+    """NSGA-III's selection (Deb & Jain 2014, alg. 1 and 4): who of n points stays, shape (count,).
+
+    Whole fronts by rank, and of the last one members of the niches with the fewest: where a niche
+    is empty the nearest to its direction, else any.
+
+    Args:
+        losses: shape (n, m).
+        ranks: of non-dominated sorting, shape (n,).
+    """
+    last = np.sort(ranks)[count - 1]
+    within = np.flatnonzero(ranks <= last)
+    rays = directions(losses.shape[1], count)
+    scaled = normalise(losses[within], ranks[within] == 0)
+    found = dict(zip(within.tolist(), zip(*associate(scaled, rays), strict=True), strict=True))
+    kept = np.flatnonzero(ranks < last).tolist()
+    crowd = [0] * len(rays)
+    for member in kept:
+        crowd[found[member][0]] += 1
+    waiting: dict[int, list[int]] = {}
+    for member in np.flatnonzero(ranks == last).tolist():
+        waiting.setdefault(int(found[member][0]), []).append(member)
+    while len(kept) < count:
+        fewest = min(crowd[ray] for ray in waiting)
+        rays_with_fewest = [ray for ray in waiting if crowd[ray] == fewest]
+        ray = rays_with_fewest[int(rng.integers(len(rays_with_fewest)))]
+        members = waiting[ray]
+        nearest = min(range(len(members)), key=lambda place: found[members[place]][1])
+        kept.append(members.pop(nearest if fewest == 0 else int(rng.integers(len(members)))))
+        crowd[ray] += 1
+        if not members:
+            del waiting[ray]
+    return np.array(kept, dtype=np.int64)

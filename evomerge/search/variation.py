@@ -1,6 +1,7 @@
 """Crossover and mutation of genomes, real-coded; discrete genes exchange and redraw their levels.
 
-`discrete` is the mask of `Domain.discrete`, shape (dimension,).
+`discrete` is the mask of `Domain.discrete`, shape (dimension,). Genomes may stand one below the
+other, shape (n, dimension): each is varied on its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def sbx(a: Genome, b: Genome, discrete: Mask, rng: np.random.Generator, eta: flo
     Each gene crosses with probability 1/2, else stays a's; `eta`: the larger, the nearer to the
     parents.
     """
-    u, side, crosses = rng.random((3, a.size))
+    u, side, crosses = rng.random((3, *a.shape))
     spread = np.where(u < 0.5, 2 * u, 1 / (2 * (1 - u))) ** (1 / (eta + 1))
     spread = np.where(side < 0.5, spread, -spread)
     child = 0.5 * ((1 + spread) * a + (1 - spread) * b)
@@ -32,9 +33,10 @@ def mutate(x: Genome, discrete: Mask, rng: np.random.Generator, eta: float, rate
 
     A discrete gene is drawn anew; `eta`: the larger, the smaller the steps.
     """
-    u, fresh, chance = rng.random((3, x.size))
+    u, fresh, chance = rng.random((3, *x.shape))
     chosen = chance < rate
-    chosen[rng.integers(x.size)] |= not chosen.any()
+    one = np.arange(x.shape[-1]) == rng.integers(x.shape[-1], size=x.shape[:-1])[..., None]
+    chosen |= one & ~chosen.any(axis=-1, keepdims=True)
     power = eta + 1
     down = (2 * u + (1 - 2 * u) * (1 - x) ** power) ** (1 / power) - 1
     up = 1 - (2 * (1 - u) + (2 * u - 1) * x**power) ** (1 / power)

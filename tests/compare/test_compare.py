@@ -237,6 +237,26 @@ def test_arms_may_differ_in_their_rungs_and_spend_the_same_items(tiny_folder):
     assert "240 evaluations" in comparison_page(found)
 
 
+def test_screening_is_a_row_of_its_own(tiny_folder):
+    found = run(tiny_folder, "cma,cma:{screen: 4}", seeds=1, trials=13)
+    assert list(found["optimizers"]) == ["cma", "cma:{screen: 4}"]
+    plain, screened = studies(tiny_folder).values()
+    assert plain.campaign["optimizer"] | {"screen": 4} == screened.campaign["optimizer"]
+    asked = [[e.digest for e in s.evaluations() if e.optimizers_own] for s in (plain, screened)]
+    assert asked[0][:10] == asked[1][:10]  # before there is enough to go by
+    assert asked[0][10:] != asked[1][10:]
+
+
+def test_screening_alone_is_no_other_optimizer():
+    screened = OptimizerConfig(kind="cma", population=4, screen=3)
+    assert parse_arms("cma:{screen: 3}", OWN)[0].optimizer == screened
+    assert parse_arms("cma", screened)[0].optimizer == screened
+    assert parse_arms("cma:{screen: 1}", screened)[0].optimizer == OWN
+    assert parse_arms("cma:{sigma: 0.1, screen: 3}", OWN)[0].optimizer.options == {"sigma": 0.1}
+    with pytest.raises(InputError, match=r"--optimizers: 'cma:\{screen: 0\}': screen: .*found 0"):
+        parse_arms("cma:{screen: 0}", OWN)
+
+
 def test_what_is_compared_must_be_scored_alike():
     with pytest.raises(InputError, match=r"fitness\.objective must be the same"):
         parse_arms("cma:{fitness.objective: mean}", OWN)

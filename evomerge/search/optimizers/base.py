@@ -11,12 +11,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from evomerge.config import OptimizerConfig
 from evomerge.judging.scores import Scores
-from evomerge.registry import check_options, enter, find, registered
+from evomerge.registry import enter, registered
 from evomerge.search.domain import Domain, Genome
 
 _REGISTRY: dict[str, type[Optimizer]] = {}
@@ -45,7 +45,12 @@ class Optimizer(ABC):
     `ask` answers while earlier proposals are still in flight. Its answer depends only on the seed,
     the ask index and the tells heard so far, in their order: telling a new optimizer the recorded
     trials brings it to the same state.
+
+    Attributes:
+        all_goals: it maximises every goal of several, and not the value alone.
     """
+
+    all_goals: ClassVar[bool] = False
 
     def __init__(self, domain: Domain, seed: int) -> None:
         """`domain`: the genes, where to begin, and how genomes recombine."""
@@ -60,8 +65,13 @@ class Optimizer(ABC):
         """
         if index < len(self._openings):
             return Proposal(index, self.tells, self._openings[index])
-        genome, parents = self._propose(self._random(index))
-        return Proposal(index, self.tells, genome, parents)
+        return Proposal(index, self.tells, *self.answer(index))
+
+    def answer(self, index: int, nth: int = 0) -> tuple[Genome, tuple[int, ...]]:
+        """The `nth` of the answers that it could give to ask `index`, beyond the openings: a genome
+        and its parents' ask indices. The first is the one it gives.
+        """
+        return self._propose(self._random(index, stream=nth and nth + 1))
 
     def tell(self, proposal: Proposal, scores: Scores | None) -> None:
         """Learn how a proposal did; None when it failed."""
@@ -88,6 +98,22 @@ class Optimizer(ABC):
         """
         return None
 
+    def check_budget(self, trials: int) -> None:
+        """Refuse a budget that it cannot work with; by default any is borne.
+
+        Raises:
+            InputError: too few trials; names the way out.
+        """
+        return None
+
+    def check_screening(self) -> None:
+        """Refuse to be screened, where asking leaves traces or is screened already.
+
+        Raises:
+            InputError: it cannot be; names what can.
+        """
+        return None
+
     @abstractmethod
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         """A genome and its parents' ask indices; all randomness comes from `rng`."""
@@ -97,7 +123,9 @@ class Optimizer(ABC):
         """Take in one result."""
 
     def _random(self, index: int, stream: int = 0) -> np.random.SeedSequence:
-        """Randomness keyed by (seed, stream, index); asks use stream 0."""
+        """Randomness keyed by (seed, stream, index); asks use stream 0, and those from 2 on for
+        further answers.
+        """
         return np.random.SeedSequence([self.seed & 0xFFFFFFFFFFFFFFFF, stream, index])
 
 
@@ -116,17 +144,6 @@ def optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]]:
 def optimizers() -> Mapping[str, type[Optimizer]]:
     """Every registered optimizer by name, in alphabetical order."""
     return registered(_REGISTRY, "evomerge.search.optimizers")
-
-
-def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optimizer:
-    """The optimizer that a campaign file names, with its options checked.
-
-    Raises:
-        InputError: no such optimizer, an unknown option, or an option's value of the wrong type.
-    """
-    kind = find(optimizers(), config.kind, "optimizer", "optimizer.kind")
-    options = check_options(kind, config.options, "optimizer", of=config.kind)
-    return kind(domain, seed, **options)
 
 
 def summary(kind: type) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class Nsga2(Optimizer):
     Constraints come before objectives. A failure does not enter. With one objective this is a
     steady-state genetic algorithm.
     """
+
+    all_goals: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -91,6 +91,13 @@ class OptunaOptimizer(Optimizer):
                 f"{count}; use 'nsga2' or 'optuna:TPESampler'"
             )
 
+    def check_screening(self) -> None:
+        """Refuse: whatever a sampler is asked becomes a trial of its study."""
+        raise InputError(
+            f"optimizer.screen: {self._name} cannot be screened, as it counts on the trial of "
+            "everything it is asked; use one of evomerge's own, such as 'cma'"
+        )
+
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         index = ask_index(rng)
         if index not in self._pending:

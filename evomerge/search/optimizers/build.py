@@ -1,0 +1,22 @@
+"""From the campaign file's `optimizer` section to an optimizer."""
+
+from __future__ import annotations
+
+from evomerge.config import OptimizerConfig
+from evomerge.registry import check_options, find
+from evomerge.search.domain import Domain
+from evomerge.search.optimizers.base import Optimizer, optimizers
+from evomerge.search.optimizers.screening import Screened
+
+
+def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optimizer:
+    """The optimizer that a campaign file names, with its options checked; screened if it says so.
+
+    Raises:
+        InputError: no such optimizer, an unknown option, or an option's value of the wrong type, or
+            an optimizer that cannot be screened.
+    """
+    kind = find(optimizers(), config.kind, "optimizer", "optimizer.kind")
+    options = check_options(kind, config.options, "optimizer", of=config.kind)
+    built = kind(domain, seed, **options)
+    return built if config.screen == 1 else Screened(built, config.screen)
