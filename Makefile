@@ -27,6 +27,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/merge_command.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/utilisation.py
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/m2n2_digits.py --quick
 	$(BIN)/python benchmarks/rungs.py

@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from evomerge.candidate import Candidate, finalist, named
 from evomerge.errors import EvomergeError
+from evomerge.flights import ATTEMPTS, Flights
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import Judged, best, by_preference, leading
 from evomerge.ladder import Ladder, open_ladder
 from evomerge.listener import Listener
+from evomerge.logbook import Logbook
 from evomerge.recipe import BASE
 from evomerge.search.optimizers import Proposal
 from evomerge.setup import Setup
 from evomerge.study.judged import judge_on, judged, known_of, scores_of
-from evomerge.study.record import Climb, Evaluation, Marker
+from evomerge.study.record import Climb, Evaluation
 from evomerge.study.study import Study
-from evomerge.workers.executor import Executor, Job, Outcome
-
-ATTEMPTS = 3
-"""How often a candidate may take its worker or the driver down before it is retired."""
+from evomerge.workers.executor import Executor, Job
 
 
 class Campaign:
@@ -55,13 +55,11 @@ class Campaign:
         self._study = study
         self._executor = executor
         self._listener = listener
-        self._free = deque(range(executor.slots))
-        self._flying: dict[int, Candidate] = {}
+        self._flights = Flights(study, apart=executor.apart)
+        self._queue: deque[Candidate] = deque()  # to be measured whatever the budget says
+        self._logbook = Logbook(study, listener)
         self._versions = {name: version(name) for name in ("lm_eval", "torch", "transformers")}
         self._known = known_of(study.evaluations())
-        self._crashed: dict[tuple[str, str], Marker] = {}
-        for marker in sorted(study.markers(), key=lambda m: m.attempt):
-            self._crashed[marker.digest, marker.split] = marker
         self._optimizer = setup.optimizer()
         self._judges: dict[str, Judge] = {}
         self._ladder: Ladder | None = None
@@ -128,29 +126,25 @@ class Campaign:
         try:
             yield
         except (KeyboardInterrupt, EvomergeError):
-            for slot, candidate in self._flying.items():
-                with suppress(EvomergeError):
-                    self._mark(replace(candidate, attempt=candidate.attempt - 1), slot)
+            self._flights.excuse()
             raise
 
     def _search(self, deadline: float | None) -> None:
         budget = self._setup.config.budget.trials
         self._ladder = open_ladder(self._setup, self._study, self._judge("search"), self._listener)
         self._listener.phase("search", len(self._trials), budget)
-        queue = deque(self._interrupted())
-        in_flight = [c.proposal.ask for c in queue if c.proposal]
-        asked = 1 + max([*in_flight, *(trial.ask or 0 for trial in self._trials)], default=-1)
-        while True:
-            while self._free and self._may_ask(deadline):
-                if not queue:
-                    queue.append(self._candidate(self._optimizer.ask(asked)))
-                    asked += 1
-                if not self._may_start(queue[0]):
-                    break
-                self._start(queue.popleft())
-            if not self._flying:
-                return
-            self._land()
+        self._left = deque(self._flights.left_over())
+        known = {*(trial.ask for trial in self._trials), *(proposal.ask for proposal in self._left)}
+        self._asks = (index for index in count() if index not in known)
+        self._fly(lambda: self._may_ask(deadline))
+
+    def _fly(self, may_ask: Callable[[], bool] = lambda: False) -> None:
+        """Keep the workers busy until nothing is queued, in flight, or still to be asked for."""
+        while self._queue or self._flights or may_ask():
+            while self._executor.free and (self._queue or may_ask()):
+                self._start(self._queue.popleft() if self._queue else self._ask())
+            if self._flights.flying or not self._executor.free:
+                self._land()
 
     def _choose(self) -> Evaluation:
         """The finalist that does best on the select split, which yardsticks meet too."""
@@ -215,58 +209,39 @@ class Campaign:
 
     def _measure(self, phase: str, candidates: list[Candidate]) -> None:
         """Measure what is not on record yet."""
-        queue = deque(self._again(c) for c in candidates if c.key not in self._known)
-        self._listener.phase(phase, len(candidates) - len(queue), len(candidates))
-        while queue or self._flying:
-            while queue and self._free and self._may_start(queue[0]):
-                self._start(queue.popleft())
-            if self._flying:
-                self._land()
+        unknown = [self._flights.again(c) for c in candidates if c.key not in self._known]
+        self._listener.phase(phase, len(candidates) - len(unknown), len(candidates))
+        self._queue.extend(unknown)
+        self._fly()
 
     def _may_ask(self, deadline: float | None) -> bool:
+        """Whether another trial may begin: not if most of those begun wait for the same results."""
         in_time = deadline is None or time.monotonic() < deadline
-        return in_time and self._budget_left(len(self._flying))
+        enough = len(self._flights.waiting) > len(self._flights.flying)
+        begun = len(self._flights) + len(self._queue)
+        return in_time and not enough and self._budget_left(begun)
 
-    def _budget_left(self, flying: int = 0) -> bool:
-        """Whether there is budget for another trial, beside those in flight.
+    def _budget_left(self, begun: int = 0) -> bool:
+        """Whether there is budget for another trial, beside those that have begun.
 
         What these will be asked for on higher rungs is not known: items may be overspent by it.
         """
         budget, first = self._setup.config.budget, self._setup.first_rung
-        if len(self._trials) + flying >= budget.trials:
+        if len(self._trials) + begun >= budget.trials:
             return False
-        return budget.items is None or self._spent + flying * first < budget.items
+        return budget.items is None or self._spent + begun * first < budget.items
 
-    def _candidate(self, proposal: Proposal) -> Candidate:
+    def _ask(self) -> Candidate:
+        """What the last driver left in flight, then what the optimizer proposes."""
+        left = self._left
+        proposal = left.popleft() if left else self._optimizer.ask(next(self._asks))
         recipe = self._setup.space.decode(proposal.genome)
         climb = Climb() if self._ladder else None
-        return self._again(Candidate(recipe, "search", "search", proposal=proposal, climb=climb))
-
-    def _again(self, candidate: Candidate) -> Candidate:
-        """The candidate, with the attempts that earlier drivers made on it."""
-        marker = self._crashed.get(candidate.key)
-        if marker is None:
-            return candidate
-        climb = candidate.climb and (marker.climb or candidate.climb)
-        return replace(candidate, attempt=marker.attempt + 1, slot=marker.slot, climb=climb)
-
-    def _interrupted(self) -> Iterable[Candidate]:
-        """What was in flight when the last driver stopped, in the order in which it was asked."""
-        recorded = {trial.ask for trial in self._trials}
-        lost = [
-            Proposal(marker.ask, marker.tells or 0, marker.genome, marker.parents)
-            for marker in self._crashed.values()
-            if marker.ask is not None and marker.genome is not None and marker.ask not in recorded
-        ]
-        return (self._candidate(p) for p in sorted(lost, key=lambda p: p.ask))
-
-    def _may_start(self, candidate: Candidate) -> bool:
-        """A last attempt is made alone, so that the driver's death is not laid on a neighbour."""
-        last = [c for c in (candidate, *self._flying.values()) if c.attempt == ATTEMPTS]
-        return not last or not self._flying
+        candidate = Candidate(recipe, "search", "search", proposal=proposal, climb=climb)
+        return self._flights.again(candidate)
 
     def _start(self, candidate: Candidate) -> None:
-        """Look the candidate up, retire it, or put it to work in a free slot."""
+        """Look the candidate up, let it wait for one with its recipe, or put it to work."""
         known = self._known.get(candidate.key)
         elsewhere = self._measured_elsewhere(candidate)
         if known is not None:
@@ -274,47 +249,33 @@ class Campaign:
             self._record(candidate, known.scores, known.reason, {}, **climbed)
         elif elsewhere is not None:
             self._measured(candidate, elsewhere, {})
-        elif candidate.attempt > ATTEMPTS:
-            self._fail(candidate, f"the process ended {ATTEMPTS} times while it was being scored")
+        elif self._flights.is_flying(candidate):
+            self._flights.wait_beside(candidate)
         else:
-            own = candidate.slot
-            slot = own if own is not None and own in self._free else self._free[0]
-            self._mark(candidate, slot)
-            self._free.remove(slot)
-            self._flying[slot] = candidate
+            ticket = self._flights.start(candidate)
             ladder, climb = self._ladder, candidate.climb
             items = ladder.wanted(climb) if ladder and climb else None
-            self._executor.submit(Job(slot, candidate.recipe, candidate.split, items))
-
-    def _mark(self, candidate: Candidate, slot: int) -> None:
-        proposal = candidate.proposal
-        self._study.mark(
-            Marker(
-                slot=slot,
-                digest=candidate.recipe.digest,
-                split=candidate.split,
-                attempt=candidate.attempt,
-                ask=proposal.ask if proposal else None,
-                tells=proposal.tells if proposal else None,
-                genome=proposal.genome if proposal else None,
-                parents=proposal.parents if proposal else (),
-                climb=candidate.climb,
-            )
-        )
+            last = candidate.attempt == ATTEMPTS
+            self._executor.submit(Job(ticket, candidate.recipe, candidate.split, items, last))
 
     def _land(self) -> None:
         """Wait for one outcome and record it; a candidate whose worker died flies again."""
-        outcome: Outcome = self._executor.wait()
-        slot = outcome.job.slot
-        candidate = self._flying.pop(slot)
-        self._free.append(slot)
-        if outcome.lost and candidate.attempt < ATTEMPTS:
-            self._start(replace(candidate, attempt=candidate.attempt + 1, slot=slot))
+        outcome = self._executor.wait()
+        self._logbook.write(self._executor.news(), self._executor.workers)
+        if outcome is None:
+            return
+        candidate = self._flights.land(outcome.job.ticket)
+        if outcome.excused:
+            self._queue.appendleft(candidate)
+        elif outcome.lost and candidate.attempt < ATTEMPTS:
+            self._queue.appendleft(replace(candidate, attempt=candidate.attempt + 1))
+        elif outcome.lost:
+            self._fail(candidate, f"{outcome.reason} ({ATTEMPTS} attempts)")
         elif outcome.measurement is None:
             self._fail(candidate, outcome.reason)
         else:
             done = outcome.measurement
-            self._measured(replace(candidate, slot=slot), done.scores, done.seconds)
+            self._measured(candidate, done.scores, done.seconds)
 
     def _measured(
         self, candidate: Candidate, items: Mapping[str, np.ndarray], seconds: Mapping[str, float]
@@ -329,7 +290,8 @@ class Campaign:
             stops = ladder.stops(climb, self._trials)
             climb, estimates = ladder.step(climb)
             if not stops:
-                return self._start(replace(candidate, climb=climb))
+                self._queue.appendleft(replace(candidate, climb=climb))
+                return None
             climbed["estimates"] = estimates
         return self._record(
             candidate, climb.scores, None, climb.seconds, steps=climb.steps, **climbed
@@ -397,6 +359,8 @@ class Campaign:
         if evaluation.optimizers_own:
             self._tell(evaluation)
         self._listener.recorded(evaluation)
+        for waiting in self._flights.settle(candidate):
+            self._start(waiting)
 
     def _tell(self, trial: Evaluation) -> None:
         assert trial.ask is not None

@@ -20,7 +20,7 @@ class Candidate:
     name: str | None = None
     proposal: Proposal | None = None
     attempt: int = 1
-    slot: int | None = None  # where it flew before: it goes there again, and no marker is lost
+    ticket: int | None = None  # the slot of its marker, once it has one
     climb: Climb | None = None  # with rungs: how far up it is
 
     @property

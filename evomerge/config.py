@@ -33,6 +33,7 @@ from evomerge.sections import (
     Scalar,
     SpaceConfig,
     Strict,
+    WorkersConfig,
 )
 
 SPLITS = ("search", "select", "test")
@@ -229,21 +230,6 @@ class StudyConfig(Strict):
     name: str | None = None
 
 
-class WorkersConfig(Strict):
-    """`local` with one worker runs in the driver's process; everything else on Ray."""
-
-    kind: Literal["local", "ray"] = "local"
-    count: int = Field(default=1, ge=1)
-    cpus_per_worker: int | None = Field(default=None, ge=1)
-    gpus_per_worker: float = Field(default=0, ge=0)
-    address: str | None = None
-
-    @property
-    def on_ray(self) -> bool:
-        """Whether workers are Ray actors rather than the driver itself."""
-        return self.kind == "ray" or self.count > 1
-
-
 class BestTrials(Strict):
     """The best `trials` by search of another run's folder, their genes taken over by name."""
 
@@ -342,12 +328,6 @@ class CampaignConfig(Strict):
                     "stages, under a name of its own"
                 )
             taken.append(stage.name)
-        return self
-
-    @model_validator(mode="after")
-    def _gpus_need_ray(self) -> CampaignConfig:
-        if self.workers.gpus_per_worker and not self.workers.on_ray:
-            raise ValueError("workers.gpus_per_worker needs workers.kind: ray")
         return self
 
 

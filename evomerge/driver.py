@@ -17,6 +17,7 @@ from evomerge.listener import Listener
 from evomerge.materialize.store import tidy
 from evomerge.models.opening import alignments_of
 from evomerge.models.preflight import preflight
+from evomerge.models.verify import keep_digests
 from evomerge.recipe import Recipe
 from evomerge.report.summary import best_summary, trial_summary
 from evomerge.runs import check_folder, remember_campaign, statistics_folder, study_place
@@ -103,6 +104,8 @@ def open_workers(setup: Setup, folder: Path) -> Executor:
     config, kept = setup.config, statistics_folder(folder)
     digests = {name: source.digest for name, source in setup.models.sources.items()}
     tidy(kept)
+    if config.workers.on_ray:
+        keep_digests(setup.models.sources, kept)
     known = alignments_of(setup.models.sources)
     made = config.model_copy(update={"models": with_recipes_made(config.models)})
     threads = threads_per_worker(config)

@@ -165,7 +165,7 @@ class Engine:
         pairs = torch.tensor(row_at, device=device), torch.tensor(position_at, device=device)
         with _head_narrowed(self.lm.model, pairs) as narrowed:
             logits = self.lm.model(input_ids=tokens.to(device), use_cache=False).logits
-        return logits[0] if narrowed else logits[pairs]
+        return logits[0] if narrowed else logits[_beside(logits, pairs)]
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def _head_narrowed(model: Any, pairs: tuple[torch.Tensor, torch.Tensor]) -> Iter
         if not inputs:
             return None
         narrowed.append(True)
-        return inputs[0][pairs].unsqueeze(0), *inputs[1:]
+        return inputs[0][_beside(inputs[0], pairs)].unsqueeze(0), *inputs[1:]
 
     head = model.get_output_embeddings()
     if head is None:
@@ -193,6 +193,13 @@ def _head_narrowed(model: Any, pairs: tuple[torch.Tensor, torch.Tensor]) -> Iter
         yield narrowed
     finally:
         handle.remove()
+
+
+def _beside(
+    tensor: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices where the tensor is: of a model on several GPUs the end is not where it begins."""
+    return pairs[0].to(tensor.device), pairs[1].to(tensor.device)
 
 
 def _finite(value: float) -> float:

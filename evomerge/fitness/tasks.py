@@ -109,6 +109,16 @@ class TaskSet:
             for task, found in asked.items()
         }
 
+    def check(self, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """See that every item of the campaign's splits is here: split → task → item ids.
+
+        Raises:
+            InputError: one is not; names its task.
+        """
+        for wanted in splits.values():
+            for task, ids in wanted.items():
+                self._find(task, ids)
+
     def _find(self, task: str, ids: Sequence[str]) -> list[int]:
         """The places of items among their task's documents."""
         if task not in self._places:

@@ -75,12 +75,12 @@ class Kernel:
         """Fill `out` slice by slice; of each, the largest magnitude, NaN if there is one."""
         if step.rule is None:
             size = self._slice_length(0)
-            source = self._read(step, step.source).reshape(-1)
+            source = self._read(step, step.source, out.device).reshape(-1)
             for part, slice_ in zip(source.split(size), out.split(size), strict=True):
                 yield _round_into(slice_, part, dtype)
             return
-        base = self._read(step, BASE)
-        experts = [self._read(step, name) for name in step.rule.experts]
+        base = self._read(step, BASE, out.device)
+        experts = [self._read(step, name, out.device) for name in step.rule.experts]
         count = step.tensor.matrices
         if count == 1 or (step.rule.method.elementwise and step.rule.method.measure is None):
             yield from self._fill_one(out, step, base, experts, step.tensor.name, seed, dtype)
@@ -148,9 +148,10 @@ class Kernel:
             compiled = sum(math.prod(base.shape(n)) for n in base.names()) >= COMPILED_ABOVE
         return Compiler() if compiled else _plainly
 
-    def _read(self, step: TensorStep, source: str) -> Tensor:
+    def _read(self, step: TensorStep, source: str, to: torch.device) -> Tensor:
+        """A source's tensor where it is merged: where the result goes, if that is a GPU."""
         tensor = reconciled(self.sources[source], self.sources[BASE], step.tensor)
-        return tensor.to(self.device, non_blocking=True)
+        return tensor.to(to if to.type == "cuda" else self.device, non_blocking=True)
 
     def _slice_length(self, experts: int) -> int:
         """Entries per slice, a power of two, so that masks know their place.

@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.layers import Layers, content_of
+from evomerge.materialize.placement import placement, spread
 from evomerge.materialize.plan import plan
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Recipe
@@ -26,8 +27,18 @@ class Resident:
     """
 
     def __init__(
-        self, layout: Layout, kernel: Kernel, compute: torch.dtype, trust_remote_code: bool = False
+        self,
+        layout: Layout,
+        kernel: Kernel,
+        compute: torch.dtype,
+        trust_remote_code: bool = False,
+        parallel: bool = False,
     ) -> None:
+        """`parallel`: spread over all GPUs that the process sees.
+
+        Raises:
+            InputError: the model does not fit on them.
+        """
         base = kernel.sources[BASE]
         self._layout = layout
         self._kernel = kernel
@@ -38,7 +49,8 @@ class Resident:
         model.tie_weights()
         if (base.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(base.folder)
-        self.model = model.to(kernel.device).eval().requires_grad_(False)
+        model = spread(model, placement(model)) if parallel else model.to(kernel.device)
+        self.model = model.eval().requires_grad_(False)
         self._tensors = self.model.state_dict(keep_vars=True)
         self._layers = Layers(self.model, layout, base.config)
 

@@ -28,8 +28,8 @@ def preflight_table(setup: Setup) -> RenderableType:
     trials, items = config.budget.trials, config.budget.items
     facts.add_row("budget", f"{trials} trials" if items is None else f"{items:,} search items")
     kind = "Ray" if config.workers.on_ray else "in this process"
-    threads = threads_per_worker(config)
-    facts.add_row("workers", f"{config.workers.count}, {kind}, {threads} threads each")
+    threads = "" if config.workers.address else f", {threads_per_worker(config)} threads each"
+    facts.add_row("workers", f"{config.workers.count}, {kind}{threads}")
     tasks = Table("task", "metric", *SPLITS, "few-shot only")
     for task in setup.tasks:
         counts = [str(len(setup.items[split][task.task])) for split in SPLITS]

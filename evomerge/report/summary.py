@@ -58,6 +58,7 @@ def status_summary(study: Study) -> dict[str, Any]:
         "item_evaluations": sum(e.n for e in evaluations if e.seconds),
         "seconds": round(sum(sum(e.seconds.values()) for e in evaluations), 3),
         "estimator": _calibration(study, trials),
+        "events": study.note("events"),
         "optimizer_state": dict(trials[-1].state) if trials else {},
         "done": ended and (stage is None or stage["place"] == stage["of"]),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from rich.box import SIMPLE
@@ -15,6 +16,8 @@ from evomerge.report.summary import shown_split
 
 SHOWN_OF_FRONT = 20
 """Rows of a front in the terminal."""
+SHOWN_EVENTS = 5
+"""Rows of what befell workers and machines."""
 
 
 def status_table(status: dict[str, Any]) -> RenderableType:
@@ -41,7 +44,17 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         table.add_row(name, str(value))
     for reason, count in status["failures"].items():
         table.add_row(f"failed × {count}", Text(str(reason)))
+    if status["events"]:
+        table.add_row("workers", events_line(status["events"]))
+        for moment, text in status["events"]["latest"][-SHOWN_EVENTS:]:
+            table.add_row(f"{datetime.fromisoformat(moment).astimezone():%d %b %H:%M}", Text(text))
     return table
+
+
+def events_line(events: dict[str, Any]) -> str:
+    """How many workers stood after the latest event, and how often what happened."""
+    counts = {kind: n for kind, n in events["counts"].items() if kind != "workers joined"}
+    return "; ".join([f"{events['workers']} standing", *(f"{k}: {n}" for k, n in counts.items())])
 
 
 def trials_line(status: dict[str, Any]) -> str:

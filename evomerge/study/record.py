@@ -123,7 +123,7 @@ class Marker:
     """An evaluation in flight: written before work begins, so that a crash leaves a trace."""
 
     slot: int
-    """Which worker place it occupies; a slot holds one marker, the latest."""
+    """Where it is written; a slot holds one marker, the latest."""
     digest: str
     split: str
     attempt: int = 1
@@ -134,3 +134,5 @@ class Marker:
     parents: tuple[int, ...] = ()
     climb: Climb | None = None
     """What the rungs below the one in flight gave."""
+    blameless: bool = False
+    """Whether the driver's death meanwhile is no attempt of the candidate's."""

@@ -200,9 +200,13 @@ class Study:
 
     def markers(self) -> list[Marker]:
         """What was in flight when the driver died, by slot: marked, but never recorded."""
-        recorded = {(evaluation.digest, evaluation.split) for evaluation in self.evaluations()}
-        markers = codec.decode_markers(self._facts())
-        return [marker for marker in markers if (marker.digest, marker.split) not in recorded]
+        recorded = {(e.digest, e.split) for e in self.evaluations()}
+        asks = {None, *(e.ask for e in self.evaluations())}
+        return [
+            marker
+            for marker in codec.decode_markers(self._facts())
+            if (marker.digest, marker.split) not in recorded or marker.ask not in asks
+        ]
 
     def set_items(self, items: Items) -> None:
         """Store the item ids, {split: {task: [ids]}}, once; later calls check that they agree.

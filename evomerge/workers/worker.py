@@ -50,11 +50,14 @@ class Measurement:
 class Worker:
     """Materializes recipes in place and scores them."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, *, elsewhere: bool = False) -> None:
         """Open the models, build the resident model and all requests.
 
+        `elsewhere`: this may be another machine than the driver's; models and tasks are seen to be
+        the driver's own.
+
         Raises:
-            InputError: models or tasks cannot be loaded here.
+            InputError: models or tasks cannot be loaded here, or are not the campaign's.
         """
         import torch
 
@@ -66,10 +69,13 @@ class Worker:
         from evomerge.materialize.store import Store
         from evomerge.models.opening import open_models
         from evomerge.models.tokenizer import load_tokenizer
+        from evomerge.models.verify import check_digests
 
         torch.set_num_threads(spec.threads)
         config, models = spec.config, spec.config.models
         sources = open_models(models, spec.alignments)
+        if elsewhere:
+            check_digests(sources, spec.digests, spec.statistics)
         device = device_of(config)
         store = Store(spec.statistics, spec.digests) if spec.statistics else None
         kernel = Kernel(
@@ -81,10 +87,13 @@ class Worker:
         )
         base = sources["base"]
         compute = getattr(torch, compute_dtype(config))
-        self._resident = Resident(base.layout, kernel, compute, models.trust_remote_code)
+        parallel = config.workers.spreads
+        self._resident = Resident(base.layout, kernel, compute, models.trust_remote_code, parallel)
         tokenizer = load_tokenizer(base.folder, trust_remote_code=models.trust_remote_code)
         lm = make_lm(self._resident.model, tokenizer, config.fitness.batch_size)
         self._tasks = TaskSet(config.fitness, lm)
+        if elsewhere:
+            self._tasks.check(spec.items)
         self._items = spec.items
         self._written: str | None = None  # the digest of the recipe now in the model
 
@@ -130,9 +139,12 @@ def compute_dtype(config: CampaignConfig) -> str:
 def threads_per_worker(config: CampaignConfig) -> int:
     """`workers.cpus_per_worker`, by default this machine's cores shared among the workers.
 
-    `OMP_NUM_THREADS`, where it is set to a number, says how many cores these are.
+    `OMP_NUM_THREADS`, where it is set to a number, says how many cores these are. Of a cluster,
+    whose nodes may have more, `workers.nodes.threads_on` says it.
     """
-    return config.workers.cpus_per_worker or max(1, _cores() // config.workers.count)
+    workers = config.workers
+    count = 1 if workers.count == "auto" else workers.count
+    return workers.cpus_per_worker or max(1, _cores() // count)
 
 
 def _cores() -> int:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ import tiny
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from evomerge.campaign import ATTEMPTS
 from evomerge.config import load_campaign
 from evomerge.driver import open_campaign
 from evomerge.errors import EvomergeError, InputError
+from evomerge.flights import ATTEMPTS
 from evomerge.report.summary import best_summary, status_summary
 from evomerge.runs import open_run, study_place
+from evomerge.search.optimizers.base import ask_index
 from evomerge.setup import prepare
 from evomerge.study.study import Study
 from evomerge.workers.executor import LocalExecutor, Outcome
@@ -200,17 +202,58 @@ def test_dying_inside_any_phase_loses_only_the_evaluation_in_flight(
     assert facts(out) == facts(whole)
 
 
+class Deadly(Worker):
+    """Takes its process down with one of the recipes."""
+
+    def measure(self, recipe, split, items=None):
+        if recipe.digest == os.environ["DEADLY"]:
+            os._exit(9)
+        return super().measure(recipe, split, items)
+
+
+DEADLY_DRIVER = """
+import pathlib, sys
+sys.path[:0] = {path!r}
+import test_campaign, evomerge.workers.apart, evomerge.workers.executor
+evomerge.workers.executor.Worker = evomerge.workers.apart.Worker = test_campaign.Deadly
+if __name__ == "__main__":
+    test_campaign.run(*map(pathlib.Path, sys.argv[1:]))
+"""
+
+
+def search_with_deadly_workers(folder, out):
+    """The exit code of a driver, in a process of its own."""
+    script = folder / "driver.py"
+    script.write_text(DEADLY_DRIVER.format(path=sys.path))
+    return subprocess.run([sys.executable, script, folder, out], check=False).returncode
+
+
 def test_a_candidate_that_kills_the_driver_is_retired_after_three_attempts(
-    tiny_folder, monkeypatch
+    tiny_folder, whole, monkeypatch
 ):
+    """The third is made in a process of its own, which dies in the driver's place."""
+    trials = [e.digest for e in evaluations(whole) if e.optimizers_own]
+    monkeypatch.setenv("DEADLY", trials[2])
     out = tiny_folder / "run"
-    for _ in range(ATTEMPTS):
+    for _ in range(ATTEMPTS - 1):
+        assert search_with_deadly_workers(tiny_folder, out) == 9
+        assert len(evaluations(out)) == 9
+    assert search_with_deadly_workers(tiny_folder, out) == 0
+    found = [e for e in evaluations(out) if e.optimizers_own]
+    assert [(e.ask, e.reason) for e in found if e.failed] == [(2, "its worker died (3 attempts)")]
+    assert len(found) == 12
+
+
+def test_whoever_kills_the_driver_retires_no_candidate(tiny_folder, whole, monkeypatch):
+    """A last attempt that outlives the driver's death is made again, however often."""
+    out = tiny_folder / "run"
+    for _ in range(ATTEMPTS + 2):
         crash(tiny_folder, out, monkeypatch, at=9 - len(evaluations(out)) if out.exists() else 9)
     run(tiny_folder, out)
-    trials = [e for e in evaluations(out) if e.optimizers_own]
-    assert [t.ask for t in trials if t.failed] == [2]
-    assert trials[2].reason == "the process ended 3 times while it was being scored"
-    assert len(trials) == 12
+    found = [e for e in evaluations(out) if e.optimizers_own]
+    assert found[2].attempt == ATTEMPTS
+    assert [e.digest for e in found] == [e.digest for e in evaluations(whole) if e.optimizers_own]
+    assert not any(e.failed for e in found)
 
 
 class InterruptedExecutor(LocalExecutor):
@@ -239,41 +282,78 @@ def test_orderly_stops_are_no_fault_of_the_candidate_in_flight(tiny_folder, whol
 
 
 class TwoSlots(LocalExecutor):
-    """Two places, served in the order of submission; dies when a chosen ask is measured."""
+    """Two places, as if apart, served in the order of submission; the driver dies at a moment."""
 
-    slots = 2
-    deadly = ""
+    apart = True
+    left = -1
 
     def __init__(self, spec):
         super().__init__(spec)
         self.jobs = []
 
+    @property
+    def free(self):
+        return 2 - len(self.jobs)
+
     def submit(self, job):
         self.jobs.append(job)
 
     def wait(self):
-        job = self.jobs.pop(0)
-        if job.recipe.digest == self.deadly:
+        if not TwoSlots.left:
             raise SystemError("the driver died")
-        super().submit(job)
+        TwoSlots.left -= 1
+        super().submit(self.jobs.pop(0))
         return super().wait()
 
 
-def test_with_several_workers_a_deadly_candidate_is_retired_and_no_other_is_lost(
+def test_with_several_workers_what_is_in_flight_outlives_any_number_of_drivers(
     tiny_folder, whole, monkeypatch
 ):
-    trials = [e.digest for e in evaluations(whole) if e.optimizers_own]
-    monkeypatch.setattr(TwoSlots, "deadly", trials[0])
     monkeypatch.setattr("evomerge.driver.build_executor", TwoSlots)
     out = tiny_folder / "run"
-    for _ in range(ATTEMPTS):
+    for _ in range(ATTEMPTS + 2):
+        monkeypatch.setattr(TwoSlots, "left", 9 - (len(evaluations(out)) if out.exists() else 0))
         with pytest.raises(SystemError):
             run(tiny_folder, out)
+    monkeypatch.setattr(TwoSlots, "left", -1)
     run(tiny_folder, out)
     found = [e for e in evaluations(out) if e.optimizers_own]
     assert sorted(e.ask for e in found) == list(range(12))
-    assert [e.ask for e in found if e.failed] == [0]
-    assert trials[1] in {e.digest for e in found}  # it was in flight beside the deadly one
+    assert {(e.failed, e.attempt) for e in found} == {(False, 1)}
+
+
+class TwoOfOneKind(TwoSlots):
+    """Notes what was in flight at a time."""
+
+    seen: ClassVar = []
+
+    def submit(self, job):
+        super().submit(job)
+        self.seen.append([(one.recipe.digest, one.split) for one in self.jobs])
+
+
+def test_no_two_workers_measure_one_recipe_at_once(tiny_folder, monkeypatch):
+    """An optimizer that proposes each genome twice in a row; the driver dies in between."""
+    monkeypatch.setattr("evomerge.driver.build_executor", TwoOfOneKind)
+    monkeypatch.setattr(
+        "evomerge.search.optimizers.random.RandomSearch._propose",
+        lambda self, rng: (np.full(self.domain.dimension, ask_index(rng) // 2 / 8), ()),
+    )
+    random = ["optimizer={kind: random}"]
+    out = tiny_folder / "run"
+    monkeypatch.setattr(TwoSlots, "left", 11)
+    with pytest.raises(SystemError):
+        run(tiny_folder, out, random)
+    before = evaluations(out)
+    monkeypatch.setattr(TwoSlots, "left", -1)
+    run(tiny_folder, out, random)
+    assert all(len(set(together)) == len(together) for together in TwoOfOneKind.seen)
+    assert any(len(together) == 2 for together in TwoOfOneKind.seen)
+    found = [e for e in evaluations(out) if e.optimizers_own]
+    assert len([e for e in before if e.optimizers_own]) % 2 == 0, "twins are recorded together"
+    assert sorted(e.ask for e in found) == list(range(12))
+    assert len([e for e in found if e.seconds]) == len({e.digest for e in found}) == 6
+    assert all(len({e.value for e in found if e.ask // 2 == pair}) == 1 for pair in range(6))
 
 
 def test_a_smaller_budget_than_what_is_recorded_and_in_flight_is_kept(tiny_folder, monkeypatch):
@@ -315,9 +395,14 @@ def test_ray_refuses_what_the_cluster_does_not_have(tiny_folder):
         run(tiny_folder, overrides=["workers={kind: ray, gpus_per_worker: 1}"])
 
 
-def test_the_same_campaign_on_ray_gives_the_same_trials(tiny_folder, whole):
-    out = run(tiny_folder, overrides=["workers.kind=ray", "workers.cpus_per_worker=2"])
+def test_the_same_campaign_on_ray_gives_the_same_trials_on_copies_of_the_models(tiny_folder, whole):
+    node = tiny_folder / "node"
+    out = run(
+        tiny_folder, overrides=[f"workers={{kind: ray, cpus_per_worker: 2, copy_to: {node}}}"]
+    )
     assert facts(out) == facts(whole)
+    copied = {path.parent.name.partition("-")[0] for path in node.glob("*/model.safetensors")}
+    assert copied == {"base", "math", "lang"}
 
 
 def test_two_workers_on_ray_lose_and_repeat_nothing(tiny_folder):
@@ -356,11 +441,12 @@ def test_a_lost_worker_is_tried_again_and_failures_do_not_end_the_campaign(
     out = run(tiny_folder)
     found = [e for e in evaluations(out) if e.optimizers_own]
     assert [e.attempt for e in found[:3]] == [3, 3, 1]
-    assert [e.reason for e in found[:3]] == [None, "its worker died", "out of memory"]
+    retired = f"its worker died ({ATTEMPTS} attempts)"
+    assert [e.reason for e in found[:3]] == [None, retired, "out of memory"]
     assert len(found) == 12
     status = status_summary(open_run(out)[1])
     assert status["failed"] == 2
-    assert status["failures"] == {"its worker died": 1, "out of memory": 1}
+    assert status["failures"] == {retired: 1, "out of memory": 1}
 
 
 def test_a_base_that_cannot_be_scored_ends_the_run_and_is_not_recorded(tiny_folder, monkeypatch):
