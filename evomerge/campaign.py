@@ -126,6 +126,7 @@ class Campaign:
         try:
             yield
         except (KeyboardInterrupt, EvomergeError):
+            self._study.hurry()
             self._flights.excuse()
             raise
 

@@ -353,10 +353,11 @@ def quickstart(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "optimizers", "objectives", "paths"], typer.Argument(show_default=False)
+        Literal["methods", "optimizers", "objectives", "paths", "trackers"],
+        typer.Argument(show_default=False),
     ],
 ) -> None:
-    """List merge methods, optimizers, objectives or kinds of paths, with their parameters."""
+    """List merge methods, optimizers, objectives, kinds of paths or trackers, with parameters."""
     from evomerge.report import catalogue
 
     stdout.print(getattr(catalogue, what)())

@@ -28,11 +28,13 @@ from pydantic import (
 from evomerge.errors import InputError
 from evomerge.sections import (
     ConstraintConfig,
+    NotifyConfig,
     ObjectiveConfig,
     PlugConfig,
     Scalar,
     SpaceConfig,
     Strict,
+    TrackerConfig,
     WorkersConfig,
 )
 
@@ -224,10 +226,14 @@ class BudgetConfig(Strict):
 
 
 class StudyConfig(Strict):
-    """`sqlite` keeps the study in the run's folder; anything else is an Optuna storage URL."""
+    """`sqlite` keeps the study in the run's folder; anything else is an Optuna storage URL.
+
+    A database server that goes away is waited for, `wait_minutes` each time.
+    """
 
     storage: str = "sqlite"
     name: str | None = None
+    wait_minutes: float = Field(default=60.0, ge=0)
 
 
 class BestTrials(Strict):
@@ -298,6 +304,8 @@ class CampaignConfig(Strict):
     budget: BudgetConfig = BudgetConfig()
     study: StudyConfig = StudyConfig()
     workers: WorkersConfig = WorkersConfig()
+    trackers: list[TrackerConfig] = Field(default_factory=list)
+    notify: list[NotifyConfig] = Field(default_factory=list)
     chunk_mib: int = Field(default=16, ge=1)
     """Scratch memory of one element-wise merge, in MiB: bounds the fp32 copies held at a time."""
     seed: int = 0

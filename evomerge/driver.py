@@ -20,11 +20,19 @@ from evomerge.models.preflight import preflight
 from evomerge.models.verify import keep_digests
 from evomerge.recipe import Recipe
 from evomerge.report.summary import best_summary, trial_summary
-from evomerge.runs import check_folder, remember_campaign, statistics_folder, study_place
+from evomerge.runs import (
+    check_folder,
+    remember_campaign,
+    shown_campaign,
+    statistics_folder,
+    study_place,
+)
 from evomerge.search.distributions import distribution
 from evomerge.setup import Setup
+from evomerge.study.access import Patience
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
+from evomerge.tracking import tracked
 from evomerge.workers.executor import Executor, build_executor
 from evomerge.workers.worker import WorkerSpec, threads_per_worker
 
@@ -37,7 +45,7 @@ def open_campaign(
     elsewhere: Mapping[tuple[str, str], Evaluation] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Iterator[Campaign]:
-    """Take the study's lock, build the workers, and hand out the campaign, ready to run.
+    """Take the study's lock, build trackers and workers, and hand out the campaign, ready to run.
 
     Args:
         elsewhere: what other studies know; see `Campaign`.
@@ -48,17 +56,20 @@ def open_campaign(
             run by another driver, or a worker cannot load models or tasks.
     """
     with (
-        open_study(setup, folder, notes) as study,
+        open_study(setup, folder, listener, notes) as study,
+        tracked(setup.config, study, folder, listener) as told,
         closing(open_workers(setup, folder)) as executor,
     ):
-        yield Campaign(setup, study, executor, listener, elsewhere)
+        yield Campaign(setup, study, executor, told, elsewhere)
 
 
 @contextmanager
 def open_study(
-    setup: Setup, folder: Path, notes: Mapping[str, Any] | None = None
+    setup: Setup, folder: Path, listener: Listener, notes: Mapping[str, Any] | None = None
 ) -> Iterator[Study]:
     """Take the lock of the study of a run's folder, made if there is none; `notes` go into it.
+
+    `listener` is told when the study's database is away, and when it is back.
 
     Raises:
         InputError: the folder cannot be written, or the study belongs to another campaign or is
@@ -72,8 +83,9 @@ def open_study(
         storage,
         name,
         identity=setup.identity,
-        campaign=config.model_dump(mode="json"),
+        campaign=shown_campaign(config),
         genes={gene.name: distribution(gene) for gene in space.genes},
+        patience=Patience(60 * config.study.wait_minutes, listener.said),
     )
     with study:
         study.set_items(setup.items)

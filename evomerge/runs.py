@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from evomerge.config import CampaignConfig, load_campaign
 from evomerge.errors import InputError
-from evomerge.study.storage import sqlite_url
+from evomerge.study.storage import describe, sqlite_url
 from evomerge.study.study import Study
 
 CAMPAIGN_FILE = "campaign.yaml"
@@ -22,6 +23,14 @@ def study_place(config: CampaignConfig, folder: Path) -> tuple[str, str]:
     storage = config.study.storage
     url = sqlite_url(folder / STUDY_FILE) if storage == "sqlite" else storage
     return url, config.study.name or config.name
+
+
+def shown_campaign(config: CampaignConfig) -> dict[str, Any]:
+    """The campaign as JSON data for others to read: no password, no addresses of messages."""
+    shown = config.model_dump(mode="json", exclude={"trackers", "notify"})
+    if config.study.storage != "sqlite":
+        shown["study"]["storage"] = describe(config.study.storage)
+    return shown
 
 
 def remember_campaign(config: CampaignConfig, folder: Path) -> None:

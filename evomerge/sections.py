@@ -85,8 +85,8 @@ class PlugConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-class ObjectiveConfig(PlugConfig):
-    """An objective by its bare name, or with options (`evomerge list objectives`)."""
+class NamedConfig(PlugConfig):
+    """A plug by its bare name, or with options."""
 
     @model_validator(mode="before")
     @classmethod
@@ -97,6 +97,34 @@ class ObjectiveConfig(PlugConfig):
     def _plain(self) -> Any:
         """As it is shortest to write."""
         return {"kind": self.kind, **self.options} if self.options else self.kind
+
+
+class ObjectiveConfig(NamedConfig):
+    """An objective (`evomerge list objectives`)."""
+
+
+class TrackerConfig(NamedConfig):
+    """Who else is told what is recorded (`evomerge list trackers`); yours as `module:Class`."""
+
+
+class NotifyConfig(Strict):
+    """A message to a `webhook` (POST, JSON) or a `command` (JSON on its standard input).
+
+    `finish`: the campaign is done; `failure`: it ended in an error; `best`: the search has a new
+    best trial.
+    """
+
+    when: list[Literal["finish", "failure", "best"]] = Field(
+        default=["finish", "failure"], min_length=1
+    )
+    webhook: str | None = Field(default=None, pattern="^https?://")
+    command: str | list[str] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _goes_one_way(self) -> NotifyConfig:
+        if (self.webhook is None) == (self.command is None):
+            raise ValueError("give webhook or command, one of them in each entry")
+        return self
 
 
 Scalar = bool | int | float | str

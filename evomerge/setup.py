@@ -27,6 +27,7 @@ from evomerge.search.build import build_space
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import Space
 from evomerge.starts import starts
+from evomerge.tracking import build_trackers
 from evomerge.workers.worker import compute_dtype
 
 SplitItems = dict[str, dict[str, list[str]]]
@@ -153,6 +154,7 @@ def prepare(config: CampaignConfig) -> Setup:
     """
     wanted = config.fitness.objective
     find_objective(wanted.kind, "fitness.objective", wanted.options)
+    build_trackers(config)  # checks their names and options
     models = preflight(with_recipes_made(config.models))
     space = _space(config, models)
     models = replace(models, notes=(*models.notes, *space.notes))

@@ -41,3 +41,13 @@ def tiny_folder(_tiny_folder, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(_tiny_folder, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def servers():
+    """`servers.of("postgresql")` is a real server of the test run; skips if it isn't installed."""
+    from servers import Servers
+
+    running = Servers()
+    yield running
+    running.close()

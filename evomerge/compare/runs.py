@@ -59,7 +59,7 @@ def compare_optimizers(
     with closing(open_workers(setup, folder)) as executor:
         for place, ((label, seed), own) in enumerate(setups.items(), 1):
             listener.begin(f"{label}, seed {seed} (run {place} of {len(setups)})")
-            with open_study(own, folders[label] / f"seed-{seed}") as study:
+            with open_study(own, folders[label] / f"seed-{seed}", listener) as study:
                 Campaign(own, study, executor, listener, known).race()
                 found = study.evaluations()
             known |= known_of([*known.values(), *(e for e in found if not e.failed)])

@@ -15,6 +15,7 @@ from evomerge.registry import options
 from evomerge.search.optimizers.base import optimizers as all_optimizers
 from evomerge.search.optimizers.base import summary
 from evomerge.search.paths import path_kinds
+from evomerge.trackers import trackers as all_trackers
 
 
 def methods() -> Table:
@@ -43,6 +44,14 @@ def objectives() -> Table:
     table = _table("objective", "options", "what it does")
     for name, objective in all_objectives().items():
         table.add_row(name, _options(objective.function), objective.summary)
+    return table
+
+
+def trackers() -> Table:
+    """Trackers and their options."""
+    table = _table("tracker", "options", "where it writes")
+    for name, kind in all_trackers().items():
+        table.add_row(name, _options(kind), summary(kind))
     return table
 
 

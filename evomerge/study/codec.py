@@ -21,6 +21,8 @@ from evomerge.study.record import Climb, Evaluation, Marker, Step
 
 CHUNK = 59_000
 """Characters per packed attribute: a multiple of 4, so that each chunk is base64 by itself."""
+PLAIN = "plain/"
+"""Begins the names of packed attributes that would be plain if they were shorter."""
 
 
 def pack(key: str, data: bytes) -> dict[str, str]:
@@ -63,7 +65,25 @@ def unpack_json(key: str, attributes: Mapping[str, Any]) -> Any:
     return None if data is None else json.loads(data)
 
 
-def plain_attributes(evaluation: Evaluation) -> dict[str, Any]:
+def attributes(
+    evaluation: Evaluation, *, with_params: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """An evaluation's plain and packed attributes; what is too long to be plain is packed too.
+
+    `with_params`: when Optuna gets only a summary of them.
+    """
+    plain, packed = _plain(evaluation), _packed(evaluation, with_params=with_params)
+    for key in [key for key, fact in plain.items() if not fits(fact)]:
+        packed |= pack_json(f"{PLAIN}{key}", plain.pop(key))
+    return plain, packed
+
+
+def fits(value: Any) -> bool:
+    """Whether one attribute can hold it on every database."""
+    return len(json.dumps(value)) <= CHUNK
+
+
+def _plain(evaluation: Evaluation) -> dict[str, Any]:
     """The small, readable facts of an evaluation; defaults are left out."""
     facts: dict[str, Any] = {
         "name": evaluation.name,
@@ -91,8 +111,8 @@ def plain_attributes(evaluation: Evaluation) -> dict[str, Any]:
     return always | {key: value for key, value in facts.items() if value is not None}
 
 
-def packed_attributes(evaluation: Evaluation, *, with_params: bool) -> dict[str, str]:
-    """The large facts of an evaluation; `with_params` when Optuna gets only a summary of them."""
+def _packed(evaluation: Evaluation, *, with_params: bool) -> dict[str, str]:
+    """The large facts of an evaluation."""
     packed = pack_json("recipe", evaluation.recipe)
     if evaluation.genome is not None:
         packed |= pack("genome", _to_bytes(evaluation.genome))
@@ -114,6 +134,7 @@ def decode_evaluation(
 ) -> Evaluation | None:
     """The evaluation in a finished trial, or None when evomerge did not write it, or not whole."""
     try:
+        plain = {**plain, **_unpack_plain(packed)}
         genome = unpack("genome", packed)
         all_params = unpack_json("params", packed)
         return Evaluation(
@@ -145,6 +166,15 @@ def decode_evaluation(
         )
     except (KeyError, ValueError):
         return None
+
+
+def _unpack_plain(packed: Mapping[str, Any]) -> dict[str, Any]:
+    names = [key.removesuffix(":0") for key in packed if key.endswith(":0")]
+    return {
+        name.removeprefix(PLAIN): unpack_json(name, packed)
+        for name in names
+        if name.startswith(PLAIN)
+    }
 
 
 def encode_marker(marker: Marker) -> dict[str, str]:

@@ -1,20 +1,19 @@
-"""Opening Optuna's RDB storage: SQLite settings, the driver's lock, errors in the user's words."""
+"""Opening Optuna's RDB storage: the engine's settings, and errors in the user's words."""
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import urllib.parse
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import optuna
 import sqlalchemy
 import sqlalchemy.exc
+import sqlalchemy.pool
+import tenacity
 
 from evomerge.errors import InputError
 
@@ -23,6 +22,27 @@ BUSY_SECONDS = 30
 
 BEGINNING = "if its search has only just begun, look again in a moment"
 """What a reader is told while the driver is still making the tables."""
+
+DRIVERS = {
+    "postgresql": "pip install 'evomerge[postgresql]', and write postgresql+psycopg://…",
+    "mysql": "pip install 'evomerge[mysql]', and write mysql+pymysql://…",
+}
+"""Backend → how to get a Python driver for it."""
+
+LIBPQ = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 6,
+    "tcp_user_timeout": 90_000,
+}
+"""libpq's parameters; seconds, but for the last, which is in milliseconds."""
+
+DATABASE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
+
+
+class ConnectionLostError(InputError):
+    """The connection to a server, and with it the driver's lock, is lost."""
 
 
 def sqlite_url(path: Path) -> str:
@@ -54,22 +74,40 @@ def describe(storage: str) -> str:
     return sqlalchemy.make_url(storage).render_as_string() if path is None else str(path)
 
 
-def open_for_writing(storage: str) -> optuna.storages.RDBStorage:
-    """The storage, its tables created where missing; SQLite in WAL mode with synchronous=NORMAL.
+def open_for_writing(
+    storage: str, on_connect: Callable[[Any], None] | None = None
+) -> optuna.storages.RDBStorage:
+    """The storage, its tables created where missing.
 
-    With that mode a `kill -9` loses nothing that was committed, and readers never block the
-    driver.
+    SQLite is put in WAL mode with synchronous=NORMAL: a `kill -9` loses nothing that was committed,
+    and readers never block the driver. On a server everything goes through one connection.
+
+    Args:
+        storage: the URL.
+        on_connect: is given every new connection to a server (DBAPI's object) before it is used;
+            None for a SQLite file.
 
     Raises:
-        InputError: it cannot be opened.
+        InputError: it cannot be opened; and whatever `on_connect` raises.
     """
-    if sqlite_path(storage) is None:
-        return _open(storage)
+    if on_connect is None:
+        return _open(
+            storage,
+            engine_kwargs={
+                "connect_args": {"timeout": BUSY_SECONDS},
+                "pool_events": [(_use_wal, "connect")],
+            },
+        )
+    _make_tables(storage)
     return _open(
         storage,
+        skip_table_creation=True,
+        skip_compatibility_check=True,
         engine_kwargs={
-            "connect_args": {"timeout": BUSY_SECONDS},
-            "pool_events": [(_use_wal, "connect")],
+            "connect_args": _connect_args(storage),
+            "poolclass": sqlalchemy.pool.StaticPool,
+            "pool_pre_ping": False,
+            "pool_events": [(lambda connection, _record: on_connect(connection), "connect")],
         },
     )
 
@@ -103,61 +141,31 @@ def errors_explained(storage: str, hint: str = "nothing recorded is lost") -> It
     """
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-        cause = error.__cause__ if isinstance(error, optuna.exceptions.OptunaError) else error
-        reason = getattr(cause, "orig", None) or cause or error
+    except DATABASE_ERRORS as error:
         raise InputError(
-            f"{describe(storage)}: the study cannot be read or written ({reason}); {hint}"
+            f"{describe(storage)}: the study cannot be read or written ({reason_of(error)}); {hint}"
         ) from error
 
 
-class DriverLock:
-    """One driver per study: a lock beside the SQLite file, freed by the system if we die."""
-
-    def __init__(self, path: Path) -> None:
-        """Take the lock of the SQLite file at `path`, or refuse at once.
-
-        Raises:
-            InputError: another driver holds it, or the folder cannot be written.
-        """
-        self._lock = filelock.FileLock(f"{path}.lock", thread_local=False)
-        self._driver = Path(f"{path}.driver")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise InputError(
-                f"{path}: another evomerge search{self._holder()} is running on this study; "
-                "wait for it, stop it, or use another --out"
-            ) from None
-        except OSError as error:
-            raise _cannot_write(path, error) from None
-        try:
-            self._driver.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        except OSError as error:
-            self._lock.release()
-            raise _cannot_write(path, error) from None
-
-    def release(self) -> None:
-        """Let another driver in."""
-        self._driver.unlink(missing_ok=True)
-        self._lock.release()
-
-    def _holder(self) -> str:
-        with suppress(OSError, ValueError, KeyError):
-            driver = json.loads(self._driver.read_text())
-            return f" (pid {driver['pid']}, host {driver['host']})"
-        return ""
+def reason_of(error: BaseException) -> str:
+    """What the database itself said, in one line."""
+    cause = _cause(error)
+    return " ".join(str(getattr(cause, "orig", None) or cause).split())
 
 
-def take_lock(storage: str) -> DriverLock | None:
-    """The driver's lock; None for a server, whose advisory lock would be taken here.
+def is_outage(error: BaseException) -> bool:
+    """Whether the database may take the same words later: unreachable, restarting, full."""
+    cause = _cause(error)
+    if isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.connection_invalidated:
+        return True
+    passing = (ConnectionLostError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
+    return isinstance(cause, passing)
 
-    Raises:
-        InputError: as `DriverLock`.
-    """
-    path = sqlite_path(storage)
-    return None if path is None else DriverLock(path)
+
+def _cause(error: BaseException) -> BaseException:
+    """What SQLAlchemy raised, where Optuna raised something of its own for it."""
+    ours = isinstance(error, optuna.exceptions.OptunaError)
+    return (ours and error.__cause__) or error
 
 
 def _open(
@@ -169,10 +177,42 @@ def _open(
         except ImportError as error:
             raise InputError(
                 f"{describe(storage)}: the database's Python driver is not installed "
-                f"({error.__cause__ or error})"
+                f"({error.__cause__ or error}){_driver_hint(storage)}"
             ) from error
         except RuntimeError as error:  # Optuna's tables are of another version
             raise InputError(f"{describe(storage)}: {error}") from error
+
+
+def _statement_failed(error: BaseException) -> bool:
+    cause = _cause(error.__cause__ or error)
+    return isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.statement is not None
+
+
+@tenacity.retry(  # searches that begin together in an empty database get into each other's way
+    retry=tenacity.retry_if_exception(_statement_failed),
+    stop=tenacity.stop_after_attempt(5),
+    wait=tenacity.wait_random(0.2, 1),
+    reraise=True,
+)
+def _make_tables(storage: str) -> None:
+    """Create a server's tables where they are missing; see that they are of this Optuna's version.
+
+    Not under the driver's lock: Optuna makes a second connection for it.
+    """
+    _open(storage, engine_kwargs={"connect_args": _connect_args(storage)}).engine.dispose()
+
+
+def _driver_hint(storage: str) -> str:
+    backend = sqlalchemy.make_url(storage).get_backend_name()
+    return "; " + DRIVERS[backend] if backend in DRIVERS else ""
+
+
+def _connect_args(storage: str) -> dict[str, Any]:
+    """Make libpq notice within a minute or two that the server's machine is gone."""
+    url = sqlalchemy.make_url(storage)
+    if url.get_driver_name() not in ("psycopg", "psycopg2"):
+        return {}
+    return {key: value for key, value in LIBPQ.items() if key not in url.query}
 
 
 def _read_only_url(path: Path) -> str:
@@ -187,10 +227,6 @@ def _read_only_url(path: Path) -> str:
 def _use_wal(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: the study's folder cannot be written ({error.strerror})")
 
 
 @contextmanager

@@ -7,79 +7,51 @@ of it or none. Everything a resume needs is here.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 import evomerge
 from evomerge.errors import InputError
 from evomerge.study import codec
+from evomerge.study.access import Access, Patience
 from evomerge.study.identity import as_json, check_identity
 from evomerge.study.record import Evaluation, Marker
-from evomerge.study.storage import (
-    describe,
-    errors_explained,
-    open_for_reading,
-    open_for_writing,
-    quiet,
-    take_lock,
-)
-from evomerge.study.trial import (
-    FINISHED,
-    clip,
-    constraints_of,
-    from_trial,
-    intermediate_values,
-    state_of,
-    utc,
-)
+from evomerge.study.storage import describe, quiet
+from evomerge.study.trial import FINISHED, Genes, from_trial, to_trial, utc
 
 SCHEMA = 1
 """How evomerge lays its facts out in a study; raised when older readers would misread them."""
-REAL_PARAMS = 64
-"""Up to so many genes are Optuna params; beyond, a summary (500 params cost .4 s a trial)."""
-SUMMARIES: dict[str, Callable[[list[float]], float]] = {
-    "genes.min": min,
-    "genes.mean": statistics.fmean,
-    "genes.max": max,
-}
+PACKED = {"packed": True}
+"""Stands in the place of a note that is too long to be shown."""
+OWN = ("digest", "split", "role", "name", "ask")
+"""The attributes that an evaluation is known again by."""
 
 Items = Mapping[str, Mapping[str, list[str]]]
-Distributions = Mapping[str, BaseDistribution]
 
 
 class Study:
     """A campaign's durable record. Make one with `create_or_resume` or `read`."""
 
-    def __init__(self, storage: str, name: str, *, writable: bool) -> None:
+    def __init__(
+        self, storage: str, name: str, *, writable: bool, patience: Patience | None = None
+    ) -> None:
         """Open the storage, under the driver's lock when `writable`."""
         self.name = name
         self._url = storage
         self._writable = writable
-        self._distributions: dict[str, BaseDistribution] = {}
-        self._gene_count = 0
+        self._genes = Genes({})
         self._seen: dict[int, Evaluation | None] = {}
         self._loaded = False
-        self._lock = take_lock(storage) if writable else None
-        try:
-            self._rdb = open_for_writing(storage) if writable else open_for_reading(storage)
-        except BaseException:
-            if self._lock is not None:
-                self._lock.release()
-            raise
-        self._storage = optuna.storages.get_storage(self._rdb)
+        self._next = 0  # no number that an evaluation is still to get is below
+        self._access = Access(storage, name, writable=writable, patience=patience)
+        self._storage, self._do = self._access.storage, self._access.do
 
     @classmethod
     def create_or_resume(
@@ -89,7 +61,8 @@ class Study:
         *,
         identity: Mapping[str, Any],
         campaign: Mapping[str, Any],
-        genes: Distributions,
+        genes: Mapping[str, BaseDistribution],
+        patience: Patience | None = None,
     ) -> Study:
         """Open the study for the one driver that writes it; make it if there is none.
 
@@ -100,20 +73,21 @@ class Study:
                 optimizer, seed, `versions: {"lm_eval": ...}`.
             campaign: the campaign as JSON data; replaces the stored one.
             genes: each gene's distribution over its natural values.
+            patience: with a server that goes away while the study is open; none when not given.
 
         Raises:
             InputError: another driver is running; the identity differs; the study is not
                 evomerge's, or of a newer evomerge; the storage cannot be opened or written.
                 Nothing recorded is touched then.
         """
-        study = cls(storage, name, writable=True)
+        study = cls(storage, name, writable=True, patience=patience)
         try:
-            with study._explained():
-                study._adopt(as_json(identity), as_json(campaign))
+            study._do(lambda: study._adopt(as_json(identity), as_json(campaign)))
+            study._access.sign(study._id)
         except BaseException:
             study.close()
             raise
-        study._set_genes(genes)
+        study._genes = Genes(genes)
         return study
 
     @classmethod
@@ -125,8 +99,7 @@ class Study:
         """
         study = cls(storage, name, writable=False)
         try:
-            with study._explained():
-                study._find()
+            study._do(study._find)
         except BaseException:
             study.close()
             raise
@@ -134,11 +107,11 @@ class Study:
 
     def close(self) -> None:
         """Close the storage and let another driver in."""
-        self._rdb.remove_session()
-        self._rdb.engine.dispose()
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._access.close()
+
+    def hurry(self) -> None:
+        """Wait no longer for a database that is away: the user wants to stop."""
+        self._access.hurry()
 
     def __enter__(self) -> Study:
         return self
@@ -171,10 +144,9 @@ class Study:
         Raises:
             InputError: the storage cannot be written; nothing of it is recorded then.
         """
-        trial = self._to_trial(evaluation)
-        with self._explained():
-            trial_id = self._storage.create_new_trial(self._id, template_trial=trial)
-            number = self._storage.get_trial(trial_id).number
+        trial = to_trial(evaluation, self._genes)
+        number = self._do(lambda: self._write(trial), lambda: self._arrived(trial))
+        self._next = number + 1
         recorded = replace(evaluation, number=number, finished=utc(trial.datetime_complete))
         if self._loaded:
             self._seen[number] = recorded
@@ -252,25 +224,25 @@ class Study:
             return None
 
     def set_note(self, key: str, value: Any) -> None:
-        """Keep a small fact (JSON, under 60 kB) at study level; replaces an earlier one.
+        """Keep a fact (JSON) at study level; replaces an earlier one.
 
         Raises:
             InputError: the storage cannot be written.
         """
-        with self._explained():
-            self._storage.set_study_user_attr(self._id, f"note:{key}", value)
+        shown = value
+        if not codec.fits(value):
+            self._set_facts(codec.pack_json(f"note/{key}", value))
+            shown = PACKED
+        self._do(lambda: self._storage.set_study_user_attr(self._id, f"note:{key}", shown))
 
     def note(self, key: str) -> Any:
         """The fact kept under `key`, or None."""
-        with self._explained():
-            return self._storage.get_study_user_attrs(self._id).get(f"note:{key}")
+        shown = self._do(lambda: self._storage.get_study_user_attrs(self._id)).get(f"note:{key}")
+        return self._fact(f"note/{key}") if shown == PACKED else shown
 
     @property
     def _where(self) -> str:
         return f"study {self.name!r} in {describe(self._url)}"
-
-    def _explained(self) -> AbstractContextManager[None]:
-        return errors_explained(self._url)
 
     def _adopt(self, identity: dict[str, Any], campaign: dict[str, Any]) -> None:
         """Make the study, or check that the existing one is this campaign's."""
@@ -281,6 +253,8 @@ class Study:
                 )
         except optuna.exceptions.DuplicatedStudyError:
             self._id = self._storage.get_study_id_from_name(self.name)
+            self._check_name()
+        self._next = self._storage.get_n_trials(self._id)
         if self._is_ours() and self._has_trials():
             check_identity(self._where, self.identity, identity)
             if self.campaign != campaign:
@@ -295,6 +269,15 @@ class Study:
         # Last, so that a study that says it is ours is whole, whenever the driver is killed.
         stamp = {"schema": SCHEMA, "version": evomerge.__version__}
         self._storage.set_study_user_attr(self._id, "evomerge", stamp)
+
+    def _check_name(self) -> None:
+        """MySQL finds `Ours` where `ours` is asked for; our lock would not."""
+        theirs = self._storage.get_study_name_from_id(self._id)
+        if theirs != self.name:
+            raise InputError(
+                f"{describe(self._url)}: has a study {theirs!r}, which this database does not tell "
+                f"from {self.name!r}; use another study.name"
+            )
 
     def _find(self) -> None:
         """Look up the study by its name, and make sure that it is one to read."""
@@ -338,63 +321,37 @@ class Study:
 
     def _facts(self) -> dict[str, Any]:
         """The study's packed attributes, which dashboards do not show."""
-        with self._explained():
-            return self._storage.get_study_system_attrs(self._id)
+        return self._do(lambda: self._storage.get_study_system_attrs(self._id))
 
-    def _fact(self, key: str) -> dict[str, Any]:
+    def _fact(self, key: str) -> Any:
         try:
             return codec.unpack_json(key, self._facts()) or {}
         except ValueError as error:
             raise InputError(f"{self._where} is damaged ({error})") from error
 
     def _set_facts(self, packed: Mapping[str, str]) -> None:
-        with self._explained():
-            for key, chunk in packed.items():
-                self._storage.set_study_system_attr(self._id, key, chunk)
+        for key, chunk in packed.items():
+            self._do(partial(self._storage.set_study_system_attr, self._id, key, chunk))
 
-    def _set_genes(self, genes: Distributions) -> None:
-        """The distributions of Optuna's params: one per gene, or the summaries'."""
-        self._gene_count = len(genes)
-        if len(genes) <= REAL_PARAMS:
-            self._distributions = dict(genes)
-        else:
-            numeric = [
-                d for d in genes.values() if isinstance(d, FloatDistribution | IntDistribution)
-            ]
-            low = min((float(d.low) for d in numeric), default=0.0)
-            high = max((float(d.high) for d in numeric), default=0.0)
-            self._distributions = dict.fromkeys(SUMMARIES, FloatDistribution(low, high))
+    def _write(self, trial: FrozenTrial) -> int:
+        """Add the trial; its number."""
+        trial_id = self._storage.create_new_trial(self._id, template_trial=trial)
+        return self._storage.get_trial(trial_id).number
 
-    def _to_trial(self, evaluation: Evaluation) -> FrozenTrial:
-        """The whole trial, before its number is known."""
-        summarised = self._gene_count > REAL_PARAMS and bool(evaluation.params)
-        params: Mapping[str, Any] = evaluation.params
-        if summarised:
-            values = [float(v) for v in params.values() if not isinstance(v, str)] or [0.0]
-            params = {name: summary(values) for name, summary in SUMMARIES.items()}
-        distributions = {gene: self._distributions[gene] for gene in params}
-        trial = optuna.trial.create_trial(
-            state=state_of(evaluation),
-            value=None if evaluation.estimated else evaluation.value,
-            intermediate_values=intermediate_values(evaluation),
-            params={gene: clip(value, distributions[gene]) for gene, value in params.items()},
-            distributions=distributions,
-            user_attrs=codec.plain_attributes(evaluation),
-            system_attrs=codec.packed_attributes(evaluation, with_params=summarised),
-            # Optuna's `best_trial` considers feasible trials only: a yardstick, or a score on a
-            # later split, violates this constraint and can never be the study's best.
-            constraints=constraints_of(evaluation),
-        )
-        finished = (evaluation.finished or datetime.now(UTC)).astimezone().replace(tzinfo=None)
-        trial.datetime_start = finished - timedelta(seconds=sum(evaluation.seconds.values()))
-        trial.datetime_complete = finished
-        return trial
+    def _arrived(self, trial: FrozenTrial) -> int | None:
+        """The number of the trial if it was added although nobody could say so any more."""
+        for found in self._trials():
+            same = (found.user_attrs.get(key) == trial.user_attrs.get(key) for key in OWN)
+            if found.number >= self._next and all(same):
+                return found.number
+        return None
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._id, deepcopy=False, states=FINISHED)
 
     def _load(self) -> None:
         """Decode the trials not seen yet."""
-        with self._explained():
-            trials = self._storage.get_all_trials(self._id, deepcopy=False, states=FINISHED)
-        for trial in trials:
+        for trial in self._do(self._trials):
             if trial.number not in self._seen:
                 self._seen[trial.number] = from_trial(trial)
         self._loaded = True

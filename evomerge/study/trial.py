@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import statistics
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evomerge.study import codec
 from evomerge.study.record import Evaluation
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 """Measured on all items; stopped on a rung; failed."""
+REAL_PARAMS = 64
+"""Up to so many genes are Optuna params; beyond, a summary (500 params cost .4 s a trial)."""
+SUMMARIES: dict[str, Callable[[list[float]], float]] = {
+    "genes.min": min,
+    "genes.mean": statistics.fmean,
+    "genes.max": max,
+}
+
+
+class Genes:
+    """What Optuna's params are: one per gene, or a summary of them."""
+
+    def __init__(self, genes: Mapping[str, BaseDistribution]) -> None:
+        """`genes`: each gene's distribution over its natural values."""
+        self.summarised = len(genes) > REAL_PARAMS
+        self.distributions = dict(genes)
+        if self.summarised:
+            numeric = [
+                d for d in genes.values() if isinstance(d, FloatDistribution | IntDistribution)
+            ]
+            low = min((float(d.low) for d in numeric), default=0.0)
+            high = max((float(d.high) for d in numeric), default=0.0)
+            self.distributions = dict.fromkeys(SUMMARIES, FloatDistribution(low, high))
+
+    def params(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Gene → value, or the summary; clipped to the bounds, as Optuna wants it."""
+        if self.summarised and values:
+            numbers = [float(v) for v in values.values() if not isinstance(v, str)] or [0.0]
+            values = {name: summary(numbers) for name, summary in SUMMARIES.items()}
+        return {name: clip(value, self.distributions[name]) for name, value in values.items()}
+
+
+def to_trial(evaluation: Evaluation, genes: Genes) -> FrozenTrial:
+    """The whole trial, before its number is known."""
+    params = genes.params(evaluation.params)
+    plain, packed = codec.attributes(evaluation, with_params=genes.summarised and bool(params))
+    trial = create_trial(
+        state=state_of(evaluation),
+        value=None if evaluation.estimated else evaluation.value,
+        intermediate_values=intermediate_values(evaluation),
+        params=params,
+        distributions={name: genes.distributions[name] for name in params},
+        user_attrs=plain,
+        system_attrs=packed,
+        # Optuna's `best_trial` considers feasible trials only: a yardstick, or a score on a
+        # later split, violates this constraint and can never be the study's best.
+        constraints=constraints_of(evaluation),
+    )
+    finished = (evaluation.finished or datetime.now(UTC)).astimezone().replace(tzinfo=None)
+    trial.datetime_start = finished - timedelta(seconds=sum(evaluation.seconds.values()))
+    trial.datetime_complete = finished
+    return trial
 
 
 def from_trial(trial: FrozenTrial) -> Evaluation | None:

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from drivers import on_every_database
 from optuna.distributions import FloatDistribution
 
 from evomerge.study import codec
 from evomerge.study.record import Evaluation, Marker
-from evomerge.study.storage import sqlite_url
 from evomerge.study.study import Study
 
 IDENTITY = {
@@ -62,15 +62,17 @@ def assert_same(found, expected):
             for task in value:
                 assert found.scores[task].dtype == np.float64
                 assert found.scores[task].tobytes() == value[task].tobytes()
+        elif key == "finished":
+            assert abs(found.finished - value).total_seconds() < 1  # MySQL keeps whole seconds
         else:
             assert getattr(found, key) == value, key
 
 
+@on_every_database
 @pytest.mark.parametrize(
     ("genes", "items"), [(3, 4), (64, 100), (65, 100), (1000, 5000)], ids=lambda n: str(n)
 )
-def test_an_evaluation_comes_back_bit_for_bit(tmp_path, genes, items):
-    url = sqlite_url(tmp_path / "study.db")
+def test_an_evaluation_comes_back_bit_for_bit(url, genes, items):
     with open_study(url, genes) as study:
         recorded = study.add(search_trial(genes, items))
         assert recorded.number == 0
@@ -79,8 +81,7 @@ def test_an_evaluation_comes_back_bit_for_bit(tmp_path, genes, items):
     assert_same(found, recorded)
 
 
-def test_the_driver_sees_what_a_reader_sees(tmp_path):
-    url = sqlite_url(tmp_path / "study.db")
+def test_the_driver_sees_what_a_reader_sees(url):
     with open_study(url) as study:
         study.add(search_trial(digest="a"))
         assert [e.digest for e in study.evaluations()] == ["a"]
@@ -90,6 +91,7 @@ def test_the_driver_sees_what_a_reader_sees(tmp_path):
                 assert_same(mine, theirs)
 
 
+@on_every_database
 @pytest.mark.parametrize(
     "evaluation",
     [
@@ -102,14 +104,33 @@ def test_the_driver_sees_what_a_reader_sees(tmp_path):
     ],
     ids=["failed", "parent", "finalist", "no items", "-inf"],
 )  # fmt: skip
-def test_every_kind_of_evaluation_comes_back(tmp_path, evaluation):
-    url = sqlite_url(tmp_path / "study.db")
+def test_every_kind_of_evaluation_comes_back(url, evaluation):
     with open_study(url) as study:
         recorded = study.add(evaluation)
     with Study.read(url, "c") as study:
         (found,) = study.evaluations()
     assert_same(found, recorded)
     assert found.failed == (evaluation.value is None)
+
+
+@on_every_database
+def test_what_is_long_comes_back_from_databases_whose_text_is_short(url):
+    names = [f"task_{i:04d}" for i in range(2000)]
+    failed = search_trial(value=None, estimated=False, scores={}, reason="é" * 30_000, se=None)
+    broad = search_trial(
+        scores={name: np.array([i / 7]) for i, name in enumerate(names)},
+        estimates={name: (i / 7, 0.01) for i, name in enumerate(names)},
+    )
+    with open_study(url) as study:
+        recorded = [study.add(failed), study.add(broad)]
+        study.set_note("tasks", names * 5)
+    with Study.read(url, "c") as study:
+        for ours, theirs in zip(study.evaluations(), recorded, strict=True):
+            assert_same(ours, theirs)
+        assert study.note("tasks") == names * 5
+    with open_study(url) as study:
+        study.set_note("tasks", ["one"])
+        assert study.note("tasks") == ["one"]
 
 
 def test_packed_chunks_stay_under_60_kb_and_survive_a_shorter_rewrite():
@@ -130,8 +151,8 @@ def test_a_damaged_chunk_is_noticed():
         codec.unpack("items", packed | {"items:1": packed["items:0"]})
 
 
-def test_markers_are_one_per_slot_and_go_stale_once_recorded(tmp_path):
-    url = sqlite_url(tmp_path / "study.db")
+@on_every_database
+def test_markers_are_one_per_slot_and_go_stale_once_recorded(url):
     genome = np.random.default_rng(1).standard_normal(1000)
     with open_study(url) as study:
         study.mark(Marker(slot=1, digest="old", split="search"))

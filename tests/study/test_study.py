@@ -1,64 +1,30 @@
 """The study as others meet it: Optuna's tools, a resuming campaign, a second driver, a crash."""
 
 import json
-import os
 import signal
-import sqlite3
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import optuna
+import optuna_dashboard
 import pytest
 import sqlalchemy
+from drivers import IDENTITY, driver, on_every_database, open_study, refusal, scored
 from optuna.distributions import FloatDistribution
+from werkzeug.test import Client
 
 from evomerge.errors import InputError
-from evomerge.study.record import Evaluation
-from evomerge.study.storage import sqlite_url
+from evomerge.study.record import Step
+from evomerge.study.storage import describe
 from evomerge.study.study import Study
-
-IDENTITY = {
-    "models": {"base": "d0", "experts": {"math": "d1"}},
-    "optimizer": {"kind": "cma"},
-    "seed": 0,
-    "versions": {"lm_eval": "0.4.13"},
-}
-GENES = {"weight": FloatDistribution(0.0, 1.5), "density": FloatDistribution(0.01, 1.0, log=True)}
-
-
-@pytest.fixture
-def url(tmp_path):
-    return sqlite_url(tmp_path / "study.db")
-
-
-def open_study(url, **changes):
-    options = {"identity": IDENTITY, "campaign": {"name": "c"}, "genes": GENES} | changes
-    return Study.create_or_resume(url, "c", **options)
-
-
-def scored(value, digest="d", **changes):
-    facts = {"split": "search", "digest": digest, "recipe": {"seed": 1}, "value": value}
-    facts |= {"scores": {"t": np.ones(3)}, "n": 3}
-    if changes.get("role", "search") == "search":
-        facts |= {"params": {"weight": 0.5, "density": 0.25}, "genome": np.zeros(2), "ask": 0}
-    return Evaluation(**facts | changes)
-
-
-def driver(body, url, *arguments, **options):
-    """A second process with this module's helpers and `url` in scope."""
-    head = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    head += "from test_study import *\nurl, arguments = sys.argv[1], sys.argv[2:]\n"
-    command = [sys.executable, "-c", head + textwrap.dedent(body), url, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
-
 
 # Optuna's own tools
 
 
+@on_every_database
 def test_best_trial_is_a_search_trial_whatever_the_yardsticks_score(url):
     with open_study(url) as study:
         study.add(scored(0.3))
@@ -71,6 +37,7 @@ def test_best_trial_is_a_search_trial_whatever_the_yardsticks_score(url):
     assert (best.number, best.value) == (1, 0.5)
 
 
+@on_every_database
 def test_pandas_reads_params_and_values(url):
     with open_study(url) as study:
         study.add(scored(0.25, seconds={"score": 2.0}))
@@ -84,6 +51,7 @@ def test_pandas_reads_params_and_values(url):
     assert frame["duration"][0].total_seconds() == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 def test_the_optuna_command_line_lists_study_and_trials(url):
     with open_study(url) as study:
         study.add(scored(0.25))
@@ -99,6 +67,27 @@ def test_the_optuna_command_line_lists_study_and_trials(url):
     assert trial["value"] == 0.25
     assert trial["params"] == {"weight": 0.5, "density": 0.25}
     assert trial["user_attrs"]["split"] == "search"
+
+
+@on_every_database
+def test_optuna_dashboard_shows_study_and_trials(url):
+    with open_study(url) as study:
+        study.add(scored(0.25))
+        study.add(scored(0.5, estimated=True, steps=(Step(2, 0.5, 0.1),)))
+        study.add(scored(None, reason="out of memory"))
+    dashboard = Client(optuna_dashboard.wsgi(url))
+    (listed,) = dashboard.get("/api/studies").json["study_summaries"]
+    assert (listed["study_name"], listed["directions"]) == ("c", ["maximize"])
+    shown = dashboard.get(f"/api/studies/{listed['study_id']}").json
+    assert [trial["state"] for trial in shown["trials"]] == ["Complete", "Pruned", "Fail"]
+    assert shown["trials"][0]["values"] == [0.25]
+    assert {p["name"]: p["param_internal_value"] for p in shown["trials"][0]["params"]} == {
+        "weight": 0.5,
+        "density": 0.25,
+    }
+    attributes = {a["key"]: a["value"] for a in shown["trials"][2]["user_attrs"]}
+    assert attributes["reason"] == "out of memory"
+    assert "<html" in dashboard.get("/dashboard").text.lower()
 
 
 def test_above_64_genes_optuna_sees_a_summary(url):
@@ -119,6 +108,7 @@ def test_rounding_past_a_bound_is_no_reason_to_lose_a_trial(url):
     assert trial.params["weight"] == 1.5
 
 
+@on_every_database
 def test_trials_that_evomerge_did_not_write_are_passed_over(url):
     with open_study(url) as study:
         study.add(scored(0.1, "a"))
@@ -139,25 +129,7 @@ def test_opening_a_study_says_nothing_and_leaves_optunas_verbosity_alone(url, ca
     assert capfd.readouterr() == ("", "")
 
 
-# SQLite
-
-
-def test_sqlite_is_in_wal_mode_and_syncs_normally(url, tmp_path):
-    with open_study(url) as study, study._rdb.engine.connect() as connection:
-        assert connection.execute(sqlalchemy.text("PRAGMA journal_mode")).scalar() == "wal"
-        assert connection.execute(sqlalchemy.text("PRAGMA synchronous")).scalar() == 1
-        assert connection.execute(sqlalchemy.text("PRAGMA busy_timeout")).scalar() == 30_000
-
-
-def test_odd_characters_in_the_path_are_no_trouble(tmp_path):
-    path = tmp_path / "a b{c}#d?e%20" / "study.db"
-    with open_study(sqlite_url(path)) as study:
-        study.add(scored(0.1))
-    assert path.is_file()
-    with Study.read(sqlite_url(path), "c") as study:
-        assert len(study.evaluations()) == 1
-
-
+@on_every_database
 def test_a_reader_follows_a_running_driver(url):
     with open_study(url) as study, Study.read(url, "c") as reader:
         assert reader.evaluations() == []
@@ -168,15 +140,10 @@ def test_a_reader_follows_a_running_driver(url):
         assert reader.evaluations() == first, "trials already seen are decoded again"
 
 
-def test_a_reader_cannot_write(url):
-    open_study(url).close()
-    with Study.read(url, "c") as reader, pytest.raises(InputError, match="readonly"):
-        reader.set_note("test opened", True)
-
-
 # Facts at study level
 
 
+@on_every_database
 def test_notes_items_and_campaign_come_back(url):
     items = {"search": {"t": [f"t/{i:032x}" for i in range(20_000)]}, "test": {"t": ["t/x"]}}
     with open_study(url) as study:
@@ -202,27 +169,19 @@ def test_documents_that_changed_since_the_study_began_are_refused(url):
         assert study.items() == {"search": {"t": ["a"], "u": ["b"]}}
 
 
-# Resume
-
-
-def refusal(url, **changes):
-    with pytest.raises(InputError) as caught:
-        open_study(url, **changes)
-    return str(caught.value)
-
-
-def test_another_campaign_is_refused_key_by_key_and_nothing_is_touched(url, tmp_path):
+@on_every_database
+def test_another_campaign_is_refused_key_by_key_and_nothing_is_touched(url):
     with open_study(url) as study:
         study.add(scored(0.1))
-    before = dump(tmp_path / "study.db")
+    before = everything(url)
     other = IDENTITY | {"optimizer": {"kind": "random", "sigma": 1}, "seed": 0}
     text = refusal(url, identity=other, campaign={"name": "other"})
-    assert text.startswith(f"study 'c' in {tmp_path / 'study.db'} belongs to another campaign: ")
+    assert text.startswith(f"study 'c' in {describe(url)} belongs to another campaign: ")
     assert "optimizer.kind is 'cma' in the study, 'random' in the campaign file" in text
     assert "optimizer.sigma is absent in the study, 1 in the campaign file" in text
     assert "seed" not in text
     assert text.endswith("use another study.name or --out")
-    assert dump(tmp_path / "study.db") == before
+    assert everything(url) == before
     open_study(url).close()
 
 
@@ -252,6 +211,7 @@ def test_a_study_of_a_newer_evomerge_is_refused(url):
         Study.read(url, "c")
 
 
+@on_every_database
 def test_a_study_that_evomerge_did_not_make_is_refused(url):
     theirs = optuna.create_study(study_name="c", storage=url, direction="maximize")
     theirs.add_trial(optuna.create_trial(value=1.0))
@@ -261,6 +221,7 @@ def test_a_study_that_evomerge_did_not_make_is_refused(url):
     assert theirs.user_attrs == {}
 
 
+@on_every_database
 def test_a_driver_killed_while_making_the_study_leaves_no_trap(url):
     optuna.create_study(study_name="c", storage=url, direction="maximize")
     with open_study(url) as study:
@@ -270,6 +231,7 @@ def test_a_driver_killed_while_making_the_study_leaves_no_trap(url):
 # One driver
 
 
+@on_every_database
 def test_a_second_driver_is_refused_until_the_first_is_gone(url):
     first = driver("study = open_study(url); print('open', flush=True); time.sleep(60)", url)
     try:
@@ -296,6 +258,7 @@ def test_a_refused_campaign_does_not_keep_the_lock(url):
 # What goes wrong
 
 
+@on_every_database
 def test_a_killed_driver_leaves_whole_trials_only(url):
     body = """
         study = open_study(url)
@@ -320,58 +283,6 @@ def test_a_killed_driver_leaves_whole_trials_only(url):
 
 
 @pytest.mark.parametrize(
-    ("pragma", "reason"), [("max_page_count=1", "full"), ("query_only=ON", "readonly")]
-)
-def test_a_full_or_read_only_disk_is_one_clear_message(url, tmp_path, monkeypatch, pragma, reason):
-    monkeypatch.setattr("optuna.storages._rdb.storage.time.sleep", lambda _: None)
-    with open_study(url) as study:
-        study.add(scored(0.1))
-        sqlalchemy.event.listen(
-            study._rdb.engine, "begin", lambda c: c.exec_driver_sql(f"PRAGMA {pragma}")
-        )
-        with pytest.raises(InputError, match=reason) as caught:
-            study.add(scored(0.2, scores={"t": np.random.default_rng(0).random(50_000)}))
-        assert str(tmp_path / "study.db") in str(caught.value)
-    with Study.read(url, "c") as study:
-        assert [evaluation.value for evaluation in study.evaluations()] == [0.1]
-
-
-def test_a_folder_that_cannot_be_written_is_one_clear_message(tmp_path):
-    (tmp_path / "file").touch()
-    text = refusal(sqlite_url(tmp_path / "file" / "study.db"))
-    assert text.startswith(str(tmp_path / "file" / "study.db"))
-    assert "cannot be written" in text
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_a_folder_without_permission_is_one_clear_message(tmp_path):
-    tmp_path.chmod(0o555)
-    assert "Permission denied" in refusal(sqlite_url(tmp_path / "study.db"))
-    tmp_path.chmod(0o755)
-
-
-def test_a_finished_study_in_a_folder_without_permission_is_readable(url, tmp_path, monkeypatch):
-    with open_study(url) as study:
-        study.add(scored(0.1))
-    (tmp_path / "study.db").chmod(0o444)
-    tmp_path.chmod(0o555)
-    access = os.access  # root may write all the same
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
-    try:
-        with Study.read(url, "c") as study:
-            assert len(study.evaluations()) == 1
-        assert not (tmp_path / "study.db-shm").exists()
-    finally:
-        tmp_path.chmod(0o755)
-
-
-def test_a_file_that_is_no_database_is_left_alone(url, tmp_path):
-    (tmp_path / "study.db").write_text("not a database, " * 500)
-    assert "file is not a database" in refusal(url)
-    assert (tmp_path / "study.db").read_text() == "not a database, " * 500
-
-
-@pytest.mark.parametrize(
     ("storage", "reason"),
     [
         ("journal.log", "is not a database URL"),
@@ -385,32 +296,18 @@ def test_a_storage_that_cannot_be_opened_is_one_clear_message(storage, reason):
     assert "secret" not in text
 
 
-def test_reading_what_is_not_there_says_so_and_makes_nothing(url, tmp_path):
-    with pytest.raises(InputError, match="no study here"):
-        Study.read(url, "c")
-    assert list(tmp_path.iterdir()) == []
-    open_study(url).close()
-    with pytest.raises(InputError, match="no study 'x'; found 'c'"):
-        Study.read(url, "x")
-
-
-def test_reading_a_study_whose_tables_are_still_being_made_says_to_look_again(url, tmp_path):
-    (tmp_path / "study.db").touch()
-    with pytest.raises(InputError, match="only just begun, look again"):
-        Study.read(url, "c")
-    assert (tmp_path / "study.db").stat().st_size == 0
-
-
 def test_opening_a_study_imports_no_torch():
     code = "import sys, evomerge.study.study; print('torch' in sys.modules, 'scipy' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]
 
 
-def dump(path):
-    """Everything in a SQLite file, as text."""
-    connection = sqlite3.connect(path)
-    try:
-        return list(connection.iterdump())
-    finally:
-        connection.close()
+def everything(url):
+    """What a database holds, as text."""
+    engine = sqlalchemy.create_engine(url)
+    tables = sqlalchemy.MetaData()
+    tables.reflect(engine)
+    with engine.connect() as connection:
+        found = {name: connection.execute(t.select()).all() for name, t in tables.tables.items()}
+    engine.dispose()
+    return str(found)

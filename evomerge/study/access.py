@@ -1,0 +1,205 @@
+"""A study's storage as its driver, or a reader, has it: locked, explained, waited for."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import optuna
+import tenacity
+
+from evomerge.errors import EvomergeError, InputError
+from evomerge.study.lock import ServerLock, TakenError, driver_lock, refusal, this_driver
+from evomerge.study.storage import (
+    ConnectionLostError,
+    describe,
+    errors_explained,
+    is_outage,
+    open_for_reading,
+    open_for_writing,
+    reason_of,
+)
+
+T = TypeVar("T")
+
+DRIVER = "driver"
+"""The study's attribute (of the system's) that its latest driver on a server has signed."""
+
+
+@dataclass
+class Patience:
+    """How long a database that has gone away is waited for, and who is told.
+
+    Attributes:
+        seconds: of one outage.
+        say: is given lines for the user.
+    """
+
+    seconds: float = 0.0
+    say: Callable[[str], None] = lambda _message: None
+
+
+class Access:
+    """The storage of one study. A writable one holds the driver's lock."""
+
+    def __init__(
+        self, url: str, study: str, *, writable: bool, patience: Patience | None = None
+    ) -> None:
+        """Open the storage, under the driver's lock when `writable`.
+
+        Raises:
+            InputError: it cannot be opened, or another driver is running.
+        """
+        self._url, self._study = url, study
+        self._patience = patience or Patience()
+        self._signed: tuple[int, dict[str, Any]] | None = None
+        self._ended: EvomergeError | None = None
+        self._lock = driver_lock(url, study) if writable else None
+        try:
+            self._rdb = self._open()
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+        self.engine = self._rdb.engine
+        self.storage = optuna.storages.get_storage(self._rdb)
+
+    def _open(self) -> optuna.storages.RDBStorage:
+        if self._lock is None:
+            return open_for_reading(self._url)
+        try:
+            return open_for_writing(self._url, self._lock.on_connect)
+        except TakenError:
+            where = f"study {self._study!r} in {describe(self._url)}"
+            raise refusal(where, self._holder()) from None
+
+    def close(self) -> None:
+        """Close the storage and let another driver in."""
+        self._rdb.remove_session()
+        self.engine.dispose()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def sign(self, study_id: int) -> None:
+        """Note in the study that this is its driver. From now on a server's outages are waited for.
+
+        Raises:
+            InputError: the storage cannot be written.
+        """
+        if isinstance(self._lock, ServerLock):
+            signature = {"token": uuid.uuid4().hex, **this_driver()}
+            self.do(lambda: self.storage.set_study_system_attr(study_id, DRIVER, signature))
+            self._signed = study_id, signature
+            self._lock.guard(self.engine)
+
+    def hurry(self) -> None:
+        """Wait no longer: the user wants to stop."""
+        self._patience.seconds = 0.0
+
+    def do(self, operation: Callable[[], T], arrived: Callable[[], T | None] | None = None) -> T:
+        """What `operation` on the storage gives; in an outage, once the storage is back.
+
+        Args:
+            operation: may be tried again.
+            arrived: for one that must not be repeated: what it gave if it came through although it
+                failed (the server died after the commit and before it could say so), or None.
+
+        Raises:
+            InputError: the storage cannot be read or written.
+            EvomergeError: it did not come back in time, or another driver took over meanwhile;
+                nothing is written from then on.
+        """
+        if self._ended is not None:
+            raise self._ended
+        with errors_explained(self._url):
+            try:
+                return operation()
+            except Exception as error:
+                if self._signed is None or not is_outage(error):
+                    raise
+            return self._wait(lambda: self._again(operation, arrived))
+
+    def _again(self, operation: Callable[[], T], arrived: Callable[[], T | None] | None) -> T:
+        self._renew()
+        found = arrived() if arrived else None
+        return operation() if found is None else found
+
+    def _wait(self, operation: Callable[[], T]) -> T:
+        where, started = describe(self._url), time.monotonic()
+        # So it stays if Ctrl-C ends the waiting: nothing more is tried.
+        self._ended = EvomergeError(f"{where}: was away when the search was stopped")
+        patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_outage),
+            stop=tenacity.stop_after_delay(self._patience.seconds),
+            wait=tenacity.wait_exponential(multiplier=0.25, max=5),
+            before_sleep=self._tell,
+            reraise=True,
+        )
+        try:
+            found = patiently(operation)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            self._ended = EvomergeError(
+                f"{where}: is away ({reason_of(error)}); nothing recorded is lost, and the same "
+                "command goes on when it is back"
+            )
+            raise self._ended from error
+        self._ended = None
+        if patiently.statistics["attempt_number"] > 1:
+            self._patience.say(f"{where} is back after {time.monotonic() - started:.0f} s")
+        return found
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        """Say once that it is waited for."""
+        error = state.outcome.exception() if state.outcome else None
+        if state.attempt_number == 1 and error is not None:
+            self._patience.say(
+                f"{describe(self._url)} is away ({reason_of(error)}); "
+                f"waiting for it, up to {self._patience.seconds / 60:g} min"
+            )
+
+    def _renew(self) -> None:
+        """Connect anew, under the lock, and see that no other driver has been here meanwhile.
+
+        Raises:
+            EvomergeError: one has.
+            ConnectionLostError: the server has not noticed yet that our own connection is lost.
+        """
+        assert isinstance(self._lock, ServerLock)
+        assert self._signed is not None
+        study_id, signature = self._signed
+        try:
+            with self._lock.renewing(self.engine):
+                latest = self.storage.get_study_system_attrs(study_id).get(DRIVER)
+        except TakenError:
+            latest = self._holder()
+            if latest in (None, signature):
+                raise ConnectionLostError(
+                    f"{describe(self._url)}: the server still keeps the connection that was lost, "
+                    "and with it the study's lock; end that connection on the server"
+                ) from None
+        if latest != signature:
+            named = f" (pid {latest['pid']}, host {latest['host']})" if latest else ""
+            self._ended = EvomergeError(
+                f"study {self._study!r} in {describe(self._url)}: another evomerge search{named} "
+                "took over while the database was away; this one stops, and records nothing more"
+            )
+            raise self._ended
+
+    def _holder(self) -> Any:
+        """The latest driver's signature, by a connection of its own; None if it can't be read."""
+        with suppress(InputError, KeyError), errors_explained(self._url):
+            rdb = open_for_reading(self._url)
+            try:
+                study_id = rdb.get_study_id_from_name(self._study)
+                return rdb.get_study_system_attrs(study_id).get(DRIVER)
+            finally:
+                rdb.remove_session()
+                rdb.engine.dispose()
+        return None

@@ -1,0 +1,91 @@
+"""MLflow."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evomerge.study.record import Evaluation
+from evomerge.trackers.base import Outcome, Run, Tracker, numbers, tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LAST = "trial"
+"""The metric that is logged with every trial."""
+BATCH = 1000
+"""MLflow takes no more at a time."""
+UID = "evomerge.uid"
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+@tracker("mlflow")
+class MLflow(Tracker):
+    """A run of an MLflow server, or of the database mlflow.db in the run's folder."""
+
+    needs = "mlflow"
+    _client: MlflowClient
+    _run: str
+
+    def __init__(self, *, uri: str | None = None, experiment: str | None = None) -> None:
+        """Choose where.
+
+        Args:
+            uri: the tracking server's; MLFLOW_TRACKING_URI when not given, then the run's folder.
+            experiment: its name; the campaign's when not given.
+        """
+        self._uri, self._experiment = uri, experiment
+
+    def begin(self, run: Run) -> int:
+        """Go on with the run that this study has there, or make one."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        from mlflow import MlflowClient
+
+        uri = self._uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = MlflowClient(uri or f"sqlite:///{run.folder.resolve() / 'mlflow.db'}")
+        name = self._experiment or str(run.campaign["name"])
+        experiment = self._experiment_of(name, None if uri else run.folder)
+        found = self._client.search_runs([experiment], f"tags.`{UID}` = '{run.uid}'", max_results=1)
+        if not found:
+            tags = {UID: run.uid, "mlflow.runName": run.name}
+            self._run = self._client.create_run(experiment, tags=tags).info.run_id
+            self._client.log_dict(self._run, dict(run.campaign), "campaign.json")
+            return 0
+        self._run = found[0].info.run_id
+        self._client.update_run(self._run, "RUNNING")
+        logged = self._client.get_metric_history(self._run, LAST)
+        return 1 + max((metric.step for metric in logged), default=-1)
+
+    def record(self, evaluation: Evaluation, best: Evaluation | None) -> None:
+        """Log the numbers, the trial's own last."""
+        from mlflow.entities import Metric
+
+        moment = evaluation.finished.timestamp() if evaluation.finished else time.time()
+        step = evaluation.number or 0
+        values = {**numbers(evaluation, best), LAST: step}
+        metrics = [Metric(_key(k), v, int(1000 * moment), step) for k, v in values.items()]
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(self._run, metrics=metrics[start : start + BATCH])
+
+    def end(self, outcome: Outcome) -> None:
+        """Add the winner, and close the run."""
+        if outcome.summary:
+            self._client.log_dict(self._run, dict(outcome.summary), "best.json")
+        self._client.set_terminated(self._run, STATUS[outcome.kind])
+
+    def _experiment_of(self, name: str, folder: Path | None) -> Any:
+        """Its id; made if there is none, with what is logged as files in `folder` if given."""
+        known = self._client.get_experiment_by_name(name)
+        if known is not None:
+            return known.experiment_id
+        files = (folder / "mlflow-artifacts").resolve().as_uri() if folder else None
+        return self._client.create_experiment(name, artifact_location=files)
+
+
+def _key(name: str) -> str:
+    """The name in the letters that MLflow takes."""
+    return re.sub(r"[^\w./ -]", "_", name)

@@ -1,0 +1,68 @@
+"""Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from evomerge.study.record import Evaluation
+from evomerge.trackers.base import Outcome, Run, Tracker, numbers, tracker
+
+if TYPE_CHECKING:
+    import wandb
+
+
+@tracker("wandb")
+class WandB(Tracker):
+    """A run of a Weights & Biases project; with mode: offline kept in the run's folder."""
+
+    needs = "wandb"
+    _run: wandb.Run
+
+    def __init__(
+        self,
+        *,
+        project: str | None = None,
+        entity: str | None = None,
+        mode: Literal["online", "offline"] | None = None,
+    ) -> None:
+        """Choose where; what is not given is as wandb's own environment variables say.
+
+        Args:
+            project: its name; WANDB_PROJECT, or the campaign's name.
+            entity: whose.
+            mode: WANDB_MODE, or online.
+        """
+        self._project, self._entity, self._mode = project, entity, mode
+
+    def begin(self, run: Run) -> int | None:
+        """Go on with the run that this study has there, or make one."""
+        import wandb
+
+        mode = self._mode or os.environ.get("WANDB_MODE", "online")
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise RuntimeError("no API key; run `wandb login`, or write mode: offline")
+        self._run = wandb.init(
+            project=self._project or os.environ.get("WANDB_PROJECT") or str(run.campaign["name"]),
+            entity=self._entity,
+            mode=self._mode,
+            id=run.uid,
+            name=run.name,
+            resume="allow",
+            dir=run.folder,
+            config=dict(run.campaign),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        # Offline it does not know what it was told before.
+        return None if self._run.offline else self._run.step
+
+    def record(self, evaluation: Evaluation, best: Evaluation | None) -> None:
+        """Log the numbers at the trial's step."""
+        self._run.log(numbers(evaluation, best), step=evaluation.number)
+
+    def end(self, outcome: Outcome) -> None:
+        """Add the winner, and close the run."""
+        if outcome.summary:
+            self._run.summary["winner"] = dict(outcome.summary["recipe"])
+            self._run.summary["scores"] = dict(outcome.summary["scores"])
+        self._run.finish(exit_code=int(outcome.kind == "failed"))

@@ -1,0 +1,64 @@
+"""Studies with invented scores, told to trackers as a campaign tells them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+from invented import Invented
+
+from evomerge.config import CampaignConfig
+from evomerge.judging import intervals
+from evomerge.runs import open_run
+from evomerge.tracking import PATIENCE_SECONDS, tracked
+
+
+class Ear:
+    """A listener that remembers what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def phase(self, name, done, total):
+        pass
+
+    def recorded(self, evaluation):
+        pass
+
+    def said(self, message):
+        self.lines.append(message)
+
+
+class Told(Invented):
+    """A study whose evaluations are told to trackers as they are recorded."""
+
+    def __init__(self, folder):
+        self.listener, self.ear = None, Ear()
+        super().__init__(folder)
+
+    @contextmanager
+    def run(self, **sections):
+        """A run with the campaign file's `trackers` or `notify`; what is added within is told."""
+        config, study = open_run(self.folder)
+        study.close()
+        config = CampaignConfig.model_validate(config.model_dump() | sections)
+        with tracked(config, self.study, self.folder, self.ear) as self.listener:
+            yield self
+        self.listener = None
+
+    def add(self, *arguments, **options):
+        evaluation = super().add(*arguments, **options)
+        if self.listener is not None:
+            self.listener.recorded(evaluation)
+        return evaluation
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples_and_time_enough(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 500)
+    monkeypatch.setattr("evomerge.tracking.PATIENCE_SECONDS", dict.fromkeys(PATIENCE_SECONDS, 120))
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Told(tmp_path / "run")

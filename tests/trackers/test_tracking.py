@@ -1,0 +1,167 @@
+"""How trackers are told: every trial once, in order, and at nobody's expense."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from diary import Diary, Other
+
+from evomerge.config import parse_campaign
+from evomerge.errors import EvomergeError, InputError
+from evomerge.tracking import build_trackers
+
+DIARY = [{"kind": "diary:Diary"}]
+
+
+@pytest.fixture(autouse=True)
+def _empty_diaries():
+    Diary.heard.clear()
+    Other.heard.clear()
+
+
+def numbers(diary=Diary):
+    return [what[1].number for what in diary.heard if what[0] == "record"]
+
+
+def bests():
+    return [what[2] and what[2].number for what in Diary.heard if what[0] == "record"]
+
+
+def outcomes():
+    return [what[1] for what in Diary.heard if what[0] == "end"]
+
+
+def test_every_trial_is_told_once_and_in_order_however_often_the_campaign_is_resumed(study):
+    with study.run(trackers=DIARY):
+        study.yardsticks().search([0.3, 0.6])
+    with study.run(trackers=DIARY):
+        study.search([0.4])
+    with study.run(trackers=DIARY):
+        study.search([0.8, 0.2]).finish()
+    assert numbers() == list(range(len(study.study.evaluations())))
+    assert len({what[1].uid for what in Diary.heard if what[0] == "begin"}) == 1
+
+
+def test_a_tracker_that_comes_late_is_told_what_is_on_record(study):
+    study.yardsticks().search([0.3, 0.6])
+    with study.run(trackers=DIARY):
+        study.search([0.9])
+    assert numbers() == list(range(8))
+
+
+def test_a_trial_during_which_a_tracker_went_down_is_not_told_again(study):
+    with study.run(trackers=[{"kind": "diary:Diary", "fails_in": "record"}]):
+        study.yardsticks()
+    with study.run(trackers=DIARY):
+        study.search([0.5])
+    assert numbers() == [1, 2, 3, 4, 5]
+
+
+def test_the_best_by_then_comes_with_every_trial(study):
+    with study.run(trackers=DIARY):
+        study.yardsticks().search([0.3, 0.9, 0, 0.2], {2: "out of memory"})
+    assert bests() == [None] * 5 + [5, 6, 6, 6]
+    with study.run(trackers=DIARY):
+        study.search([0.4, 1.0])
+    assert bests()[-2:] == [6, 10]
+
+
+def test_trackers_are_told_how_the_run_ended(study):
+    with study.run(trackers=DIARY):
+        study.yardsticks().search([0.3])
+    with pytest.raises(KeyboardInterrupt), study.run(trackers=DIARY):
+        raise KeyboardInterrupt
+    with pytest.raises(EvomergeError), study.run(trackers=DIARY):
+        raise EvomergeError("no trial succeeded")
+    with study.run(trackers=DIARY):
+        study.finish()
+    assert [outcome.kind for outcome in outcomes()] == ["stopped", "stopped", "failed", "finished"]
+    assert outcomes()[2].reason == "no trial succeeded"
+    assert outcomes()[3].summary["trial"] == 5
+
+
+@pytest.mark.parametrize("where", ["begin", "record", "end"])
+def test_a_tracker_that_fails_is_switched_off_with_a_message_and_the_others_go_on(study, where):
+    failing = {"kind": "diary:Diary", "fails_in": where}
+    with study.run(trackers=[failing, {"kind": "diary:Other"}]):
+        study.yardsticks().search([0.3, 0.6])
+    assert study.ear.lines == [
+        "tracker diary:Diary is switched off (ConnectionError: nobody answers); "
+        "the campaign goes on"
+    ]
+    assert numbers() == (list(range(7)) if where == "end" else [])
+    assert numbers(Other) == list(range(7))
+
+
+def test_a_tracker_that_hangs_holds_nobody_up(study, monkeypatch):
+    monkeypatch.setattr("evomerge.tracking.PATIENCE_SECONDS", {"stopped": 0.3})
+    with study.run(trackers=[{"kind": "diary:Diary", "hangs": True}]):
+        study.yardsticks().search([0.3] * 20)
+    Diary.patience.set()
+    assert study.ear.lines == ["tracker diary:Diary has not taken in all, and is left behind"]
+
+
+def test_two_trackers_of_one_kind_are_counted_apart(study):
+    with study.run(trackers=DIARY * 2):
+        study.yardsticks()
+    with study.run(trackers=DIARY * 2):
+        study.search([0.3])
+    assert sorted(numbers()) == sorted([*range(6), *range(6)])
+
+
+def test_without_trackers_the_study_is_left_as_it_is(study):
+    with study.run():
+        study.yardsticks()
+        assert study.listener is study.ear
+    assert study.study.note("uid") is None
+    assert not (study.folder / "trackers").exists()
+
+
+def campaign(**sections):
+    data = {
+        "name": "c",
+        "models": {"base": "zoo/base", "experts": {"math": "zoo/math"}},
+        "space": {"weights": {"method": "linear"}},
+        "fitness": {"tasks": [{"task": "t"}]},
+    }
+    return parse_campaign(data | sections, "campaign.yaml")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("tensorbord", "trackers.0: no tracker is called 'tensorbord'; did you mean 'tensorboard'"),
+        ({"kind": "mlflow", "url": "x"}, "trackers.0.url: unknown option of mlflow; did you mean"),
+        ({"kind": "wandb", "mode": "on"}, "trackers.0.mode: input should be 'online' or"),
+        ("nosuch.module:Class", "trackers.0: nosuch.module:Class cannot be imported"),
+        ("diary:Nobody", "trackers.0: diary:Nobody cannot be imported"),
+        ("diary:Stranger", "trackers.0: diary:Stranger is no subclass of evomerge.trackers.Track"),
+        ("os:system", "trackers.0: os:system is no subclass"),
+        ({"kind": "diary:Diary", "hang": 1}, "trackers.0.hang: unknown option of diary:Diary"),
+    ],
+)
+def test_a_tracker_that_is_none_is_refused_by_name(wanted, message):
+    with pytest.raises(InputError, match=f"(?i){re.escape(message)}"):
+        build_trackers(campaign(trackers=[wanted]))
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"mlflow needs .* pip install 'evomerge\[mlflow\]'"):
+        build_trackers(campaign(trackers=["mlflow"]))
+
+
+@pytest.mark.parametrize(
+    ("notice", "message"),
+    [
+        ({}, "notify.0: give webhook or command"),
+        ({"webhook": "https://a", "command": "b"}, "notify.0: give webhook or command"),
+        ({"webhook": "file:///etc/passwd"}, "notify.0.webhook"),
+        ({"command": "b", "when": ["always"]}, "notify.0.when.0"),
+        ({"command": "b", "on": ["best"]}, "notify.0.on: unknown key"),
+    ],
+)
+def test_a_notice_that_cannot_be_given_is_refused(notice, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        campaign(notify=[notice])
