@@ -30,6 +30,7 @@ from evomerge.search.optimizers import Proposal
 from evomerge.setup import Setup
 from evomerge.study.judged import judge_on, judged, known_of, scores_of
 from evomerge.study.record import Climb, Evaluation
+from evomerge.study.sessions import begin_session
 from evomerge.study.study import Study
 from evomerge.workers.executor import Executor, Job
 
@@ -78,7 +79,7 @@ class Campaign:
         Raises:
             EvomergeError: the base model itself cannot be scored, or no trial succeeded.
         """
-        with self._orderly():
+        with self._orderly(deadline):
             self._measure_yardsticks("search")
             self._search(deadline)
             winner = self._choose()
@@ -96,7 +97,7 @@ class Campaign:
         Raises:
             EvomergeError: the base model itself cannot be scored, or no trial succeeded.
         """
-        with self._orderly():
+        with self._orderly(deadline):
             self._measure_yardsticks("search")
             self._search(deadline)
             if self._budget_left():
@@ -121,8 +122,13 @@ class Campaign:
             self._measure("select", [finalist(trial, "select") for trial in leaders.values()])
 
     @contextmanager
-    def _orderly(self) -> Iterator[None]:
-        """A stop within is no fault of what was in flight: it keeps its attempts."""
+    def _orderly(self, deadline: float | None = None) -> Iterator[None]:
+        """A run, noted as begun; a stop within is no fault of what was in flight: it keeps its
+        attempts.
+        """
+        count = self._setup.config.workers.count
+        workers = self._executor.workers if count == "auto" else count
+        begin_session(self._study, workers, deadline)
         try:
             yield
         except (KeyboardInterrupt, EvomergeError):

@@ -106,6 +106,34 @@ def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
     return config, open_study_of(config, own)
 
 
+class FollowedRun:
+    """A run that may be going on: its study, and of stages always that of the latest one."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it to look at.
+
+        Raises:
+            InputError: the folder holds no run, or its study cannot be read.
+        """
+        self._folder = folder
+        self._own = run_folder(folder)
+        self._study = open_run(folder)[1]
+
+    @property
+    def study(self) -> Study:
+        """The study; what was read of it before is not read again.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        own = run_folder(self._folder)
+        if own != self._own:  # a stage is done, and the next has begun
+            latest = open_run(self._folder)[1]
+            self._study.close()
+            self._own, self._study = own, latest
+        return self._study
+
+
 def run_folder(folder: Path) -> Path:
     """The folder of a campaign's run itself; of stages, of the latest one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from evomerge.judging.scores import Judge
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.report.summary import judge_of
 from evomerge.runs import remember_campaign, study_place
+from evomerge.study.judged import scores_of
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 
@@ -40,6 +42,8 @@ class Invented:
         genes=None,
         budget=20,
         lower_is_better=(),
+        optimizer="cma",
+        workers=1,
     ):
         self.folder = folder
         self.tasks, self.experts, self.layers = tasks, experts, layers
@@ -56,7 +60,9 @@ class Invented:
                 "models": {"base": "zoo/base", "experts": {e: f"zoo/{e}" for e in experts}},
                 "space": {"weights": weights},
                 "fitness": {"tasks": [{"task": t} for t in tasks]},
+                "optimizer": {"kind": optimizer},
                 "budget": {"trials": budget},
+                "workers": {"kind": "ray", "count": workers} if workers > 1 else {},
             },
             "campaign",
         )
@@ -88,6 +94,7 @@ class Invented:
             ],
         )
         self.judge: Judge = judge_of(self.study)
+        self.asked = 0
 
     def _groups(self):
         yield None, "embeddings"
@@ -119,31 +126,54 @@ class Invented:
             merges=tuple(merges),
         )
 
-    def add(self, recipe, level=None, *, split="search", role="search", name=None, reason=None):
-        """Record one evaluation whose items are right with probability `level`."""
-        items = {t: (self.rng.random(COUNTS[split]) < (level or 0)) * 1.0 for t in self.tasks}
-        scores = self.judge.scores(items) if reason is None else None
+    def add(
+        self,
+        recipe,
+        level=None,
+        *,
+        split="search",
+        role="search",
+        name=None,
+        reason=None,
+        items=None,
+        stopped=None,
+        **facts,
+    ):
+        """Record one evaluation whose items are right with probability `level`.
+
+        `items` gives them outright; `stopped` is how many of each task were measured, when it was
+        stopped on a rung; `facts` are the evaluation's own.
+        """
+        if items is None:
+            items = {t: (self.rng.random(COUNTS[split]) < (level or 0)) * 1.0 for t in self.tasks}
+        estimates = {}
+        if stopped is not None:
+            estimates = {t: (float(v[:stopped].mean()), 0.05) for t, v in items.items()}
+            items = {t: np.where(np.arange(len(v)) < stopped, v, np.nan) for t, v in items.items()}
+        scores = scores_of(self.judge, items, estimates) if reason is None else None
         own = role == "search"
-        return self.study.add(
-            Evaluation(
-                split=split,
-                digest=recipe.digest,
-                recipe=recipe.to_json(),
-                role=role,
-                name=name,
-                value=scores.value if scores else None,
-                se=scores.se if scores else None,
-                n=scores.n if scores else 0,
-                scores=items if scores else {},
-                reason=reason,
-                params=dict.fromkeys(self.genes, 0.5) if own else {},
-                genome=np.zeros(len(self.genes)) if own else None,
-                ask=0 if own else None,
-                tells=0 if own else None,
-                seconds={"score": 0.5},
-                versions={"torch": "2.0"},
-            )
+        evaluation = Evaluation(
+            split=split,
+            digest=recipe.digest,
+            recipe=recipe.to_json(),
+            role=role,
+            name=name,
+            value=scores.value if scores else None,
+            se=scores.se if scores else None,
+            n=scores.n if scores else 0,
+            estimated=stopped is not None,
+            estimates=estimates,
+            scores=items if scores else {},
+            reason=reason,
+            params=dict.fromkeys(self.genes, 0.5) if own else {},
+            genome=np.zeros(len(self.genes)) if own else None,
+            ask=self.asked if own else None,
+            tells=self.asked if own else None,
+            seconds={"score": 0.5},
+            versions={"torch": "2.0"},
         )
+        self.asked += own
+        return self.study.add(replace(evaluation, **facts))
 
     def yardsticks(self, split="search"):
         """Parents and baselines, each a fixed recipe of its own."""

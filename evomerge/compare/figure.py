@@ -12,11 +12,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from evomerge.report.figures import plot_layout, shown
+from evomerge.report.figures.style import PALETTE, plot_layout, shown
 from evomerge.report.tables import short
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a7300", "#56b4e9", "#7a4fbf", "#7d8590")
-"""Okabe & Ito's palette, its yellow darkened, and two more: told apart by the colour-blind."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 STROKES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 BEYOND = 1.02
@@ -44,7 +42,7 @@ def lines(comparison: Mapping[str, Any]) -> Iterator[Line]:
     end = BEYOND * max((x for found in curves.values() for x in found["spent"]), default=1.0)
     for place, (label, found) in enumerate(curves.items()):
         if found["spent"]:
-            color, dash = COLORS[place % len(COLORS)], DASHES[place % len(DASHES)]
+            color, dash = PALETTE[place % len(PALETTE)], DASHES[place % len(DASHES)]
             bands = {key: [*values, values[-1]] for key, values in found.items()}
             yield Line(label, color, dash, **bands | {"spent": [*found["spent"], end]})
 

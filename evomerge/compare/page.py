@@ -15,7 +15,7 @@ from rich.text import Text
 
 from evomerge.compare.figure import interactive, references, save_picture, title
 from evomerge.errors import InputError
-from evomerge.report.html import page_environment
+from evomerge.report.html import asset, page_environment
 from evomerge.report.tables import short, span
 
 TEMPLATE = "compare.html.j2"
@@ -98,6 +98,7 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
             remarks=remarks(comparison),
             short=short,
             plotly=get_plotlyjs(),
+            script=asset("page.js"),
         )
     )
 

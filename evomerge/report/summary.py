@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from evomerge.judging.scores import Judge, Values
 from evomerge.judging.selection import Judged, best, by_preference
 from evomerge.recipe import BASE
 from evomerge.report.choice import choice_summary, correct_for_many
+from evomerge.report.running import running_summary, split_size
 from evomerge.sections import ConstraintConfig, ObjectiveConfig
 from evomerge.study.judged import check_of, judge_on, judged, searched
 from evomerge.study.record import Evaluation
@@ -35,11 +36,12 @@ def status_summary(study: Study) -> dict[str, Any]:
     trials = [e for e in evaluations if e.optimizers_own]
     failed = [t for t in trials if t.failed]
     pruned = [t for t in trials if t.estimated]
-    whole = _size(study, "search")
+    whole = split_size(study, "search")
     leader = best(searched(judge_of(study), evaluations))
     concluded = study.note("concluded") or {}
     stage = study.note("stage")
     ended = concluded.get("trials") == len(trials)
+    running = running_summary(study)
     return {
         "name": study.name,
         "stage": stage and {key: stage[key] for key in ("name", "place", "of")},
@@ -57,6 +59,10 @@ def status_summary(study: Study) -> dict[str, Any]:
         "items_asked": sum(t.cost(whole) for t in trials),
         "item_evaluations": sum(e.n for e in evaluations if e.seconds),
         "seconds": round(sum(sum(e.seconds.values()) for e in evaluations), 3),
+        "in_flight": len(running["in_flight"]),
+        "workers": running["workers"],
+        "rate": running["rate"],
+        "left": running["left"],
         "estimator": _calibration(study, trials),
         "events": study.note("events"),
         "optimizer_state": dict(trials[-1].state) if trials else {},
@@ -194,54 +200,6 @@ def task_summary(
     }
 
 
-def coefficient_summary(study: Study, recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The searched coefficients of a recipe, in depth order.
-
-    Returns:
-        parameter → `bounds` [low, high], `rows` (embeddings, layers, final norm, head), `columns`
-        (the experts, or one for a parameter they share), `values` [rows][columns]. Where the
-        campaign chooses among methods, those that the recipe's methods have, without the groups
-        whose method has them not.
-    """
-    weights = study.campaign["space"]["weights"]
-    experts = [name for name in recipe["sources"] if name != BASE]
-    tables = {}
-    for parameter, bounds in searched_bounds(weights).items():
-        of = [row for row in _coefficients(recipe, parameter, weights["granularity"]) if row[1]]
-        rows = dict(of)
-        if not rows:
-            continue
-        shared = all(None in row for row in rows.values())
-        tables[parameter] = {
-            "bounds": bounds,
-            "rows": list(rows),
-            "columns": ["all experts"] if shared else experts,
-            "values": [
-                [row.get(column) for column in ([None] if shared else experts)]
-                for row in rows.values()
-            ],
-        }
-    return tables
-
-
-def searched_bounds(weights: Mapping[str, Any] | None) -> dict[str, list[float]]:
-    """Parameter → [low, high] of the campaign's `space.weights`; fixed ones are left out."""
-    if weights is None:
-        return {}
-    found = {}
-    methods = weights["method"]
-    methods = [methods] if isinstance(methods, str) else methods
-    for name, value in weights["genes"].items():
-        first, dot, rest = name.partition(".")
-        if dot and (first not in methods or "." in rest):
-            continue  # of single genes, not of `ties.density`
-        if isinstance(value, list):
-            found[name] = value
-        elif isinstance(value, Mapping):
-            found[name] = [value["low"], value["high"]]
-    return found
-
-
 def facts_summary(study: Study) -> dict[str, Any]:
     """What the campaign is, and what it was run with, beside `status_summary`."""
     campaign, identity = study.campaign, study.identity
@@ -297,13 +255,6 @@ def objective_label(objective: str | Mapping[str, Any]) -> str:
     wanted = ObjectiveConfig.model_validate(objective)
     simple = [f"{k} {v}" for k, v in wanted.options.items() if isinstance(v, int | float | str)]
     return f"{wanted.kind} ({', '.join(simple)})" if simple else wanted.kind
-
-
-def _size(study: Study, split: str) -> int:
-    """How many items a split has; measures beside a task have its items."""
-    beside = {task["task"] for task in study.note("tasks") or [] if task["weight"] == 0}
-    items = study.items().get(split, {})
-    return sum(len(ids) for task, ids in items.items() if task not in beside)
 
 
 def _calibration(study: Study, trials: Sequence[Evaluation]) -> dict[str, Any] | None:
@@ -370,28 +321,6 @@ def _scores(
 def _span(judge: Judge, items: Mapping[str, Values]) -> dict[str, float]:
     span = interval(judge, items)
     return {"mean": span.value, "low": span.low, "high": span.high}
-
-
-def _coefficients(
-    recipe: Mapping[str, Any], parameter: str, granularity: str
-) -> Iterator[tuple[str, dict[str | None, float]]]:
-    """A label and owner → value for each tuned group; the owner of a shared parameter is None.
-
-    `parameter` may be that of one method, `ties.density`.
-    """
-    method, _, parameter = parameter.rpartition(".")
-    for merge in recipe["merges"]:
-        if method not in ("", merge["method"]):
-            continue
-        if granularity == "model":
-            label = "whole model"
-        elif merge["slot"] is None:
-            label = merge["group"].replace("_", " ")
-        else:
-            module = "" if merge["group"] == "layer" else f" {merge['group']}"
-            label = f"layer {merge['slot']}{module}"
-        owners = {None: merge["parameters"], **merge["experts"]}
-        yield label, {o: given[parameter] for o, given in owners.items() if parameter in given}
 
 
 def _against(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +27,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     state = "done" if status["done"] else "not finished; the same search command goes on with it"
     leader = status["best"]
     stage = status["stage"]
+    flying = f"{status['in_flight']}, on {status['workers']} workers"
     rows = {
         "state": state,
         **({"stage": f"{stage['name']}, {stage['place']} of {stage['of']}"} if stage else {}),
@@ -39,6 +41,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         else "none yet",
         "items scored": f"{status['item_evaluations']:,}",
         "time in evaluations": f"{status['seconds']:.1f} s",
+        **({} if status["done"] else {"time left": left_line(status), "in flight": flying}),
     }
     for name, value in rows.items():
         table.add_row(name, str(value))
@@ -49,6 +52,15 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         for moment, text in status["events"]["latest"][-SHOWN_EVENTS:]:
             table.add_row(f"{datetime.fromisoformat(moment).astimezone():%d %b %H:%M}", Text(text))
     return table
+
+
+def left_line(status: dict[str, Any]) -> str:
+    """How long the search will still take, at its latest pace."""
+    if status["left"] is None or not status["rate"]:
+        return "not known yet"
+    if not status["left"]:
+        return "none: the budget is spent; the winner is chosen and tested next"
+    return f"about {duration(status['left'])}, at {60 * status['rate']:.3g} trials a minute"
 
 
 def events_line(events: dict[str, Any]) -> str:
@@ -129,7 +141,7 @@ def front_table(best: dict[str, Any]) -> Table:
     return table
 
 
-def stage_lines(best: dict[str, Any]) -> list[str]:
+def stage_lines(best: Mapping[str, Any]) -> list[str]:
     """The winners of the stages before, which the winner is made of: its lineage."""
     return [
         f"stage {one['stage']}: trial {one['trial']}, recipe {one['digest'][:12]}, "
@@ -139,7 +151,7 @@ def stage_lines(best: dict[str, Any]) -> list[str]:
     ]
 
 
-def constraint_lines(best: dict[str, Any]) -> list[tuple[str, bool]]:
+def constraint_lines(best: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """Every constraint as measured on the split shown, and whether it holds."""
     return [
         (
@@ -179,12 +191,24 @@ def short(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.3f}"
 
 
+def duration(seconds: float) -> str:
+    """A time to read: `8 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
 def p_value(value: float) -> str:
     """A p-value to three decimals."""
     return "<.001" if value < 0.001 else short(value)
 
 
-def remarks(best: dict[str, Any]) -> list[str]:
+def remarks(best: Mapping[str, Any]) -> list[str]:
     """How to read the table, and what the reader must not overlook."""
     lines = [
         "[95 % bootstrap intervals], on the test split once it is open, on search before; "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import psutil
 import sqlalchemy
 import tenacity
 
@@ -38,7 +39,7 @@ class FileLock:
             InputError: another driver holds it, or the folder cannot be written.
         """
         self._lock = filelock.FileLock(f"{path}.lock", thread_local=False)
-        self._driver = Path(f"{path}.driver")
+        self._driver = _driver_file(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
@@ -145,6 +146,20 @@ def driver_lock(storage: str, study: str) -> FileLock | ServerLock:
     return ServerLock(storage, study)
 
 
+def driven(storage: str) -> bool | None:
+    """Whether a driver is at work on the study; None where that cannot be told from here."""
+    path = sqlite_path(storage)
+    if path is None:
+        return None
+    try:
+        driver = json.loads(_driver_file(path).read_text())
+        if driver["host"] != socket.gethostname():
+            return None
+        return psutil.pid_exists(driver["pid"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def this_driver() -> dict[str, Any]:
     """How a driver is named to others."""
     return {"pid": os.getpid(), "host": socket.gethostname()}
@@ -177,6 +192,10 @@ LOCKS: dict[str, Callable[[bytes], tuple[str, ...]]] = {
     "mariadb": _mysql,
 }
 """Backend → statements that take a lock without waiting; the last one says whether it is ours."""
+
+
+def _driver_file(path: Path) -> Path:
+    return Path(f"{path}.driver")
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:

@@ -85,8 +85,8 @@ class Evaluation:
     """How many tells had arrived when it was asked."""
     parents: tuple[int, ...] = ()
     """Ask indices."""
-    state: Mapping[str, float] = field(default_factory=dict)
-    """What the optimizer said of its own state when this result arrived: coverage, entropy."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What the optimizer said of its own state when this result arrived: members, coverage."""
     attempt: int = 1
     """1 for the first try; more when earlier tries took their worker or the driver down."""
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -7,7 +7,8 @@ of it or none. Everything a resume needs is here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -22,6 +23,7 @@ from evomerge.errors import InputError
 from evomerge.study import codec
 from evomerge.study.access import Access, Patience
 from evomerge.study.identity import as_json, check_identity
+from evomerge.study.lock import driven
 from evomerge.study.record import Evaluation, Marker
 from evomerge.study.storage import describe, quiet
 from evomerge.study.trial import FINISHED, Genes, from_trial, to_trial, utc
@@ -49,6 +51,7 @@ class Study:
         self._genes = Genes({})
         self._seen: dict[int, Evaluation | None] = {}
         self._loaded = False
+        self._still = False
         self._next = 0  # no number that an evaluation is still to get is below
         self._access = Access(storage, name, writable=writable, patience=patience)
         self._storage, self._do = self._access.storage, self._access.do
@@ -134,6 +137,11 @@ class Study:
         """The campaign file of the latest run, as JSON data."""
         return self._fact("campaign")
 
+    @property
+    def driven(self) -> bool | None:
+        """Whether a driver is at work on it; None where that cannot be told from here."""
+        return driven(self._url)
+
     def add(self, evaluation: Evaluation) -> Evaluation:
         """Record an evaluation as one trial in one transaction; returns it with its number.
 
@@ -158,9 +166,21 @@ class Study:
         Trials that evomerge did not write, or that are unfinished or damaged, are passed over.
         Each trial is read and decoded once; the driver, who alone writes, reads only at first.
         """
-        if not (self._writable and self._loaded):
+        if not (self._loaded and (self._writable or self._still)):
             self._load()
         return [evaluation for evaluation in self._seen.values() if evaluation is not None]
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Within, a reader's `evaluations` stay those of the beginning, while the driver goes on:
+        what is made of them in several steps fits together.
+        """
+        self._load()
+        self._still = True
+        try:
+            yield
+        finally:
+            self._still = False
 
     def mark(self, marker: Marker) -> None:
         """Note that work on a candidate begins; replaces the slot's earlier marker.

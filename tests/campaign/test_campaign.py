@@ -556,7 +556,9 @@ def test_coverage_and_entropy_stand_beside_every_trial_of_an_archive(tmp_path):
     chosen = ["optimizer={kind: m2n2, population: 3}", linear, "budget.trials=9"]
     out = run(tmp_path, overrides=chosen)
     trials = [e for e in evaluations(out) if e.optimizers_own]
-    assert trials[0].state == {"coverage": 0.0, "entropy": 0.0}  # nothing had arrived by then
+    nothing_yet = {"members": [], "coverage": 0.0, "entropy": 0.0}
+    assert trials[0].state == nothing_yet
+    assert trials[1].state["members"] == [trials[0].ask]
     solved = np.concatenate(list(trials[0].scores.values()))
     assert trials[1].state["coverage"] == pytest.approx(solved.mean())
     assert status_summary(open_run(out)[1])["optimizer_state"] == trials[-1].state

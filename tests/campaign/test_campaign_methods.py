@@ -5,8 +5,9 @@ from __future__ import annotations
 import tiny
 from test_campaign import evaluations, facts, run
 
+from evomerge.report.coefficients import coefficient_summary
 from evomerge.report.html import report_page
-from evomerge.report.summary import best_summary, coefficient_summary
+from evomerge.report.summary import best_summary
 from evomerge.runs import open_run
 
 WEIGHTS = (

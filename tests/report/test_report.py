@@ -17,7 +17,8 @@ from evomerge.cli import app
 from evomerge.errors import InputError
 from evomerge.judging.intervals import interval
 from evomerge.judging.scores import Judge
-from evomerge.report import figures
+from evomerge.report.figures.progress import _apart
+from evomerge.report.figures.style import shown
 from evomerge.report.html import report_page, write_report
 from evomerge.report.summary import best_summary
 
@@ -81,7 +82,9 @@ def test_every_figure_has_its_place_and_every_place_its_figure(finished):
     page = page_of(finished)
     places = {a["id"] for _, a in page.tags if a.get("class") == "figure"}
     assert places == set(page.figures)
-    assert len(places) == 2 + 2 + 2  # scores, progress; two tasks; weight, lambda
+    made = {f"{kind}-{i}" for kind in ("coefficients", "population", "spread") for i in (1, 2)}
+    whole = {"scores", "progress", "failures", "niches", "items", "pace", "busy", "cost"}
+    assert places == {f"figure-{name}" for name in whole | made | {"task-1", "task-2"}}
 
 
 def test_scores_stand_on_the_test_split_with_their_intervals(finished):
@@ -195,9 +198,11 @@ def test_before_the_test_the_page_stands_on_search_and_says_so(midway):
     assert "Not finished: 3 of 20 trials" in page.text
     assert "its score, intervals and p-values flatter it" in page.text
     assert "The test split has not been opened" in page.text
-    assert "winner" not in page.text.replace("the winner is chosen on select", "").replace(
-        "for the winner and", ""
-    ).replace("score of a winner", "")
+    others = ("the winner is chosen on select", "for the winner and", "score of a winner")
+    text = page.text
+    for other in others:
+        text = text.replace(other, "")
+    assert "winner" not in text
     best = trace(page.figures["figure-scores"], "best so far")
     leader = max(midway.study.evaluations(), key=lambda e: e.value * e.optimizers_own)
     assert best["x"] == [leader.value]
@@ -260,7 +265,7 @@ def test_the_command_does_not_import_torch(finished):
 
 
 def test_long_names_lose_their_middle_and_labels_never_overlap():
-    assert figures.shown("a" * 30 + "z", 9) == "aaaa…aaaz"
-    places = figures._apart([0.5, 0.5, 0.5, 0.51, 0.98], 0.1, (0.0, 1.0))
+    assert shown("a" * 30 + "z", 9) == "aaaa…aaaz"
+    places = _apart([0.5, 0.5, 0.5, 0.51, 0.98], 0.1, (0.0, 1.0))
     assert np.diff(places).min() > 0.1 - 1e-9
     assert max(places) <= 1

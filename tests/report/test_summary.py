@@ -6,9 +6,9 @@ import pytest
 from invented import COUNTS, Invented
 from rich.console import Console
 
+from evomerge.report.coefficients import coefficient_summary
 from evomerge.report.summary import (
     best_summary,
-    coefficient_summary,
     search_summary,
     shown_split,
     status_summary,

@@ -140,7 +140,12 @@ def test_map_elites_fills_the_cells_of_the_measures_it_is_given():
     for proposal, scores in record:
         place = (min(int(scores.metrics["smooth"] * 5), 4), min(int(proposal.genome[0] * 8), 3))
         expected[place] = max(expected.get(place, -1), scores.value)
-    assert optimizer.state() == {"elites": len(expected), "coverage": len(expected) / 20}
+    state = optimizer.state()
+    assert state["coverage"] == len(expected) / 20
+    assert state["measures"] == ["smooth", "first"]
+    asks = dict(zip(map(tuple, state["cells"]), state["members"], strict=True))
+    values = {proposal.ask: scores.value for proposal, scores in record}
+    assert {cell: values[ask] for cell, ask in asks.items()} == expected
     assert sorted(optimizer._archive.quality) == sorted(expected.values())
 
 

@@ -140,6 +140,16 @@ def test_a_reader_follows_a_running_driver(url):
         assert reader.evaluations() == first, "trials already seen are decoded again"
 
 
+def test_a_reader_that_stands_still_sees_one_moment_of_a_running_driver(url):
+    with open_study(url) as study:
+        study.add(scored(0.1))
+        with Study.read(url, "c") as reader:
+            with reader.still():
+                study.add(scored(0.2))
+                assert [e.value for e in reader.evaluations()] == [0.1]
+            assert [e.value for e in reader.evaluations()] == [0.1, 0.2]
+
+
 # Facts at study level
 
 

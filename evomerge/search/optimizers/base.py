@@ -11,7 +11,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from evomerge.registry import enter, registered
 from evomerge.search.domain import Domain, Genome
 
 _REGISTRY: dict[str, type[Optimizer]] = {}
+RECORDED = 256
+"""Up to so many members are recorded with every trial, about 1 kB; of more, none."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,12 @@ class Optimizer(ABC):
         self._learn(proposal, scores)
         self.tells += 1
 
-    def state(self) -> dict[str, float]:
-        """What is worth recording of the optimizer's state with each evaluation, by name."""
+    def state(self) -> dict[str, Any]:
+        """What is worth recording of the optimizer's state with each evaluation: JSON data by name.
+
+        `members`: ask indices of those it keeps and breeds from, where it keeps any (see `kept`);
+        `coverage`, `entropy`: numbers, drawn over the trials.
+        """
         return {}
 
     def check_metrics(self, names: Collection[str]) -> None:
@@ -127,6 +133,11 @@ class Optimizer(ABC):
         further answers.
         """
         return np.random.SeedSequence([self.seed & 0xFFFFFFFFFFFFFFFF, stream, index])
+
+
+def kept(asks: Sequence[int], **beside: Sequence[Any]) -> dict[str, Any]:
+    """`members` for `state`, and what stands beside each; nothing where there are too many."""
+    return {"members": list(asks), **beside} if len(asks) <= RECORDED else {}
 
 
 def ask_index(rng: np.random.SeedSequence) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -10,7 +10,7 @@ from pydantic import Field
 from evomerge.judging.scores import Scores
 from evomerge.search.archives import ItemColumns, NicheArchive
 from evomerge.search.domain import Domain, Genome
-from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
+from evomerge.search.optimizers.base import Optimizer, Proposal, kept, optimizer
 from evomerge.search.recombination import cross, mutate, openings
 
 SPREAD = 0.2
@@ -52,9 +52,15 @@ class Competition(Optimizer):
         self._archive = NicheArchive(population, alpha)
         self._members: list[tuple[int, Genome]] = []  # by slot: ask index, genome
 
-    def state(self) -> dict[str, float]:
-        """The archive's coverage of items and its mean entropy per item (see `NicheArchive`)."""
-        return {"coverage": self._archive.coverage(), "entropy": self._archive.entropy()}
+    def state(self) -> dict[str, Any]:
+        """The archive's members, its coverage of items and its mean entropy per item (see
+        `NicheArchive`).
+        """
+        return {
+            **kept([ask for ask, _ in self._members]),
+            "coverage": self._archive.coverage(),
+            "entropy": self._archive.entropy(),
+        }
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         random = np.random.default_rng(rng)

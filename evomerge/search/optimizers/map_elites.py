@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +13,7 @@ from evomerge.judging.scores import Scores, Values
 from evomerge.registry import nearest
 from evomerge.search.archives import GridArchive
 from evomerge.search.domain import Domain, Genome
-from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
+from evomerge.search.optimizers.base import Optimizer, Proposal, kept, optimizer
 from evomerge.search.recombination import cross, mutate, openings
 
 SPREAD = 0.2
@@ -60,6 +60,7 @@ class MapElites(Optimizer):
         self._openings = openings(domain)
         self._warm_at = len(self._openings) + warmup
         self._measures = measures
+        self._named: list[str] = []  # the measures, once there are scores
         self._split = split
         self._mutation = mutation
         self._archive = GridArchive(grid, bounds)
@@ -75,9 +76,17 @@ class MapElites(Optimizer):
                     f"{nearest(name, known)}"
                 )
 
-    def state(self) -> dict[str, float]:
-        """How many cells hold an elite, and their share of all."""
-        return {"elites": float(len(self._archive)), "coverage": self._archive.coverage()}
+    def state(self) -> dict[str, Any]:
+        """The elites, with the cell of each (its places along the two measures), the measures, and
+        the share of cells that hold an elite.
+        """
+        cells = np.unravel_index(self._archive.slots, self._archive.shape)
+        asks = [self._elites[slot][0] for slot in self._archive.slots.tolist()]
+        return {
+            **kept(asks, cells=np.transpose(cells).tolist()),
+            "measures": self._named,
+            "coverage": self._archive.coverage(),
+        }
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         random = np.random.default_rng(rng)
@@ -100,6 +109,6 @@ class MapElites(Optimizer):
     def _place(self, genome: Genome, scores: Scores) -> Values:
         """The two measures, shape (2,); one that is not there counts as 0."""
         values = {**self.domain.statistics(genome), **scores.metrics}
-        names = self._measures or [*scores.metrics, *self.domain.statistics(genome)]
-        found = [values.get(name, 0.0) for name in names[:2]]
+        self._named = (self._measures or [*scores.metrics, *self.domain.statistics(genome)])[:2]
+        found = [values.get(name, 0.0) for name in self._named]
         return np.array([*found, 0.0, 0.0][:2])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
 from evomerge.judging.scores import Scores
 from evomerge.search.domain import Domain, Genome
-from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
+from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, kept, optimizer
 
 Share = Annotated[float, Field(ge=0)]
 
@@ -79,6 +79,10 @@ class ParticleSwarm(Optimizer):
         self._swarm: dict[int, _Particle] = {}
         self._best: _Seen | None = None
         self._worst: _Seen | None = None
+
+    def state(self) -> dict[str, Any]:
+        """The particles' bests."""
+        return kept(list(dict.fromkeys(p.best.ask for p in self._swarm.values())))
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         generator = np.random.default_rng(rng)

@@ -1,0 +1,143 @@
+"""Scores: against parents and baselines, and a front of goals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from evomerge.report.figures.style import COLORS, SYMBOLS, plot_layout, shown
+from evomerge.report.tables import short
+
+QUIET = "rgba(125, 133, 144, 0.6)"
+
+Rows = Mapping[tuple[str, str], Mapping[str, float]]
+"""("winner" | "parent" | "baseline", name) → `mean`, `low`, `high`."""
+
+
+def forest(rows: Rows, scale: str, *, legend: bool = True) -> go.Figure:
+    """Means as dots with their 95 % intervals, a row each, the winner on top.
+
+    Args:
+        rows: the winner, parents and baselines.
+        scale: the axis title.
+        legend: whether the figure explains its symbols.
+    """
+    height = 34 * len(rows) + (110 if legend else 70)
+    figure = go.Figure(layout=plot_layout(height=height, right=16, top=40 if legend else 16))
+    places = {row: len(rows) - 1 - place for place, row in enumerate(rows)}
+    for role in COLORS:
+        group = {row: scores for row, scores in rows.items() if row[0] == role}
+        if not group:
+            continue
+        means = [s["mean"] for s in group.values()]
+        figure.add_scatter(
+            x=means,
+            y=[places[row] for row in group],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [s["high"] - s["mean"] for s in group.values()],
+                "arrayminus": [s["mean"] - s["low"] for s in group.values()],
+                "thickness": 1.6,
+                "width": 4,
+            },
+            mode="markers+text",
+            marker={"color": COLORS[role], "symbol": SYMBOLS[role], "size": 10},
+            text=[short(mean) for mean in means],
+            textposition="top center",
+            textfont={"size": 10},
+            customdata=[[shown(name, 99), s["low"], s["high"]] for (_, name), s in group.items()],
+            hovertemplate=(
+                "%{customdata[0]}: %{x:.4f}<br>95 %: %{customdata[1]:.4f} to %{customdata[2]:.4f}"
+                "<extra></extra>"
+            ),
+            name=next(iter(group))[1] if role == "winner" else role,
+            showlegend=legend,
+            cliponaxis=False,
+        )
+    figure.update_xaxes(title_text=shown(scale, 60), nticks=6)
+    figure.update_yaxes(
+        tickvals=list(places.values()),
+        ticktext=[shown(name, 26) for _, name in places],
+        range=[-0.6, len(rows) - 0.3],
+        showgrid=False,
+        zeroline=False,
+    )
+    return figure
+
+
+def front(points: Sequence[Mapping[str, Any]], marked: str, label: str) -> go.Figure:
+    """A front of two goals: on search, and the finalists again on select.
+
+    Args:
+        points: `best_summary`'s front.
+        marked: the digest of the recipe to mark, and `label`, what it is ("winner").
+    """
+    across, up = points[0]["search"]
+    figure = go.Figure(layout=plot_layout(height=400, right=16))
+    for split, color, symbol in (
+        ("search", COLORS["winner"], "circle"),
+        ("select", COLORS["parent"], "diamond"),
+    ):
+        scored = [p for p in points if p[split]]
+        scored.sort(key=lambda p: p[split][across])
+        figure.add_scatter(
+            x=[p[split][across] for p in scored],
+            y=[p[split][up] for p in scored],
+            mode="markers",
+            marker={
+                "color": color,
+                "symbol": symbol,
+                "size": [15 if p["digest"] == marked else 8 for p in scored],
+            },
+            customdata=[
+                f"trial {p['trial']}" + (f" ({label})" if p["digest"] == marked else "")
+                for p in scored
+            ],
+            hovertemplate=f"%{{customdata}} on {split}: %{{x:.4f}}, %{{y:.4f}}<extra></extra>",
+            name=f"on {split}",
+        )
+    figure.update_xaxes(title_text=shown(across, 60))
+    figure.update_yaxes(title_text=shown(up, 60))
+    return figure
+
+
+def front_lines(points: Sequence[Mapping[str, Any]], marked: str, label: str) -> go.Figure:
+    """A front of three goals or more on search: a line for each trial across the goals.
+
+    Goals that do not all lie in [0, 1] are scaled, each from its least to its largest on the front.
+
+    Args:
+        points: `best_summary`'s front.
+        marked: the digest of the recipe to mark, and `label`, what it is ("winner").
+    """
+    goals = list(points[0]["search"])
+    figure = go.Figure(layout=plot_layout(height=420, right=24))
+    raw = {goal: [p["search"][goal] for p in points] for goal in goals}
+    scaled = any(not 0 <= value <= 1 for values in raw.values() for value in values)
+    ranges = {g: (min(v), max(v)) if scaled else (0.0, 1.0) for g, v in raw.items()}
+    last = sorted(points, key=lambda p: p["digest"] == marked)
+    for place, point in enumerate(last):
+        mine = point["digest"] == marked
+        values = [point["search"][goal] for goal in goals]
+        spans = [ranges[goal] for goal in goals]
+        name = f"trial {point['trial']}" + (f" ({label})" if mine else "")
+        figure.add_scatter(
+            x=[shown(goal, 18) for goal in goals],
+            y=[
+                (v - low) / ((high - low) or 1.0)
+                for v, (low, high) in zip(values, spans, strict=True)
+            ],
+            mode="lines+markers",
+            line={"color": COLORS["winner"] if mine else QUIET, "width": 3 if mine else 1.2},
+            marker={"size": 9 if mine else 5},
+            customdata=values,
+            hovertemplate=f"{name}, %{{x}}: %{{customdata:.4f}}<extra></extra>",
+            name=name if mine else "on the front",
+            showlegend=mine or place == 0,
+        )
+    figure.update_xaxes(showgrid=True, range=[-0.15, len(goals) - 0.85])
+    figure.update_yaxes(title_text="from the worst of the front to its best" if scaled else None)
+    return figure

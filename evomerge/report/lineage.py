@@ -1,0 +1,64 @@
+"""Where a recipe comes from: its ancestors among the trials, and its path through the models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evomerge.recipe import BASE
+from evomerge.study.study import Study
+
+MERGED = "merged"
+"""What a slot holds that is not a copy of one model's layer."""
+
+
+def lineage_summary(study: Study, trial: int) -> dict[str, Any] | None:
+    """The ancestors of a trial; None where the record names no parents of it.
+
+    Returns:
+        `trials`: the trial and every ancestor, in the order in which they were asked: `trial`,
+        `value`, `estimated`, `generation` (0 for the trial itself, 1 for its parents; of several
+        ways the shortest), `parents` (trial numbers).
+    """
+    own = [e for e in study.evaluations() if e.optimizers_own and e.ask is not None]
+    by_ask = {e.ask: e for e in own}
+    by_number = {e.number: e for e in own}
+    if trial not in by_number or not by_number[trial].parents:
+        return None
+    generation = {by_number[trial].ask: 0}
+    for ask in (queue := [by_number[trial].ask]):
+        for parent in by_ask[ask].parents:
+            if parent in by_ask and parent not in generation:
+                generation[parent] = generation[ask] + 1
+                queue.append(parent)
+    return {
+        "trials": [
+            {
+                "trial": by_ask[ask].number,
+                "value": by_ask[ask].value,
+                "estimated": by_ask[ask].estimated,
+                "generation": generation[ask],
+                "parents": [by_ask[p].number for p in by_ask[ask].parents if p in by_ask],
+            }
+            for ask in sorted(generation, key=lambda ask: ask or 0)
+        ]
+    }
+
+
+def path_summary(study: Study, recipe: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The path of a recipe, slot by slot; None where it is the base's own, layer after layer.
+
+    Returns:
+        for each slot `source` (a model's name, or "merged"), `layer` of it, `scale` of its input.
+    """
+    if any(e.recipe["path"] == recipe["path"] for e in study.evaluations() if e.name == BASE):
+        return None
+    merged = {merge["slot"] for merge in recipe["merges"]}
+    return [
+        {
+            "source": MERGED if place in merged else slot["source"],
+            "layer": slot["layer"],
+            "scale": slot["scale"],
+        }
+        for place, slot in enumerate(recipe["path"])
+    ]

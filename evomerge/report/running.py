@@ -1,0 +1,232 @@
+"""What a campaign costs, how busy its workers are, and how long it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.study.record import Evaluation, Marker
+from evomerge.study.sessions import Session, sessions
+from evomerge.study.study import Study
+
+RECENT = 50
+"""The time left is reckoned from the pace of so many trials, those of the last session."""
+BINS = 60
+"""Of the curve of busy workers."""
+NOTHING_YET: dict[str, Any] = {
+    "rate": None,
+    "left": None,
+    "trials": {"time": [], "count": []},
+    "items": {"time": [], "count": []},
+    "time": 0.0,
+    "sessions": [],
+    "busy": None,
+}
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Running time: the sessions' wall time one after the other, without what lies between.
+
+    A session ends with its last record: what it did afterwards is not known, and not counted.
+
+    Attributes:
+        sessions: those in which anything was recorded.
+        finished: of each evaluation, seconds since the epoch, shape (n,).
+        session: of each evaluation, which session recorded it, shape (n,).
+        starts, ends: of the sessions, seconds since the epoch.
+    """
+
+    sessions: Sequence[Session]
+    finished: NDArray[np.float64]
+    session: NDArray[np.int64]
+    starts: NDArray[np.float64]
+    ends: NDArray[np.float64]
+
+    @property
+    def offsets(self) -> NDArray[np.float64]:
+        """The running time at which each session begins, and that at which the last ends."""
+        return np.concatenate([[0.0], np.cumsum(self.ends - self.starts)])
+
+    def running(self) -> NDArray[np.float64]:
+        """The running time at which each evaluation was recorded, shape (n,)."""
+        return self.offsets[self.session] + self.finished - self.starts[self.session]
+
+
+def running_summary(study: Study) -> dict[str, Any]:
+    """Cost, pace and utilisation of a study; times in seconds.
+
+    Returns:
+        `driven`: whether the driver is at work, null where that cannot be told from here;
+        `in_flight`: for each candidate at work `slot`, `split`, `ask`, `rung`, `attempt`; none when
+        the driver is known to have stopped;
+        `workers`: how many the last session had;
+        `repeated`: evaluations of more than one attempt, because a worker or the driver died;
+        `rate`: trials a second lately, null before the second;
+        `left`: until the budget or the session's time is spent at that rate, null where unknown, 0
+        once the budget is spent;
+        `trials`, `items`: `time` → count, over running time; `budget`, `item_budget`;
+        `time`: how long it has been running; `sessions`: `time` (when each begins), `started`,
+        `workers`;
+        `busy`: `time` (BINS + 1 edges), `workers` (the mean number at work in each bin), `share` of
+        the workers' time, null before anything is known;
+        `cost`: what was done → stage → seconds of one worker.
+    """
+    evaluations = [e for e in study.evaluations() if e.finished]
+    noted = sessions(study)
+    count = study.campaign["workers"]["count"]
+    asked_for = 1 if count == "auto" else count
+    driven = study.driven
+    return {
+        "driven": driven,
+        "in_flight": [] if driven is False else [_flying(m) for m in study.markers()],
+        "workers": noted[-1].workers if noted else asked_for,
+        "repeated": sum(e.attempt > 1 for e in evaluations),
+        "budget": study.campaign["budget"]["trials"],
+        "item_budget": study.campaign["budget"].get("items"),
+        "cost": _cost(evaluations),
+        **(
+            _over_time(study, evaluations, _clock(evaluations, noted, asked_for))
+            if evaluations
+            else NOTHING_YET
+        ),
+    }
+
+
+def split_size(study: Study, split: str) -> int:
+    """How many items a split has; measures beside a task have its items."""
+    beside = {task["task"] for task in study.note("tasks") or [] if task["weight"] == 0}
+    items = study.items().get(split, {})
+    return sum(len(ids) for task, ids in items.items() if task not in beside)
+
+
+def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: _Clock) -> dict[str, Any]:
+    own = [e for e in evaluations if e.optimizers_own]
+    mine = np.array([e.optimizers_own for e in evaluations])
+    time, whole = clock.running(), split_size(study, "search")
+    rate = _rate(clock.finished[mine & (clock.session == clock.session.max())])
+    concluded = (study.note("concluded") or {}).get("trials") == len(own)
+    budget = study.campaign["budget"]
+    return {
+        "rate": rate,
+        "left": 0.0 if concluded else _left(own, whole, budget, rate, clock),
+        "trials": _counts(time[mine], np.arange(1, len(own) + 1)),
+        "items": _counts(time[mine], np.cumsum([e.cost(whole) for e in own])),
+        "time": float(clock.offsets[-1]),
+        "sessions": [
+            {"time": float(at), "started": s.started.isoformat(), "workers": s.workers}
+            for at, s in zip(clock.offsets, clock.sessions, strict=False)
+        ],
+        "busy": _busy(clock, evaluations, concluded),
+    }
+
+
+def _flying(marker: Marker) -> dict[str, Any]:
+    return {
+        "slot": marker.slot,
+        "split": marker.split,
+        "ask": marker.ask,
+        "rung": len(marker.climb.steps) if marker.climb else None,
+        "attempt": marker.attempt,
+    }
+
+
+def _counts(time: NDArray[np.float64], count: NDArray[np.int64]) -> dict[str, list[float]]:
+    return {"time": time.tolist(), "count": count.tolist()}
+
+
+def _clock(evaluations: Sequence[Evaluation], noted: Sequence[Session], workers: int) -> _Clock:
+    """The clock; what was recorded before any session was noted is one of its own."""
+    finished = np.array([e.finished.timestamp() for e in evaluations if e.finished])
+    spent = np.array([_seconds(e) for e in evaluations])
+    begun = list(noted)
+    if not begun or finished.min() < begun[0].started.timestamp():
+        first = datetime.fromtimestamp(float((finished - spent).min()), UTC)
+        begun.insert(0, Session(first, workers))
+    starts = np.array([s.started.timestamp() for s in begun])
+    session = np.maximum(np.searchsorted(starts, finished, side="right") - 1, 0)
+    used, session = np.unique(session, return_inverse=True)
+    ends = np.array([finished[session == place].max() for place in range(len(used))])
+    return _Clock([begun[i] for i in used], finished, session, starts[used], ends)
+
+
+def _rate(finished: NDArray[np.float64]) -> float | None:
+    """Trials a second over the last `RECENT` of one session."""
+    lately = np.sort(finished)[-RECENT:]
+    span = float(lately[-1] - lately[0]) if len(lately) > 1 else 0.0
+    return (len(lately) - 1) / span if span > 0 else None
+
+
+def _left(
+    own: Sequence[Evaluation],
+    whole: int,
+    budget: dict[str, Any],
+    rate: float | None,
+    clock: _Clock,
+) -> float | None:
+    """Seconds of search left at the rate: of the trials, the items or the session's own time."""
+    if rate is None:
+        return None
+    left = [(budget["trials"] - len(own)) / rate]
+    if budget.get("items") is not None:
+        lately = own[-RECENT:]
+        each = sum(e.cost(whole) for e in lately) / len(lately)
+        spent = sum(e.cost(whole) for e in own)
+        left.append((budget["items"] - spent) / (rate * each))
+    until, now = clock.sessions[-1].until, datetime.now(UTC)
+    if until is not None and until > now:
+        left.append((until - now).total_seconds())
+    return max(0.0, float(min(left)))
+
+
+def _busy(clock: _Clock, evaluations: Sequence[Evaluation], concluded: bool) -> dict[str, Any]:
+    """How many workers were at work, over running time.
+
+    An evaluation is taken to have ended when it was recorded, and to have been at work without a
+    break. While the search goes on, the last evaluation's length is left out at the end: what is
+    in flight is not recorded yet.
+    """
+    end, time = clock.offsets[-1], clock.running()
+    spent = np.array([_seconds(e) for e in evaluations])
+    if not concluded:
+        longest = float(spent[-2 * clock.sessions[-1].workers :].max())
+        end = max(end - longest, clock.offsets[-2]) or end
+    edges = np.linspace(0.0, end, BINS + 1)
+    began = np.maximum(time - spent, clock.offsets[clock.session])
+    done = np.clip(edges[:, None], began, time) - began  # seconds of each evaluation by each edge
+    at_work = np.diff(done.sum(axis=1))
+    each = np.array([s.workers for s in clock.sessions])
+    there = np.clip(end - clock.offsets[:-1], 0.0, np.diff(clock.offsets))
+    capacity = float(each @ there)
+    return {
+        "time": edges.tolist(),
+        "workers": (at_work / np.maximum(np.diff(edges), 1e-9)).tolist(),
+        "share": float(at_work.sum() / capacity) if capacity > 0 else None,
+    }
+
+
+def _cost(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
+    """What was done → stage → seconds of one worker."""
+    found: dict[str, dict[str, float]] = {}
+    for e in evaluations:
+        stages = found.setdefault(_purpose(e), {})
+        for stage, seconds in e.seconds.items():
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    return {purpose: stages for purpose, stages in found.items() if stages}
+
+
+def _purpose(e: Evaluation) -> str:
+    if e.split != "search":
+        return e.split
+    if not e.optimizers_own:
+        return "parents and baselines"
+    return "trials stopped on a rung" if e.estimated else "trials"
+
+
+def _seconds(e: Evaluation) -> float:
+    return sum(e.seconds.values())

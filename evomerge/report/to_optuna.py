@@ -1,0 +1,64 @@
+"""The report's figures, saved in the study for optuna-dashboard to show."""
+
+from __future__ import annotations
+
+import optuna
+import plotly.graph_objects as go
+
+from evomerge.errors import InputError
+from evomerge.report.figures.style import COLORS, FAINT, shown
+from evomerge.report.gallery import Picture, view_of
+from evomerge.study.storage import errors_explained, open_for_writing
+from evomerge.study.study import Study
+
+HEIGHT = 450
+"""Pixels that optuna-dashboard has for a figure."""
+BELOW_BUTTONS = {"x": 0.02, "y": 0.94, "yanchor": "top"}
+
+
+def save_figures(study: Study, storage: str) -> list[str]:
+    """Save every figure as attributes of the study; earlier ones of the same name give way.
+
+    Nothing else in the study is touched, so that it may be done while the campaign runs.
+
+    Args:
+        study: read from.
+        storage: the URL it lies at.
+
+    Returns:
+        The figures' names in optuna-dashboard.
+
+    Raises:
+        InputError: optuna-dashboard is not installed, or the storage cannot be written.
+    """
+    try:
+        from optuna_dashboard import save_plotly_graph_object
+    except ImportError:
+        raise InputError(
+            "--to-optuna-dashboard needs optuna-dashboard: pip install 'evomerge[dashboard]'"
+        ) from None
+    pictures = list(view_of(study).pictures)
+    rdb = open_for_writing(storage)
+    try:
+        with errors_explained(storage):
+            target = optuna.load_study(study_name=study.name, storage=rdb)
+            return [
+                save_plotly_graph_object(target, adapted(one), graph_object_id=one.id)
+                for one in pictures
+            ]
+    finally:
+        rdb.remove_session()
+        rdb.engine.dispose()
+
+
+def adapted(picture: Picture) -> go.Figure:
+    """The figure with a title of its own, in optuna-dashboard's height and on its colours."""
+    figure = go.Figure(picture.figure)
+    figure.update_layout(
+        title={"text": shown(picture.label, 60), "font": {"size": 14}, **BELOW_BUTTONS},
+        height=HEIGHT,
+        margin={"t": (figure.layout.margin.t or 0) + 60},
+        font={"color": COLORS["baseline"]},
+    )
+    lines = {"gridcolor": FAINT, "zerolinecolor": FAINT, "linecolor": FAINT}
+    return figure.update_xaxes(lines).update_yaxes(lines)

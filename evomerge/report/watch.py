@@ -1,0 +1,32 @@
+"""`evomerge status --watch`: the status table, drawn again as the campaign goes on."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.live import Live
+
+from evomerge.report.summary import status_summary
+from evomerge.report.tables import status_table
+from evomerge.runs import FollowedRun
+
+SECONDS = 2.0
+SHARE = 0.1
+"""Of the time at most this share is spent on reading the study."""
+
+
+def watch(run: FollowedRun, console: Console) -> None:
+    """Show the status until the campaign is done; Ctrl-C ends it too.
+
+    Raises:
+        InputError: the study cannot be read.
+    """
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            started = time.monotonic()
+            status = status_summary(run.study)
+            live.update(status_table(status), refresh=True)
+            if status["done"]:
+                return
+            time.sleep(max(SECONDS, (time.monotonic() - started) / SHARE))
