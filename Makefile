@@ -31,6 +31,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/m2n2_digits.py --quick
 	$(BIN)/python benchmarks/rungs.py
+	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/surrogates.py
 
 $(VENV)/.run: pyproject.toml constraints.txt

@@ -26,7 +26,7 @@ from evomerge.ladder import Ladder, open_ladder
 from evomerge.listener import Listener
 from evomerge.logbook import Logbook
 from evomerge.recipe import BASE
-from evomerge.search.optimizers import Proposal
+from evomerge.replay import tell
 from evomerge.setup import Setup
 from evomerge.study.judged import judge_on, judged, known_of, scores_of
 from evomerge.study.record import Climb, Evaluation
@@ -370,11 +370,6 @@ class Campaign:
             self._start(waiting)
 
     def _tell(self, trial: Evaluation) -> None:
-        assert trial.ask is not None
-        assert trial.tells is not None
-        assert trial.genome is not None
         self._trials.append(trial)
         self._spent += trial.cost(sum(self._setup.sizes("search").values()))
-        proposal = Proposal(trial.ask, trial.tells, trial.genome, trial.parents)
-        (found,) = judged(self._judge("search"), [trial])
-        self._optimizer.tell(proposal, found.scores)
+        tell(self._optimizer, self._judge("search"), trial)

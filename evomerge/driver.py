@@ -11,15 +11,17 @@ from evomerge.campaign import Campaign
 from evomerge.config import CampaignConfig
 from evomerge.errors import InputError
 from evomerge.export.command import stock_commands
-from evomerge.export.folder import Format, Origin, export_recipe
+from evomerge.export.folder import Format, Origin, export_recipe, holds
+from evomerge.export.metadata import TaskScore
 from evomerge.export.recipes import with_recipes_made
 from evomerge.listener import Listener
 from evomerge.materialize.store import tidy
+from evomerge.materialize.stream import SHARD_BYTES
 from evomerge.models.opening import alignments_of
-from evomerge.models.preflight import preflight
+from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.verify import keep_digests
 from evomerge.recipe import Recipe
-from evomerge.report.summary import best_summary, trial_summary
+from evomerge.report.summary import best_summary, task_summary, trial_summary
 from evomerge.runs import (
     check_folder,
     remember_campaign,
@@ -96,6 +98,7 @@ def open_study(
                 "metric": task.metric,
                 "weight": task.weight,
                 "higher_is_better": task.higher_is_better,
+                "dataset": task.dataset,
                 "test_set": task.test_set,
             }
             for task in setup.tasks
@@ -131,36 +134,76 @@ def export_trial(
     to: Path,
     format: Format = "hf",
     run: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    again: bool = False,
 ) -> Path:
     """Write a trial's recipe (the winner's by default) as a checkpoint folder or as one file.
 
-    `run` is the folder whose statistics of the models the workers used: with them, decompositions
-    are those that were scored, to the byte.
+    Args:
+        run: the folder whose statistics of the models the workers used: with them, decompositions
+            are those that were scored, to the byte.
+        again: a folder that is the recipe's checkpoint already will do.
 
     Raises:
         InputError: no such trial, the models have changed, or `to` cannot be written.
     """
-    if trial is None:
-        summary = best_summary(study)
-    else:
-        by_number = {e.number: e for e in study.evaluations()}
-        if trial not in by_number:
-            raise InputError(f"--trial {trial}: study {study.name!r} has no such trial")
-        if by_number[trial].estimated:
-            raise InputError(
-                f"--trial {trial}: was stopped on a rung, so that its score is an estimate; "
-                "export one that was measured on all items"
-            )
-        summary = trial_summary(study, by_number[trial])
-    origin = Origin(
+    summary = best_summary(study) if trial is None else _summary_of(study, trial)
+    recipe = Recipe.from_json(summary["recipe"])
+    if again and holds(to, recipe):
+        return to
+    models = preflight(with_recipes_made(config.models))
+    origin = origin_of(config, study, models, summary, to, run)
+    return export_recipe(recipe, origin, to, format, shard_bytes)
+
+
+def origin_of(
+    config: CampaignConfig,
+    study: Study,
+    models: Preflight,
+    summary: Mapping[str, Any],
+    to: Path,
+    run: Path | None,
+) -> Origin:
+    """Where the recipe of a summary comes from; it will be written to `to`."""
+    return Origin(
         config=config.models,
-        models=preflight(with_recipes_made(config.models)),
+        models=models,
         dtype=config.dtype,
         summary=summary,
         commands=scoring_commands(config, study, to),
+        scores=_task_scores(study, summary),
         statistics=statistics_folder(run) if run else None,
     )
-    return export_recipe(Recipe.from_json(summary["recipe"]), origin, to, format)
+
+
+def _summary_of(study: Study, trial: int) -> dict[str, Any]:
+    by_number = {e.number: e for e in study.evaluations()}
+    if trial not in by_number:
+        raise InputError(f"--trial {trial}: study {study.name!r} has no such trial")
+    if by_number[trial].estimated:
+        raise InputError(
+            f"--trial {trial}: was stopped on a rung, so that its score is an estimate; "
+            "export one that was measured on all items"
+        )
+    return trial_summary(study, by_number[trial])
+
+
+def _task_scores(study: Study, summary: Mapping[str, Any]) -> list[TaskScore]:
+    """Every task on the test split; none where it was not opened for this recipe."""
+    if not summary["scores"]["test"]:
+        return []
+    counts = summary["scores"]["test"]["tasks"]
+    datasets = {task["task"]: task.get("dataset") for task in study.note("tasks") or []}
+    return [
+        TaskScore(
+            task=name,
+            metric=found["metric"],
+            documents=counts[name]["n"],
+            dataset=datasets[name],
+            **found["scores"]["winner", "winner"],
+        )
+        for name, found in task_summary(study, summary).items()
+    ]
 
 
 def scoring_commands(config: CampaignConfig, study: Study, checkpoint: Path) -> list[str]:

@@ -22,6 +22,7 @@ from evomerge.judging.splits import Marks, deal
 from evomerge.models.depth import config_of_path
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokenizer_digest
+from evomerge.models.unread import preflight_unread
 from evomerge.recipe import BASE, Recipe
 from evomerge.search.build import build_space
 from evomerge.search.optimizers import Optimizer, build_optimizer
@@ -146,8 +147,11 @@ class Setup:
         }
 
 
-def prepare(config: CampaignConfig) -> Setup:
+def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     """Open and check models, tasks and space; computes nothing that a candidate needs.
+
+    Args:
+        unread: if no model has weights here, their configs will do, for a look at the campaign.
 
     Raises:
         InputError: whatever would fail later, said now; names file or key.
@@ -155,7 +159,8 @@ def prepare(config: CampaignConfig) -> Setup:
     wanted = config.fitness.objective
     find_objective(wanted.kind, "fitness.objective", wanted.options)
     build_trackers(config)  # checks their names and options
-    models = preflight(with_recipes_made(config.models))
+    models = preflight_unread(config.models) if unread else None
+    models = models or preflight(with_recipes_made(config.models))
     space = _space(config, models)
     models = replace(models, notes=(*models.notes, *space.notes))
     _check_chat_template(config, models)
@@ -179,7 +184,7 @@ def prepare(config: CampaignConfig) -> Setup:
 def _space(config: CampaignConfig, models: Preflight) -> Space:
     digests = {name: source.digest for name, source in models.sources.items()}
     space = build_space(config.space, models.layout, digests, config.seed, models.sources)
-    space.starts = tuple(starts(config.initial, space, models))
+    space.starts = () if models.unread else tuple(starts(config.initial, space, models))
     if config.space.path.kind != "none":
         _check_depths(config, models)
     return space
@@ -222,6 +227,8 @@ def _check_chat_template(config: CampaignConfig, models: Preflight) -> None:
     asking = [task.task for task in config.fitness.tasks if task.apply_chat_template]
     folder = models.sources[BASE].folder
     tokenizer = load_tokenizer(folder, trust_remote_code=config.models.trust_remote_code)
+    if models.unread and tokenizer is None:
+        return
     if asking and not (tokenizer and tokenizer.chat_template):
         raise InputError(
             f"fitness.tasks: {asking[0]} has apply_chat_template, but the base model's tokenizer "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from evomerge import __version__
 from evomerge.config import SPLITS
+from evomerge.export.metadata import TaskScore, front_matter
 from evomerge.export.parents import Parent
 from evomerge.materialize.plan import is_straight
 from evomerge.recipe import BASE, Merge, Recipe
@@ -30,6 +30,7 @@ def model_card(
     mergekit: MergekitFile | str,
     summary: Mapping[str, Any] | None,
     commands: Sequence[str],
+    scores: Sequence[TaskScore] = (),
 ) -> str:
     """The text of the export's `README.md`.
 
@@ -37,27 +38,19 @@ def model_card(
         mergekit: the recipe for mergekit, or why there is none.
         summary: its scores as `report.summary` gives them; None when it comes from no run.
         commands: the lm_eval commands that give its scores.
+        scores: what the hub shows as its evaluation results.
     """
     sections = [
-        _front_matter(parents, mergekit),
+        front_matter(title, parents, scores, isinstance(mergekit, MergekitFile)),
         f"# {title}",
         f"A merge of {_list(parents)}, made with evomerge {__version__}.",
         *_recipe(recipe, layout),
         *(_scores(summary) if summary else ()),
         *_parents(parents),
         *_reproduction(recipe, mergekit, commands),
+        *_gguf(title),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _front_matter(parents: Sequence[Parent], mergekit: MergekitFile | str) -> str:
-    """What the hub reads; `base_model` may name models of the hub only."""
-    on_hub = [parent.hub_id for parent in parents if parent.hub_id]
-    data: dict[str, Any] = {"base_model": on_hub} if on_hub else {}
-    data |= {"library_name": "transformers", "tags": ["merge", "evomerge"]}
-    if isinstance(mergekit, MergekitFile):
-        data["tags"].append("mergekit")
-    return f"---\n{yaml.safe_dump(data, sort_keys=False)}---"
 
 
 def _list(parents: Sequence[Parent]) -> str:
@@ -77,7 +70,7 @@ def _recipe(recipe: Recipe, layout: Layout) -> Iterator[str]:
     alike = all(cells == first for cells in rows.values())
     if outside == set(layout.outside_groups) and straight and alike:
         rows = {"all": first}
-    yield _table("tensors", rows)
+    yield table("tensors", rows)
     yield (
         "Tensors that no row names are the base's. The numbers are rounded; `recipe.json` has them "
         "in full."
@@ -160,7 +153,7 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
         yield choice_line(summary["choice"], lambda value: f"{value:.3f}")
     if summary["test_sets"]:
         yield test_sets_line(summary["test_sets"])
-    yield _table("model", rows)
+    yield table("model", rows)
 
 
 def _means(scores: Mapping[str, Any]) -> Cells:
@@ -189,7 +182,7 @@ def _parents(parents: Sequence[Parent]) -> Iterator[str]:
         }
         for parent in parents
     }
-    yield _table("name", rows)
+    yield table("name", rows)
     yield (
         "Licences are given as found in the parents' folders; a merge stands under all of them. "
         "Digests are over weights and config."
@@ -200,7 +193,10 @@ def _reproduction(
     recipe: Recipe, mergekit: MergekitFile | str, commands: Sequence[str]
 ) -> Iterator[str]:
     yield "## How to make it again"
-    yield "The same bytes, in this folder (`evomerge.json` says where the models lie):"
+    yield (
+        "In this folder (`evomerge.json` says where the models lie, and which weights came out: "
+        "whether they are the same bytes again is told, and if not, by how much and why):"
+    )
     yield _code("evomerge merge recipe.json --to ../again")
     if isinstance(mergekit, str):
         yield f"There is no `mergekit.yaml`: {mergekit}."
@@ -215,7 +211,18 @@ def _reproduction(
     yield f"Recipe digest: `{recipe.digest}`."
 
 
-def _table(corner: str, rows: Mapping[str, Cells]) -> str:
+def _gguf(title: str) -> Iterator[str]:
+    yield "## GGUF"
+    yield (
+        "For llama.cpp and what is built on it, in a checkout of "
+        "[llama.cpp](https://github.com/ggml-org/llama.cpp) with its `requirements.txt` installed:"
+    )
+    file = shlex.quote(f"{title}.gguf")
+    yield _code(f"python convert_hf_to_gguf.py THIS_FOLDER --outfile {file} --outtype auto")
+
+
+def table(corner: str, rows: Mapping[str, Cells]) -> str:
+    """Rows by name as Markdown; columns in the order in which they are first met."""
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     lines = [[corner, *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(cells.get(c, "") for c in columns)] for name, cells in rows.items()]

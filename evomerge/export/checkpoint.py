@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from evomerge import __version__
 from evomerge.config import DtypeConfig
 from evomerge.errors import InputError
-from evomerge.export.lineage import recipe_text
+from evomerge.export.lineage import RECIPE_FILE, SOURCES_FILE, Sources, recipe_text, sources_text
+from evomerge.export.weights import record_weights
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight, plan
 from evomerge.materialize.shard import sync
@@ -35,7 +36,7 @@ _MANIFEST = ".unfinished.json"
 _LOCK = ".lock"
 _COMPILED_ABOVE = 1 << 30
 """Parameters of a model above which one merge repays compiling, which takes ten seconds or more."""
-_OWN = ("config.json", "recipe.json", "evomerge.json")
+_OWN = ("config.json", RECIPE_FILE, SOURCES_FILE)
 _OF_TRAINING = ("trainer_state.json",)
 
 
@@ -49,6 +50,7 @@ def export_checkpoint(
     tokenizer: str = BASE,
     trust_remote_code: bool = False,
     statistics: Path | None = None,
+    sources: Sources | None = None,
 ) -> Path:
     """Write weights, config, tokenizer, generation settings and `recipe.json` into a new folder.
 
@@ -57,6 +59,7 @@ def export_checkpoint(
     Tokenizer, chat template and generation config are the files of the source called `tokenizer`,
     code the base's where that is trusted. `texts` are further files, name → content, instead of
     those. `statistics` is the folder of a run's statistics of the models, where it comes from one.
+    `sources`, with a record of the weights, becomes `evomerge.json`.
 
     Raises:
         InputError: the folder exists and is not empty, cannot be written, the disk has not the
@@ -80,7 +83,11 @@ def export_checkpoint(
             _copy_companions(models.sources[tokenizer].folder, partial, _COMPANIONS)
             if trust_remote_code:
                 _copy_companions(models.sources[BASE].folder, partial, {".py"})
-            for name, text in {"recipe.json": recipe_text(recipe), **texts}.items():
+            written = {RECIPE_FILE: recipe_text(recipe), **texts}
+            if sources is not None:
+                made = record_weights(partial, __version__, statistics is not None)
+                written[SOURCES_FILE] = sources_text(sources.model_copy(update={"made": made}))
+            for name, text in written.items():
                 (partial / name).write_text(text, encoding="utf-8")
             _publish(partial, folder)
     except (OSError, SafetensorError) as error:  # the latter when the disk fills up after all
@@ -141,6 +148,14 @@ def _publish(partial: Path, folder: Path) -> None:
         folder.rmdir()
     os.replace(partial, folder)
     sync(folder.parent)
+
+
+def checkpoint_size(recipe: Recipe, models: Preflight, dtype: DtypeConfig) -> int:
+    """Bytes of a checkpoint's weights."""
+    kernel = Kernel(models.sources, dtype.weights)
+    steps = plan(recipe, models.layout, models.sources)
+    merged = sum(math.prod(s.tensor.shape) * kernel.dtype(s.tensor.name).itemsize for s in steps)
+    return merged + sum(tensor.nbytes for tensor in models.sources[BASE].beside().values())
 
 
 def _parameters(models: Preflight) -> int:

@@ -12,11 +12,13 @@ from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.errors import InputError
 from evomerge.export.card import model_card
 from evomerge.export.checkpoint import export_checkpoint
-from evomerge.export.lineage import SOURCES_FILE, Sources, lineage_of, recipe_text, sources_text
+from evomerge.export.lineage import RECIPE_FILE, Sources, lineage_of, recipe_text
+from evomerge.export.metadata import TaskScore
 from evomerge.export.parents import parents_of
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight
 from evomerge.materialize.scales import embedding_factor
+from evomerge.materialize.stream import SHARD_BYTES
 from evomerge.methods.registry import find_method
 from evomerge.models.adapter import Adapter
 from evomerge.models.alignment import Aligned
@@ -26,7 +28,7 @@ from evomerge.models.layout import Layout
 from evomerge.models.opening import as_stored
 from evomerge.models.preflight import Preflight
 from evomerge.models.shards import read_stored
-from evomerge.recipe import BASE, Merge, Recipe
+from evomerge.recipe import BASE, Merge, Recipe, load_recipe
 from evomerge.recipe.mergekit import MergekitFile, Place, to_mergekit
 
 Format = Literal["hf", "mergekit", "recipe"]
@@ -42,6 +44,7 @@ class Origin:
         dtype: what its weights are rounded to.
         summary: `report.summary`'s account of it, when it comes from a run.
         commands: the stock lm_eval commands that give its scores on the export.
+        scores: its tasks as measured on the test split.
         tokenizer: the source whose tokenizer and generation settings the export has.
         chat_template: a Jinja template instead of that tokenizer's own.
         statistics: the folder of a run's statistics of the models, if it comes from one.
@@ -52,12 +55,19 @@ class Origin:
     dtype: DtypeConfig
     summary: Mapping[str, Any] | None = None
     commands: Sequence[str] = ()
+    scores: Sequence[TaskScore] = ()
     tokenizer: str = BASE
     chat_template: str | None = None
     statistics: Path | None = None
 
 
-def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf") -> Path:
+def export_recipe(
+    recipe: Recipe,
+    origin: Origin,
+    to: Path,
+    format: Format = "hf",
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
     """Write a recipe as a checkpoint folder, or as one file: `mergekit` or `recipe`.
 
     Raises:
@@ -66,14 +76,14 @@ def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf
         NonFiniteError: a merged tensor is not finite.
     """
     if format == "recipe":
-        return _write_file(to, "recipe.json", recipe_text(recipe))
+        return _write_file(to, RECIPE_FILE, recipe_text(recipe))
     if format == "mergekit":
         return _write_file(to, "mergekit.yaml", mergekit_text(mergekit_file(recipe, origin)))
     try:
         file: MergekitFile | str = mergekit_file(recipe, origin)
     except InputError as error:
         file = str(error)
-    texts = {SOURCES_FILE: _sources_text(origin)}
+    texts = {}
     if isinstance(file, MergekitFile):
         texts["mergekit.yaml"] = mergekit_text(file)
     if origin.chat_template is not None:
@@ -86,17 +96,27 @@ def export_recipe(recipe: Recipe, origin: Origin, to: Path, format: Format = "hf
         file,
         origin.summary,
         origin.commands,
+        origin.scores,
     )
     return export_checkpoint(
         recipe,
         origin.models,
         origin.dtype,
         to,
+        shard_bytes,
         texts=texts,
         tokenizer=origin.tokenizer,
         trust_remote_code=origin.config.trust_remote_code,
         statistics=origin.statistics,
+        sources=_sources_of(origin),
     )
+
+
+def holds(folder: Path, recipe: Recipe) -> bool:
+    """Whether a folder is the checkpoint of this recipe already."""
+    written = folder / RECIPE_FILE
+    there = written.is_file() and (folder / "config.json").is_file()
+    return there and load_recipe(written).digest == recipe.digest
 
 
 def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
@@ -229,9 +249,9 @@ def mergekit_text(file: MergekitFile) -> str:
     return "\n".join(["# For mergekit 0.1.5, written by evomerge.", *caveats, file.text])
 
 
-def _sources_text(origin: Origin) -> str:
+def _sources_of(origin: Origin) -> Sources:
     found = {name: lineage_of(source.folder) for name, source in origin.models.sources.items()}
-    sources = Sources(
+    return Sources(
         evomerge=__version__,
         models={BASE: origin.config.base, **origin.config.experts},
         align=origin.config.align,
@@ -242,7 +262,6 @@ def _sources_text(origin: Origin) -> str:
         chat_template=origin.chat_template,
         recipes={name: made for name, made in found.items() if made is not None},
     )
-    return sources_text(sources)
 
 
 def _check_names(origin: Origin) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from evomerge.config import Strict
 from evomerge.errors import InputError
+from evomerge.export.weights import WeightsRecord
 from evomerge.recipe import BASE, Recipe, load_recipe
 
 RECIPE_FILE = "recipe.json"
@@ -20,8 +21,8 @@ class Sources(Strict):
     """`evomerge.json`: what `recipe.json` does not hold but merging it again needs.
 
     `models` is source name → folder or hub id, and `recipes` how those among them that are merges
-    were made, for when their folders are gone. `tokenizer` and `chat_template` are `Origin`'s; the
-    other fields mean what the campaign's do.
+    were made, for when their folders are gone. `tokenizer` and `chat_template` are `Origin`'s,
+    `made` is what came out; the other fields mean what the campaign's do.
     """
 
     evomerge: str
@@ -33,6 +34,7 @@ class Sources(Strict):
     tokenizer: str = BASE
     chat_template: str | None = None
     recipes: dict[str, Lineage] = Field(default_factory=dict)
+    made: WeightsRecord | None = None
 
 
 class Lineage(Strict):
@@ -49,11 +51,15 @@ class Lineage(Strict):
 
 
 def lineage_of(folder: Path) -> Lineage | None:
-    """How a model was made that evomerge exported; None of any other."""
+    """How a model was made that evomerge exported; None of any other.
+
+    Without the record of its weights: the recipe that uses it holds their digest.
+    """
     if not ((folder / RECIPE_FILE).is_file() and (folder / SOURCES_FILE).is_file()):
         return None
     recipe = load_recipe(folder / RECIPE_FILE)
-    return Lineage(recipe=recipe.to_json(), sources=load_sources(folder / SOURCES_FILE))
+    sources = load_sources(folder / SOURCES_FILE).model_copy(update={"made": None})
+    return Lineage(recipe=recipe.to_json(), sources=sources)
 
 
 def load_sources(path: Path) -> Sources:

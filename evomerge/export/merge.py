@@ -9,10 +9,12 @@ from pathlib import Path
 
 from evomerge.config import DtypeConfig, ModelsConfig, resolve_spec
 from evomerge.errors import InputError
+from evomerge.export.again import compared
 from evomerge.export.checkpoint import check_free
-from evomerge.export.folder import Origin, export_recipe
+from evomerge.export.folder import Origin, export_recipe, holds
 from evomerge.export.lineage import SOURCES_FILE, Sources, load_sources
 from evomerge.export.recipes import kept, with_recipes_made
+from evomerge.materialize.stream import SHARD_BYTES
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.models.tokenizer import load_tokenizer, tokens_by_id
 from evomerge.recipe import BASE, Recipe, load_recipe
@@ -20,9 +22,15 @@ from evomerge.recipe.mergekit import MergekitMerge, load_stages
 
 
 def merge_file(
-    path: Path, to: Path, given: Mapping[str, str], weights: str | None
+    path: Path,
+    to: Path,
+    given: Mapping[str, str],
+    weights: str | None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> tuple[Path, Sequence[str]]:
     """Merge what a file says into a new checkpoint folder.
+
+    Where a recipe's weights were recorded when it was exported, the result is compared with them.
 
     The stages of a mergekit file are merged beside it, into `<to>-stages`, and stay there: they
     are the models of what is merged of them. One that is there already is not merged again.
@@ -41,16 +49,24 @@ def merge_file(
         NonFiniteError: a merged tensor is not finite.
     """
     if path.suffix in (".yaml", ".yml"):
-        return _merge_stages(load_stages(path), path, to, given, weights)
-    recipe, origin = _recipe(path, given, weights)
-    return export_recipe(recipe, origin, to), origin.models.notes
-
-
-def _recipe(path: Path, given: Mapping[str, str], weights: str | None) -> tuple[Recipe, Origin]:
-    """A recipe names its sources by digest; where they lie is given, or stands beside it."""
+        return _merge_stages(load_stages(path), path, to, given, weights, shard_bytes)
     recipe = load_recipe(path)
     beside = path.parent / SOURCES_FILE
     sources = load_sources(beside) if beside.is_file() else None
+    origin = _origin(recipe, sources, path, given, weights)
+    folder = export_recipe(recipe, origin, to, shard_bytes=shard_bytes)
+    told = compared(folder, recipe, sources)
+    return folder, [*origin.models.notes, *([told] if told else [])]
+
+
+def _origin(
+    recipe: Recipe,
+    sources: Sources | None,
+    path: Path,
+    given: Mapping[str, str],
+    weights: str | None,
+) -> Origin:
+    """A recipe names its sources by digest; where they lie is given, or stands beside it."""
     _check_given(given, recipe.sources, path)
     specs = {**(_places(sources) if sources else {}), **_resolved(given)}
     lacking = [_option(name) for name in recipe.sources if name not in specs]
@@ -63,7 +79,7 @@ def _recipe(path: Path, given: Mapping[str, str], weights: str | None) -> tuple[
     align = [name for name in sources.align if name in recipe.sources] if sources else []
     config = _config({name: specs[name] for name in recipe.sources}, *trusted, align=align)
     stated = sources.weights if sources else "checkpoint"
-    return recipe, Origin(
+    return Origin(
         config,
         _open(config, path, base_again=True),
         _dtype(weights or stated),
@@ -84,6 +100,7 @@ def _merge_stages(
     to: Path,
     given: Mapping[str, str],
     weights: str | None,
+    shard_bytes: int,
 ) -> tuple[Path, Sequence[str]]:
     _check_given(given, {name: "" for stage in stages for name in stage.models}, path)
     to = check_free(to)
@@ -95,8 +112,8 @@ def _merge_stages(
         place = to if last else folder / f"{number}-{_slug(stage.name or '')}"
         recipe, origin = _stage(stage, path, given, made, weights if last else None)
         notes |= dict.fromkeys([*origin.models.notes, *stage.notes])
-        if last or not _holds(place, recipe):
-            export_recipe(recipe, origin, place)
+        if last or not holds(place, recipe):
+            export_recipe(recipe, origin, place, shard_bytes=shard_bytes)
         made[stage.name] = place
     if len(stages) > 1:
         notes[f"the stages are in {folder}; the result's recipe is over them"] = None
@@ -134,12 +151,6 @@ def _stage(
         tokenizer=merge.tokenizer,
         chat_template=_commonest_template(models) if template == "auto" else template,
     )
-
-
-def _holds(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder is the checkpoint of this recipe already."""
-    written = folder / "recipe.json"
-    return written.is_file() and load_recipe(written).digest == recipe.digest
 
 
 def _check_tokenizer(models: Preflight, name: str, where: str) -> None:

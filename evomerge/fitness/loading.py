@@ -167,6 +167,13 @@ def load_tasks(
     return LoadedTasks(loaded["tasks"], loaded["groups"].get(spec.task), test_sets)
 
 
+def dataset_of(task: Any) -> str | None:
+    """The hub's name for a task's data set; None of local data."""
+    path = task.DATASET_PATH
+    local = path is None or path in FILE_FORMATS or Path(path).exists()
+    return None if local else str(path)
+
+
 def _refuse_what_cannot_be_scored(where: str, name: str, task: Any) -> None:
     if task.OUTPUT_TYPE not in OUTPUT_TYPES:
         raise InputError(

@@ -15,6 +15,7 @@ from evomerge.errors import InputError
 from evomerge.fitness.documents import marks
 from evomerge.fitness.engine import Engine
 from evomerge.fitness.leaves import Leaf, load_leaves
+from evomerge.fitness.loading import dataset_of
 from evomerge.fitness.surroundings import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tokens import RESPONSE_TOKENS, counted_responses
 
@@ -37,6 +38,7 @@ class TaskItems:
         marks: of each item, what tells its document apart; see `documents.marks`.
         test_set: which public test set the documents are, `openai/gsm8k, split test`; None where
             they are none.
+        dataset: the hub's name for its data set; None for local data.
     """
 
     task: str
@@ -48,6 +50,7 @@ class TaskItems:
     asked: str = field(compare=False)
     marks: tuple[tuple[str, ...], ...] = field(compare=False, repr=False)
     test_set: str | None = None
+    dataset: str | None = None
 
 
 class TaskSet:
@@ -107,6 +110,14 @@ class TaskSet:
         return {
             task: np.array([value_at[task][place] for place in found], dtype=np.float64)
             for task, found in asked.items()
+        }
+
+    def prompts(self, task: str) -> dict[str, list[int]]:
+        """Item → how many characters each of its requests begins with."""
+        leaf = self._leaves[task]
+        return {
+            item: [len(request.args[0]) for request in requests]
+            for item, requests in zip(leaf.ids, leaf.requests, strict=True)
         }
 
     def check(self, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
@@ -177,6 +188,7 @@ def _describe(leaf: Leaf) -> TaskItems:
         ids=leaf.ids,
         excluded=leaf.excluded,
         asked=leaf.asked(),
+        dataset=dataset_of(leaf.task),
         marks=tuple(marks(group[0].doc) for group in leaf.requests),
         test_set=leaf.test_set,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -51,11 +51,11 @@ class TensorStep:
     slot: int | None = None
 
 
-def plan(recipe: Recipe, layout: Layout, sources: Mapping[str, Source]) -> list[TensorStep]:
+def plan(recipe: Recipe, layout: Layout, sources: Collection[str]) -> list[TensorStep]:
     """One step per stored tensor of the merged model, in the order of its `state_dict`.
 
     A slot's tensors, those of its merges' experts too, are those of the source's layer that the
-    slot names.
+    slot names. Of the sources no more is asked than their names.
 
     Raises:
         InputError: the recipe names a source, layer, group, method or parameter that is not there,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -47,21 +46,18 @@ def write_weights(
     steps = plan(recipe, layout, kernel.sources)
     factor = embedding_factor(recipe, layout)
     check_contents(recipe, kernel.sources)
-    shards = list(_shards(steps, kernel, shard_bytes))
-    beside, read = kernel.sources[BASE].beside(), Releaser()
-    entries = [
-        [entry for step in shard for entry in _entries(step, kernel, recipe, factor, read)]
-        for shard in shards
-    ]
-    if beside:  # what no merge changes has a shard of its own, the last
-        entries.append([_given(name, tensor) for name, tensor in beside.items()])
+    read = Releaser()
+    merged = (_entries(step, kernel, recipe, factor, read) for step in steps)
+    # what no merge changes has shards of its own, the last
+    beside = ([_given(name, tensor)] for name, tensor in kernel.sources[BASE].beside().items())
+    entries = [*_shards(merged, shard_bytes), *_shards(beside, shard_bytes)]
     names = _shard_names(len(entries))
     lacking = [
         (folder / name, shard)
         for name, shard in zip(names, entries, strict=True)
         if not is_complete(folder / name, shard)
     ]
-    _check_room(folder, sum(entry.nbytes for _, shard in lacking for entry in shard))
+    check_room(folder, sum(entry.nbytes for _, shard in lacking for entry in shard))
     for path, shard in lacking:
         write_shard(path, shard)
     if len(names) > 1:
@@ -110,23 +106,19 @@ def _given(name: str, tensor: Tensor) -> Entry:
     return Entry(name, tuple(tensor.shape), tensor.dtype, tensor.contiguous)
 
 
-def _size(step: TensorStep, kernel: Kernel) -> int:
-    return math.prod(step.tensor.shape) * kernel.dtype(step.tensor.name).itemsize
-
-
-def _shards(
-    steps: list[TensorStep], kernel: Kernel, shard_bytes: int
-) -> Iterator[list[TensorStep]]:
-    """Consecutive steps, at most `shard_bytes` together (a larger tensor has its own shard)."""
-    shard: list[TensorStep] = []
+def _shards(groups: Iterable[list[Entry]], shard_bytes: int) -> Iterator[list[Entry]]:
+    """Consecutive entries, at most `shard_bytes` together; a larger group has its own shard."""
+    shard: list[Entry] = []
     size = 0
-    for step in steps:
-        if shard and size + _size(step, kernel) > shard_bytes:
+    for group in groups:
+        added = sum(entry.nbytes for entry in group)
+        if shard and size + added > shard_bytes:
             yield shard
             shard, size = [], 0
-        shard.append(step)
-        size += _size(step, kernel)
-    yield shard
+        shard += group
+        size += added
+    if shard:
+        yield shard
 
 
 def _shard_names(count: int) -> list[str]:
@@ -135,10 +127,15 @@ def _shard_names(count: int) -> list[str]:
     return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to write so many bytes where the disk has not the room.
+
+    Raises:
+        InputError: says what is needed and what is free.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{folder}: the checkpoint needs {needed / 1e9:.2f} GB and the disk has "
+            f"{folder}: the weights need {needed / 1e9:.2f} GB and the disk has "
             f"{free / 1e9:.2f} GB free; make room or choose another folder"
         )

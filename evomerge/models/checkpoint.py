@@ -187,17 +187,44 @@ def find_folder(
     match = _HUB_ID.match(spec)
     if match is None:
         raise InputError(f"{key}: {spec}: no such folder, and not a hub id (org/model@revision)")
+    patterns = [*_HUB_FILES, *["*.bin"] * allow_pickle, *["*.py"] * trust_remote_code]
+    return _snapshot(key, spec, match["repo"], match["revision"], patterns, _HUB_IGNORED)
+
+
+def configs_of(name: str, spec: str, trust_remote_code: bool) -> Path | None:
+    """A folder as it is; of a hub id its configs and tokenizer, with weights only where they are
+    cached already. None of what is neither.
+
+    Raises:
+        InputError: a hub id that is neither reachable nor cached.
+    """
+    match = _HUB_ID.match(spec)
+    if Path(spec).is_dir() or match is None:
+        return Path(spec) if Path(spec).is_dir() else None
+    patterns = [*_HUB_FILES, *["*.py"] * trust_remote_code]
+    ignored = [*_HUB_IGNORED, "*.safetensors", "*.index.json"]
+    key = campaign_key(name)
+    return _snapshot(key, spec, match["repo"], match["revision"], patterns, ignored)
+
+
+def _snapshot(
+    key: str,
+    spec: str,
+    repo: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    ignored: Sequence[str],
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    patterns = [*_HUB_FILES, *["*.bin"] * allow_pickle, *["*.py"] * trust_remote_code]
     try:
         return Path(
             snapshot_download(
-                match["repo"],
-                revision=match["revision"],
-                allow_patterns=patterns,
-                ignore_patterns=list(_HUB_IGNORED),
+                repo,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(ignored),
             )
         )
     except LocalEntryNotFoundError:

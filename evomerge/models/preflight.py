@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -30,11 +30,13 @@ class Preflight:
         layout: the base model's, and that of every result.
         sources: name -> checkpoint, the base first, then the experts in the campaign's order.
         notes: what is worth telling the user, one line each.
+        unread: only their configs are here; see `evomerge.models.unread`.
     """
 
     layout: Layout
     sources: Mapping[str, Checkpoint]
     notes: tuple[str, ...]
+    unread: bool = False
 
 
 def preflight(models: ModelsConfig, *, base_again: bool = False) -> Preflight:
@@ -53,17 +55,16 @@ def preflight(models: ModelsConfig, *, base_again: bool = False) -> Preflight:
     """
     base, *experts = open_models(models).values()
     for expert in experts:
-        _check_architecture(base, expert)
+        check_architecture(base, expert)
         _check_ties(base, expert)
-        _check_tensors(base, expert)
+        check_tensors(base, expert)
         check_heads(base, expert)
-    notes = [*_tokenizer_notes(base, experts, models.trust_remote_code)]
+    notes = [*tokenizer_notes(base, experts, models.trust_remote_code)]
     for expert in experts:
         notes += _lock_notes(base, expert, models.allow_locked)
         notes += settings_notes(base, expert)
         notes += _alignment_notes(expert)
-        notes += _vocabulary_notes(base, expert)
-        notes += _dtype_notes(base, expert)
+        notes += shape_notes(base, expert)
         notes += _adapter_notes(base, as_stored(expert))
         if not base_again:
             _check_differs(base, expert)
@@ -72,7 +73,8 @@ def preflight(models: ModelsConfig, *, base_again: bool = False) -> Preflight:
     return Preflight(base.layout, sources, tuple(notes))
 
 
-def _check_architecture(base: Checkpoint, expert: Checkpoint) -> None:
+def check_architecture(base: Checkpoint, expert: Checkpoint) -> None:
+    """Refuse an expert of another architecture or depth."""
     key, ours, theirs = campaign_key(expert.name), base.layout, expert.layout
     if theirs.architecture != ours.architecture:
         raise InputError(
@@ -106,7 +108,8 @@ def _equal_in(source: Checkpoint, name: str, target: str) -> bool:
     return same_bytes(source.read(name), source.read(target))
 
 
-def _check_tensors(base: Checkpoint, expert: Checkpoint) -> None:
+def check_tensors(base: Checkpoint, expert: Checkpoint) -> None:
+    """Refuse an expert with other tensors, or of other shapes; the vocabulary's rows may differ."""
     key = campaign_key(expert.name)
     ours = {*base.names(), *base.layout.tied}
     theirs = {*expert.names(), *expert.layout.tied}
@@ -174,6 +177,12 @@ def _twin_notes(base: Checkpoint, experts: list[Checkpoint]) -> Iterator[str]:
             yield f"{campaign_key(other.name)}: the same weights as {campaign_key(one.name)}"
 
 
+def shape_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
+    """What is to be told of an expert's vocabulary and dtypes."""
+    yield from _vocabulary_notes(base, expert)
+    yield from _dtype_notes(base, expert)
+
+
 def _vocabulary_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
     ours, theirs = base.layout.vocab_size, expert.layout.vocab_size
     outcome = "the rows beyond are dropped" if theirs > ours else "the base's fill the rest"
@@ -208,10 +217,14 @@ def _plain(source: Checkpoint, name: str) -> str:
     return str(source.dtype(name)).removeprefix("torch.")
 
 
-def _tokenizer_notes(
-    base: Checkpoint, experts: list[Checkpoint], trust_remote_code: bool
+def tokenizer_notes(
+    base: Checkpoint, experts: Sequence[Checkpoint], trust_remote_code: bool
 ) -> Iterator[str]:
-    """Check the tokenizers against the base's; yields a note per expert without one."""
+    """Check the tokenizers against the base's; yields a note per expert without one.
+
+    Raises:
+        InputError: the base has none, or an expert numbers its tokens otherwise.
+    """
     ours = _tokens(base, trust_remote_code)
     if ours is None:
         raise InputError(

@@ -79,7 +79,7 @@ def test_tables_name_every_parent_and_baseline(done):
 
 
 def test_check_counts_items_and_genes(done):
-    text = evomerge("check", done / "campaign.yaml").stdout
+    text = evomerge("check", done / "campaign.yaml", "--no-measure").stdout
     assert "LlamaForCausalLM, 2 layers" in text
     assert "10 genes" in text
     assert "pick" in text
@@ -381,7 +381,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path, command):
 
 
 def test_overrides_reach_the_campaign_and_misspelt_ones_are_refused(done):
-    text = evomerge("check", done / "campaign.yaml", "--set", "space.weights.method=ties").stdout
+    quick = ["check", done / "campaign.yaml", "--no-measure"]
+    text = evomerge(*quick, "--set", "space.weights.method=ties").stdout
     assert "ties, 10 genes" in text
     check = ["check", done / "campaign.yaml", "--set"]
     assert "budgt: unknown key" in evomerge(*check, "budgt.trials=3", code=2).stderr

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index
 from mergekit_oracle import merged_by_mergekit, tensors_in
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -17,6 +20,7 @@ from evomerge.errors import InputError
 from evomerge.export.card import model_card
 from evomerge.export.folder import Origin, export_recipe, mergekit_file
 from evomerge.export.lineage import load_sources
+from evomerge.export.metadata import TaskScore
 from evomerge.export.parents import Parent, licence_of
 from evomerge.models.preflight import preflight
 from evomerge.recipe import Merge, Recipe, Slot, load_recipe
@@ -67,6 +71,7 @@ def test_the_folder_holds_recipe_card_and_mergekit_file(origin, tmp_path):
     matter = yaml.safe_load(card.split("---")[1])
     assert matter == {
         "library_name": "transformers",
+        "pipeline_tag": "text-generation",
         "tags": ["merge", "evomerge", "mergekit"],
     }
     assert "| layer 0, mlp | task_arithmetic | 0.25 | 1 |" in card
@@ -75,6 +80,7 @@ def test_the_folder_holds_recipe_card_and_mergekit_file(origin, tmp_path):
     assert "evomerge merge recipe.json" in card
     assert "mergekit-yaml mergekit.yaml" in card
     assert "## Scores" not in card
+    assert "convert_hf_to_gguf.py" in card
     assert load_sources(out / "evomerge.json").models == {
         "base": origin.config.base,
         **origin.config.experts,
@@ -212,9 +218,34 @@ def test_the_card_names_models_of_the_hub_and_only_those_as_base_models(origin):
     card = model_card(
         some_recipe(origin), origin.models.layout, "out", parents, "reason", None, ["lm_eval …"]
     )
-    assert yaml.safe_load(card.split("---")[1])["base_model"] == ["org/base"]
+    matter = yaml.safe_load(card.split("---")[1])
+    assert matter["base_model"] == ["org/base"]
+    assert matter["base_model_relation"] == "merge"
     assert "| base | `org/base@v1` | apache-2.0 |" in card
     assert "lm_eval …" in card
+
+
+def test_scores_stand_in_the_card_in_the_hubs_model_index_form(origin, tmp_path):
+    scores = [
+        TaskScore("gsm8k", "exact_match", 0.5, 0.45, 0.55, 400, "openai/gsm8k"),
+        TaskScore("gsm8k.response_tokens", "response_tokens", 81.5, 80, 83, 400, "openai/gsm8k"),
+        TaskScore("mine", "acc", 0.25, 0.2, 0.3, 100),
+    ]
+    out = export_recipe(some_recipe(origin), replace(origin, scores=scores), tmp_path / "out")
+    data = ModelCard.load(out / "README.md").data
+    assert data.model_name == "out"
+    found = {r.dataset_name: r for r in data.eval_results}
+    assert {name: r.metric_value for name, r in found.items()} == {
+        "gsm8k": 0.5,
+        "gsm8k.response_tokens": 81.5,
+        "mine": 0.25,
+    }
+    assert found["gsm8k"].dataset_type == "openai/gsm8k"
+    assert found["mine"].dataset_type == "mine"
+    assert found["mine"].metric_args == {"interval": [0.2, 0.3], "confidence": 0.95}
+    assert "100 documents held out" in found["mine"].metric_name
+    [index] = eval_results_to_model_index(data.model_name, data.eval_results)
+    assert index == yaml.safe_load(str(data))["model-index"][0]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_a_method_added_in_one_file_is_listed_checked_and_searched(tiny_folder, 
 
     assert "largest" in evomerge("list", "methods")
     use = ["campaign.yaml", "--set", "space.weights.method=largest"]
-    assert "largest, 10 genes" in evomerge("check", *use)
+    assert "largest, 10 genes" in evomerge("check", *use, "--no-measure")
     evomerge("search", *use, "--out", "run", "--trials", "2")
     best = json.loads(evomerge("best", "run", "--json"))
     assert {"largest default", "largest uniform"} <= set(best["baselines"])

@@ -86,7 +86,11 @@ class Optimizer(ABC):
         `members`: ask indices of those it keeps and breeds from, where it keeps any (see `kept`);
         `coverage`, `entropy`: numbers, drawn over the trials.
         """
-        return {}
+        return kept(self.members())
+
+    def members(self) -> Sequence[int]:
+        """Ask indices of those that it keeps, in an archive or a population; none by default."""
+        return ()
 
     def check_metrics(self, names: Collection[str]) -> None:
         """Check options that name tasks against those there are.

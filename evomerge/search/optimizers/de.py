@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from evomerge.judging.scores import Scores
 from evomerge.search.domain import Domain, Genome
-from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, kept, optimizer
+from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
 from evomerge.search.variation import reflect
 
 
@@ -55,9 +56,9 @@ class DifferentialEvolution(Optimizer):
         self._members: dict[int, tuple[Genome, tuple[bool, float], int]] = {}
         """Slot → genome, standing, ask."""
 
-    def state(self) -> dict[str, Any]:
+    def members(self) -> Sequence[int]:
         """The population."""
-        return kept([ask for _, _, ask in self._members.values()])
+        return [ask for _, _, ask in self._members.values()]
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         generator = np.random.default_rng(rng)

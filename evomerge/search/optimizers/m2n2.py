@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -57,10 +58,14 @@ class Competition(Optimizer):
         `NicheArchive`).
         """
         return {
-            **kept([ask for ask, _ in self._members]),
+            **kept(self.members()),
             "coverage": self._archive.coverage(),
             "entropy": self._archive.entropy(),
         }
+
+    def members(self) -> Sequence[int]:
+        """The archive, by slot."""
+        return [ask for ask, _ in self._members]
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         random = np.random.default_rng(rng)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -81,12 +81,15 @@ class MapElites(Optimizer):
         the share of cells that hold an elite.
         """
         cells = np.unravel_index(self._archive.slots, self._archive.shape)
-        asks = [self._elites[slot][0] for slot in self._archive.slots.tolist()]
         return {
-            **kept(asks, cells=np.transpose(cells).tolist()),
+            **kept(self.members(), cells=np.transpose(cells).tolist()),
             "measures": self._named,
             "coverage": self._archive.coverage(),
         }
+
+    def members(self) -> Sequence[int]:
+        """The elites, in the order of `state`'s cells."""
+        return [self._elites[slot][0] for slot in self._archive.slots.tolist()]
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         random = np.random.default_rng(rng)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from pydantic import Field
 from evomerge.judging import pareto
 from evomerge.judging.scores import Scores
 from evomerge.search.domain import Domain, Genome
-from evomerge.search.optimizers.base import Optimizer, Proposal, kept, optimizer
+from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
 from evomerge.search.variation import mutate, sbx
 
 
@@ -60,9 +61,9 @@ class Nsga2(Optimizer):
         self._violations: list[float] = []
         self._order: NDArray[np.float64] = np.empty((0, 2))
 
-    def state(self) -> dict[str, Any]:
-        """The population."""
-        return kept(self._asks)
+    def members(self) -> Sequence[int]:
+        """The population, the oldest first."""
+        return self._asks
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         generator = np.random.default_rng(rng)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from evomerge.judging.scores import Scores
 from evomerge.search.domain import Domain, Genome
-from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, kept, optimizer
+from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
 
 Share = Annotated[float, Field(ge=0)]
 
@@ -80,9 +81,9 @@ class ParticleSwarm(Optimizer):
         self._best: _Seen | None = None
         self._worst: _Seen | None = None
 
-    def state(self) -> dict[str, Any]:
-        """The particles' bests."""
-        return kept(list(dict.fromkeys(p.best.ask for p in self._swarm.values())))
+    def members(self) -> Sequence[int]:
+        """The particles' bests, each once."""
+        return list(dict.fromkeys(p.best.ask for p in self._swarm.values()))
 
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         generator = np.random.default_rng(rng)
