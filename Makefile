@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart test test-slow lint docs bench clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/evomerge search search_spaces/quickstart/quickstart.yaml --out runs/quickstart
@@ -20,6 +20,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.dev
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/materialize.py

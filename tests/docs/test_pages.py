@@ -1,0 +1,92 @@
+"""What the pages tell people to write and to type is what evomerge takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import typer
+import yaml
+
+from evomerge.cli import app
+from evomerge.config import CampaignConfig, load_campaign, parse_campaign
+from evomerge.judging.scores import Scores
+from evomerge.search.domain import Domain, Gene
+from evomerge.search.optimizers import base
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(language, pages=PAGES):
+    """(page and line, text) of every fenced block in a language."""
+    for page in pages:
+        text = page.read_text()
+        for found in re.finditer(rf"^( *)```{language}\n(.*?)^ *```$", text, re.M | re.S):
+            line = text[: found.start()].count("\n") + 1
+            body = re.sub(f"^{found[1]}", "", found[2], flags=re.M)
+            yield pytest.param(body, id=f"{page.relative_to(ROOT)}:{line}")
+
+
+def commands():
+    for block in blocks("console"):
+        for line in block.values[0].splitlines():
+            if line.startswith("evomerge "):
+                yield pytest.param(line, id=f"{block.id} {line[:40]}")
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_yaml_is_a_campaign_a_part_of_one_or_a_task(text):
+    data = yaml.safe_load(text)
+    if "task" in data:
+        assert {"dataset_path", "output_type", "metric_list"} <= set(data)
+        return
+    assert set(data) <= set(CampaignConfig.model_fields)
+    whole = tiny.campaign_data()
+    for key, value in data.items():
+        both = isinstance(value, dict) and isinstance(whole.get(key), dict)
+        whole[key] = {**whole[key], **value} if both else value
+    if "stages" in data:
+        del whole["space"]
+    parse_campaign(whole, "the page")
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_have_the_options_that_they_are_shown_with(line):
+    name, *arguments = shlex.split(line, comments=True)[1:]
+    command = typer.main.get_command(app).commands[name]
+    command.make_context(name, arguments)
+
+
+def test_the_tutorials_campaign_is_the_quickstarts():
+    [tutorial] = blocks("yaml", [ROOT / "docs/tutorial.md"])
+    shown = parse_campaign(yaml.safe_load(tutorial.values[0]), "the tutorial")
+    quickstart = ROOT / "search_spaces/quickstart/quickstart.yaml"
+    paths = {"models": {"base", "experts"}, "fitness": {"include_path"}}
+    assert shown.model_dump(exclude=paths) == load_campaign(quickstart).model_dump(exclude=paths)
+
+
+def test_the_shown_optimizer_climbs(tmp_path, monkeypatch):
+    [shown] = blocks("python", [ROOT / "docs/how-to/add-an-optimizer.md"])
+    (tmp_path / "hill_climber.py").write_text(shown.values[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(base, "_REGISTRY", dict(base.optimizers()))
+    try:
+        import hill_climber
+
+        domain = Domain([Gene("x"), Gene("y")], np.array([0.1, 0.9]), (), {})
+        climber = hill_climber.HillClimber(domain, 0)
+        values = []
+        for ask in range(200):
+            proposal = climber.ask(ask)
+            value = -float(np.abs(proposal.genome - 0.5).sum())
+            climber.tell(proposal, Scores(value, se=0.0, n=1))
+            values.append(value)
+    finally:
+        sys.modules.pop("hill_climber", None)
+    assert max(values) > -0.1 > values[0]
