@@ -1,5 +1,9 @@
 """Element-wise functions compiled into one pass over memory, with the bytes of the plain call.
 
+A function is traced once for each form of its arguments and handed to TorchInductor as it is:
+`torch.compile` would check at every call what the form says already, and that takes longer than
+merging a small matrix.
+
 Where a function cannot be compiled (no C++ compiler, or it asks Python about a tensor's value), it
 is called as it is: slower, with equal results.
 """
@@ -7,58 +11,95 @@ is called as it is: slower, with equal results.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 _LOGGER = logging.getLogger(__name__)
 _OPTIONS: dict[str, Any] = {
     # round to a narrower dtype where the code says so, even if it is widened again at once
     "emulate_precision_casts": True,
 }
+_TYPICAL = 1 << 20
+"""Entries of the tensors that functions are traced with, which decide how loops are shared out."""
 _VARIANTS = 256
-"""How many combinations of method, dtypes, number of experts and switches may be compiled."""
+"""How many functions and forms of arguments may be compiled."""
+_CONSTANTS = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
 
 class Compiler:
-    """Calls functions of flat tensors of one length, each compiled at its first call."""
+    """Calls functions of flat tensors of one length, each compiled at its first call.
+
+    One-dimensional tensors as long as the first argument, wherever they are among the arguments,
+    may differ in length from call to call, and a function must not ask for it; all else but the
+    values of tensors is better constant.
+    """
 
     def __init__(self) -> None:
-        self._uncompiled: set[Any] = set()
-        torch._dynamo.config.recompile_limit = _VARIANTS
+        self._compiled: dict[Hashable, Callable[..., Any]] = {}
+        self._uncompiled: set[Callable[..., Any]] = set()
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)`. One-dimensional tensors as long as the first argument, wherever
-        they are among the arguments, may differ in length from call to call; all else is better
-        constant.
-        """
+        """`function(*arguments)`; the first argument is a tensor."""
         if function in self._uncompiled:
             return function(*arguments)
-        for tensor in _tensors(arguments):
-            if tensor.shape == arguments[0].shape:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         try:
-            return _compile(function)(*arguments)
+            tensors: list[Tensor] = []
+            form = _form(arguments, arguments[0].shape, tensors)
+            key = (function, torch.get_num_threads(), form)  # threads are constant in loops, too
+            if key not in self._compiled:
+                self._compiled[key] = self._compile(function, arguments, tensors)
+            return self._compiled[key](*tensors)
         except Exception as error:  # many kinds, and none may cost more than the speed
             _LOGGER.warning("%s runs uncompiled: %s", function, str(error).partition("\n")[0])
             self._uncompiled.add(function)
             return function(*arguments)
 
+    def _compile(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], tensors: list[Tensor]
+    ) -> Callable[..., Any]:
+        """`function` of the tensors among these arguments, in their order."""
+        if len(self._compiled) >= _VARIANTS:
+            raise RuntimeError(f"more than {_VARIANTS} forms of arguments")
+        length = arguments[0].shape
+        like = [t.new_empty(_TYPICAL) if t.shape == length else t for t in tensors]
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a nest of mappings, lists and tuples."""
+        def of_tensors(*tensors: Tensor) -> Any:
+            return function(*_with_tensors(arguments, iter(tensors)))
+
+        graph = make_fx(of_tensors, tracing_mode="symbolic")(*like)
+        fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+        return torch._inductor.compile(graph, fakes, options=_OPTIONS)
+
+
+def _form(value: Any, length: torch.Size, tensors: list[Tensor]) -> Hashable:
+    """All of a nest but the values of its tensors and how long slices are; collects the tensors.
+
+    Raises:
+        TypeError: it holds what is neither tensor, constant, dict, list nor tuple.
+    """
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _tensors(entry)
+        tensors.append(value)
+        return value.dtype, value.device, None if value.shape == length else value.shape
+    if isinstance(value, dict):
+        return tuple((key, _form(entry, length, tensors)) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), *(_form(entry, length, tensors) for entry in value)
+    if isinstance(value, _CONSTANTS):
+        return value
+    raise TypeError(f"no place for a {type(value).__name__} among the arguments")
 
 
-@cache
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, options=_OPTIONS)
+def _with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The nest with these tensors in the places of its own, in order."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, dict):
+        return {key: _with_tensors(entry, tensors) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        entries = [_with_tensors(entry, tensors) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    return value

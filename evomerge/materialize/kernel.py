@@ -27,8 +27,8 @@ COMPILED_ABOVE = 1 << 25
 """Parameters of a model above which element-wise merges are compiled: seconds, once a process."""
 _LANES = 1 << 12
 _COMPILED_SLICE = 1 << 30
-_SMALL = 1 << 14
-"""Entries up to which the call of a compiled function takes longer than the plain operations."""
+_SMALL = 1 << 8
+"""Entries up to which functions are called as they are."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class Kernel:
             given = {**step.rule.arguments, "at": place}
             measured = as_tensors(method.measured(view, given, self._statistics(step, view, name)))
         merge = _merge_of(method.function)
-        run = self._run if base.numel() > _SMALL else _plainly
         for start in range(0, base.numel(), size):
             chunk = slice(start, min(start + size, base.numel()))
+            run = self._run if chunk.stop - start > _SMALL else _plainly
             if measured is not None:
                 arguments["measured"] = part_of(measured, chunk)
             if method.needs_position:

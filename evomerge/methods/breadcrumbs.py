@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
-from evomerge.methods.masks import At
 from evomerge.methods.registry import PerExpert, Tensor, View, merge_method
 from evomerge.methods.task_arithmetic import Density, Lambda, Weight, elect_and_sum, shares
-from evomerge.methods.trimming import Band, Spectrum, band, spectrum, task_vector
+from evomerge.methods.trimming import Band, Spectrum, cut, spectrum, task_vector
 
 Gamma = Annotated[Sequence[float], PerExpert(0.01, low=0.0, high=1.0)]
 
@@ -43,13 +42,16 @@ def bands(
     statistics: Sequence[Spectrum] | None = None,
 ) -> list[Band]:
     """One band per expert."""
-    found, n = [], view.base.numel()
-    for expert, (kept, dropped) in enumerate(zip(density, gamma, strict=True)):
+    n, experts = view.base.numel(), range(len(density))
+    known = statistics or [spectrum(view, expert) for expert in experts]
+    ranks = []
+    for one, kept, dropped in zip(known, density, gamma, strict=True):
         wanted = int(kept * n) if kept < 1 else n
         last = n - max(0, n - wanted - int(dropped * n))
-        known = statistics[expert] if statistics else None
-        found.append(band(task_vector(view, expert), last - wanted, last, known))
-    return found
+        first = last - wanted if one.finite else 0  # what is not finite must be seen
+        ranks.append([first, last if wanted else 0])
+    values = [task_vector(view, expert) for expert in experts]
+    return [Band(upper, lower) for upper, lower in cut(values, ranks, known)]
 
 
 @merge_method(
@@ -66,7 +68,6 @@ def breadcrumbs(
     gamma: Gamma,
     lambda_: Lambda = 1.0,
     normalize: bool = False,
-    at: At,
     measured: Crumbs,
 ) -> Tensor:
     """θ₀ + λ Σ wᵢ(mᵢ ⊙ τᵢ): of |τᵢ| the top `gamma` share is dropped, then the smallest.
@@ -74,10 +75,10 @@ def breadcrumbs(
     int(density·n) entries remain, per tensor; where γ and density exceed 1 together, fewer large
     ones are dropped. Of tied entries the lower index counts as larger.
     """
-    parts = []
-    for share, kept, expert in zip(measured.shares, measured.bands, experts, strict=True):
-        tau = expert - base
-        parts.append(tau * kept.keep(tau, at.start) * share)
+    parts = [
+        kept.of(expert - base) * share
+        for share, kept, expert in zip(measured.shares, measured.bands, experts, strict=True)
+    ]
     return base + sum(parts[1:], parts[0])
 
 
@@ -95,12 +96,11 @@ def breadcrumbs_ties(
     gamma: Gamma,
     lambda_: Lambda = 1.0,
     normalize: bool = True,
-    at: At,
     measured: list[Band],
 ) -> Tensor:
     """Trim both ends as breadcrumbs does, then elect signs and merge as TIES does."""
-    parts = []
-    for value, kept, expert in zip(weight, measured, experts, strict=True):
-        tau = expert - base
-        parts.append(tau * kept.keep(tau, at.start) * value)
+    parts = [
+        kept.of(expert - base) * value
+        for value, kept, expert in zip(weight, measured, experts, strict=True)
+    ]
     return base + elect_and_sum(parts, weight, normalize) * lambda_

@@ -35,9 +35,13 @@ class Entries:
 
 
 def part_of(measured: Any, where: slice, shape: Sequence[int] = (-1,)) -> Any:
-    """What `measured` is for a slice of the flat tensors: its `Entries` cut and given a shape."""
+    """What `measured` is for a slice of the flat tensors: its `Entries` cut and given a shape, and
+    all else in it that has a `part`.
+    """
     if isinstance(measured, Entries):
         return measured.part(where).view(*shape)
+    if hasattr(measured, "part"):
+        return measured.part(where)
     if hasattr(measured, "_fields"):
         return type(measured)(*(part_of(value, where, shape) for value in measured))
     if isinstance(measured, list):

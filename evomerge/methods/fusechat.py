@@ -10,10 +10,9 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from evomerge.methods.inner_products import blocks
-from evomerge.methods.masks import At
 from evomerge.methods.registry import Range, Tensor, View, merge_method
 from evomerge.methods.task_arithmetic import Lambda
-from evomerge.methods.trimming import Quantity, Spectrum, Trim, spectrum_of, trim, trim_in_bracket
+from evomerge.methods.trimming import Quantity, Spectrum, Trim, cut, spectrum_of, trim_in_bracket
 
 
 @dataclass(frozen=True)
@@ -126,18 +125,17 @@ def selected(view: View, *, select_topk: float, statistics: Variances | None = N
 
     The energy of whole brackets is known; that of the last one's entries is added up.
     """
-    import torch
-
     known = statistics or variances(view)
     quantity, n = _variance_of(view), view.base.numel()
     k = int(known.positive * select_topk) if select_topk < 1 else n
     if k <= 0 or k >= n or not known.spectrum.finite:
         total = known.energies[-1] if len(known.energies) and k > 0 else np.zeros(len(view.experts))
-        return Selection(trim(quantity, k, known.spectrum), ratios(total.tolist()))
+        [[whole]] = cut([quantity], [[k]], [known.spectrum])
+        return Selection(whole, ratios(total.tolist()))
     kept, index = trim_in_bracket(quantity, k, known.spectrum)
     place = int(np.searchsorted(known.spectrum.counts, k))
     total = known.energies[place - 1].copy() if place else np.zeros(len(view.experts))
-    for expert, tau in enumerate(view.taus(torch.from_numpy(index).to(view.base.device))):
+    for expert, tau in enumerate(view.taus(index)):
         total[expert] += np.sum(tau.double().square().cpu().numpy())
     return Selection(kept, ratios(total.tolist()))
 
@@ -151,7 +149,6 @@ def sce(
     *,
     select_topk: Annotated[float, Range(0.0, 1.0)] = 0.1,
     lambda_: Lambda = 1.0,
-    at: At,
     measured: Selection,
 ) -> Tensor:
     """Select entries of high variance, calculate weights, erase minority signs.
@@ -162,9 +159,12 @@ def sce(
     weights where the energies' means add up to less than 1e-6, which is usual for finetuned
     language models; here only where they are zero.
     """
+    import torch
+
     taus = [expert - base for expert in experts]
-    mask = measured.trim.keep(variance(taus), at.start)
-    return base + weighted_consensus([tau * mask for tau in taus], measured.weights) * lambda_
+    kept = measured.trim.keep(variance(taus))
+    parts = [torch.where(kept, tau, 0.0) for tau in taus]
+    return base + weighted_consensus(parts, measured.weights) * lambda_
 
 
 def weighted_consensus(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from evomerge.methods.registry import Tensor
@@ -55,10 +56,19 @@ def at(seed: int, tensor: str, experts: Sequence[str], start: int = 0) -> At:
     """The place of a slice that begins at flat index `start` and crosses no multiple of 2³²."""
     import torch
 
-    words = torch.tensor([_key(seed, tensor, name) for name in experts], dtype=torch.int32)
+    words = _words(seed, tensor, tuple(experts))
     if start >> 32:
+        words = words.clone()
         words[:, 0] ^= _mix(torch.tensor(start >> 32, dtype=torch.int32))
-    return At(words.view(-1, 2), torch.tensor(start))
+    return At(words, torch.tensor(start))
+
+
+@lru_cache(maxsize=1 << 14)
+def _words(seed: int, tensor: str, experts: tuple[str, ...]) -> Tensor:
+    import torch
+
+    keys = [_key(seed, tensor, name) for name in experts]
+    return torch.tensor(keys, dtype=torch.int32).view(-1, 2)
 
 
 def limits(densities: Sequence[float]) -> Tensor:

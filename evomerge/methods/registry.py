@@ -231,25 +231,27 @@ class View:
         """Entries of a row, that is along the last dimension; of all where no shape is known."""
         return self.shape[-1] if self.shape else self.base.numel()
 
-    def taus(self, part: Any) -> list[Tensor]:
+    def taus(self, part: Any, experts: Sequence[int] | None = None) -> list[Tensor]:
         """The task vectors' entries in a slice, or at the places of an index tensor."""
         base = self.base[part].to(self.dtype)
-        return [expert[part].to(self.dtype) - base for expert in self.experts]
+        return [expert[part].to(self.dtype) - base for expert in self._chosen(experts)]
 
-    def map(self, function: Callable[..., Any], expert: int, *rest: Tensor) -> Iterator[Any]:
-        """An element-wise `function(τ, *rest)` of τ = θ_expert − θ_base, block by block."""
-        of_task_vector = _of_task_vector(function, self.dtype)
-        for start in range(0, self.base.numel(), self.block):
-            part = slice(start, start + self.block)
-            yield self.run(of_task_vector, self.base[part], self.experts[expert][part], *rest)
+    def map(
+        self,
+        function: Callable[..., Any],
+        experts: Sequence[int] | None = None,
+        *rest: Tensor,
+        stop: int | None = None,
+    ) -> Iterator[Any]:
+        """An element-wise `function([τ₁, …], *rest)`, block by block up to entry `stop`."""
+        of_task_vectors, chosen = _of_task_vectors(function, self.dtype), self._chosen(experts)
+        end = self.base.numel() if stop is None else stop
+        for start in range(0, end, self.block):
+            part = slice(start, min(start + self.block, end))
+            yield self.run(of_task_vectors, self.base[part], [e[part] for e in chosen], *rest)
 
-    def map_all(self, function: Callable[..., Any], *rest: Tensor) -> Iterator[Any]:
-        """An element-wise `function([τ₁, …], *rest)` of all task vectors, block by block."""
-        of_task_vectors = _of_task_vectors(function, self.dtype)
-        for start in range(0, self.base.numel(), self.block):
-            part = slice(start, start + self.block)
-            experts = [expert[part] for expert in self.experts]
-            yield self.run(of_task_vectors, self.base[part], experts, *rest)
+    def _chosen(self, experts: Sequence[int] | None) -> Sequence[Tensor]:
+        return self.experts if experts is None else [self.experts[i] for i in experts]
 
 
 @cache
@@ -258,17 +260,9 @@ def _named(function: Callable[..., Any]) -> frozenset[str]:
 
 
 @cache
-def _of_task_vector(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+def _of_task_vectors(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
     """`function` as one of the stored tensors; one object for each, so that it is compiled once."""
 
-    def of_stored(base: Tensor, expert: Tensor, *rest: Tensor) -> Any:
-        return function(expert.to(dtype) - base.to(dtype), *rest)
-
-    return of_stored
-
-
-@cache
-def _of_task_vectors(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
     def of_stored(base: Tensor, experts: Sequence[Tensor], *rest: Tensor) -> Any:
         wide = base.to(dtype)
         return function([expert.to(dtype) - wide for expert in experts], *rest)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from evomerge.methods.masks import At
 from evomerge.methods.registry import PerExpert, Range, Tensor, merge_method
 from evomerge.methods.task_arithmetic import Lambda
 from evomerge.methods.trimming import Trim, spectrum, trims
@@ -60,7 +59,6 @@ def localize_and_stitch(
     *,
     density: Annotated[Sequence[float], PerExpert(0.1, low=0.0, high=1.0)],
     lambda_: Lambda = 1.0,
-    at: At,
     measured: Sequence[Trim],
 ) -> Tensor:
     """θ₀ + λ Σ mᵢ ⊙ τᵢ/Σ m: every expert's top `density` share by |τ|, averaged where they overlap.
@@ -70,7 +68,7 @@ def localize_and_stitch(
     parts, counts = [], []
     for trim, expert in zip(measured, experts, strict=True):
         tau = expert - base
-        mask = trim.keep(tau, at.start).to(tau.dtype)
+        mask = trim.keep(tau).to(tau.dtype)
         parts.append(tau * mask)
         counts.append(mask)
     overlap = sum(counts[1:], counts[0]).clamp(min=1.0)

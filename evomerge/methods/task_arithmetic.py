@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Annotated
 
-from evomerge.methods.masks import At
 from evomerge.methods.registry import PerExpert, Range, Tensor, View, merge_method
 from evomerge.methods.trimming import Trim, spectrum, trims
 
@@ -50,7 +49,6 @@ def ties(
     density: Density,
     lambda_: Lambda = 1.0,
     normalize: bool = True,
-    at: At,
     measured: Sequence[Trim],
 ) -> Tensor:
     """Trim, elect sign, merge disjointly.
@@ -59,10 +57,10 @@ def ties(
     model). The elected sign is that of Σ wᵢτᵢ (zero counts as positive). Entries that agree with it
     are summed with their weights and, with `normalize`, divided by the weights that took part.
     """
-    parts = []
-    for value, trim, expert in zip(weight, measured, experts, strict=True):
-        tau = expert - base
-        parts.append(tau * trim.keep(tau, at.start) * value)
+    parts = [
+        trim.of(expert - base) * value
+        for value, trim, expert in zip(weight, measured, experts, strict=True)
+    ]
     return base + elect_and_sum(parts, weight, normalize) * lambda_
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ _BINS = 1 << 31 - _LOW
 _BRACKETS = 1 << 12
 _ROW = 64
 """Entries that a search counts together: a mask entry by entry would cost more than the sums."""
+_FEW = 1 << 12
+"""Entries up to which all are looked at at once, whatever the bracket."""
 _SMALL = 1 << 22
 """Entries up to which patterns are sorted, not counted by bin: quicker, but all held at a time."""
 _INFINITE = 0x7F800000
@@ -36,23 +38,39 @@ class Trim(NamedTuple):
     """Which entries of a task vector are its k largest by |τ| in float32.
 
     Kept are the entries above `threshold`, float32 (), and those equal to it up to index `last`,
-    int64 (): of tied entries the lower index comes first.
+    int32 (), or int64 () where there are more than 2³¹: of tied entries the lower index comes
+    first.
     """
 
     threshold: Tensor
     last: Tensor
 
-    def keep(self, tau: Tensor, start: Tensor | int) -> Tensor:
-        """Boolean mask over a slice of at most 2³¹ entries that begins at flat index `start`.
+    def part(self, where: slice) -> Trim:
+        """The trim of a slice of at most 2³¹ entries, `last` counted in it, int32."""
+        import torch
 
-        NaN is kept, so that it is seen in the result.
+        if not where.start and self.last.dtype == torch.int32:
+            return self
+        last = (self.last - where.start).clamp(-1, (1 << 31) - 1)
+        return self._replace(last=last.to(torch.int32))
+
+    def keep(self, tau: Tensor) -> Tensor:
+        """Boolean mask over the slice whose `part` this is; what is not finite is kept, so that it
+        is seen in the result.
         """
         import torch
 
         magnitude = tau.abs().float()
         index = torch.arange(tau.numel(), dtype=torch.int32, device=tau.device).view(tau.shape)
-        last = (self.last - start).clamp(-1, (1 << 31) - 1).to(torch.int32)
-        return ~(magnitude <= self.threshold) | ((magnitude == self.threshold) & (index <= last))
+        return ~(magnitude <= self.threshold) | (
+            (magnitude == self.threshold) & (index <= self.last)
+        )
+
+    def of(self, tau: Tensor) -> Tensor:
+        """τ, and 0 where an entry is not kept."""
+        import torch
+
+        return torch.where(self.keep(tau), tau, 0.0)
 
 
 class Band(NamedTuple):
@@ -61,9 +79,15 @@ class Band(NamedTuple):
     upper: Trim
     lower: Trim
 
-    def keep(self, tau: Tensor, start: Tensor | int) -> Tensor:
-        """Boolean mask over a slice, as `Trim.keep`; NaN is kept."""
-        return self.lower.keep(tau, start) & (~self.upper.keep(tau, start) | tau.isnan())
+    def keep(self, tau: Tensor) -> Tensor:
+        """Boolean mask over a slice, as `Trim.keep`."""
+        return self.lower.keep(tau) & (~self.upper.keep(tau) | ~(tau.abs() < math.inf))
+
+    def of(self, tau: Tensor) -> Tensor:
+        """τ, and 0 where an entry is not kept."""
+        import torch
+
+        return torch.where(self.keep(tau), tau, 0.0)
 
 
 @dataclass(frozen=True)
@@ -71,8 +95,8 @@ class Quantity:
     """What entries are ranked by: the magnitude of an element-wise function of task vectors.
 
     Attributes:
-        experts: the view's experts whose task vectors the function gets.
-        of: from a list of their τ, of one shape, to a tensor of that shape.
+        experts: the view's experts that it is about.
+        of: from the list of their τ, of one shape, to a tensor of that shape.
     """
 
     view: View
@@ -86,20 +110,11 @@ class Quantity:
 
     def at(self, part: Any) -> Tensor:
         """The values in a slice, or at the places of an index tensor."""
-        return self.of(self._view.taus(part))
+        return self.of(self.view.taus(part, self.experts))
 
-    def map(self, function: Callable[..., Any], *rest: Tensor) -> Iterator[Any]:
-        """An element-wise `function(values, *rest)`, block by block."""
-        return self._view.map_all(_composed(function, self.of), *rest)
-
-    def head(self, n: int) -> Quantity:
-        """The same of the first `n` entries."""
-        view, experts = self.view, [expert[:n] for expert in self.view.experts]
-        return replace(self, view=replace(view, base=view.base[:n], experts=experts))
-
-    @property
-    def _view(self) -> View:
-        return replace(self.view, experts=[self.view.experts[i] for i in self.experts])
+    def map(self, function: Callable[..., Any]) -> Iterator[Any]:
+        """An element-wise `function(values)`, block by block."""
+        return self.view.map(_composed(function, self.of), self.experts)
 
 
 def task_vector(view: View, expert: int) -> Quantity:
@@ -117,8 +132,8 @@ def _composed(
 ) -> Callable[..., Any]:
     """`function` of the quantity; one object for each, so that it is compiled once."""
 
-    def of_taus(taus: list[Tensor], *rest: Tensor) -> Any:
-        return function(of(taus), *rest)
+    def of_taus(taus: list[Tensor]) -> Any:
+        return function(of(taus))
 
     return of_taus
 
@@ -231,152 +246,208 @@ def trims(
     `statistics` are the experts' spectra; they are computed where they are not given.
     """
     n = view.base.numel()
-    kept = [max(1, int(value * n)) if value > 0 else 0 for value in density]
+    values = [task_vector(view, expert) for expert in range(len(density))]
+    kept = [[max(1, int(value * n)) if value > 0 else 0] for value in density]
+    return [one for [one] in cut(values, kept, statistics)]
+
+
+def cut(
+    values: Sequence[Quantity],
+    ranks: Sequence[Sequence[int]],
+    known: Sequence[Spectrum] | None = None,
+) -> list[list[Trim]]:
+    """Trims that keep the k largest magnitudes: none at k ≤ 0, all at k ≥ n.
+
+    All are kept, too, where one is infinite or NaN, so that it is seen and refused in the result.
+
+    Args:
+        values: quantities of one base, whose tensors are passed over once for all of them.
+        ranks: for each of them some k.
+        known: their spectra; computed where they are not given, and needed.
+
+    Returns:
+        For each quantity one trim for each k.
+    """
+    n = values[0].n
+    inner = {i: [k for k in own if 0 < k < n] for i, own in enumerate(ranks)}
+    spectra = {i: known[i] if known else spectrum_of(values[i]) for i, own in inner.items() if own}
+    brackets = {i: [one.bracket(k) for k in inner[i]] for i, one in spectra.items() if one.finite}
+    rows = _rows([values[i] for i in brackets], list(brackets.values()))
+    searches = {
+        (i, k): _Search(values[i], counts, bracket)
+        for (i, own), counted in zip(brackets.items(), rows, strict=True)
+        for k, counts, bracket in zip(inner[i], counted, own, strict=True)
+    }
+    found = _selected(searches)
     return [
-        trim(task_vector(view, expert), k, statistics[expert] if statistics else None)
-        for expert, k in enumerate(kept)
+        [found.get((i, k)) or _all_or_none(k, values[i]) for k in own]
+        for i, own in enumerate(ranks)
     ]
 
 
-def trim(values: Quantity, k: int, known: Spectrum | None = None) -> Trim:
-    """The `Trim` that keeps the k largest magnitudes: none at k ≤ 0, all at k ≥ n.
-
-    All are kept, too, where one is infinite or NaN, so that it is seen and refused in the result.
-    """
-    n = values.n
-    if k <= 0 or n == 0:
-        return _as_tensors(math.inf, -1)
-    if k >= n:
-        return _as_tensors(0.0, n - 1)
-    known = known or spectrum_of(values)
-    if not known.finite:
-        return _as_tensors(0.0, n - 1)
-    bracket = known.bracket(k)
-    return _select(values, _rows(values, [bracket])[0], bracket)
-
-
-def _select(values: Quantity, rows: np.ndarray, bracket: Bracket) -> Trim:
-    select = _select_among_ties if bracket.tied else _select_by_gathering
-    return select(values, rows, bracket)
-
-
-def trim_in_bracket(values: Quantity, k: int, known: Spectrum) -> tuple[Trim, np.ndarray]:
-    """The same for 0 < k < n of finite magnitudes, with what it keeps of the k-th one's bracket.
+def trim_in_bracket(values: Quantity, k: int, known: Spectrum) -> tuple[Trim, Tensor]:
+    """The trim for 0 < k < n of finite magnitudes, with what it keeps of the k-th one's bracket.
 
     Returns:
         The trim, and the indices of those entries, int64, rising.
     """
     bracket = known.bracket(k)
-    rows = _rows(values, [bracket])[0]
-    found, index = _select(values, rows, bracket), _members(values, rows)
-    magnitude = _patterns(values.at(_index(values, index))).cpu().numpy()
-    threshold = _pattern(float(found.threshold))
-    kept = (magnitude > threshold) | ((magnitude == threshold) & (index <= int(found.last)))
-    return found, index[kept & (magnitude < bracket.stop)]
+    [[rows]] = _rows([values], [[bracket]])
+    index, patterns = _members(_Search(values, rows, bracket))
+    found = _largest(index, patterns, bracket.rank, values.n)
+    threshold = _patterns(found.threshold)
+    kept = (patterns > threshold) | ((patterns == threshold) & (index <= found.last))
+    return found, index[kept]
 
 
-def band(values: Quantity, first: int, last: int, known: Spectrum | None = None) -> Band:
-    """The magnitudes of ranks `first` up to, without, `last`, counted from the largest.
+def _all_or_none(k: int, values: Quantity) -> Trim:
+    import torch
 
-    All are kept where one is infinite or NaN and any is to be kept.
-    """
-    if not 0 < first < last < values.n:
-        known = known or (spectrum_of(values) if 0 < first < last else None)
-        first = first if known is None or known.finite else 0
-        return Band(trim(values, first, known), trim(values, last if first < last else 0, known))
-    known = known or spectrum_of(values)
-    if not known.finite:
-        return Band(trim(values, 0), trim(values, values.n))
-    ends = [known.bracket(first), known.bracket(last)]
-    rows = _rows(values, ends)
-    upper, lower = (_select(values, own, end) for own, end in zip(rows, ends, strict=True))
-    return Band(upper, lower)
+    device, none = values.view.base.device, k <= 0 or values.n == 0
+    threshold = torch.tensor(torch.finfo(torch.float32).max if none else 0.0, device=device)
+    last = torch.tensor(-1 if none else values.n - 1, device=device)
+    return Trim(threshold, _placed(last, values.n))
 
 
-def _rows(values: Quantity, brackets: Sequence[Bracket]) -> list[np.ndarray]:
-    """How many entries of each bracket lie in each row of `_ROW`: one pass for one or two brackets.
+def _rows(values: Sequence[Quantity], brackets: Sequence[Sequence[Bracket]]) -> list[list[Tensor]]:
+    """How many entries of a bracket lie in each row of `_ROW`, in one pass over memory for all.
+
+    Args:
+        values: quantities of one base.
+        brackets: some for each of them.
 
     Returns:
-        For each bracket int64 (rows,).
+        For each quantity and each of its brackets float32 (rows,).
     """
     import torch
 
-    bounds = [torch.tensor(_float(pattern)) for bracket in brackets for pattern in bracket[:2]]
-    count = _count_rows if len(brackets) == 1 else _count_rows_twice
-    whole = values.n // _ROW * _ROW
-    parts: list[Any] = [*values.head(whole).map(count, *bounds)]
-    if whole < values.n:
-        parts.append(count(_padded(values, whole), *bounds))
-    found = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-    return [counts.astype(np.int64) for counts in found]
+    if not values:
+        return []
+    n, view = values[0].n, values[0].view
+    if n <= _FEW:
+        every = torch.ones(-(-n // _ROW), device=view.base.device)
+        return [[every for _ in own] for own in brackets]
+    experts = [expert for one in values for expert in one.experts]
+    pairs = zip(values, brackets, strict=True)
+    count = _counting(tuple((one.of, len(one.experts), len(own)) for one, own in pairs))
+    edges = [_float(edge) for own in brackets for bracket in own for edge in bracket[:2]]
+    bounds = torch.tensor(edges, device=view.base.device).view(-1, 2)
+    whole = n // _ROW * _ROW
+    parts = [*view.map(count, experts, bounds, stop=whole)]
+    if whole < n:
+        parts.append(
+            count([_padded(tau) for tau in view.taus(slice(whole, None), experts)], bounds)
+        )
+    counts = iter([torch.cat(part) for part in zip(*parts, strict=True)])
+    return [[next(counts) for _ in own] for own in brackets]
 
 
-def _count_rows(values: Tensor, floor: Tensor, ceiling: Tensor) -> tuple[Tensor, ...]:
-    """Per row, how many entries have floor ≤ |x| < ceiling."""
-    magnitude = values.abs().float().view(-1, _ROW)
-    return (((magnitude >= floor) & (magnitude < ceiling)).float().sum(1),)
+@cache
+def _counting(
+    quantities: tuple[tuple[Callable[[list[Tensor]], Tensor], int, int], ...],
+) -> Callable[..., list[Tensor]]:
+    """A function that counts rows, for quantities with so many experts and brackets each.
+
+    Its arguments are all their experts' τ, flat, and bounds (brackets, 2); for each bracket it
+    gives, row by row, how many entries have floor ≤ |x| < ceiling. One object for each, so that it
+    is compiled once.
+    """
+
+    def count(taus: list[Tensor], bounds: Tensor) -> list[Tensor]:
+        counts, start, bound = [], 0, iter(bounds)
+        for of, experts, brackets in quantities:
+            magnitude = of(taus[start : start + experts]).abs().float().view(-1, _ROW)
+            for floor, ceiling in (next(bound) for _ in range(brackets)):
+                counts.append(((magnitude >= floor) & (magnitude < ceiling)).float().sum(1))
+            start += experts
+        return counts
+
+    return count
 
 
-def _count_rows_twice(
-    values: Tensor, floor: Tensor, ceiling: Tensor, other_floor: Tensor, other_ceiling: Tensor
-) -> tuple[Tensor, ...]:
-    first = _count_rows(values, floor, ceiling)
-    return (*first, *_count_rows(values, other_floor, other_ceiling))
-
-
-def _padded(values: Quantity, start: int) -> Tensor:
-    """The values from `start` on, filled up with NaN to a whole row."""
+def _padded(tau: Tensor) -> Tensor:
+    """The entries, filled up with NaN to a whole row."""
     import torch
 
-    rest = values.at(slice(start, None))
-    return torch.nn.functional.pad(rest, (0, -rest.numel() % _ROW), value=math.nan)
+    return torch.nn.functional.pad(tau, (0, -tau.numel() % _ROW), value=math.nan)
 
 
-def _select_among_ties(values: Quantity, rows: np.ndarray, bracket: Bracket) -> Trim:
-    """The trim in a bracket of one value: the `rank`-th of its entries is the last one kept."""
-    total, value = rows.cumsum(), _float(bracket.start)
-    row = int(np.searchsorted(total, bracket.rank))
-    rank = bracket.rank - (int(total[row - 1]) if row else 0)
-    magnitude = values.at(slice(row * _ROW, (row + 1) * _ROW)).abs().float()
-    ties = (magnitude == value).nonzero().view(-1)
-    return _as_tensors(value, row * _ROW + int(ties[rank - 1]))
+class _Search(NamedTuple):
+    """For the `rank`-th largest entry of a bracket.
+
+    Attributes:
+        rows: float32 (rows,), how many of the bracket's entries each row has, at most.
+    """
+
+    values: Quantity
+    rows: Tensor
+    bracket: Bracket
 
 
-def _select_by_gathering(values: Quantity, rows: np.ndarray, bracket: Bracket) -> Trim:
-    """The trim at a bracket's `rank`-th largest pattern, from the rows with entries in it."""
-    index = _members(values, rows)
-    patterns = _patterns(values.at(_index(values, index))).cpu().numpy()
+def _selected(searches: Mapping[tuple[int, int], _Search]) -> dict[tuple[int, int], Trim]:
+    """The trims that end at the entries searched for."""
+    tied = {k: one for k, one in searches.items() if one.bracket.tied and one.values.n > _FEW}
+    found = {
+        key: _largest(*_members(one), one.bracket.rank, one.values.n)
+        for key, one in searches.items()
+        if key not in tied
+    }
+    if tied:
+        found |= zip(tied, _among_ties(list(tied.values())), strict=True)
+    return found
+
+
+def _among_ties(searches: Sequence[_Search]) -> list[Trim]:
+    """The trims in brackets of one value each: the `rank`-th of the entries is the last kept."""
+    import torch
+
+    rows = torch.stack([one.rows for one in searches])
+    ranks = torch.tensor([[one.bracket.rank] for one in searches], device=rows.device)
+    thresholds = torch.tensor([_float(one.bracket.start) for one in searches], device=rows.device)
+    total, n = rows.cumsum(1, dtype=torch.int64), searches[0].values.n
+    row = torch.searchsorted(total, ranks)
+    ranks -= total.gather(1, row) - rows.gather(1, row).to(torch.int64)
+    index = (row * _ROW + torch.arange(_ROW, device=rows.device)).clamp(max=n - 1)
+    at = [one.values.at(own) for one, own in zip(searches, index, strict=True)]
+    ties = (torch.stack(at).abs().float() == thresholds[:, None]).cumsum(1)
+    last = _placed(index.gather(1, torch.searchsorted(ties, ranks)), n)
+    return [Trim(*one) for one in zip(thresholds, last.view(-1), strict=True)]
+
+
+def _members(search: _Search) -> tuple[Tensor, Tensor]:
+    """The bracket's entries: their indices, int64, rising, and patterns."""
+    import torch
+
+    values, rows, bracket = search
+    places = torch.arange(_ROW, device=rows.device)
+    index = (rows.nonzero() * _ROW + places).view(-1)
+    if values.n % _ROW:
+        index = index[index < values.n]
+    patterns = _patterns(values.at(index))
     inside = (patterns >= bracket.start) & (patterns < bracket.stop)
-    index, patterns = index[inside], patterns[inside]
-    pattern = int(np.partition(patterns, -bracket.rank)[-bracket.rank])
-    tied = bracket.rank - int(np.count_nonzero(patterns > pattern))
-    return _as_tensors(_float(pattern), int(index[np.flatnonzero(patterns == pattern)[tied - 1]]))
+    return index[inside], patterns[inside]
 
 
-def _members(values: Quantity, rows: np.ndarray) -> np.ndarray:
-    """The indices of all entries in the rows that have some in the bracket, rising."""
-    index = (np.flatnonzero(rows)[:, None] * _ROW + np.arange(_ROW)).ravel()
-    return index[index < values.n]
-
-
-def _index(values: Quantity, index: np.ndarray) -> Tensor:
+def _largest(index: Tensor, patterns: Tensor, k: int, n: int) -> Trim:
+    """The trim that keeps the k largest of these patterns, of tied ones those of lower index."""
     import torch
 
-    return torch.from_numpy(index).to(values.view.base.device)
+    pattern = patterns.kthvalue(len(patterns) - k + 1).values
+    ranks = k - (patterns > pattern).sum()
+    ties = (patterns == pattern).cumsum(0)
+    last = index.take(torch.searchsorted(ties, ranks))
+    return Trim(pattern.view(torch.float32), _placed(last, n))
 
 
-def _as_tensors(threshold: float, last: int) -> Trim:
+def _placed(last: Tensor, n: int) -> Tensor:
+    """Indices among `n` entries in the dtype that `Trim.last` has for them."""
     import torch
 
-    return Trim(torch.tensor(threshold), torch.tensor(last))
+    return last.to(torch.int32 if n <= 1 << 31 else torch.int64)
 
 
 def _float(pattern: int) -> float:
     return float(struct.unpack("<f", struct.pack("<I", pattern))[0])
-
-
-def _pattern(value: float) -> int:
-    return int(struct.unpack("<I", struct.pack("<f", value))[0])
 
 
 def _patterns(tau: Tensor) -> Tensor:

@@ -219,7 +219,7 @@ def test_trim_keeps_exactly_k_entries_and_of_ties_the_lower_index():
     base = torch.zeros(10)
     expert = torch.tensor([1.0, -2.0, 2.0, 0.5, -2.0, 2.0, 0.0, 1.0, 3.0, -0.5])
     [trim] = trims(whole_view(base, [expert]), density=[0.4])
-    kept = trim.keep(expert, 0).nonzero().flatten().tolist()
+    kept = trim.keep(expert).nonzero().flatten().tolist()
     assert kept == [1, 2, 4, 8]
 
 
@@ -249,7 +249,7 @@ def test_trims_agree_with_a_stable_sort(density, dtype, known):
     given = {"statistics": [spectrum(view, 0)]} if known else {}
     [trim] = trims(view, density=[density], **given)
     tau = expert.float() - base.float()
-    assert torch.equal(trim.keep(tau, 0), kept_by_sorting(tau, density))
+    assert torch.equal(trim.keep(tau), kept_by_sorting(tau, density))
 
 
 TAUS = {
@@ -268,7 +268,7 @@ TAUS = {
 def test_trims_of_awkward_task_vectors_agree_with_a_stable_sort(tau, density):
     view = View(torch.zeros_like(tau), [tau], torch.float32, block=4096)
     [trim] = trims(view, density=[density])
-    assert torch.equal(trim.keep(tau, 0), kept_by_sorting(tau, density))
+    assert torch.equal(trim.keep(tau), kept_by_sorting(tau, density))
 
 
 @pytest.mark.usefixtures("counting")
@@ -277,11 +277,12 @@ def test_trims_of_awkward_task_vectors_agree_with_a_stable_sort(tau, density):
 def test_a_band_keeps_exactly_its_ranks_by_a_stable_sort(tau, first, last):
     first, last = len(tau) * first // 3, len(tau) * last // 3
     view = View(torch.zeros_like(tau), [tau], torch.float32, block=4096)
-    found = trimming.band(trimming.task_vector(view, 0), first, last)
+    [[upper, lower]] = trimming.cut([trimming.task_vector(view, 0)], [[first, last]])
+    found = trimming.Band(upper, lower)
     expected = torch.zeros(len(tau), dtype=torch.bool)
     order = torch.sort(tau.abs(), descending=True, stable=True).indices
     expected[order[first:last]] = True
-    assert torch.equal(found.keep(tau, 0), expected)
+    assert torch.equal(found.keep(tau), expected)
 
 
 @pytest.mark.usefixtures("counting")
@@ -293,7 +294,7 @@ def test_what_is_kept_of_the_last_bracket_completes_the_whole_brackets_before_it
     found, index = trimming.trim_in_bracket(values, k, known)
     places = known.places(tau)
     before = set(np.flatnonzero(places < places[index[0]]).tolist())
-    assert before | set(index.tolist()) == set(found.keep(tau, 0).nonzero().flatten().tolist())
+    assert before | set(index.tolist()) == set(found.keep(tau).nonzero().flatten().tolist())
     assert not before & set(index.tolist())
 
 
@@ -366,5 +367,5 @@ def test_wrong_arguments_are_refused_by_name(parameters, experts, message):
 def test_trim_of_nothing_and_of_everything():
     base, expert = torch.zeros(5), torch.arange(5.0)
     nothing, everything = trims(whole_view(base, [expert, expert]), density=[0.0, 1.0])
-    assert not nothing.keep(expert, 0).any()
-    assert everything.keep(expert, 0).all()
+    assert not nothing.keep(expert).any()
+    assert everything.keep(expert).all()
