@@ -26,6 +26,7 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/materialize.py
+	$(BIN)/python benchmarks/materialize_gpu.py
 	$(BIN)/python benchmarks/source_statistics.py
 	$(BIN)/python benchmarks/merge_command.py
 	$(BIN)/python benchmarks/scoring.py

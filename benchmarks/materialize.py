@@ -4,7 +4,7 @@ Run `python benchmarks/materialize.py`. A Llama of 68 M parameters (20 layers of
 1536), a random base and three experts that are the base plus noise, all bf16 safetensors in the
 page cache, mapped. One candidate has its own weight (and density) per expert.
 
-- evomerge: `plan` and `Kernel.fill` of every tensor, as a worker does it: arithmetic in float32,
+- evomerge: `plan` and `Kernel.fill_all` of its tensors, as a worker does it: arithmetic in float32,
   every value rounded to bf16, checked to be finite and written into resident parameters. These are
   float32, the CPU's default for scoring, and so twice mergekit's output; `--compute bfloat16` for
   bf16 ones.
@@ -222,8 +222,8 @@ def compare(
     recipe = recipe_of(method, sources)
 
     def candidate() -> None:
-        for step in plan(recipe, layout, sources):
-            kernel.fill(resident[step.tensor.name], step, recipe.seed)
+        steps = plan(recipe, layout, sources)
+        kernel.fill_all([(resident[step.tensor.name], step) for step in steps], recipe.seed)
 
     runs: dict[str, Callable[[], object]] = {
         "evomerge": candidate,

@@ -35,8 +35,9 @@ from evomerge.study.access import Patience
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 from evomerge.tracking import tracked
+from evomerge.workers.devices import threads_per_worker
 from evomerge.workers.executor import Executor, build_executor
-from evomerge.workers.worker import WorkerSpec, threads_per_worker
+from evomerge.workers.worker import WorkerSpec
 
 
 @contextmanager

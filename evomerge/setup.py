@@ -29,7 +29,7 @@ from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import Space
 from evomerge.starts import starts
 from evomerge.tracking import build_trackers
-from evomerge.workers.worker import compute_dtype
+from evomerge.workers.devices import compute_dtype
 
 SplitItems = dict[str, dict[str, list[str]]]
 """split → task → item ids."""

@@ -20,7 +20,8 @@ from evomerge.materialize.store import RESERVE
 from evomerge.models.opening import alignments_of
 from evomerge.recipe import BASE
 from evomerge.setup import Setup
-from evomerge.workers.worker import WorkerSpec, compute_dtype, device_of, threads_per_worker
+from evomerge.workers.devices import compute_dtype, device_of, threads_per_worker
+from evomerge.workers.worker import WorkerSpec
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,14 @@ def rehearse_merging(
     dtypes: Mapping[str, torch.dtype],
     kernel: Kernel,
     compute: torch.dtype,
+    device: str = "cpu",
 ) -> Merging:
     """Fill a tensor of each kind that occurs.
 
     Args:
         dtypes: of the recipe's sources, by name.
         kernel: of the worker, for its settings.
+        device: where it merges.
         compute: the dtype of the resident model.
     """
     alike: dict[object, list[TensorStep]] = {}
@@ -106,8 +108,8 @@ def rehearse_merging(
         alike.setdefault(_kind(step), []).append(step)
     large = sum(math.prod(spec.shape) for spec in layout.tensors) >= COMPILED_ABOVE
     kernel = replace(kernel, compiled=large)
-    meter = Meter(kernel.device)
-    bench = _Bench(kernel, dtypes, compute)
+    meter = Meter(device)
+    bench = _Bench(kernel, dtypes, compute, device)
     costs = [(len(steps), steps[0], bench.cost(steps[0])) for steps in alike.values()]
     lasting = meter.left()  # compiled code, mostly
     return Merging(
@@ -136,9 +138,10 @@ class _Bench:
     """Times single steps."""
 
     def __init__(
-        self, kernel: Kernel, dtypes: Mapping[str, torch.dtype], compute: torch.dtype
+        self, kernel: Kernel, dtypes: Mapping[str, torch.dtype], compute: torch.dtype, device: str
     ) -> None:
         self._kernel, self._dtypes, self._compute = kernel, dtypes, compute
+        self._device = device
         self._warm: set[object] = set()
 
     def cost(self, step: TensorStep) -> Cost:
@@ -190,8 +193,8 @@ class _Bench:
             replace(step, tensor=replace(step.tensor, name=str(number))) for number in range(copies)
         ]
         kernel = self._kernel_of(steps)
-        out = torch.empty(copies, size, dtype=self._compute, device=kernel.device)
-        meter, started = Meter(kernel.device), time.perf_counter()
+        out = torch.empty(copies, size, dtype=self._compute, device=self._device)
+        meter, started = Meter(self._device), time.perf_counter()
         kernel.fill(out[0], steps[0], 0)
         first, statistics = time.perf_counter() - started, kernel.statistics.nbytes
         taken = meter.most() - statistics
@@ -200,7 +203,7 @@ class _Bench:
             for place, one in zip(out, steps, strict=True):
                 kernel.fill(place, one, 1)
 
-        again = best_of(fill_all, kernel.device, _SECONDS / 4) / copies
+        again = best_of(fill_all, self._device, _SECONDS / 4) / copies
         return Cost(size, again, max(0.0, first - again), max(0, taken), statistics)
 
     def _kernel_of(self, steps: Sequence[TensorStep]) -> Kernel:

@@ -19,7 +19,8 @@ from evomerge.check.lines import Line
 from evomerge.errors import CandidateError, EvomergeError
 from evomerge.models.messages import reason
 from evomerge.recipe import Recipe
-from evomerge.workers.worker import Measurement, Worker, WorkerSpec, compute_dtype, device_of
+from evomerge.workers.devices import compute_dtype, device_of
+from evomerge.workers.worker import Measurement, Worker, WorkerSpec
 
 if TYPE_CHECKING:
     from evomerge.check.scoring import Rehearsal
@@ -175,13 +176,14 @@ def _rehearsed_merging(order: Order) -> Any:
     from evomerge.models.layout import derive_layout
 
     config, trusted = order.spec.config, order.spec.config.models.trust_remote_code
-    kernel = Kernel({}, config.dtype.weights, config.chunk_mib << 20, device_of(config))
+    kernel = Kernel({}, config.dtype.weights, config.chunk_mib << 20)
     return rehearse_merging(
         order.merge,
         derive_layout(_config_of(order), trust_remote_code=trusted),
         {name: getattr(torch, dtype) for name, dtype in order.dtypes.items()},
         kernel,
         getattr(torch, compute_dtype(config)),
+        device_of(config),
     )
 
 

@@ -15,14 +15,19 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
+import torch._inductor
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 _LOGGER = logging.getLogger(__name__)
-_OPTIONS: dict[str, Any] = {
-    # round to a narrower dtype where the code says so, even if it is widened again at once
-    "emulate_precision_casts": True,
-}
+_EXACT = (
+    # round to a narrower dtype where the code says so, even if it is widened again at once; on a
+    # GPU, no multiplication and addition in one rounding either
+    "emulate_precision_casts",
+    # on a GPU, divide and keep small numbers as IEEE 754 has it, and CPUs do
+    "eager_numerics.division_rounding",
+    "eager_numerics.disable_ftz",
+)
 _TYPICAL = 1 << 20
 """Entries of the tensors that functions are traced with, which decide how loops are shared out."""
 _VARIANTS = 256
@@ -50,6 +55,9 @@ class Compiler:
             tensors: list[Tensor] = []
             form = _form(arguments, arguments[0].shape, tensors)
             key = (function, torch.get_num_threads(), form)  # threads are constant in loops, too
+            device = arguments[0].device
+            if device.type != "cpu":  # a kernel there cannot read numbers that are here
+                tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
             if key not in self._compiled:
                 self._compiled[key] = self._compile(function, arguments, tensors)
             return self._compiled[key](*tensors)
@@ -72,7 +80,9 @@ class Compiler:
 
         graph = make_fx(of_tensors, tracing_mode="symbolic")(*like)
         fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-        return torch._inductor.compile(graph, fakes, options=_OPTIONS)
+        known = torch._inductor.list_options()
+        options = {name: True for name in _EXACT if name in known}
+        return torch._inductor.compile(graph, fakes, options=options)
 
 
 def _form(value: Any, length: torch.Size, tensors: list[Tensor]) -> Hashable:

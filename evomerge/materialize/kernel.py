@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from evomerge.errors import NonFiniteError
 from evomerge.materialize.compiled import Compiler
+from evomerge.materialize.feed import Feed, Mapped, Target
 from evomerge.materialize.plan import TensorStep, as_tensors
 from evomerge.materialize.statistics import Statistics
 from evomerge.methods.entries import part_of
 from evomerge.methods.masks import at
 from evomerge.methods.registry import Statistic, View
 from evomerge.models.source import Source
-from evomerge.models.vocabulary import reconciled
 from evomerge.recipe import BASE
 
 ARITHMETIC = torch.float32
@@ -37,15 +37,24 @@ class Kernel:
     or a float dtype's name; `scratch` bounds the bytes an element-wise merge holds beside its
     sources and its output; `compiled` (None: as the model's size suggests) makes element-wise
     merges one pass over memory, with the same bytes; `statistics` keeps what the sources alone
-    decide.
+    decide; `feed` brings the sources' tensors to the device (None: as they are, on the CPU).
     """
 
     sources: Mapping[str, Source]
     weights: str = "checkpoint"
     scratch: int = 16 << 20
-    device: str = "cpu"
     compiled: bool | None = None
     statistics: Statistics = field(default_factory=Statistics)
+    feed: Feed | None = None
+
+    @cached_property
+    def _feed(self) -> Feed:
+        return self.feed or Mapped(self.sources)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are merged; of several GPUs, on the target's."""
+        return self._feed.device
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype to which the merged tensor `name` is rounded."""
@@ -54,40 +63,44 @@ class Kernel:
         return getattr(torch, self.weights)
 
     def fill(self, out: Tensor, step: TensorStep, seed: int) -> None:
-        """Make the step's tensor and write it into `out` (contiguous, of the tensor's shape).
+        """Make one step's tensor; see `fill_all`."""
+        self.fill_all([(out, step)], seed)
 
-        Values are rounded to `dtype(name)` first, so that an `out` of a wider dtype holds exactly
+    def fill_all(self, targets: Sequence[Target], seed: int) -> None:
+        """Make every step's tensor and write it into its target, contiguous, of that shape.
+
+        Values are rounded to `dtype(name)` first, so that a target of a wider dtype holds exactly
         what a checkpoint of that dtype holds.
 
         Raises:
             NonFiniteError: a rounded value is NaN or infinite; names the tensor.
         """
-        if out.numel() == 0:
-            return
-        dtype = self.dtype(step.tensor.name)
-        for largest in self._fill(out.view(-1), step, seed, dtype):
-            if not math.isfinite(largest):
-                raise NonFiniteError(f"{step.tensor.name}: the merge gave NaN or infinity")
+        targets = [(out, step) for out, step in targets if out.numel()]
+        tensors = self._feed.each(targets)
+        largest: list[tuple[str, Tensor]] = []
+        for (out, step), read in zip(targets, tensors, strict=True):
+            name = step.tensor.name
+            parts = self._fill(out.view(-1), step, read, seed, self.dtype(name))
+            largest += [(name, part) for part in parts]
+        _check_finite(largest)
 
     def _fill(
-        self, out: Tensor, step: TensorStep, seed: int, dtype: torch.dtype
+        self, out: Tensor, step: TensorStep, read: list[Tensor], seed: int, dtype: torch.dtype
     ) -> Iterator[Tensor]:
         """Fill `out` slice by slice; of each, the largest magnitude, NaN if there is one."""
         if step.rule is None:
             size = self._slice_length(0)
-            source = self._read(step, step.source, out.device).reshape(-1)
-            for part, slice_ in zip(source.split(size), out.split(size), strict=True):
-                yield _round_into(slice_, part, dtype)
+            parts = zip(read[0].reshape(-1).split(size), out.split(size), strict=True)
+            yield from (_round_into(slice_, part, dtype) for part, slice_ in parts)
             return
-        base = self._read(step, BASE, out.device)
-        experts = [self._read(step, name, out.device) for name in step.rule.experts]
+        base, *experts = read
         count = step.tensor.matrices
         if count == 1 or (step.rule.method.elementwise and step.rule.method.measure is None):
             yield from self._fill_one(out, step, base, experts, step.tensor.name, seed, dtype)
             return
         whole = (out.view(base.shape), base, *experts)
-        parts = zip(*(_matrices(tensor, count) for tensor in whole), strict=True)
-        for index, (target, own, *others) in enumerate(parts):
+        matrices = zip(*(_matrices(tensor, count) for tensor in whole), strict=True)
+        for index, (target, own, *others) in enumerate(matrices):
             name = f"{step.tensor.name}[{index}]"
             yield from self._fill_one(target.reshape(-1), step, own, others, name, seed, dtype)
 
@@ -148,11 +161,6 @@ class Kernel:
             compiled = sum(math.prod(base.shape(n)) for n in base.names()) >= COMPILED_ABOVE
         return Compiler() if compiled else _plainly
 
-    def _read(self, step: TensorStep, source: str, to: torch.device) -> Tensor:
-        """A source's tensor where it is merged: where the result goes, if that is a GPU."""
-        tensor = reconciled(self.sources[source], self.sources[BASE], step.tensor)
-        return tensor.to(to if to.type == "cuda" else self.device, non_blocking=True)
-
     def _slice_length(self, experts: int) -> int:
         """Entries per slice, a power of two, so that masks know their place.
 
@@ -161,6 +169,17 @@ class Kernel:
         if isinstance(self._run, Compiler):
             return min(_COMPILED_SLICE, _power_of_two(self.scratch))
         return _power_of_two(self.scratch // (4 * (3 * (experts + 1) + 4)))
+
+
+def _check_finite(largest: Sequence[tuple[str, Tensor]]) -> None:
+    """Refuse magnitudes that are not finite; a device is waited for once."""
+    if not largest:
+        return
+    home = largest[0][1].device  # a model may be spread over several
+    finite = torch.stack([value.to(home) for _, value in largest]).isfinite().tolist()
+    for (name, _), fine in zip(largest, finite, strict=True):
+        if not fine:
+            raise NonFiniteError(f"{name}: the merge gave NaN or infinity")
 
 
 def _matrices(tensor: Tensor, count: int) -> Tensor:

@@ -50,6 +50,11 @@ class TensorStep:
     name: str
     slot: int | None = None
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The sources whose tensors it is made of, the base first where it is merged."""
+        return (BASE, *self.rule.experts) if self.rule else (self.source,)
+
 
 def plan(recipe: Recipe, layout: Layout, sources: Collection[str]) -> list[TensorStep]:
     """One step per stored tensor of the merged model, in the order of its `state_dict`.

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from evomerge.materialize.kernel import Kernel
-from evomerge.materialize.layers import Layers, content_of
+from evomerge.materialize.layers import Content, Holder, Layers, content_of
 from evomerge.materialize.placement import placement, spread
 from evomerge.materialize.plan import plan
 from evomerge.models.layout import Layout
@@ -66,18 +66,18 @@ class Resident:
                 until the next recipe is written.
         """
         steps = plan(recipe, self._layout, self._kernel.sources)
-        for step in steps:
-            if step.slot is None:
-                self._kernel.fill(self._tensors[step.name].data, step, recipe.seed)
+        targets = [(self._tensors[step.name].data, step) for step in steps if step.slot is None]
         inside = (step for step in steps if step.slot is not None)
         slots = [list(group) for _, group in groupby(inside, key=lambda step: step.slot)]
         contents = [content_of(slot, recipe.seed) for slot in slots]
         holders = self._layers.assign([slot.layer for slot in recipe.path], contents)
+        written: dict[int, tuple[Holder, Content]] = {}
         for holder, slot, content in zip(holders, slots, contents, strict=True):
-            if holder.content == content:
-                continue
-            holder.content = None
-            for step in slot:
-                self._kernel.fill(holder.tensors[step.tensor.suffix].data, step, recipe.seed)
+            if holder.content != content and id(holder) not in written:
+                written[id(holder)] = holder, content
+                holder.content = None
+                targets += [(holder.tensors[step.tensor.suffix].data, step) for step in slot]
+        self._kernel.fill_all(targets, recipe.seed)
+        for holder, content in written.values():
             holder.content = content
         self._layers.wire(holders, recipe.path)

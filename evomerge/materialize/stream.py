@@ -91,8 +91,7 @@ def _entries(
         kernel.fill(out, step, recipe.seed)
         if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
             out.mul_(factor)
-        names = (BASE, *step.rule.experts) if step.rule else (step.source,)
-        for name in names:
+        for name in step.reads:
             read.add(kernel.sources[name].mapped(step.tensor.name))
         return out
 

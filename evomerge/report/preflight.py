@@ -13,7 +13,7 @@ from evomerge.check.forecast import Forecast
 from evomerge.check.problems import gigabytes, notes
 from evomerge.config import SPLITS
 from evomerge.setup import Setup
-from evomerge.workers.worker import threads_per_worker
+from evomerge.workers.devices import place_of_sources, threads_per_worker
 
 _PARTS = ("libraries", "model", "merging", "statistics", "scoring")
 
@@ -47,6 +47,7 @@ def _found(setup: Setup) -> Iterator[tuple[str, str]]:
     kind = "Ray" if config.workers.on_ray else "in this process"
     threads = threads_per_worker(config)
     yield "workers", f"{config.workers.count}, {kind}, {threads} threads each"
+    yield "sources", place_of_sources(config, setup.models.sources)
 
 
 def _expected(setup: Setup, forecast: Forecast) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 
 from evomerge.config import CampaignConfig
 from evomerge.recipe import Recipe
+from evomerge.workers.devices import compute_dtype, place
 
 if TYPE_CHECKING:
     from evomerge.models.alignment import Alignment
@@ -76,14 +76,14 @@ class Worker:
         sources = open_models(models, spec.alignments)
         if elsewhere:
             check_digests(sources, spec.digests, spec.statistics)
-        device = device_of(config)
+        kept = place(config, sources, spec.threads)
         store = Store(spec.statistics, spec.digests) if spec.statistics else None
         kernel = Kernel(
             sources,
             config.dtype.weights,
             config.chunk_mib << 20,
-            device,
-            statistics=Statistics(store=store),
+            statistics=Statistics(kept.statistics if kept else None, store),
+            feed=kept.feed(sources) if kept else None,
         )
         base = sources["base"]
         compute = getattr(torch, compute_dtype(config))
@@ -118,37 +118,3 @@ class Worker:
         scores = self._tasks.score(self._items[split] if items is None else items)
         done = time.perf_counter()
         return Measurement(scores, {"materialize": written - started, "score": done - written})
-
-
-def device_of(config: CampaignConfig) -> str:
-    """Where workers compute: on CUDA if there is one, on Ray only if they are given GPUs."""
-    import torch
-
-    workers = config.workers
-    uses_gpu = workers.gpus_per_worker > 0 if workers.on_ray else torch.cuda.is_available()
-    return "cuda" if uses_gpu else "cpu"
-
-
-def compute_dtype(config: CampaignConfig) -> str:
-    """The dtype of scoring, by torch's name: `auto` is float32 on CPU and bfloat16 on CUDA."""
-    if config.dtype.compute != "auto":
-        return config.dtype.compute
-    return "float32" if device_of(config) == "cpu" else "bfloat16"
-
-
-def threads_per_worker(config: CampaignConfig) -> int:
-    """`workers.cpus_per_worker`, by default this machine's cores shared among the workers.
-
-    `OMP_NUM_THREADS`, where it is set to a number, says how many cores these are. Of a cluster,
-    whose nodes may have more, `workers.nodes.threads_on` says it.
-    """
-    workers = config.workers
-    count = 1 if workers.count == "auto" else workers.count
-    return workers.cpus_per_worker or max(1, _cores() // count)
-
-
-def _cores() -> int:
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted):
-        return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -82,6 +82,7 @@ def test_check_counts_items_and_genes(done):
     text = evomerge("check", done / "campaign.yaml", "--no-measure").stdout
     assert "LlamaForCausalLM, 2 layers" in text
     assert "10 genes" in text
+    assert "mapped from their files, on the CPU" in text
     assert "pick" in text
 
 

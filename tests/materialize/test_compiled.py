@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-import tiny
 import torch
+from merges import open_family, random_recipe
 
-from evomerge.config import ModelsConfig
 from evomerge.materialize.compiled import Compiler
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
 from evomerge.materialize.statistics import Statistics
 from evomerge.methods.registry import View, methods
 from evomerge.methods.trimming import spectrum
-from evomerge.models.preflight import preflight
-from evomerge.recipe import BASE, Merge, Recipe, Slot
 
 ELEMENTWISE = [name for name, method in methods().items() if method.elementwise]
 
@@ -24,44 +20,7 @@ ELEMENTWISE = [name for name, method in methods().items() if method.elementwise]
 def models(tmp_path_factory):
     """Tensors of more than the entries from which on a compiled pass is called."""
     folder = tmp_path_factory.mktemp("family")
-    paths = tiny.save_family(
-        folder, ("math", "lang"), hidden_size=160, intermediate_size=192, num_hidden_layers=1
-    )
-    return preflight(
-        ModelsConfig(
-            base=str(paths[BASE]), experts={k: str(v) for k, v in paths.items() if k != BASE}
-        )
-    )
-
-
-def recipe_of(models, name):
-    """Random parameters of a method on every tensor."""
-    method, rng = methods()[name], np.random.default_rng(4)
-    experts = list(models.sources)[1:][: method.experts[1]]
-    drawn = {
-        p.name: float(rng.uniform(max(p.low, 0.2), max(p.low, min(p.high, 0.9))))
-        for p in method.parameters.values()
-        if p.type is float
-    }
-    shared = {k: v for k, v in drawn.items() if not method.parameters[k].per_expert}
-    each = {k: v for k, v in drawn.items() if method.parameters[k].per_expert}
-    groups = [(None, group) for group in models.layout.outside_groups]
-    groups += [(layer, "layer") for layer in range(models.layout.layers)]
-    return Recipe(
-        sources={name: source.digest for name, source in models.sources.items()},
-        path=tuple(Slot(source=BASE, layer=i) for i in range(models.layout.layers)),
-        merges=tuple(
-            Merge(
-                slot=slot,
-                group=group,
-                method=name,
-                experts={e: dict(each) for e in experts},
-                parameters=shared,
-            )
-            for slot, group in groups
-        ),
-        seed=9,
-    )
+    return open_family(folder, hidden_size=160, intermediate_size=192, num_hidden_layers=1)
 
 
 def written(models, recipe, **options):
@@ -75,7 +34,7 @@ def written(models, recipe, **options):
 @pytest.mark.parametrize("name", ELEMENTWISE)
 @torch.no_grad()
 def test_compiled_methods_give_the_same_bytes(models, name, caplog):
-    recipe = recipe_of(models, name)
+    recipe = random_recipe(models, name)
     _, plain = written(models, recipe, compiled=False, scratch=1)
     _, compiled = written(models, recipe, compiled=True)
     assert "uncompiled" not in caplog.text
@@ -94,7 +53,7 @@ def test_a_function_that_cannot_be_compiled_is_called_as_it_is(caplog):
 
 
 def test_candidates_share_the_sources_statistics_and_evicted_ones_come_back(models):
-    recipe = recipe_of(models, "ties")
+    recipe = random_recipe(models, "ties")
     kernel, first = written(models, recipe, statistics=Statistics())
     kept = kernel.statistics.nbytes
     assert kept > 0

@@ -195,13 +195,13 @@ def test_a_scale_multiplies_what_enters_its_layer_and_goes_with_its_candidate(ll
 
 def test_slots_with_the_same_weights_share_storage_and_are_written_once(llama, monkeypatch):
     filled = []
-    fill = Kernel.fill
+    fill_all = Kernel.fill_all
 
-    def spy(self, out, step, seed):
-        filled.append(step.tensor.name)
-        fill(self, out, step, seed)
+    def spy(self, targets, seed):
+        filled.extend(step.tensor.name for _, step in targets)
+        fill_all(self, targets, seed)
 
-    monkeypatch.setattr(Kernel, "fill", spy)
+    monkeypatch.setattr(Kernel, "fill_all", spy)
     resident = resident_of(llama)
     resident.write(recipe_of(llama, [("math", 1), ("math", 1), ("lang", 1), ("math", 1)]))
     weights = [layer.mlp.up_proj.weight.data_ptr() for layer in resident.model.model.layers]
