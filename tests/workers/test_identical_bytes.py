@@ -1,0 +1,116 @@
+"""A recipe's weights are the same bytes by every way: in place, streamed, threads, workers."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import tiny
+import torch
+from merges import random_recipe
+from safetensors.torch import load_file
+
+from evomerge.config import load_campaign
+from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.statistics import Statistics
+from evomerge.materialize.store import Store
+from evomerge.materialize.stream import write_weights
+from evomerge.methods.registry import methods
+from evomerge.setup import prepare
+from evomerge.workers.worker import Worker, WorkerSpec
+
+LAYERS = 4
+FIXED = [name for name, method in methods().items() if method.elementwise]
+"""Methods whose sums and decompositions, if any, are kept with the study."""
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    """Tensors so large that torch shares one among threads."""
+    folder = tmp_path_factory.mktemp("campaign")
+    tiny.save_task(folder / "tasks")
+    tiny.save_family(
+        folder / "models", hidden_size=192, intermediate_size=336, num_hidden_layers=LAYERS
+    )
+    return prepare(load_campaign(tiny.save_campaign(folder)))
+
+
+@pytest.fixture(scope="module")
+def recipe(setup):
+    """Every method in turn, each on a matrix of its own."""
+    models = setup.models
+    places = [
+        (layer, tensor.suffix)
+        for layer in range(LAYERS)
+        for tensor in models.layout.tensors_of_layer(layer)
+        if len(tensor.shape) == 2
+    ]
+    merges = []
+    for number, (slot, group) in enumerate(places):
+        made = random_recipe(models, FIXED[number % len(FIXED)], seed=number)
+        merges.append(made.merges[0].model_copy(update={"slot": slot, "group": group}))
+    assert {merge.method for merge in merges} == set(FIXED)
+    return made.model_copy(update={"merges": tuple(merges)})
+
+
+def spec_of(setup, folder, threads):
+    return WorkerSpec(
+        setup.config, setup.items, threads, statistics=folder, digests=digests_of(setup)
+    )
+
+
+def digests_of(setup):
+    return {name: source.digest for name, source in setup.models.sources.items()}
+
+
+def fingerprint(tensor):
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def written(spec, recipe):
+    """In a new worker of this process: name → hash of the weight, one of float16 in float32."""
+    worker = Worker(spec)
+    worker._resident.write(recipe)
+    assert torch.get_num_threads() == spec.threads
+    weights = worker._resident.model.state_dict()
+    narrow = {name: value.to(torch.float16) for name, value in weights.items()}
+    assert all(torch.equal(narrow[name].float(), weights[name]) for name in narrow)
+    return {name: fingerprint(value) for name, value in narrow.items()}
+
+
+def written_by_two(spec, recipe):
+    """In two new workers, processes that write at once and share their statistics."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+        found = [processes.submit(written, spec, recipe) for _ in range(2)]
+        assert len(processes._processes) == 2
+        return [one.result() for one in found]
+
+
+def streamed(setup, recipe, statistics, to):
+    store = Store(statistics, digests_of(setup))
+    kernel = Kernel(setup.models.sources, statistics=Statistics(store=store))
+    [file] = write_weights(recipe, setup.models.layout, kernel, to)
+    return {name: fingerprint(value) for name, value in load_file(file).items()}
+
+
+@pytest.fixture
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+def test_in_place_streamed_on_threads_and_on_workers_weights_are_the_same_bytes(
+    setup, recipe, tmp_path
+):
+    kept, out = tmp_path / "statistics", tmp_path / "out"
+    out.mkdir()
+    first, second = written_by_two(spec_of(setup, kept, threads=1), recipe)
+    assert list(kept.iterdir())
+    assert second == first
+    for threads in (1, 2):
+        assert written(spec_of(setup, kept, threads), recipe) == first
+    assert streamed(setup, recipe, kept, out) == first
