@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from silent import Silent
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from evomerge.config import load_campaign
@@ -30,17 +31,6 @@ from evomerge.setup import prepare
 from evomerge.study.study import Study
 from evomerge.workers.executor import LocalExecutor, Outcome
 from evomerge.workers.worker import Worker
-
-
-class Silent:
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
-
-    def said(self, message):
-        pass
 
 
 def run(folder, out=None, overrides=(), deadline=None):
@@ -406,7 +396,12 @@ def test_the_same_campaign_on_ray_gives_the_same_trials_on_copies_of_the_models(
 
 
 def test_two_workers_on_ray_lose_and_repeat_nothing(tiny_folder):
-    out = run(tiny_folder, overrides=["workers.count=2"])
+    out = tiny_folder / "run"
+    config = load_campaign(tiny_folder / "campaign.yaml", ["workers.count=2"])
+    with open_campaign(prepare(config), out, Silent()) as campaign:
+        while campaign._executor.workers < 2:
+            campaign._executor.wait()
+        campaign.run()
     trials = [e for e in evaluations(out) if e.optimizers_own]
     assert sorted(t.ask for t in trials) == list(range(12))
     assert len({t.digest for t in trials}) == 12

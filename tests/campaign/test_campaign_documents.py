@@ -12,6 +12,7 @@ from rich.console import Console
 from test_campaign import run
 from typer.testing import CliRunner
 
+from evomerge.check.forecast import foresee
 from evomerge.cli import app
 from evomerge.config import SPLITS, load_campaign
 from evomerge.errors import InputError
@@ -74,7 +75,7 @@ def test_a_document_under_two_names_is_searched_on_in_both_or_in_none(long_quest
     assert "each is dealt to the same split in both" in note
     console = Console(width=200)
     with console.capture() as printed:
-        console.print(preflight_table(setup))
+        console.print(preflight_table(setup, foresee(setup, long_questions, 12, None)))
     assert "share 30 documents" in printed.get()
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import tiny
+from silent import Silent
 from typer.testing import CliRunner
 
 from evomerge.cli import app
@@ -24,17 +25,6 @@ from evomerge.workers.worker import Worker
 TASKS = [{"task": "pick", "num_fewshot": 0}, {"task": "choose", "num_fewshot": 0}]
 FLIPS = {"negative_flips": {"against": "math", "at_most": 0.06}}
 PARETO = {"kind": "pareto", "of": ["pick", "choose"]}
-
-
-class Silent:
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
-
-    def said(self, message):
-        pass
 
 
 def fitness(**changes):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from silent import Silent
 from typer.testing import CliRunner
 
 from evomerge.cli import app
@@ -34,14 +35,6 @@ FITNESS = {
     "constraints": [{"not_below": {"task": TOKENS, "model": "math", "by": 3}}],
     "select_top": 2,
 }
-
-
-class Silent:
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
 
 
 def run(folder):

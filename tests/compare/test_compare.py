@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import tiny
+from silent import Silent
 
 from evomerge.compare.arms import parse_arms
 from evomerge.compare.curves import Curve, curve, quartiles, summarize
@@ -23,20 +24,6 @@ from evomerge.study.record import Evaluation
 from evomerge.workers.worker import Worker
 
 OWN = OptimizerConfig(kind="cma", population=4)
-
-
-class Silent:
-    def begin(self, title):
-        pass
-
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
-
-    def said(self, message):
-        pass
 
 
 def run(folder, text="cma,random", seeds=2, trials=5):
