@@ -22,6 +22,7 @@ from typer.cli import get_docs_for_click
 
 from evomerge.cli import app
 from evomerge.config import CampaignConfig
+from evomerge.fitness.engines import engines
 from evomerge.judging.objectives import objectives
 from evomerge.methods.registry import Method, methods
 from evomerge.registry import options
@@ -43,6 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             "Objectives", "objective", {n: o.function for n, o in objectives().items()}
         ),
         "paths": plugs("Paths", "kind of path", path_kinds()),
+        "engines": plugs("Engines", "engine", engines()),
         "trackers": plugs("Trackers", "tracker", trackers()),
     }
     for name, text in pages.items():

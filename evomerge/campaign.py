@@ -61,6 +61,7 @@ class Campaign:
         self._logbook = Logbook(study, listener)
         self._versions = {name: version(name) for name in ("lm_eval", "torch", "transformers")}
         self._known = known_of(study.evaluations())
+        self._facts: Mapping[str, int] = study.note("engine") or {}
         self._optimizer = setup.optimizer()
         self._judges: dict[str, Judge] = {}
         self._ladder: Ladder | None = None
@@ -282,7 +283,15 @@ class Campaign:
             self._fail(candidate, outcome.reason)
         else:
             done = outcome.measurement
+            self._heed(done.facts)
             self._measured(candidate, done.scores, done.seconds)
+
+    def _heed(self, facts: Mapping[str, int]) -> None:
+        """Note what engines found out about themselves, of several workers the least."""
+        least = {name: min(value, self._facts.get(name, value)) for name, value in facts.items()}
+        if least != self._facts:
+            self._facts = least
+            self._study.set_note("engine", least)
 
     def _measured(
         self, candidate: Candidate, items: Mapping[str, np.ndarray], seconds: Mapping[str, float]

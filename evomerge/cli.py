@@ -503,11 +503,11 @@ def quickstart(
 @app.command(name="list")
 def list_(
     what: Annotated[
-        Literal["methods", "optimizers", "objectives", "paths", "trackers"],
+        Literal["methods", "optimizers", "objectives", "paths", "engines", "trackers"],
         typer.Argument(show_default=False),
     ],
 ) -> None:
-    """List merge methods, optimizers, objectives, kinds of paths or trackers, with parameters."""
+    """List merge methods, optimizers, objectives, kinds of paths, engines or trackers."""
     from evomerge.report import catalogue
 
     stdout.print(getattr(catalogue, what)())

@@ -27,7 +27,9 @@ from pydantic import (
 
 from evomerge.errors import InputError
 from evomerge.sections import (
+    CallableConfig,
     ConstraintConfig,
+    EngineConfig,
     NotifyConfig,
     ObjectiveConfig,
     PlugConfig,
@@ -134,6 +136,17 @@ class TaskConfig(Strict):
         return self
 
 
+def _kind_of_task(task: Any) -> str:
+    own = "callable" in task if isinstance(task, Mapping) else isinstance(task, CallableConfig)
+    return "kind:callable" if own else "kind:lm_eval"
+
+
+AnyTask = Annotated[
+    Annotated[TaskConfig, Tag("kind:lm_eval")] | Annotated[CallableConfig, Tag("kind:callable")],
+    Discriminator(_kind_of_task),
+]
+
+
 class RaceConfig(Strict):
     """Who is stopped on a rung: whom ⌈keep · n⌉ of the n before it beat, each with `confidence`."""
 
@@ -144,10 +157,11 @@ class RaceConfig(Strict):
 class FitnessConfig(Strict):
     """What "good" means: tasks, the objective over them, and how documents are split."""
 
-    tasks: list[TaskConfig] = Field(min_length=1)
+    tasks: list[AnyTask] = Field(min_length=1)
     include_path: str | None = None
     allow_test_sets: bool = False
     """Whether the search may see documents of public test sets, which others report scores on."""
+    engine: EngineConfig = EngineConfig()
     objective: ObjectiveConfig = ObjectiveConfig(kind="mean")
     constraints: list[ConstraintConfig] = Field(default_factory=list)
     splits: dict[str, float | int] = Field(
@@ -155,12 +169,18 @@ class FitnessConfig(Strict):
     )
     fewshot_seed: int = 1234
     batch_size: int = Field(default=64, ge=1)
+    """Rows generated at once, and of lm-eval's own batches where an engine leaves work to it."""
     select_top: int = Field(default=10, ge=1)
     rungs: list[Annotated[int, Field(ge=1)] | Literal["all"]] = Field(default=["all"])
     """Numbers of items over all tasks, then `all`: who does badly on few is not asked the rest."""
     race: RaceConfig = RaceConfig()
     estimator: Literal["mean", "mp_irt", "gmp_irt"] = "gmp_irt"
     """How the score of a candidate that was stopped on a rung is estimated."""
+
+    @property
+    def lm_eval_tasks(self) -> list[TaskConfig]:
+        """The entries that are lm-eval's tasks."""
+        return [task for task in self.tasks if isinstance(task, TaskConfig)]
 
     @field_validator("rungs")
     @classmethod
@@ -172,7 +192,7 @@ class FitnessConfig(Strict):
 
     @field_validator("tasks")
     @classmethod
-    def _tasks_are_named_once(cls, tasks: list[TaskConfig]) -> list[TaskConfig]:
+    def _tasks_are_named_once(cls, tasks: list[AnyTask]) -> list[AnyTask]:
         names = [task.task for task in tasks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -415,8 +435,8 @@ def _section(section: Any, key: str) -> Any:
 
 def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
     """Resolve the file's relative paths against its folder; hub ids stay as they are."""
-    include = config.fitness.include_path
-    models = config.models
+    fitness, models = config.fitness, config.models
+    include = fitness.include_path
     return config.model_copy(
         update={
             "models": models.model_copy(
@@ -425,8 +445,11 @@ def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
                     "experts": {k: resolve_spec(v, folder) for k, v in models.experts.items()},
                 }
             ),
-            "fitness": config.fitness.model_copy(
-                update={"include_path": include and str((folder / include).resolve())}
+            "fitness": fitness.model_copy(
+                update={
+                    "include_path": include and str((folder / include).resolve()),
+                    "tasks": [_absolute_task(task, folder) for task in fitness.tasks],
+                }
             ),
             "initial": [_absolute_start(start, folder) for start in config.initial],
             "stages": [
@@ -438,6 +461,22 @@ def _absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
             "study": config.study.model_copy(
                 update={"storage": _resolve_storage(config.study.storage, folder)}
             ),
+        }
+    )
+
+
+def _absolute_task(task: AnyTask, folder: Path) -> AnyTask:
+    """A callable's module is a file of the folder, if there is one of its name."""
+    if isinstance(task, TaskConfig):
+        return task
+    path = folder / (
+        task.module if task.module.endswith(".py") else f"{task.module.replace('.', '/')}.py"
+    )
+    own = path.is_file() or task.module.endswith(".py")
+    return task.model_copy(
+        update={
+            "callable": f"{path.resolve()}:{task.function}" if own else task.callable,
+            "documents": str((folder / task.documents).resolve()),
         }
     )
 
@@ -469,7 +508,8 @@ def resolve_spec(spec: str, folder: Path) -> str:
 
 def _explain(problem: Mapping[str, Any]) -> str:
     """One pydantic problem as `key.path: what is wrong, and the way out`."""
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(("list[", "lax"))]
+    unsaid = ("list[", "lax", "kind:")
+    location = [str(part) for part in problem["loc"] if not str(part).startswith(unsaid)]
     where = ".".join(location) or "campaign"
     if problem["type"] == "extra_forbidden":
         valid = _keys_at(CampaignConfig, location[:-1])
@@ -488,12 +528,17 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     """The keys valid at a place in the file, found by walking the schema."""
+    models = [model]
     for part in location:
-        field = model.model_fields.get(part)
+        field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
         if field is None:
             continue  # a list index, or a key of a free mapping
-        candidates = [field.annotation, *typing.get_args(field.annotation)]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if nested:
-            model = nested[0]
-    return list(model.model_fields)
+        models = _models_in(field.annotation) or models
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation names, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in _models_in(part)]

@@ -61,7 +61,7 @@ def open_campaign(
     with (
         open_study(setup, folder, listener, notes) as study,
         tracked(setup.config, study, folder, listener) as told,
-        closing(open_workers(setup, folder)) as executor,
+        closing(open_workers(setup, folder, study.note("engine"))) as executor,
     ):
         yield Campaign(setup, study, executor, told, elsewhere)
 
@@ -109,10 +109,11 @@ def open_study(
         yield study
 
 
-def open_workers(setup: Setup, folder: Path) -> Executor:
+def open_workers(setup: Setup, folder: Path, facts: Mapping[str, int] | None = None) -> Executor:
     """Workers for the campaign's models and items; they know nothing of its optimizer.
 
-    They keep the models' statistics in the run's folder.
+    They keep the models' statistics in the run's folder. `facts` are what engines found out about
+    themselves in earlier runs: with them, batches are the same again.
 
     Raises:
         InputError: a worker cannot load models or tasks.
@@ -125,7 +126,7 @@ def open_workers(setup: Setup, folder: Path) -> Executor:
     known = alignments_of(setup.models.sources)
     made = config.model_copy(update={"models": with_recipes_made(config.models)})
     threads = threads_per_worker(config)
-    return build_executor(WorkerSpec(made, setup.items, threads, known, kept, digests))
+    return build_executor(WorkerSpec(made, setup.items, threads, known, kept, digests, facts or {}))
 
 
 def export_trial(

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.config import SPLITS, CampaignConfig, content_digest
+from evomerge.config import SPLITS, CampaignConfig, TaskConfig, content_digest
 from evomerge.errors import InputError
 from evomerge.export.recipes import with_recipes_made
+from evomerge.fitness.engines import check_engine, engine_identity, has_template
 from evomerge.fitness.tasks import TaskItems, list_items
 from evomerge.judging.constraints import Constraints
 from evomerge.judging.objectives import find_objective
@@ -27,6 +28,7 @@ from evomerge.recipe import BASE, Recipe
 from evomerge.search.build import build_space
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.space import Space
+from evomerge.sections import CallableConfig
 from evomerge.starts import starts
 from evomerge.tracking import build_trackers
 from evomerge.workers.devices import compute_dtype
@@ -114,11 +116,8 @@ class Setup:
             "genes": [gene.name for gene in self.space.genes],
             "initial": [content_digest(start.tolist()) for start in self.space.starts],
             "fitness": {
-                # Measures stand in it only where there are any: older studies know no such key.
-                "tasks": {
-                    t.task: t.model_dump(mode="json", exclude=None if t.measures else {"measures"})
-                    for t in fitness.tasks
-                },
+                "tasks": {task.task: _identity_of(task) for task in fitness.tasks},
+                **({"engine": dict(said)} if (said := engine_identity(config)) else {}),
                 "objective": fitness.objective.model_dump(mode="json"),
                 **(
                     {"constraints": [c.model_dump(mode="json") for c in fitness.constraints]}
@@ -165,6 +164,7 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     models = replace(models, notes=(*models.notes, *space.notes))
     _check_chat_template(config, models)
     tasks = list_items(config.fitness)
+    check_engine(config, {task.task: task.kind for task in tasks})
     items, notes = _split(tasks, config)
     setup = Setup(
         config=config,
@@ -222,9 +222,19 @@ def _check_depths(config: CampaignConfig, models: Preflight) -> None:
         ) from None
 
 
+def _identity_of(task: TaskConfig | CallableConfig) -> dict[str, Any]:
+    """What an entry says, without paths; of a callable's code and documents there are digests."""
+    if isinstance(task, CallableConfig):
+        return {**task.model_dump(mode="json", exclude={"documents"}), "callable": task.function}
+    # Measures stand in it only where there are any: older studies know no such key.
+    return task.model_dump(mode="json", exclude=None if task.measures else {"measures"})
+
+
 def _check_chat_template(config: CampaignConfig, models: Preflight) -> None:
     """Said here, before a worker is built, because it needs the tokenizer only."""
-    asking = [task.task for task in config.fitness.tasks if task.apply_chat_template]
+    if has_template(config):
+        return
+    asking = [task.task for task in config.fitness.lm_eval_tasks if task.apply_chat_template]
     folder = models.sources[BASE].folder
     tokenizer = load_tokenizer(folder, trust_remote_code=config.models.trust_remote_code)
     if models.unread and tokenizer is None:

@@ -15,6 +15,7 @@ from evomerge.check.observe import Observation, Order, Unobserved, observe
 from evomerge.check.work import Part, Work, work_of
 from evomerge.export.checkpoint import checkpoint_size
 from evomerge.export.recipes import with_recipes_made
+from evomerge.fitness.engines import scores_here
 from evomerge.materialize.statistics import Statistics
 from evomerge.materialize.store import RESERVE
 from evomerge.models.opening import alignments_of
@@ -119,7 +120,7 @@ def foresee(
     observed = found if isinstance(found, Observation) else None
     memory = _memory(setup, device, model, observed, depths, run)
     rooms = [machine.memory] if device == "cpu" else list(machine.gpus)
-    fit, count = sum(room // memory.own for room in rooms), config.workers.count
+    fit, count = sum(room // max(1, memory.own) for room in rooms), config.workers.count
     return Forecast(
         memory=memory,
         free=sum(rooms),
@@ -156,7 +157,9 @@ def _order(setup: Setup, model: int) -> Order:
 
 
 def _model_bytes(setup: Setup, depths: Depths) -> int:
-    """Of a resident model that has held every path."""
+    """Of a resident model that has held every path; 0 if candidates are loaded elsewhere."""
+    if not scores_here(setup.config):
+        return 0
     size = getattr(torch, compute_dtype(setup.config)).itemsize
     held = (1 if t.layer is None else depths.held[t.layer] for t in setup.models.layout.tensors)
     return sum(

@@ -2,11 +2,13 @@
 
 Where the models are here, candidates are merged and scored as a worker does it; where only their
 configs are, both are rehearsed (`evomerge.check.scoring`, `evomerge.check.merging`). The memory
-that scoring takes is always rehearsed, on the longest items, which a candidate may meet late.
+that scoring takes is always rehearsed, on the longest items, which a candidate may meet late; if
+the model that answers is elsewhere, it takes none here, and its seconds are not rehearsed.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.check.lines import Line
 from evomerge.errors import CandidateError, EvomergeError
+from evomerge.fitness.engines import scores_here
 from evomerge.models.messages import reason
 from evomerge.recipe import Recipe
 from evomerge.workers.devices import compute_dtype, device_of
@@ -60,9 +63,9 @@ class Observation:
     Attributes:
         libraries: bytes of its own that a worker takes before there is a model.
         merging: bytes beside the model, and of statistics.
-        scoring: bytes, by the model's layers.
+        scoring: bytes, by the model's layers; 0 where the model is elsewhere.
         merge: seconds of a recipe, and `once` those of what the sources alone decide.
-        score: seconds of an item, by the model's layers.
+        score: seconds of an item, by the model's layers; NaN where they are not known.
         asked: how many items that rests on.
         real: measured, not rehearsed.
         failed: why the merge could not be measured, so that the base stands for it.
@@ -101,7 +104,7 @@ def observe(order: Order) -> Observation | Unobserved:
         except BrokenProcessPool:
             return Unobserved(
                 "a worker was killed while it tried one candidate, most likely for want of memory; "
-                "lower fitness.batch_size, or take a larger machine",
+                "lower fitness.engine.batch_tokens or fitness.batch_size, or take a larger machine",
                 fatal=True,
             )
 
@@ -125,15 +128,20 @@ def _observed(order: Order) -> Observation | Unobserved:
 
     from evomerge.check.machine import usage
     from evomerge.check.products import Products
+    from evomerge.fitness.tasks import list_items
 
     torch.set_num_threads(order.spec.threads)
-    rehearsal = _rehearsal(order)
+    config, items = order.spec.config, order.spec.items["search"]
+    rehearsal = _rehearsal(order) if scores_here(config) else None
+    if rehearsal is None:
+        list_items(config.fitness)  # a worker holds the requests all the same
     libraries = usage().own
-    scoring = rehearsal.bytes(order.spec.items["search"])
+    scoring = rehearsal.bytes(items) if rehearsal else Line(0.0, 0.0)
     if order.real:
         return _measured(order, libraries, scoring)
-    device = device_of(order.spec.config)
-    score, asked = rehearsal.seconds(order.spec.items["search"], Products(device))
+    score, asked = Line(math.nan, 0.0), 0
+    if rehearsal:
+        score, asked = rehearsal.seconds(items, Products(device_of(config)))
     merging = _rehearsed_merging(order)
     return Observation(
         libraries=libraries,

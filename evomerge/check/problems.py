@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from evomerge.check.forecast import Forecast, Memory
 from evomerge.check.machine import free_disk, this_machine
 from evomerge.check.observe import Unobserved
+from evomerge.fitness.engines import scores_here
 from evomerge.setup import Setup
 
 
@@ -38,6 +40,9 @@ def notes(setup: Setup, forecast: Forecast) -> Iterator[str]:
     config, memory, observed = setup.config, forecast.memory, forecast.observed
     if isinstance(forecast.found, Unobserved) and not forecast.found.fatal:
         yield f"{forecast.found.reason}; its seconds and part of its memory are left out"
+    if not scores_here(config):
+        unknown = ", in seconds not known here" if math.isnan(forecast.item_seconds) else ""
+        yield f"fitness.engine: scoring happens elsewhere, in memory of its own{unknown}"
     if observed and observed.failed:
         yield f"the uniform merge cannot be scored ({observed.failed}); the base was timed instead"
     if config.workers.address is not None:
@@ -72,17 +77,20 @@ def _too_many(setup: Setup, forecast: Forecast) -> Iterator[str]:
         yield (
             f"workers.count: {wanted} of {size} each are asked for, and this machine has "
             f"{gigabytes(forecast.free)} free: "
-            + (f"{forecast.fit} fit" if forecast.fit else _way_out(memory))
+            + (f"{forecast.fit} fit" if forecast.fit else _way_out(setup, memory))
         )
 
 
-def _way_out(memory: Memory) -> str:
+def _way_out(setup: Setup, memory: Memory) -> str:
     parts = {name: getattr(memory, name) for name in ("model", "merging", "scoring")}
     most = max(parts, key=lambda name: parts[name])
+    kinds = {task.kind for task in setup.tasks}
+    keys = ["fitness.engine.batch_tokens"] * (kinds != {"callable"})
+    keys += ["fitness.batch_size"] * ("generate_until" in kinds)
     ways = {
         "model": "set dtype.compute: bfloat16, or take a larger machine",
         "merging": "choose a method that merges entry by entry, or a larger machine",
-        "scoring": "lower fitness.batch_size",
+        "scoring": f"lower {' and '.join(keys)}" if keys else "take a larger machine",
     }
     return f"none fits; most of it goes to {most}: {ways[most]}"
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.initialization import no_init_weights
 
 from evomerge.config import FitnessConfig
-from evomerge.fitness.leaves import load_leaves
+from evomerge.fitness.tasks import load_sources
 from evomerge.models.depth import set_layers
 from evomerge.models.layout import layout_of
 from evomerge.models.tokenizer import load_tokenizer
@@ -82,6 +82,6 @@ def guessed_tokenizer(vocabulary: int, texts: Iterable[str]) -> PreTrainedTokeni
 
 
 def _texts(fitness: FitnessConfig) -> Iterator[str]:
-    for leaf in load_leaves(fitness, None):
-        for request in chain.from_iterable(leaf.requests):
+    for source in load_sources(fitness, None):
+        for request in chain.from_iterable(source.requests):
             yield from (text for text in request.args if isinstance(text, str))

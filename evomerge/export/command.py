@@ -11,7 +11,7 @@ from evomerge.config import FitnessConfig, TaskConfig
 
 
 def stock_commands(fitness: FitnessConfig, checkpoint: str, compute: str) -> list[str]:
-    """One command per group of tasks that share their settings.
+    """One command per group of tasks that share their settings; lm-eval knows no callables.
 
     Args:
         checkpoint: the exported folder.
@@ -21,7 +21,7 @@ def stock_commands(fitness: FitnessConfig, checkpoint: str, compute: str) -> lis
     to the tasks' folder.
     """
     groups: dict[str, list[TaskConfig]] = {}
-    for task in fitness.tasks:
+    for task in fitness.lm_eval_tasks:
         groups.setdefault(json.dumps(_settings(task), sort_keys=True), []).append(task)
     return [_command(fitness, checkpoint, compute, tasks) for tasks in groups.values()]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lm_eval.utils import handle_non_serializable, hash_string
@@ -20,6 +21,17 @@ def document_hash(document: Any) -> str:
     return hash_string(
         json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False)
     )
+
+
+def item_ids(documents: Sequence[Any]) -> tuple[str, ...]:
+    """One id per document; the second and later copies of a document are numbered."""
+    copies: Counter[str] = Counter()
+    ids = []
+    for document in documents:
+        digest = document_hash(document)
+        copies[digest] += 1
+        ids.append(digest if copies[digest] == 1 else f"{digest}#{copies[digest]}")
+    return tuple(ids)
 
 
 def marks(document: Any) -> tuple[str, ...]:

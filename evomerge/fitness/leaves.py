@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -16,13 +15,14 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
 
 from evomerge.config import FitnessConfig, TaskConfig
 from evomerge.errors import CandidateError, InputError
-from evomerge.fitness.documents import document_hash
-from evomerge.fitness.loading import LoadedTasks, load_tasks, open_manager
+from evomerge.fitness.documents import document_hash, item_ids
+from evomerge.fitness.loading import LoadedTasks, dataset_of, load_tasks
+from evomerge.fitness.source import Source
 from evomerge.fitness.surroundings import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tokens import RESPONSE_TOKENS
 
@@ -31,30 +31,15 @@ _SCORING_KEYS = ("output_type", "repeats", "filter_list", "metric_list", "proces
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """One metric of one lm-eval task, with the task's documents and requests.
+@dataclass(frozen=True, kw_only=True)
+class Leaf(Source):
+    """One metric of one lm-eval task.
 
     Attributes:
-        name: the task's name; of a measure beside its score, `task.metric`.
         task: the lm-eval `Task`, shared by its metrics, as `requests` are.
-        metric: the metric's name, and `filter` the name of the filter it is read under.
-        weight: the entry's weight, or a group member's share of it; 0 for a measure.
-        ids: item ids in document order; `requests[i]` are the instances of `ids[i]`.
-        excluded: ids whose document serves as a few-shot example.
-        test_set: which public test set the documents are, if they are one.
     """
 
-    name: str
     task: Any
-    metric: str
-    filter: str
-    higher_is_better: bool
-    weight: float
-    ids: tuple[str, ...]
-    excluded: frozenset[str]
-    requests: tuple[tuple[Instance, ...], ...]
-    test_set: str | None = None
 
     def asked(self) -> str:
         """SHA-256 over every request's arguments, every target and the task's own code, in hex."""
@@ -69,12 +54,7 @@ class Leaf:
         return digest.hexdigest()
 
     def values(self, places: Sequence[int]) -> list[float]:
-        """The metric of the documents at `places` (ascending), from their requests' responses.
-
-        Raises:
-            CandidateError: the task's own code fails on a response.
-            InputError: the metric is not one number per document.
-        """
+        """See `Source`; from the requests' responses."""
         if not places:
             return []
         if self.filter == RESPONSE_TOKENS:
@@ -112,36 +92,27 @@ class Leaf:
         return value
 
 
-def load_leaves(config: FitnessConfig, lm: HFLM | None) -> Iterator[Leaf]:
-    """Every leaf task of the campaign, in the order of `fitness.tasks`.
+def load_leaves(
+    position: int, spec: TaskConfig, config: FitnessConfig, manager: TaskManager, lm: Any | None
+) -> list[Leaf]:
+    """The leaf tasks of one entry of `fitness.tasks`, and the measures beside them.
 
     Args:
-        config: the campaign's fitness section.
+        position: of the entry.
+        manager: knows the task.
         lm: the model whose chat template and limits the requests follow; without one they are
             built as plain text, which gives the same ids and few-shot examples.
 
     Raises:
         InputError: a task, its data, metric or examples will not do; names the key.
     """
-    with quiet():
-        manager = open_manager(config)
-    entry_of: dict[str, str] = {}
-    for position, spec in enumerate(config.tasks):
-        where = f"fitness.tasks[{position}]"
-        with quiet(), stock_seeds(), templates_compiled_once():
-            loaded = load_tasks(manager, position, spec, config.allow_test_sets)
-            for name in loaded.tasks:
-                if (other := entry_of.setdefault(name, spec.task)) != spec.task:
-                    raise InputError(
-                        f"{where}.task: {spec.task!r} and {other!r} both hold {name!r}; "
-                        "score each task once"
-                    )
-            leaves = _build(where, config, spec, loaded, lm)
-        yield from leaves
+    with quiet(), stock_seeds(), templates_compiled_once():
+        loaded = load_tasks(manager, position, spec, config.allow_test_sets)
+        return _build(f"fitness.tasks[{position}]", config, spec, loaded, lm)
 
 
 def _build(
-    where: str, config: FitnessConfig, spec: TaskConfig, loaded: LoadedTasks, lm: HFLM | None
+    where: str, config: FitnessConfig, spec: TaskConfig, loaded: LoadedTasks, lm: Any | None
 ) -> list[Leaf]:
     """The leaves of one entry."""
     for task in loaded.tasks.values():
@@ -149,21 +120,25 @@ def _build(
     metrics = {name: _metrics(where, name, loaded.tasks[name], spec) for name in loaded.tasks}
     drawn = {name: _request(where, name, loaded.tasks[name], spec, lm) for name in loaded.tasks}
     requests = {name: _by_document(task.instances) for name, task in loaded.tasks.items()}
-    ids = {name: _item_ids(requests[name]) for name in loaded.tasks}
+    documents = {name: tuple(group[0].doc for group in requests[name]) for name in loaded.tasks}
+    ids = {name: item_ids(documents[name]) for name in loaded.tasks}
     excluded = {name: _excluded(where, name, ids[name], drawn[name]) for name in loaded.tasks}
     sizes = {name: len(ids[name]) - len(excluded[name]) for name in loaded.tasks}
     shares = _shares(sizes, spec, loaded.group)
     return [
         Leaf(
             name=f"{name}.{metric}" if beside else name,
+            kind=task.OUTPUT_TYPE,
             task=task,
             metric=metric,
             filter=read_under,
             higher_is_better=higher,
             weight=0.0 if beside else shares[name],
+            documents=documents[name],
             ids=ids[name],
             excluded=excluded[name],
             requests=requests[name],
+            dataset=dataset_of(task),
             test_set=loaded.test_sets[name],
         )
         for name, task in loaded.tasks.items()
@@ -236,7 +211,7 @@ def _is_mean(aggregation: Any) -> bool:
     return aggregation is mean or getattr(aggregation, "__name__", "") == "mean"
 
 
-def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: HFLM | None) -> list[Any]:
+def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None) -> list[Any]:
     """Build the task's requests for all documents; the documents drawn as few-shot examples."""
     chat: dict[str, Any] = {}
     if lm is not None:
@@ -260,9 +235,10 @@ def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: HFLM | None
     return drawn
 
 
-def _check_limits(where: str, name: str, task: Any, spec: TaskConfig, lm: HFLM) -> None:
+def _check_limits(where: str, name: str, task: Any, spec: TaskConfig, lm: Any) -> None:
     """Refuse what would fail at the first candidate: no chat template, no room to generate."""
-    if spec.apply_chat_template and lm.tokenizer.chat_template is None:
+    # Without a tokenizer here, the template is a server's.
+    if spec.apply_chat_template and lm.tokenizer and lm.tokenizer.chat_template is None:
         raise InputError(
             f"{where}.apply_chat_template: the base model's tokenizer has no chat template; "
             "leave it out, or add one to the tokenizer"
@@ -309,17 +285,6 @@ def _by_document(instances: Sequence[Instance]) -> tuple[tuple[Instance, ...], .
     for instance in instances:
         groups.setdefault(instance.doc_id, []).append(instance)
     return tuple(tuple(sorted(group, key=lambda one: one.idx)) for group in groups.values())
-
-
-def _item_ids(requests: Sequence[Sequence[Instance]]) -> tuple[str, ...]:
-    """One id per document; the second and later copies of a document are numbered."""
-    copies: Counter[str] = Counter()
-    ids = []
-    for group in requests:
-        digest = document_hash(group[0].doc)
-        copies[digest] += 1
-        ids.append(digest if copies[digest] == 1 else f"{digest}#{copies[digest]}")
-    return tuple(ids)
 
 
 def _excluded(where: str, name: str, ids: Sequence[str], drawn: Sequence[Any]) -> frozenset[str]:

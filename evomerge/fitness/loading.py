@@ -119,7 +119,8 @@ def open_manager(config: FitnessConfig) -> TaskManager:
     folder = config.include_path
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"fitness.include_path: {folder} is not a folder")
-    names = [spec.task for spec in config.tasks]
+    named = {i: t.task for i, t in enumerate(config.tasks) if isinstance(t, TaskConfig)}
+    names = list(named.values())
     manager = TaskManager(include_path=folder, include_defaults=False)
     manager._factory = LocalTaskFactory()
     index = manager.task_index
@@ -127,7 +128,7 @@ def open_manager(config: FitnessConfig) -> TaskManager:
         _add(index, _folder_index(name))
     if _unresolved(names, index):
         _add(index, _built_in_index())
-    for position, name in enumerate(names):
+    for position, name in named.items():
         if name not in index:
             raise InputError(_unknown(position, name, index, folder))
     return manager

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 
 from evomerge.config import FitnessConfig
 from evomerge.errors import InputError
+from evomerge.fitness.callables import load_callable
 from evomerge.fitness.documents import marks
-from evomerge.fitness.engine import Engine
-from evomerge.fitness.leaves import Leaf, load_leaves
-from evomerge.fitness.loading import dataset_of
+from evomerge.fitness.engines import Answerer
+from evomerge.fitness.leaves import load_leaves
+from evomerge.fitness.loading import open_manager
+from evomerge.fitness.source import Source
 from evomerge.fitness.surroundings import quiet, stock_seeds, templates_compiled_once
-from evomerge.fitness.tokens import RESPONSE_TOKENS, counted_responses
+from evomerge.fitness.tokens import RESPONSE_TOKENS
+from evomerge.sections import CallableConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class TaskItems:
 
     Attributes:
         task: the leaf's name in lm-eval; of a measure, `leaf.metric`.
+        kind: lm-eval's output type; `callable` for a function of one's own.
         metric: the metric's name, without its filter.
         higher_is_better: as the task says.
         weight: the entry's weight; a group's is shared among its leaves as lm-eval averages them.
@@ -42,6 +45,7 @@ class TaskItems:
     """
 
     task: str
+    kind: str
     metric: str
     higher_is_better: bool
     weight: float
@@ -54,30 +58,29 @@ class TaskItems:
 
 
 class TaskSet:
-    """The campaign's tasks, their requests built and tokenised once for one resident model.
+    """The campaign's tasks, their requests built and prepared once for one model.
 
     Requests are built for all documents in their order, so that few-shot examples are those of a
     stock `lm_eval` run.
     """
 
-    def __init__(self, config: FitnessConfig, lm: HFLM) -> None:
-        """Load tasks and data, build and tokenise the requests.
+    def __init__(self, config: FitnessConfig, answerer: Answerer) -> None:
+        """Load tasks and data, build and prepare the requests.
 
         Raises:
             InputError: an unknown task or metric, data that cannot be loaded, or a task that
                 cannot be scored item by item; names the key.
         """
-        self._engine = Engine(lm)
-        self._leaves = {leaf.name: leaf for leaf in load_leaves(config, lm)}
-        self.items = tuple(_describe(leaf) for leaf in self._leaves.values())
+        self._answerer = answerer
+        self._sources = {source.name: source for source in load_sources(config, answerer.lm)}
+        self.items = tuple(_describe(source) for source in self._sources.values())
         self._places = {
-            name: {item: place for place, item in enumerate(leaf.ids)}
-            for name, leaf in self._leaves.items()
+            name: {item: place for place, item in enumerate(source.ids)}
+            for name, source in self._sources.items()
         }
-        for leaf in self._leaves.values():
-            self._encode(leaf)
-        filters = [leaf.filter for leaf in self._leaves.values()]
-        self._count = counted_responses if RESPONSE_TOKENS in filters else _uncounted
+        for source in self._sources.values():
+            self._prepare(source)
+        self._counts = any(s.filter == RESPONSE_TOKENS for s in self._sources.values())
 
     def score(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         """Metric values of the wanted items, for the weights now in the model.
@@ -97,27 +100,30 @@ class TaskSet:
         # Filters and batches see documents in the order a stock run has them.
         places = {task: sorted(set(found)) for task, found in asked.items()}
         with quiet(), stock_seeds(), templates_compiled_once():
-            # Measures of one task share its requests.
-            wanted_once = {
-                id(request): request
-                for task, found in places.items()
-                for place in found
-                for request in self._leaves[task].requests[place]
-            }
-            self._answer(list(wanted_once.values()))
-            values = {task: self._leaves[task].values(found) for task, found in places.items()}
+            self._answer(self._requests(places))
+            values = {task: self._sources[task].values(found) for task, found in places.items()}
         value_at = {task: dict(zip(places[task], values[task], strict=True)) for task in places}
         return {
             task: np.array([value_at[task][place] for place in found], dtype=np.float64)
             for task, found in asked.items()
         }
 
+    def requests(self, wanted: Mapping[str, Sequence[str]]) -> list[Instance]:
+        """What is asked for these items, by leaf task.
+
+        Raises:
+            InputError: a task or an item that does not exist.
+        """
+        return self._requests({task: self._find(task, ids) for task, ids in wanted.items()})
+
     def prompts(self, task: str) -> dict[str, list[int]]:
-        """Item → how many characters each of its requests begins with."""
-        leaf = self._leaves[task]
+        """Item → how many characters each of its requests begins with; else, its document."""
+        source = self._sources[task]
         return {
-            item: [len(request.args[0]) for request in requests]
-            for item, requests in zip(leaf.ids, leaf.requests, strict=True)
+            item: [len(request.args[0]) for request in requests] or [len(str(document))]
+            for item, requests, document in zip(
+                source.ids, source.requests, source.documents, strict=True
+            )
         }
 
     def check(self, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
@@ -130,6 +136,16 @@ class TaskSet:
             for task, ids in wanted.items():
                 self._find(task, ids)
 
+    def _requests(self, places: Mapping[str, Sequence[int]]) -> list[Instance]:
+        """Each once: measures of one task share its requests."""
+        once = {
+            id(request): request
+            for task, found in places.items()
+            for place in found
+            for request in self._sources[task].requests[place]
+        }
+        return list(once.values())
+
     def _find(self, task: str, ids: Sequence[str]) -> list[int]:
         """The places of items among their task's documents."""
         if task not in self._places:
@@ -141,25 +157,22 @@ class TaskSet:
                 f"{task}: no item {missing}; the task's documents have changed since it was named"
             ) from None
 
-    def _encode(self, leaf: Leaf) -> None:
+    def _prepare(self, source: Source) -> None:
         try:
-            self._engine.encode([request for group in leaf.requests for request in group])
+            self._answerer.prepare([request for group in source.requests for request in group])
         except InputError as error:
-            raise InputError(f"{leaf.name}: {error}") from None
+            raise InputError(f"{source.name}: {error}") from None
 
     def _answer(self, requests: Sequence[Instance]) -> None:
         """Let the model answer, each request as often as its task repeats it."""
         for request in requests:
             request.resps, request.filtered_resps = [], {}
         repeated = [request for request in requests for _ in range(request.repeats)]
-        with self._count(self._engine.lm) as lengths:
-            responses = self._engine.run(repeated)
+        responses = self._answerer.answer(repeated, counted=self._counts)
         for request, response in zip(repeated, responses, strict=True):
-            request.resps.append(response)
-        if lengths:  # they stand beside what filters make of the text
-            generated = [one for one in repeated if one.request_type == "generate_until"]
-            for request, length in zip(generated, lengths, strict=True):
-                request.filtered_resps.setdefault(RESPONSE_TOKENS, []).append(length)
+            request.resps.append(response.value)
+            if response.tokens is not None:  # it stands beside what filters make of the text
+                request.filtered_resps.setdefault(RESPONSE_TOKENS, []).append(response.tokens)
 
 
 def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
@@ -171,24 +184,47 @@ def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
     Raises:
         InputError: as `TaskSet`.
     """
-    return tuple(_describe(leaf) for leaf in load_leaves(config, None))
+    return tuple(_describe(source) for source in load_sources(config, None))
 
 
-@contextmanager
-def _uncounted(_: HFLM) -> Iterator[list[int]]:
-    yield []
+def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[Source]:
+    """Every source of scores, in the order of `fitness.tasks`.
+
+    Args:
+        lm: lm-eval's object for the model; None where nothing is to be scored.
+
+    Raises:
+        InputError: a task, its data, metric or examples will not do; names the key.
+    """
+    with quiet():
+        manager = open_manager(config)
+    held: dict[str, str] = {}
+    for position, spec in enumerate(config.tasks):
+        found: Sequence[Source]
+        if isinstance(spec, CallableConfig):
+            found = [load_callable(f"fitness.tasks[{position}]", spec, lm)]
+        else:
+            found = load_leaves(position, spec, config, manager, lm)
+        for source in found:
+            if (other := held.setdefault(source.name, spec.task)) != spec.task:
+                raise InputError(
+                    f"fitness.tasks[{position}].task: {spec.task!r} and {other!r} both hold "
+                    f"{source.name!r}; score each task once"
+                )
+        yield from found
 
 
-def _describe(leaf: Leaf) -> TaskItems:
+def _describe(source: Source) -> TaskItems:
     return TaskItems(
-        task=leaf.name,
-        metric=leaf.metric,
-        higher_is_better=leaf.higher_is_better,
-        weight=leaf.weight,
-        ids=leaf.ids,
-        excluded=leaf.excluded,
-        asked=leaf.asked(),
-        dataset=dataset_of(leaf.task),
-        marks=tuple(marks(group[0].doc) for group in leaf.requests),
-        test_set=leaf.test_set,
+        task=source.name,
+        kind=source.kind,
+        metric=source.metric,
+        higher_is_better=source.higher_is_better,
+        weight=source.weight,
+        ids=source.ids,
+        excluded=source.excluded,
+        asked=source.asked(),
+        dataset=source.dataset,
+        marks=tuple(map(marks, source.documents)),
+        test_set=source.test_set,
     )

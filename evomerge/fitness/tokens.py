@@ -62,7 +62,7 @@ def response_length(lm: HFLM, tokens: Sequence[int], stop: Sequence[str]) -> int
         tokens: what was generated for one request, padding after its end included.
         stop: the stop strings.
     """
-    ends = _end_tokens(lm)
+    ends = end_tokens(lm)
     length = next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))
 
     def stopped(count: int) -> bool:
@@ -76,7 +76,8 @@ def response_length(lm: HFLM, tokens: Sequence[int], stop: Sequence[str]) -> int
     return low
 
 
-def _end_tokens(lm: HFLM) -> set[int]:
+def end_tokens(lm: HFLM) -> set[int]:
+    """What ends an answer: the tokenizer's end-of-sequence token, and the model's."""
     of_model = getattr(lm.model.generation_config, "eos_token_id", None)
     listed = of_model if isinstance(of_model, list) else [of_model]
     return {token for token in (*listed, lm.eot_token_id) if token is not None}

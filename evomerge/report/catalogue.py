@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from evomerge.fitness.engines import engines as all_engines
 from evomerge.judging.objectives import objectives as all_objectives
 from evomerge.methods.registry import Parameter
 from evomerge.methods.registry import methods as all_methods
@@ -60,6 +61,16 @@ def paths() -> Table:
     table = _table("kind of path", "options", "what it searches")
     for name, kind in path_kinds().items():
         table.add_row(name, _options(kind), summary(kind))
+    return table
+
+
+def engines() -> Table:
+    """Scoring engines and their options."""
+    table = _table("engine", "options", "what it does")
+    for name, kind in all_engines().items():
+        paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        table.add_row(name, _options(kind), text)
     return table
 
 

@@ -58,22 +58,27 @@ def _expected(setup: Setup, forecast: Forecast) -> Iterator[tuple[str, str]]:
     least = "" if observed else "at least "
     yield f"memory per worker{where}", f"{least}{gigabytes(memory.own)}: {listed}"
     yield "models, mapped", f"{gigabytes(memory.mapped)}, shared by the workers of a machine"
-    if setup.config.workers.address is None:
+    if setup.config.workers.address is None and memory.own:
         yield "workers that fit", f"{forecast.fit}, in {gigabytes(forecast.free)} that are free"
     if observed is not None:
         score = forecast.item_seconds * sum(setup.sizes("search").values())
         how = "measured" if observed.real else "estimated from a few layers and small tensors"
-        yield (
-            "seconds per candidate",
-            f"{_seconds(observed.merge + score)}: merging {_seconds(observed.merge)}, scoring "
-            f"{_seconds(score)} ({how}, on {observed.asked} items)",
-        )
+        merging = f"merging {_seconds(observed.merge)}"
+        if math.isnan(score):
+            yield "seconds per candidate", f"{merging} ({how}), and those of scoring"
+        else:
+            yield (
+                "seconds per candidate",
+                f"{_seconds(observed.merge + score)}: {merging}, scoring {_seconds(score)} "
+                f"({how}, on {observed.asked} items)",
+            )
         if observed.once >= 1:
             yield "once per campaign", f"{_seconds(observed.once)} s for what the models decide"
-        yield (
-            "hours for the budget",
-            f"{forecast.hours(work):.2g}, at most: {work.merges:,} merges, {work.items:,} items",
-        )
+        if not math.isnan(hours := forecast.hours(work)):
+            yield (
+                "hours for the budget",
+                f"{hours:.2g}, at most: {work.merges:,} merges, {work.items:,} items",
+            )
     yield "an export", f"{gigabytes(forecast.export)}; {gigabytes(forecast.disk)} of disk are free"
 
 

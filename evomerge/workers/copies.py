@@ -11,18 +11,22 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 
 from filelock import FileLock
 
-from evomerge.config import CampaignConfig, content_digest
+from evomerge.config import AnyTask, CampaignConfig, content_digest
 from evomerge.recipe import BASE
+from evomerge.sections import CallableConfig
 from evomerge.workers.worker import WorkerSpec
 
 PART = 64 << 20
 """Bytes that are sent at a time."""
 TASKS = "tasks"
-"""The parcel of `fitness.include_path`; the models' are called `model NAME`."""
+"""The parcel of `fitness.include_path`. Models' are called `model NAME`; a callable's files are in
+`module NAME` and `documents NAME`.
+"""
 
 Read = Callable[[str, str, int, int], bytes]
 """(parcel, file, start, size) → a part of a file of the driver's."""
@@ -38,7 +42,7 @@ class Parcel:
 
 
 def parcels_of(config: CampaignConfig) -> dict[str, Parcel]:
-    """The folders of a campaign's models, and that of its tasks, if it has one.
+    """The folders of a campaign's models, that of its tasks, if it has one, and callables' files.
 
     Raises:
         InputError: a model cannot be found.
@@ -50,8 +54,14 @@ def parcels_of(config: CampaignConfig) -> dict[str, Parcel]:
     specs = {BASE: models.base, **models.experts}
     folders = {name: find_folder(name, spec, **flags) for name, spec in specs.items()}
     found = {f"model {name}": _parcel(folder, "*") for name, folder in folders.items()}
-    include = config.fitness.include_path
-    return found if include is None else {**found, TASKS: _parcel(Path(include), "**/*")}
+    if config.fitness.include_path is not None:
+        found[TASKS] = _parcel(Path(config.fitness.include_path), "**/*")
+    for own in _callables(config):
+        module, documents = Path(own.module), Path(own.documents)
+        found[f"documents {own.task}"] = _parcel(documents.parent, escape(documents.name))
+        if module.suffix == ".py":  # else it is installed, on every node
+            found[f"module {own.task}"] = _parcel(module.parent, "*.py")
+    return found
 
 
 def unpacked(spec: WorkerSpec, parcels: Mapping[str, Parcel], read: Read) -> WorkerSpec:
@@ -68,9 +78,29 @@ def unpacked(spec: WorkerSpec, parcels: Mapping[str, Parcel], read: Read) -> Wor
     models = {"base": places[f"model {BASE}"], "experts": experts}
     update = {
         "models": config.models.model_copy(update=models),
-        "fitness": config.fitness.model_copy(update={"include_path": places.get(TASKS)}),
+        "fitness": config.fitness.model_copy(
+            update={
+                "include_path": places.get(TASKS),
+                "tasks": [_moved(task, places) for task in config.fitness.tasks],
+            }
+        ),
     }
     return replace(spec, config=config.model_copy(update=update), statistics=to / "statistics")
+
+
+def _callables(config: CampaignConfig) -> list[CallableConfig]:
+    return [task for task in config.fitness.tasks if isinstance(task, CallableConfig)]
+
+
+def _moved(task: AnyTask, places: Mapping[str, str]) -> AnyTask:
+    """A callable's entry with the copies' paths."""
+    if not isinstance(task, CallableConfig):
+        return task
+    documents = Path(places[f"documents {task.task}"]) / Path(task.documents).name
+    update = {"documents": str(documents)}
+    if (folder := places.get(f"module {task.task}")) is not None:
+        update["callable"] = f"{Path(folder) / Path(task.module).name}:{task.function}"
+    return task.model_copy(update=update)
 
 
 def _parcel(folder: Path, pattern: str) -> Parcel:

@@ -1,21 +1,23 @@
-"""One worker: a resident model and the campaign's tasks, built once, fed with recipes."""
+"""One worker: an engine and the campaign's tasks, built once, fed with recipes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evomerge.config import CampaignConfig
-from evomerge.recipe import Recipe
+from evomerge.recipe import BASE, Recipe
 from evomerge.workers.devices import compute_dtype, place
 
 if TYPE_CHECKING:
     from evomerge.models.alignment import Alignment
+    from evomerge.models.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class WorkerSpec:
         alignments: the permutations of the experts that are aligned, as the driver found them.
         statistics: the folder where what the models alone decide is kept and shared, if any.
         digests: model → digest of its content.
+        facts: what engines said of themselves in earlier runs of the campaign.
     """
 
     config: CampaignConfig
@@ -37,21 +40,26 @@ class WorkerSpec:
     alignments: Mapping[str, Alignment] = field(default_factory=dict)
     statistics: Path | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A recipe's item scores on a split: task → float64 (items,), and where the time went."""
+    """A recipe's item scores on a split: task → float64 (items,), and where the time went.
+
+    `facts`: what the engine says of itself.
+    """
 
     scores: Mapping[str, np.ndarray]
     seconds: Mapping[str, float]
+    facts: Mapping[str, int] = field(default_factory=dict)
 
 
 class Worker:
     """Materializes recipes in place and scores them."""
 
     def __init__(self, spec: WorkerSpec, *, elsewhere: bool = False) -> None:
-        """Open the models, build the resident model and all requests.
+        """Open the models, build the engine and all requests.
 
         `elsewhere`: this may be another machine than the driver's; models and tasks are seen to be
         the driver's own.
@@ -61,14 +69,12 @@ class Worker:
         """
         import torch
 
-        from evomerge.fitness.engine import make_lm
+        from evomerge.fitness.engines import Workplace, build_engine
         from evomerge.fitness.tasks import TaskSet
         from evomerge.materialize.kernel import Kernel
-        from evomerge.materialize.resident import Resident
         from evomerge.materialize.statistics import Statistics
         from evomerge.materialize.store import Store
         from evomerge.models.opening import open_models
-        from evomerge.models.tokenizer import load_tokenizer
         from evomerge.models.verify import check_digests
 
         torch.set_num_threads(spec.threads)
@@ -85,13 +91,11 @@ class Worker:
             statistics=Statistics(kept.statistics if kept else None, store),
             feed=kept.feed(sources) if kept else None,
         )
-        base = sources["base"]
-        compute = getattr(torch, compute_dtype(config))
-        parallel = config.workers.spreads
-        self._resident = Resident(base.layout, kernel, compute, models.trust_remote_code, parallel)
-        tokenizer = load_tokenizer(base.folder, trust_remote_code=models.trust_remote_code)
-        lm = make_lm(self._resident.model, tokenizer, config.fitness.batch_size)
-        self._tasks = TaskSet(config.fitness, lm)
+        write = partial(_write, spec, sources)
+        self._engine = build_engine(
+            Workplace(config, sources[BASE], kernel, compute_dtype(config), write, spec.facts)
+        )
+        self._tasks = TaskSet(config.fitness, self._engine)
         if elsewhere:
             self._tasks.check(spec.items)
         self._items = spec.items
@@ -100,11 +104,11 @@ class Worker:
     def measure(
         self, recipe: Recipe, split: str, items: Mapping[str, Sequence[str]] | None = None
     ) -> Measurement:
-        """Write the recipe into the resident model and score it on a split's items.
+        """Load the recipe and score it on a split's items.
 
         Args:
             items: task → item ids to score instead of the split's; then a recipe that was the last
-                to be written is not written again.
+                to be loaded is not loaded again.
 
         Raises:
             CandidateError: the recipe's weights are not finite, or it cannot be scored.
@@ -112,9 +116,27 @@ class Worker:
         started = time.perf_counter()
         if items is None or self._written != recipe.digest:
             self._written = None
-            self._resident.write(recipe)
+            self._engine.load(recipe)
             self._written = recipe.digest
         written = time.perf_counter()
         scores = self._tasks.score(self._items[split] if items is None else items)
         done = time.perf_counter()
-        return Measurement(scores, {"materialize": written - started, "score": done - written})
+        seconds = {"materialize": written - started, "score": done - written}
+        return Measurement(scores, seconds, self._engine.facts)
+
+
+def _write(
+    spec: WorkerSpec, sources: Mapping[str, Checkpoint], recipe: Recipe, folder: Path
+) -> Path:
+    """Write a recipe as a checkpoint into a new folder."""
+    from evomerge.export.checkpoint import export_checkpoint
+    from evomerge.models.preflight import Preflight
+
+    return export_checkpoint(
+        recipe,
+        Preflight(sources[BASE].layout, sources, ()),
+        spec.config.dtype,
+        folder,
+        trust_remote_code=spec.config.models.trust_remote_code,
+        statistics=spec.statistics,
+    )

@@ -110,7 +110,10 @@ def test_paths_of_other_depths_take_time_and_memory_for_their_layers(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scoring": Line(3e9, 0.0)}, "none fits; most of it goes to scoring: lower fitness.batch"),
+        (
+            {"scoring": Line(3e9, 0.0)},
+            "none fits; most of it goes to scoring: lower fitness",
+        ),
         ({"merging": 3 * 10**9}, "most of it goes to merging: choose a method"),
         ({"libraries": 600_000_000}, "workers.count: 2 of 0.61 GB each are asked for, and this"),
     ],
@@ -125,6 +128,21 @@ def test_workers_without_room_are_refused(unread, tmp_path, monkeypatch, changes
     far = workers.model_copy(update={"address": "ray://elsewhere"})
     setup = replace(setup, config=setup.config.model_copy(update={"workers": far}))
     assert told(setup, found, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("multiple_choice", "lower fitness.engine.batch_tokens"),
+        ("generate_until", "lower fitness.engine.batch_tokens and fitness.batch_size"),
+        ("callable", "take a larger machine"),
+    ],
+)
+def test_what_bounds_a_batch_is_the_way_out(unread, tmp_path, monkeypatch, kind, way):
+    with_room(monkeypatch, 10**9)
+    setup = replace(unread, tasks=tuple(replace(task, kind=kind) for task in unread.tasks))
+    found = foresee(setup, tmp_path, 12, lambda order: replace(FOUND, scoring=Line(3e9, 0.0)))
+    assert told(setup, found, tmp_path).endswith(f"scoring: {way}")
 
 
 def test_gpus_that_are_not_here_are_refused(unread, tmp_path, monkeypatch):

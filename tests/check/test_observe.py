@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import tiny
 import torch
+import yaml
 from configs import save_configs, small_config
+from rich.console import Console
 from safetensors.torch import load_file, save_file
+from serving import Server
 from typer.testing import CliRunner
 
+from evomerge.check import scoring
 from evomerge.check.forecast import foresee
 from evomerge.check.observe import Unobserved, observed
 from evomerge.check.problems import problems
 from evomerge.cli import app
 from evomerge.config import load_campaign
+from evomerge.report.preflight import preflight_table
 from evomerge.setup import prepare
 
 
@@ -65,6 +72,61 @@ def test_a_base_that_cannot_be_scored_is_found_out(family, tmp_path):
     assert isinstance(found.found, Unobserved)
     [reason] = problems(setup, found, tmp_path)
     assert "the base model itself cannot be scored: lm_head.weight" in reason
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def served_elsewhere(folder, server, to):
+    """The setup of the folder's campaign, scored by a server."""
+    engine = {
+        "kind": "api",
+        "url": server.address("v1/completions"),
+        "checkpoint": str(to / "candidate"),
+        "reload": server.address("reload"),
+    }
+    text = f"fitness.engine={yaml.safe_dump(engine, default_flow_style=True, width=1000)}"
+    return prepare(load_campaign(folder / "campaign.yaml", [text]), unread=True)
+
+
+def test_scoring_elsewhere_is_not_rehearsed(family, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "Rehearsal", lambda *_: pytest.fail("rehearsed"))
+    setup = served_elsewhere(family / "configs", server, tmp_path)
+    found = foresee(setup, tmp_path, 12, observed)
+    assert (found.memory.model, found.memory.scoring) == (0, 0)
+    assert found.memory.libraries > 0
+    assert found.observed.merge > 0
+    assert server.loaded == []
+    console = Console(width=200, file=io.StringIO())
+    console.print(preflight_table(setup, found))
+    text = console.file.getvalue()
+    assert "scoring happens elsewhere, in memory of its own, in seconds not known here" in text
+    assert "and those of scoring" in text
+    assert "hours for the budget" not in text
+    assert "nan" not in text
+
+
+def test_candidates_are_tried_on_the_server_where_there_are_weights(family, server, tmp_path):
+    setup = served_elsewhere(family / "real", server, tmp_path)
+    found = foresee(setup, tmp_path, 12, observed)
+    assert (found.memory.model, found.memory.scoring) == (0, 0)
+    assert set(server.loaded) == {str(tmp_path / "candidate")}
+    assert found.item_seconds > 0
+    assert found.hours(found.work) > 0
+
+
+def test_nothing_is_said_of_workers_of_which_nothing_is_known(family, server, tmp_path):
+    setup = served_elsewhere(family / "real", server, tmp_path)
+    found = foresee(setup, tmp_path, 12, None)
+    assert found.memory.own == 0
+    console = Console(width=200, file=io.StringIO())
+    console.print(preflight_table(setup, found))
+    assert "workers that fit" not in console.file.getvalue()
 
 
 def check(folder, *options, code=0):

@@ -92,6 +92,7 @@ def test_check_counts_items_and_genes(done):
         ("methods", ["ties", "density", "dare_linear", "2306.01708"]),
         ("optimizers", ["cma", "population", "random"]),
         ("objectives", ["mean", "temperature", "normalized", "prefer"]),
+        ("engines", ["hf", "batch_tokens", "api", "checkpoint"]),
         ("trackers", ["tensorboard", "mlflow", "experiment = none", "wandb"]),
     ],
 )
@@ -103,7 +104,15 @@ def test_list_shows_every_plug_with_its_parameters(what, words):
 
 @pytest.mark.parametrize(
     "command",
-    ["--help", "list methods", "list optimizers", "list trackers", "status run", "best run"],
+    [
+        "--help",
+        "list methods",
+        "list optimizers",
+        "list engines",
+        "list trackers",
+        "status run",
+        "best run",
+    ],
 )
 def test_quick_commands_do_not_import_torch(done, command):
     code = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
+from evomerge.fitness.local import Local
 from evomerge.fitness.surroundings import quiet
 from evomerge.fitness.tasks import TaskSet
 
@@ -37,6 +38,6 @@ def everything(tasks):
 
 
 def scores(lm, config):
-    tasks = TaskSet(config, lm)
+    tasks = TaskSet(config, Local(lm))
     found = tasks.score(everything(tasks))
     return {i.task: dict(zip(i.ids, found[i.task].tolist(), strict=True)) for i in tasks.items}

@@ -6,7 +6,7 @@ import pytest
 from fitness_reference import everything, scores, stock
 
 from evomerge.errors import InputError
-from evomerge.fitness.engine import make_lm
+from evomerge.fitness.local import Local, make_lm
 from evomerge.fitness.tasks import TaskSet, list_items
 
 
@@ -24,7 +24,7 @@ def test_items_are_known_without_a_model(lm, tasks, docs):
         {"task": "b", "metric": "print", "num_fewshot": 4},
     )
     items = list_items(config)
-    assert items == TaskSet(config, lm).items
+    assert items == TaskSet(config, Local(lm)).items
     assert [(i.task, i.metric, i.higher_is_better, i.weight) for i in items] == [
         ("a", "acc", True, 3),
         ("b", "print", False, 1),
@@ -213,13 +213,13 @@ def test_what_depends_on_the_model_is_said_before_scoring(lm, llama, tokenizer, 
     entry = {"task": "t", "metric": "print"}
     short = make_lm(llama(length=6), tokenizer, batch_size=8)
     with pytest.raises(InputError, match="may generate 6 tokens, but the model reads 6"):
-        TaskSet(tasks.config(entry), short)
+        TaskSet(tasks.config(entry), Local(short))
     lm.tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
-        TaskSet(tasks.config({**entry, "apply_chat_template": True}), lm)
+        TaskSet(tasks.config({**entry, "apply_chat_template": True}), Local(lm))
 
 
 def test_every_item_has_an_id_of_its_own(lm, tasks, docs):
     tasks.write("t", test=[*docs(5), *docs(5)])
-    ids = everything(TaskSet(tasks.config({"task": "t"}), lm))["t"]
+    ids = everything(TaskSet(tasks.config({"task": "t"}), Local(lm)))["t"]
     assert len(set(ids)) == 10

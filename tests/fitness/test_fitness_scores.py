@@ -13,6 +13,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from evomerge.errors import CandidateError, InputError
+from evomerge.fitness.local import Local
 from evomerge.fitness.surroundings import quiet
 from evomerge.fitness.tasks import TaskSet, list_items
 
@@ -76,7 +77,7 @@ def test_settings_change_the_prompt(lm, tasks, docs):
 def test_scoring_again_gives_the_same_and_follows_the_weights(lm, tasks, llama):
     tasks.write("t")
     config = tasks.config({"task": "t", "metric": "acc_norm"})
-    task_set = TaskSet(config, lm)
+    task_set = TaskSet(config, Local(lm))
     first = task_set.score(everything(task_set))["t"]
     assert (task_set.score(everything(task_set))["t"] == first).all()
     with torch.no_grad():
@@ -142,7 +143,7 @@ def test_a_subset_scores_as_in_the_whole(lm, tasks):
     tasks.write("a", process_results=None)
     tasks.write("b", "generate_until")
     config = tasks.config({"task": "a", "metric": "acc_norm"}, {"task": "b", "metric": "print"})
-    task_set = TaskSet(config, lm)
+    task_set = TaskSet(config, Local(lm))
     ids = everything(task_set)
     whole = task_set.score(ids)
     order = [17, 3, 20, 3, 0]
@@ -157,7 +158,7 @@ def test_repeated_documents_are_numbered_and_scored(lm, tasks, docs):
     once = docs(4)
     tasks.write("t", test=[*once, once[1], once[1]])
     config = tasks.config({"task": "t"})
-    (items,) = TaskSet(config, lm).items
+    (items,) = TaskSet(config, Local(lm)).items
     assert items.ids[4:] == (items.ids[1] + "#2", items.ids[1] + "#3")
     found = scores(lm, config)["t"]
     assert found[items.ids[4]] == found[items.ids[5]] == found[items.ids[1]]
@@ -165,7 +166,7 @@ def test_repeated_documents_are_numbered_and_scored(lm, tasks, docs):
 
 def test_an_item_or_task_that_is_not_there_is_named(lm, tasks):
     tasks.write("t")
-    task_set = TaskSet(tasks.config({"task": "t"}), lm)
+    task_set = TaskSet(tasks.config({"task": "t"}), Local(lm))
     with pytest.raises(InputError, match="t: no item 'abc'"):
         task_set.score({"t": ["abc"]})
     with pytest.raises(InputError, match="no task 'u' here; tasks: t"):
@@ -174,7 +175,7 @@ def test_an_item_or_task_that_is_not_there_is_named(lm, tasks):
 
 def test_non_finite_weights_fail_the_candidate(lm, tasks):
     tasks.write("t")
-    task_set = TaskSet(tasks.config({"task": "t"}), lm)
+    task_set = TaskSet(tasks.config({"task": "t"}), Local(lm))
     with torch.no_grad():
         lm.model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(CandidateError, match="non-finite logits"):
@@ -184,7 +185,7 @@ def test_non_finite_weights_fail_the_candidate(lm, tasks):
 def test_task_code_that_fails_fails_the_candidate(lm, tasks):
     tasks.write("t", "generate_until", process_results="!function scoring.loglikelihood")
     (tasks.folder / "scoring.py").write_text("def loglikelihood(doc, results):\n    1 / 0\n")
-    task_set = TaskSet(tasks.config({"task": "t", "metric": "print"}), lm)
+    task_set = TaskSet(tasks.config({"task": "t", "metric": "print"}), Local(lm))
     with pytest.raises(CandidateError, match=r"process_results failed on item .*ZeroDivision"):
         task_set.score(everything(task_set))
 
@@ -196,14 +197,14 @@ def test_task_code_may_change_the_document_it_is_given(lm, tasks):
         process_results="!function scoring.loglikelihood",
         metric_list=[{"metric": "ll", "aggregation": "mean", "higher_is_better": True}],
     )
-    task_set = TaskSet(tasks.config({"task": "t", "metric": "ll"}), lm)
+    task_set = TaskSet(tasks.config({"task": "t", "metric": "ll"}), Local(lm))
     first = task_set.score(everything(task_set))["t"]
     assert (task_set.score(everything(task_set))["t"] == first).all()
 
 
 def test_scoring_compiles_no_template_twice(lm, tasks, monkeypatch):
     tasks.write("t")
-    task_set = TaskSet(tasks.config({"task": "t"}), lm)
+    task_set = TaskSet(tasks.config({"task": "t"}), Local(lm))
     first = task_set.score(everything(task_set))["t"]
     with monkeypatch.context() as patch:
         patch.setattr("jinja2.Environment.compile", pytest.fail)

@@ -7,11 +7,13 @@ import copy
 import pytest
 import tiny
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from lm_eval.api.instance import Instance
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.errors import InputError
 from evomerge.export.checkpoint import export_checkpoint
+from evomerge.fitness.local import Local, make_lm
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.resident import Resident
 from evomerge.models.depth import config_of_path
@@ -287,3 +289,46 @@ def test_the_sources_config_is_never_changed(llama):
     resident_of(llama).write(recipe_of(llama, REPEATED))
     config_of_path(llama.sources["base"].config, [2, 1])
     assert llama.sources["base"].config.to_dict() == before
+
+
+def asked(request_type, *arguments):
+    return [Instance(request_type, {}, args, 0, ("t", i, 1)) for i, args in enumerate(arguments)]
+
+
+def plainly(model, tokenizer, contexts, most):
+    """Greedy answers from whole forward passes, one token at a time, without a cache."""
+    texts = []
+    for context in contexts:
+        tokens = tokenizer.encode(context)
+        start = len(tokens)
+        with torch.no_grad():
+            while len(tokens) < start + most and tokens[start:][-1:] != [2]:
+                logits = model(torch.tensor([tokens]), use_cache=False).logits[0, -1]
+                tokens.append(int(logits.argmax()))
+        texts.append(tokenizer.decode(tokens[start:], skip_special_tokens=True))
+    return texts
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text", "gpt2", "smollm3"])
+def test_rewired_models_are_scored_and_generate_as_plain_passes_say(kind, tmp_path):
+    """Repeated layers share weights but not their part of the cache; scales stand before layers."""
+    models = open_models(tmp_path, kind)
+    resident, tokenizer = resident_of(models), AutoTokenizer.from_pretrained(tmp_path / "base")
+    lm = make_lm(resident.model, tokenizer, 4)
+    local = Local(lm)
+    shared = "w1 w2 w3 w4 w5 w6 w7"
+    contexts = [f"{shared} w8", f"{shared} w9 w10", "w9"]
+    choices = [(context, f" w{i} w{i + 1}") for context in contexts for i in range(20, 23)]
+    scored = asked("loglikelihood", *choices)
+    said = asked("generate_until", *((c, {"until": [], "max_gen_toks": 6}) for c in contexts))
+    scaled = [(*slot, 1.0 + 0.25 * (i % 3)) for i, slot in enumerate(REPEATED)]
+    seen = set()
+    for path in (REPEATED, scaled, [("base", 0), ("math", 2)], REPEATED):
+        resident.write(recipe_of(models, path))
+        expected = [lm.loglikelihood([one], disable_tqdm=True)[0][0] for one in scored]
+        assert [r.value[0] for r in local.answer(scored)] == pytest.approx(expected, abs=1e-4)
+        texts = [response.value for response in local.answer(said)]
+        assert texts == plainly(resident.model, tokenizer, contexts, 6)
+        seen.add(round(sum(expected), 3))
+    assert len(seen) == 3
+    assert local._forward.packs()  # else lm-eval's own loop would be compared

@@ -59,6 +59,25 @@ def test_a_worker_measures_the_same_on_copies_when_the_files_are_gone(
     assert {start for _, file, start in driver.asked if file == "model.safetensors"} > {0, 1000}
 
 
+def test_callables_and_their_documents_come_along(spec, tiny_folder):
+    (tiny_folder / "beside.py").write_text("FACTOR = 2.0\n")
+    code = "import beside\ndef size(model, tokenizer, items):\n    "
+    (tiny_folder / "own.py").write_text(code + "return [beside.FACTOR * i['n'] for i in items]\n")
+    (tiny_folder / "n [1].jsonl").write_text("".join(f'{{"n": {i}}}\n' for i in range(20)))
+    given = ["fitness.tasks=[{callable: own:size, documents: 'n [1].jsonl'}]"]
+    config = load_campaign(tiny_folder / "campaign.yaml", given)
+    setup = prepare(config)
+    config = config.model_copy(update={"workers": spec.config.workers})
+    spec = replace(spec, config=config, items=setup.items)
+    here = unpacked(spec, parcels := parcels_of(config), Driver(parcels))
+    for name in ("own.py", "beside.py", "n [1].jsonl"):
+        (tiny_folder / name).unlink()
+    worker = Worker(here, elsewhere=True)
+    found = worker.measure(setup.space.parents()["math"], "search").scores["size"]
+    assert found.max() > 2.0
+    assert (found % 2 == 0).all()
+
+
 def test_the_second_worker_of_a_node_copies_nothing(spec):
     parcels = parcels_of(spec.config)
     first, second = Driver(parcels), Driver(parcels)

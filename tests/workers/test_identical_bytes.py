@@ -72,9 +72,9 @@ def fingerprint(tensor):
 def written(spec, recipe):
     """In a new worker of this process: name → hash of the weight, one of float16 in float32."""
     worker = Worker(spec)
-    worker._resident.write(recipe)
+    worker._engine.load(recipe)
     assert torch.get_num_threads() == spec.threads
-    weights = worker._resident.model.state_dict()
+    weights = worker._engine._resident.model.state_dict()
     narrow = {name: value.to(torch.float16) for name, value in weights.items()}
     assert all(torch.equal(narrow[name].float(), weights[name]) for name in narrow)
     return {name: fingerprint(value) for name, value in narrow.items()}

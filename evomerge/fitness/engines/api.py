@@ -1,0 +1,254 @@
+"""The engine for a model that is served elsewhere, driven through lm-eval's own API models."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from evomerge.config import CampaignConfig
+from evomerge.errors import CandidateError, InputError
+from evomerge.fitness.engines import Engine, Response, Workplace, engine
+from evomerge.recipe import Recipe
+from evomerge.registry import nearest
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+CHAT = "/chat/completions"
+RECIPE = "recipe.json"
+_OURS = {"base_url", "model", "pretrained", "tokenizer", "tokenizer_backend", "kwargs", "self"}
+_OF_SPEED = {
+    *("num_concurrent", "batch_size", "max_retries", "timeout", "header", "auth_token"),
+    *("verify_certificate", "ca_cert_path"),
+}
+
+
+@engine("api")
+class Api(Engine):
+    """A model served elsewhere, OpenAI style; every candidate is written to a folder and reloaded.
+
+    `url` is the server's, of completions (`…/v1/completions`) or chats (`…/v1/chat/completions`).
+    Candidates are written, one in the place of the other, to the folder `checkpoint`. `reload` is
+    then run, a shell command in which {checkpoint} stands for the folder, or posted to, as a URL,
+    with {"checkpoint": folder} as JSON; it must not return before the candidate answers, nor take
+    more than `timeout` seconds. `model` is the name the server knows the model by, and `args` are
+    further arguments of lm-eval's `local-completions`: num_concurrent, max_length, …
+    """
+
+    here = False
+
+    def __init__(
+        self,
+        place: Workplace,
+        *,
+        url: str,
+        checkpoint: str,
+        reload: str,
+        model: str = "candidate",
+        timeout: float = 600.0,
+        args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(place)
+        from evomerge.models.tokenizer import load_tokenizer
+
+        self._url, self._reload, self._timeout = url, reload, timeout
+        self._folder = Path(checkpoint).expanduser()
+        trusted = place.config.models.trust_remote_code
+        self._tokenizer = load_tokenizer(place.base.folder, trust_remote_code=trusted)
+        self.lm: Any = self._client(model, args or {})
+
+    @classmethod
+    def check(cls, config: CampaignConfig, kinds: Mapping[str, str], options: Any) -> None:
+        """See `Engine.check`."""
+        where = "fitness.engine"
+        folder = Path(options["checkpoint"]).expanduser()
+        if not folder.is_absolute():
+            raise InputError(f"{where}.checkpoint: {folder} is relative; write the whole path")
+        if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
+            raise InputError(
+                f"{where}.checkpoint: {folder} holds something else than a candidate; choose a "
+                "folder that may be replaced"
+            )
+        if not options["url"].startswith(("http://", "https://")):
+            raise InputError(f"{where}.url: {options['url']} is no http(s) address")
+        for name in options.get("args") or {}:
+            if name not in (known := _arguments()):
+                raise InputError(f"{where}.args.{name}: no such argument; {nearest(name, known)}")
+        if config.workers.count != 1:
+            raise InputError(
+                f"{where}: a server holds one candidate at a time, so there can be one worker, not "
+                f"{config.workers.count}; args: {{num_concurrent: 8}} sends requests side by side"
+            )
+        for task, kind in kinds.items():
+            if kind == "callable":
+                raise InputError(
+                    f"fitness.tasks: {task} is a callable, which needs the model in the worker; "
+                    "use fitness.engine: {kind: hf}"
+                )
+            if cls.has_template(options) and kind != "generate_until":
+                raise InputError(
+                    f"fitness.tasks: {task} asks for log-likelihoods ({kind}), which chats do not "
+                    "give; use the server's …/completions, or tasks that generate"
+                )
+        plain = [t.task for t in config.fitness.lm_eval_tasks if not t.apply_chat_template]
+        if cls.has_template(options) and plain:
+            raise InputError(f"fitness.tasks: {plain[0]} needs apply_chat_template: true for chats")
+
+    @classmethod
+    def identity(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Whether it chats, and what of lm-eval's arguments decides what is asked."""
+        args = {k: v for k, v in (options.get("args") or {}).items() if k not in _OF_SPEED}
+        return {"kind": "api", "chat": cls.has_template(options), "args": args}
+
+    @classmethod
+    def has_template(cls, options: Mapping[str, Any]) -> bool:
+        """Chats are put together by the server."""
+        return options["url"].endswith(CHAT)
+
+    def load(self, recipe: Recipe) -> None:
+        """Write the candidate, and have the server load it.
+
+        Raises:
+            InputError: it cannot be written, or the server does not load it.
+            NonFiniteError: a merged tensor is not finite.
+        """
+        if self._folder.exists() and _is_ours(self._folder):
+            shutil.rmtree(self._folder)
+        self.place.write(recipe, self._folder)
+        try:
+            if self._reload.startswith(("http://", "https://")):
+                self._post()
+            else:
+                self._run()
+        except Exception as error:
+            raise InputError(
+                f"fitness.engine.reload: {self._reload!r} failed: {_reason(error)}"
+            ) from error
+
+    def prepare(self, requests: Sequence[Instance]) -> None:
+        """Nothing: lm-eval's API models tokenise at every call."""
+
+    def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
+        """The server's answers; a counted one has as many tokens as its text, by the base's
+        tokenizer.
+
+        Raises:
+            CandidateError: a log-likelihood is not finite.
+            InputError: the server cannot be reached, or does not answer as it should.
+        """
+        responses: dict[int, Response] = {}
+        for kind in dict.fromkeys(request.request_type for request in requests):
+            places = [i for i, request in enumerate(requests) if request.request_type == kind]
+            try:
+                with _no_bars():
+                    found = getattr(self.lm, kind)([requests[i] for i in places])
+            # What a server sends back can break lm-eval's reading of it in any way.
+            except Exception as error:
+                raise InputError(
+                    f"fitness.engine.url: {self._url} did not answer as an OpenAI server does: "
+                    f"{_reason(error)}"
+                ) from error
+            answers = map(partial(self._response, counted), found)
+            responses.update(zip(places, answers, strict=True))
+        return [responses[place] for place in range(len(requests))]
+
+    def _response(self, counted: bool, value: Any) -> Response:
+        if not isinstance(value, str):
+            if not math.isfinite(value[0]):
+                raise CandidateError(f"a log-likelihood came back as {value[0]}")
+            return Response(value)
+        if not counted or self._tokenizer is None:
+            return Response(value)
+        return Response(value, len(self._tokenizer.encode(value, add_special_tokens=False)))
+
+    def _client(self, model: str, args: Mapping[str, Any]) -> Any:
+        """lm-eval's object for the server. What it assumes of every model is set to what holds of
+        the base: how much it reads, and whether its tokenizer begins a text.
+        """
+        from lm_eval.api.registry import get_model
+
+        from evomerge.fitness.surroundings import quiet
+
+        chat = self._url.endswith(CHAT)
+        if not (chat or self._tokenizer):
+            raise InputError(f"models.base: {self.place.base.folder} has no tokenizer")
+        told = {} if chat else self._of_base()
+        with quiet():
+            lm = get_model(_lm_name(chat))(base_url=self._url, model=model, **{**told, **args})
+        lm.max_gen_toks = lm._max_gen_toks  # as lm-eval's other models call it
+        return lm
+
+    def _of_base(self) -> dict[str, Any]:
+        from lm_eval.models.utils import resolve_max_length
+
+        base, tokenizer = self.place.base, self._tokenizer
+        assert tokenizer is not None
+        templated = any(t.apply_chat_template for t in self.place.config.fitness.lm_eval_tasks)
+        begins = tokenizer.bos_token_id in tokenizer.encode("a")[:1]
+        return {
+            "tokenizer": str(base.folder),
+            "tokenizer_backend": "huggingface",
+            "trust_remote_code": self.place.config.models.trust_remote_code,
+            "max_length": resolve_max_length(base.config, tokenizer),
+            "add_bos_token": begins and not templated,  # templates begin a text themselves
+        }
+
+    def _post(self) -> None:
+        import requests
+
+        answer = requests.post(
+            self._reload, json={"checkpoint": str(self._folder)}, timeout=self._timeout
+        )
+        answer.raise_for_status()
+
+    def _run(self) -> None:
+        command = self._reload.replace("{checkpoint}", shlex.quote(str(self._folder)))
+        subprocess.run(
+            command, shell=True, check=True, timeout=self._timeout, capture_output=True, text=True
+        )
+
+
+def _lm_name(chat: bool) -> str:
+    return "local-chat-completions" if chat else "local-completions"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is empty or holds what a recipe was written to."""
+    return (folder / RECIPE).is_file() or not any(folder.iterdir())
+
+
+def _arguments() -> list[str]:
+    """What may be said in `args`: lm-eval's arguments, but for those that are said elsewhere."""
+    from lm_eval.models.api_models import TemplateAPI
+
+    known = inspect.signature(TemplateAPI.__init__).parameters
+    return [name for name in known if name not in _OURS]
+
+
+def _reason(error: Exception) -> str:
+    """The error, and what a command that failed said last."""
+    said = getattr(error, "stderr", None) or str(error)
+    return f"{type(error).__name__}: {said.strip().splitlines()[-1] if said.strip() else ''}"
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """lm-eval's API models draw bars whether they are asked to or not."""
+    from lm_eval.models import api_models
+
+    bar, gather = api_models.tqdm, api_models.tqdm_asyncio
+    api_models.tqdm = partial(bar, disable=True)
+    api_models.tqdm_asyncio = SimpleNamespace(gather=partial(gather.gather, disable=True))
+    try:
+        yield
+    finally:
+        api_models.tqdm, api_models.tqdm_asyncio = bar, gather

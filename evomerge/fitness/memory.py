@@ -1,0 +1,69 @@
+"""How many tokens one forward pass may hold: measured once, halved when the memory is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+ON_CPU = 4096
+"""Tokens of a batch on CPU: enough for full speed, and its tensors still fit a cache."""
+FIRST = 4096
+"""Tokens of the first batch on a GPU, by which the others are sized."""
+MOST = 1 << 18
+SHARE = 0.8
+"""Of the memory that is free, what a batch may take."""
+
+
+class Budget:
+    """The tokens of one forward pass, padding included; `tokens` is what worked so far.
+
+    On a GPU the first batch is small and its memory measured; the budget is then the largest power
+    of two that keeps to its share of what is free, on every GPU that holds some of the model. Where
+    `tokens` is given, nothing is measured.
+    """
+
+    def __init__(self, devices: Collection[torch.device], tokens: int | None = None) -> None:
+        """`devices`: those of the model."""
+        self._gpus = [device for device in devices if device.type == "cuda"]
+        self._measures = bool(self._gpus) and tokens is None
+        self.tokens = tokens or (FIRST if self._measures else ON_CPU)
+
+    @contextmanager
+    def measured(self, tokens: int) -> Iterator[None]:
+        """Around a forward pass of so many tokens: the first one sizes those to come."""
+        if not self._measures:
+            yield
+            return
+        held = {}
+        for gpu in self._gpus:
+            torch.cuda.reset_peak_memory_stats(gpu)
+            held[gpu] = torch.cuda.memory_allocated(gpu)
+        yield
+        self.tokens = min(self._sized(gpu, tokens, held[gpu]) for gpu in self._gpus)
+        self._measures = False
+
+    def _sized(self, gpu: torch.device, tokens: int, held: int) -> int:
+        used = torch.cuda.max_memory_allocated(gpu) - held
+        cached = torch.cuda.memory_reserved(gpu) - held
+        return sized(tokens, used, torch.cuda.mem_get_info(gpu)[0] + cached)
+
+    def halve(self, tokens: int) -> None:
+        """After a pass of so many tokens ran out of memory."""
+        self._measures = False
+        self.tokens = max(1, min(self.tokens, tokens) // 2)
+
+
+def sized(tokens: int, used: int, free: int) -> int:
+    """The budget, a power of two, when a pass of `tokens` took `used` bytes and `free` are free."""
+    most = int(SHARE * free * tokens / max(1, used))
+    return min(MOST, 1 << max(0, most.bit_length() - 1))
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there was no memory, on a GPU or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, Exception) and should_reduce_batch_size(error)

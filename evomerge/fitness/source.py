@@ -1,0 +1,53 @@
+"""A source of scores: one metric of one set of documents."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.instance import Instance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """One metric, and the documents it is measured on.
+
+    Attributes:
+        name: the task's name; of a measure beside its score, `task.metric`.
+        kind: lm-eval's output type of the task, or `callable`.
+        metric: the metric's name, and `filter` the name of the filter it is read under.
+        weight: the entry's weight, or a group member's share of it; 0 for a measure.
+        documents: in lm-eval's order.
+        ids: their item ids; `requests[i]` are the instances of `ids[i]`.
+        excluded: ids whose document serves as a few-shot example.
+        dataset: the hub's name for their data set; None for local data.
+        test_set: which public test set the documents are, if they are one.
+    """
+
+    name: str
+    kind: str
+    metric: str
+    filter: str
+    higher_is_better: bool
+    weight: float
+    documents: tuple[Any, ...]
+    ids: tuple[str, ...]
+    excluded: frozenset[str]
+    requests: tuple[tuple[Instance, ...], ...]
+    dataset: str | None = None
+    test_set: str | None = None
+
+    @abstractmethod
+    def asked(self) -> str:
+        """A digest, in hex, of what is asked and of what counts as right."""
+
+    @abstractmethod
+    def values(self, places: Sequence[int]) -> list[float]:
+        """The metric of the documents at `places` (ascending), once their requests are answered.
+
+        Raises:
+            CandidateError: the metric's own code fails on the candidate, or is not finite.
+            InputError: the metric is not one number per document.
+        """
