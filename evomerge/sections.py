@@ -215,6 +215,30 @@ class LinesConfig(Strict):
         return value
 
 
+class DareConfig(Strict):
+    """DARE: entries of the experts' task vectors dropped at random before the method merges them.
+
+    `density` is the probability that an entry survives: `[low, high]`, a gene (with `per: group`
+    one for each group of tensors that is tuned together), or one value; at 1 nothing is dropped.
+    `rescale` says what survivors are multiplied by: 1/density, what gives a task vector its `l1`
+    norm back, or nothing (`none`).
+    """
+
+    density: Pair | float = Field(default_factory=lambda: [0.1, 1.0])
+    rescale: Literal["density", "l1", "none"] = "density"
+    per: Literal["model", "group"] = "model"
+
+    @field_validator("density")
+    @classmethod
+    def _is_a_probability(cls, value: list[float] | float) -> list[float] | float:
+        low, high = value if isinstance(value, list) else (value, value)
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"density is {value}; write numbers above 0, up to 1")
+        if isinstance(value, list) and low == high:
+            raise ValueError(f"bounds {value} cross; write low < high, or one value to fix it")
+        return value
+
+
 class WeightsConfig(Strict):
     """Merging in weight space: a method, how finely it is tuned, and the genes' bounds.
 
@@ -230,6 +254,7 @@ class WeightsConfig(Strict):
     with a method's name before it (`ties.density`) it is that method's alone.
 
     `lines` scales what the method adds to the base by depth; the method's `lambda` is then fixed.
+    `dare` drops entries of the task vectors at random before the method merges them.
     """
 
     method: str | Annotated[list[str], Field(min_length=1)]
@@ -240,6 +265,7 @@ class WeightsConfig(Strict):
     block: int = Field(default=4, ge=1)
     choose_experts: bool = False
     lines: LinesConfig | None = Field(default=None, exclude_if=lambda lines: lines is None)
+    dare: DareConfig | None = Field(default=None, exclude_if=lambda dare: dare is None)
     genes: dict[
         str, Annotated[list[float], Field(min_length=2, max_length=2)] | Bounds | Scalar
     ] = Field(default_factory=dict)

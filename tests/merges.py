@@ -11,6 +11,7 @@ from evomerge.config import ModelsConfig
 from evomerge.methods.registry import methods
 from evomerge.models.preflight import Preflight, preflight
 from evomerge.recipe import BASE, Merge, Recipe, Slot
+from evomerge.recipe.dare import dropped
 
 
 def open_family(folder, experts=("math", "lang"), **changes) -> Preflight:
@@ -53,3 +54,8 @@ def random_recipe(
         ),
         seed=9,
     )
+
+
+def thin(recipe: Recipe, density: float = 0.3, rescale: str = "density", seed: int = 9) -> Recipe:
+    """The recipe with a random drop in every merge."""
+    return dropped(recipe, lambda merge: density, rescale, seed)

@@ -29,6 +29,8 @@ from evomerge.workers.worker import WorkerSpec
 class Memory:
     """Bytes of one worker, by what takes them; those not observed are 0.
 
+    Merging and scoring take turns, the one in the room that the other leaves.
+
     Attributes:
         device: where model, merging, statistics and scoring are; libraries are in the host's.
         mapped: the models' files, which all workers of a machine share, and which the system reads
@@ -47,7 +49,7 @@ class Memory:
     def own(self) -> int:
         """What every worker takes of the device's memory for itself."""
         host = self.libraries if self.device == "cpu" else 0
-        return host + self.model + self.merging + self.statistics + self.scoring
+        return host + self.model + self.statistics + max(self.merging, self.scoring)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def rehearse_merging(
 def _kind(step: TensorStep) -> object:
     """What steps that take equally long have in common."""
     rule = step.rule
-    how = (rule.method.name, rule.experts) if rule else step.source
+    how = (rule.method.name, rule.experts, rule.drop) if rule else step.source
     size = math.prod(step.tensor.shape)
     return how, size if _even(step) else (step.tensor.shape, step.tensor.matrices)
 
@@ -185,7 +185,8 @@ class _Bench:
     def _timed(self, step: TensorStep, copies: int = 1) -> Cost:
         """`copies`: tensors that take turns, so that they come from memory and not from a cache."""
         size = math.prod(step.tensor.shape)
-        kind = size >= _ENTRIES, step.rule and (step.rule.method.name, len(step.rule.experts))
+        rule = step.rule
+        kind = size >= _ENTRIES, rule and (rule.method.name, len(rule.experts), bool(rule.drop))
         if kind not in self._warm:  # compiles what is to be compiled, for large ones something else
             self._warm.add(kind)
             self._timed(step)

@@ -126,6 +126,8 @@ def _cells(merge: Merge, constant: Mapping[str, Cells]) -> Cells:
     cells = {"method": f"copy of {copied}" if copied else merge.method}
     for expert, values in merge.experts.items():
         cells |= {f"{expert} {name}": _short(value) for name, value in values.items()}
+    if merge.drop is not None:
+        cells |= {f"DARE {name}": _short(value) for name, value in merge.drop}
     varying = merge.parameters.keys() - constant[merge.method].keys()
     return cells | {name: _short(merge.parameters[name]) for name in sorted(varying)}
 

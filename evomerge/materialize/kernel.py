@@ -16,6 +16,7 @@ from evomerge.materialize.compiled import Compiler
 from evomerge.materialize.feed import Feed, Mapped, Target
 from evomerge.materialize.plan import TensorStep, as_tensors
 from evomerge.materialize.statistics import Statistics
+from evomerge.materialize.thinned import thinned
 from evomerge.methods.entries import part_of
 from evomerge.methods.masks import at
 from evomerge.methods.registry import Statistic, View
@@ -95,7 +96,8 @@ class Kernel:
             return
         base, *experts = read
         count = step.tensor.matrices
-        if count == 1 or (step.rule.method.elementwise and step.rule.method.measure is None):
+        method, drop = step.rule.method, step.rule.drop
+        if count == 1 or (method.elementwise and method.measure is None and drop is None):
             yield from self._fill_one(out, step, base, experts, step.tensor.name, seed, dtype)
             return
         whole = (out.view(base.shape), base, *experts)
@@ -116,22 +118,25 @@ class Kernel:
     ) -> Iterator[Tensor]:
         """Merge one tensor or, of stacked ones, one; `name` keys its masks and statistics."""
         assert step.rule is not None
-        method = step.rule.method
-        if not method.elementwise:
-            wide = [t.to(ARITHMETIC) for t in (base, *experts)]
-            merged = method(wide[0], wide[1:], **step.rule.arguments)
-            yield _round_into(out, merged.reshape(-1), dtype)
-            return
+        method, drop = step.rule.method, step.rule.drop
         shape = tuple(base.shape)
         base, experts = base.reshape(-1), [e.reshape(-1) for e in experts]
         size = self._slice_length(len(experts))
         view = View(base, experts, ARITHMETIC, size, self._run, shape)
-        arguments, measured = dict(step.rule.tensors), None
         place = partial(at, seed, name, step.rule.experts)
+        if drop is not None:
+            view = thinned(view, drop, place, relative=method.relative)
+        added = drop is not None and method.relative  # to the base, which the view leaves out
+        if not method.elementwise:
+            wide = [t.to(ARITHMETIC).view(shape) for t in (view.base, *view.experts)]
+            merged = method(wide[0], wide[1:], **step.rule.arguments).reshape(-1)
+            yield _round_into(out, base.to(ARITHMETIC) + merged if added else merged, dtype)
+            return
+        arguments, measured = dict(step.rule.tensors), None
         if method.measure is not None:
             given = {**step.rule.arguments, "at": place}
             measured = as_tensors(method.measured(view, given, self._statistics(step, view, name)))
-        merge = _merge_of(method.function)
+        merge = _merge_of(method.function, added)
         for start in range(0, base.numel(), size):
             chunk = slice(start, min(start + size, base.numel()))
             run = self._run if chunk.stop - start > _SMALL else _plainly
@@ -139,13 +144,16 @@ class Kernel:
                 arguments["measured"] = part_of(measured, chunk)
             if method.needs_position:
                 arguments["at"] = place(start)
-            yield run(merge, out[chunk], base[chunk], [e[chunk] for e in experts], dtype, arguments)
+            parts = [expert[chunk] for expert in view.experts]
+            yield run(merge, out[chunk], base[chunk], parts, dtype, arguments)
 
     def _statistics(
         self, step: TensorStep, view: View, name: str
     ) -> list[Statistic] | Statistic | None:
         assert step.rule is not None
         method = step.rule.method
+        if step.rule.drop is not None:  # statistics are of the whole task vectors
+            return None
         if method.joint is not None:
             return self.statistics.of_all(method.joint, view, name, step.rule.experts)
         if method.statistic is not None:
@@ -197,20 +205,27 @@ def _power_of_two(entries: int) -> int:
 
 def _merge(
     function: Callable[..., Tensor],
+    added: bool,
     out: Tensor,
     base: Tensor,
     experts: list[Tensor],
     dtype: torch.dtype,
     arguments: Mapping[str, Any],
 ) -> Tensor:
-    wide = [expert.to(ARITHMETIC) for expert in experts]
-    return _round_into(out, function(base.to(ARITHMETIC), wide, **arguments), dtype)
+    own, wide = base.to(ARITHMETIC), [expert.to(ARITHMETIC) for expert in experts]
+    if added:
+        return _round_into(out, own + function(torch.zeros_like(own), wide, **arguments), dtype)
+    return _round_into(out, function(own, wide, **arguments), dtype)
 
 
 @cache
-def _merge_of(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A method's whole pass; one object for each, so that it is compiled once."""
-    return partial(_merge, method)
+def _merge_of(method: Callable[..., Tensor], added: bool) -> Callable[..., Tensor]:
+    """A method's whole pass; one object for each, so that it is compiled once.
+
+    Args:
+        added: `experts` are task vectors, and what the method makes of them is added to the base.
+    """
+    return partial(_merge, method, added)
 
 
 def _round_into(out: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,17 +15,23 @@ from evomerge.errors import InputError
 from evomerge.methods.registry import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
-from evomerge.recipe import BASE, Merge, Recipe
+from evomerge.recipe import BASE, Drop, Merge, Recipe
+from evomerge.recipe.dare import check_droppable
 from evomerge.recipe.recipe import merge_name
 
 
 @dataclass(frozen=True)
 class MergeRule:
-    """A recipe's merge with its method looked up and every argument checked and filled in."""
+    """A recipe's merge with its method looked up and every argument checked and filled in.
+
+    Attributes:
+        drop: None, too, where it would keep everything.
+    """
 
     method: Method
     experts: tuple[str, ...]
     arguments: Mapping[str, Any]
+    drop: Drop | None = None
 
     @cached_property
     def tensors(self) -> Mapping[str, Any]:
@@ -143,7 +149,11 @@ def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:
     method = find_method(merge.method, where)
     ordered = [name for name in recipe.sources if name in merge.experts]
     experts = {name: merge.experts[name] for name in ordered}
-    return MergeRule(method, tuple(ordered), method.arguments(merge.parameters, experts, where))
+    if merge.drop is not None:
+        check_droppable(method, f"{where}: drop")
+    drop = merge.drop if merge.drop and merge.drop.density < 1 else None
+    arguments = method.arguments(merge.parameters, experts, where)
+    return MergeRule(method, tuple(ordered), arguments, drop)
 
 
 def as_tensors(value: Any) -> Any:

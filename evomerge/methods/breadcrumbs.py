@@ -58,6 +58,7 @@ def bands(
     reference="Davari & Belilovsky 2023, arXiv:2312.06795, eq. 2",
     measure=crumbs,
     statistic=spectrum,
+    relative=True,
 )
 def breadcrumbs(
     base: Tensor,
@@ -86,6 +87,7 @@ def breadcrumbs(
     reference="Davari & Belilovsky 2023, arXiv:2312.06795, with TIES' sign election",
     measure=bands,
     statistic=spectrum,
+    relative=True,
 )
 def breadcrumbs_ties(
     base: Tensor,

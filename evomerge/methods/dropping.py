@@ -28,34 +28,45 @@ class Dropout(NamedTuple):
 
     Attributes:
         limits: int32 (experts,), for `At.keep`.
-        shares: one factor per expert, that which rescales included.
+        factors: what rescales the survivors, one per expert.
+        shares: one per expert.
     """
 
     limits: Tensor
+    factors: Sequence[float]
     shares: Sequence[float]
 
     def parts(self, base: Tensor, experts: Sequence[Tensor], at: At) -> list[Tensor]:
-        """τᵢ ⊙ mᵢ (DARE, eq. 1) times its share."""
-        parts = []
-        for index, (expert, share) in enumerate(zip(experts, self.shares, strict=True)):
-            tau = expert - base
-            parts.append(tau * at.keep(index, tau, self.limits[index]) * share)
-        return parts
+        """What is left of τᵢ times its share."""
+        return [
+            survivors(expert - base, at, i, self.limits[i], self.factors[i]) * self.shares[i]
+            for i, expert in enumerate(experts)
+        ]
+
+
+def survivors(tau: Tensor, at: At, expert: int, limit: Tensor, factor: Any) -> Tensor:
+    """τ ⊙ m, rescaled (DARE, eq. 1); `limit` is as for `At.keep`."""
+    return tau * at.keep(expert, tau, limit) * factor
 
 
 def rescaled(
     view: View, *, weight: Sequence[float], density: Sequence[float], rescale: str, at: Places
 ) -> Dropout:
-    """wᵢ times what rescales the survivors: 1/densityᵢ, or ‖τᵢ‖₁/‖mᵢ ⊙ τᵢ‖₁."""
-    bounds = limits(density)
+    """The experts' weights, and what rescales the survivors."""
+    factors = rescaling(view, density=density, rescale=rescale, at=at)
+    return Dropout(limits(density), factors, list(weight))
+
+
+def rescaling(view: View, *, density: Sequence[float], rescale: str, at: Places) -> list[float]:
+    """1/densityᵢ, ‖τᵢ‖₁/‖mᵢ ⊙ τᵢ‖₁ where `rescale` is "l1", 1 where it is "none"."""
+    if rescale == "none":
+        return [1.0 for _ in density]
     if rescale == "density":
-        factors = [1 / keep if keep > 0 else 0.0 for keep in density]
-    else:
-        factors = [
-            _l1_ratio(view, expert, _masks(at, expert, bounds[expert]))
-            for expert in range(len(weight))
-        ]
-    return Dropout(bounds, [w * factor for w, factor in zip(weight, factors, strict=True)])
+        return [1 / keep if keep > 0 else 0.0 for keep in density]
+    return [
+        _l1_ratio(view, expert, _masks(at, expert, bound))
+        for expert, bound in enumerate(limits(density))
+    ]
 
 
 def _masks(at: Places, expert: int, bound: Tensor) -> Callable[[slice, Tensor], Tensor]:
@@ -90,7 +101,9 @@ def rescaled_shares(
 
 
 @merge_method(
-    reference="Yu et al. 2024, arXiv:2311.03099, with task arithmetic", measure=rescaled_shares
+    reference="Yu et al. 2024, arXiv:2311.03099, with task arithmetic",
+    measure=rescaled_shares,
+    relative=True,
 )
 def dare_linear(
     base: Tensor,
@@ -114,7 +127,9 @@ def dare_linear(
 
 
 @merge_method(
-    reference="Yu et al. 2024, arXiv:2311.03099, with TIES' sign election", measure=rescaled
+    reference="Yu et al. 2024, arXiv:2311.03099, with TIES' sign election",
+    measure=rescaled,
+    relative=True,
 )
 def dare_ties(
     base: Tensor,
@@ -293,6 +308,7 @@ Epsilon = Annotated[Sequence[float], PerExpert(0.15, low=0.0, high=0.5)]
     reference="Deep et al. 2024, arXiv:2406.11617 (MagPrune), with task arithmetic",
     measure=pruned_shares,
     statistic=ranks,
+    relative=True,
 )
 def della_linear(
     base: Tensor,
@@ -321,6 +337,7 @@ def della_linear(
     reference="Deep et al. 2024, arXiv:2406.11617 (MagPrune), with TIES' sign election",
     measure=pruned,
     statistic=ranks,
+    relative=True,
 )
 def della(
     base: Tensor,

@@ -49,7 +49,10 @@ def variation(
 
 
 @merge_method(
-    reference="Wan et al. 2024, arXiv:2402.16107, eq. 4 (VaRM)", measure=variation, statistic=energy
+    reference="Wan et al. 2024, arXiv:2402.16107, eq. 4 (VaRM)",
+    measure=variation,
+    statistic=energy,
+    relative=True,
 )
 def varm(
     base: Tensor,
@@ -141,7 +144,10 @@ def selected(view: View, *, select_topk: float, statistics: Variances | None = N
 
 
 @merge_method(
-    reference="Yang et al. 2025, arXiv:2408.07990 (SCE)", measure=selected, joint=variances
+    reference="Yang et al. 2025, arXiv:2408.07990 (SCE)",
+    measure=selected,
+    joint=variances,
+    relative=True,
 )
 def sce(
     base: Tensor,

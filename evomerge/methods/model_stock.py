@@ -45,6 +45,7 @@ def _interpolation(gram: np.ndarray) -> Any:
     experts=(2, None),
     measure=ratio,
     joint=task_vectors_gram,
+    relative=True,
 )
 def model_stock(
     base: Tensor,

@@ -9,7 +9,9 @@ from evomerge.methods.registry import Range, Tensor, merge_method
 from evomerge.methods.task_arithmetic import Lambda
 
 
-@merge_method(reference="alchemonaut 2024 (QuartetAnemoi-70B); as in mergekit", experts=(1, 1))
+@merge_method(
+    reference="alchemonaut 2024 (QuartetAnemoi-70B); as in mergekit", experts=(1, 1), relative=True
+)
 def nearswap(
     base: Tensor,
     experts: Sequence[Tensor],

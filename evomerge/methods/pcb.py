@@ -11,7 +11,9 @@ _TAIL = 1e-4
 """Share of the smallest, and of the largest |τ| that are clipped."""
 
 
-@merge_method(reference="Du et al. 2024, arXiv:2410.02396, eqs. 1 to 4", elementwise=False)
+@merge_method(
+    reference="Du et al. 2024, arXiv:2410.02396, eqs. 1 to 4", elementwise=False, relative=True
+)
 def pcb(
     base: Tensor,
     experts: Sequence[Tensor],

@@ -16,7 +16,9 @@ from evomerge.methods.task_arithmetic import Lambda
 Share = Annotated[float, Range(0.0, 1.0)]
 
 
-@merge_method(reference="Marczak et al. 2025, arXiv:2502.04959, algorithm 2", elementwise=False)
+@merge_method(
+    reference="Marczak et al. 2025, arXiv:2502.04959, algorithm 2", elementwise=False, relative=True
+)
 def iso_cts(
     base: Tensor,
     experts: Sequence[Tensor],
@@ -52,7 +54,9 @@ def _directions_per_task(rank: int, tasks: int, common: float) -> int:
     return min(round((rank - int(rank * common)) / tasks), rank // tasks)
 
 
-@merge_method(reference="Tang et al. 2025, arXiv:2501.09522, eqs. 5 to 8", elementwise=False)
+@merge_method(
+    reference="Tang et al. 2025, arXiv:2501.09522, eqs. 5 to 8", elementwise=False, relative=True
+)
 def opcm(
     base: Tensor,
     experts: Sequence[Tensor],
@@ -96,6 +100,7 @@ def _projected(tau: Tensor, merged: Tensor, alpha: float) -> Tensor:
 @merge_method(
     reference="Lu et al. 2024, arXiv:2406.15479, eqs. 3 and 4, with fixed weights",
     elementwise=False,
+    relative=True,
 )
 def twin(
     base: Tensor,

@@ -19,7 +19,7 @@ def _changed(taus: Sequence[Tensor], epsilon: Any) -> tuple[list[Tensor], Tensor
     return changed, sum(changed[1:], changed[0])
 
 
-@merge_method(reference=_REFERENCE)
+@merge_method(reference=_REFERENCE, relative=True)
 def ram(
     base: Tensor, experts: Sequence[Tensor], *, epsilon: Epsilon = 1e-5, lambda_: Lambda = 1.0
 ) -> Tensor:
@@ -47,7 +47,7 @@ def boosts(view: View, *, r: float, alpha: float, epsilon: float) -> Sequence[fl
     ]
 
 
-@merge_method(reference=f"{_REFERENCE} (RAM+, per tensor)", measure=boosts)
+@merge_method(reference=f"{_REFERENCE} (RAM+, per tensor)", measure=boosts, relative=True)
 def ramplus_tl(
     base: Tensor,
     experts: Sequence[Tensor],

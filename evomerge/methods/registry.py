@@ -119,6 +119,7 @@ class Method:
     statistic: Callable[[View, int], Statistic] | None
     joint: Callable[[View], Statistic] | None
     needs_position: bool
+    relative: bool
 
     @property
     def summary(self) -> str:
@@ -284,6 +285,7 @@ def merge_method(
     measure: Callable[..., Any] | None = None,
     statistic: Callable[[View, int], Statistic] | None = None,
     joint: Callable[[View], Statistic] | None = None,
+    relative: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Make a function a merge method, registered under its own name; see this module's docstring.
 
@@ -297,6 +299,9 @@ def merge_method(
             gets one result per expert as `statistics`.
         joint: called as `joint(View)` once per campaign and set of experts, instead; the measure
             gets its result as `statistics`.
+        relative: the function is θ₀ + g(τ₁, τ₂, …) of the task vectors, whatever θ₀. What DARE
+            leaves of them is then merged as it is, not added to θ₀ and taken off again, which
+            rounds.
     """
 
     def register(function: Callable[..., Tensor]) -> Method:
@@ -313,6 +318,7 @@ def merge_method(
             statistic=statistic,
             joint=joint,
             needs_position="at" in inspect.signature(function).parameters,
+            relative=relative,
         )
         return enter(_REGISTRY, name, method, "merge methods")
 

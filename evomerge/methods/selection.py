@@ -10,7 +10,7 @@ from evomerge.methods.task_arithmetic import Lambda
 from evomerge.methods.trimming import Trim, spectrum, trims
 
 
-@merge_method(reference="Marczak et al. 2024, arXiv:2407.06322, algorithm 1")
+@merge_method(reference="Marczak et al. 2024, arXiv:2407.06322, algorithm 1", relative=True)
 def magmax(base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 0.5) -> Tensor:
     """θ₀ + λ times the τ of largest magnitude, entry by entry; of tied ones the later expert's."""
     import torch
@@ -23,7 +23,7 @@ def magmax(base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 0.5) ->
     return base + chosen * lambda_
 
 
-@merge_method(reference="Wang et al. 2024, arXiv:2405.07813, eqs. 5 and 6")
+@merge_method(reference="Wang et al. 2024, arXiv:2405.07813, eqs. 5 and 6", relative=True)
 def consensus(
     base: Tensor,
     experts: Sequence[Tensor],
@@ -52,6 +52,7 @@ def consensus(
     reference="He et al. 2024, arXiv:2408.13656 (dataless), eqs. 4 and 5",
     measure=trims,
     statistic=spectrum,
+    relative=True,
 )
 def localize_and_stitch(
     base: Tensor,

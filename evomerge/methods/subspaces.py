@@ -102,6 +102,7 @@ _TSVM = _of_sources(_tsvm)
     reference="Gargiulo et al. 2025, arXiv:2412.00081, algorithm 1",
     joint=_TSVM[0],
     measure=_TSVM[1],
+    relative=True,
 )
 def tsvm(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled
@@ -132,6 +133,7 @@ _ISO_C = _of_sources(_iso_c)
     reference="Marczak et al. 2025, arXiv:2502.04959, algorithm 1",
     joint=_ISO_C[0],
     measure=_ISO_C[1],
+    relative=True,
 )
 def iso_c(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled
@@ -163,6 +165,7 @@ _WUDI = _of_sources(_wudi)
     reference="Cheng et al. 2025, arXiv:2503.08099, the minimum of eq. 11 in closed form",
     joint=_WUDI[0],
     measure=_WUDI[1],
+    relative=True,
 )
 def wudi(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled

@@ -21,7 +21,7 @@ def shares(_: View, *, weight: Sequence[float], lambda_: float, normalize: bool)
     return [scale * value for value in weight]
 
 
-@merge_method(reference="Ilharco et al. 2023, arXiv:2212.04089", measure=shares)
+@merge_method(reference="Ilharco et al. 2023, arXiv:2212.04089", measure=shares, relative=True)
 def task_arithmetic(
     base: Tensor,
     experts: Sequence[Tensor],
@@ -39,7 +39,10 @@ def task_arithmetic(
 
 
 @merge_method(
-    reference="Yadav et al. 2023, arXiv:2306.01708, algorithm 1", measure=trims, statistic=spectrum
+    reference="Yadav et al. 2023, arXiv:2306.01708, algorithm 1",
+    measure=trims,
+    statistic=spectrum,
+    relative=True,
 )
 def ties(
     base: Tensor,

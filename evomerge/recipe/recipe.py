@@ -34,6 +34,18 @@ class Slot(Strict):
     scale: float = 1.0
 
 
+class Drop(Strict):
+    """DARE: entries of the experts' task vectors dropped at random before the method merges them.
+
+    An entry survives with probability `density`. `rescale` says what the survivors are multiplied
+    by: 1/density, what gives a task vector its L1 norm back, or nothing. The masks are those of the
+    method `dare_linear`. Source: Yu et al. 2024, arXiv:2311.03099, eq. 1.
+    """
+
+    density: float = Field(gt=0, le=1)
+    rescale: Literal["density", "l1", "none"] = "density"
+
+
 class Merge(Strict):
     """A merge method and its coefficients for one group of tensors of one slot.
 
@@ -41,7 +53,7 @@ class Merge(Strict):
     ("attention", "mlp", "router", "norms", "other") for those of its tensors that have no merge of
     their own, "layer" for what then is left, or, with `slot: null`, a group outside the layers
     ("embeddings", "final_norm", "head"). `experts` are merged in the order in which the recipe's
-    sources stand.
+    sources stand, their task vectors thinned out first if there is a `drop`.
     """
 
     slot: int | None = Field(ge=0)
@@ -49,6 +61,7 @@ class Merge(Strict):
     method: str
     experts: dict[str, ExpertValues]
     parameters: dict[str, bool | float | str] = Field(default_factory=dict)
+    drop: Drop | None = Field(default=None, exclude_if=lambda drop: drop is None)
 
 
 class Recipe(Strict):

@@ -8,6 +8,7 @@ from evomerge.errors import InputError
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 from evomerge.recipe import BASE
+from evomerge.search.dare import DareSpace
 from evomerge.search.flow import FlowSpace
 from evomerge.search.lines import LinesSpace
 from evomerge.search.paths import MERGED, build_paths
@@ -55,8 +56,10 @@ def _weights(
     sources: Mapping[str, Source] | None,
 ) -> Space:
     weights = WeightSpace(config, layout, digests, seed, sources)
-    lines = config.weights.lines if config.weights else None
-    return weights if lines is None else LinesSpace(lines, weights, layout.layers)
+    assert config.weights is not None
+    dare, lines = config.weights.dare, config.weights.lines
+    inner = weights if dare is None else DareSpace(dare, weights, seed)
+    return inner if lines is None else LinesSpace(lines, inner, weights, layout.layers)
 
 
 def _plain(digests: Mapping[str, str]) -> SpaceConfig:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
-
 from evomerge.errors import InputError
 from evomerge.methods.registry import Method
 from evomerge.recipe import Recipe
@@ -14,74 +9,51 @@ from evomerge.recipe.lines import scaled_by_depth
 from evomerge.search.domain import Gene, Genome
 from evomerge.search.space import Space
 from evomerge.search.weights import WeightSpace
+from evomerge.search.wrapped import Wrapped
 from evomerge.sections import LinesConfig
 
 KEY = "space.weights.lines"
 NAMES = ("alpha", "beta")
 
 
-class LinesSpace(Space):
+class LinesSpace(Wrapped):
     """A space of weights whose task vectors are scaled by α + β·l/(L−1) in layer l of L.
 
     The genes `lines.alpha` and `lines.beta` stand before those of the weights; one that has a value
     instead of bounds has no gene. Source: Wang et al. 2024, arXiv:2410.17146, eq. 2.
     """
 
-    def __init__(self, config: LinesConfig, weights: WeightSpace, layers: int) -> None:
-        """Put the two together.
+    def __init__(
+        self, config: LinesConfig, inner: Space, weights: WeightSpace, layers: int
+    ) -> None:
+        """Put the two together; `inner` is the space of `weights`, or one over it.
 
         Raises:
             InputError: a method has no `lambda`, or a scale would leave its range.
         """
-        self._weights = weights
         self._layers = layers
         given = {name: getattr(config, name) for name in NAMES}
-        self._fixed = {n: float(v) for n, v in given.items() if not isinstance(v, list)}
+        self._fixed = {f"lines.{n}": float(v) for n, v in given.items() if not isinstance(v, list)}
         bounds = {n: v for n, v in given.items() if isinstance(v, list)}
-        scales = [Gene(f"lines.{name}", low, high) for name, (low, high) in bounds.items()]
+        scales = [(-1, Gene(f"lines.{name}", low, high)) for name, (low, high) in bounds.items()]
         for method in weights.methods:
             _check(method, weights, config)
-        self._split = len(scales)
-        plain = {"lines.alpha": 1.0, "lines.beta": 0.0}
-        first = np.array([gene.unit(plain[gene.name]) for gene in scales])
-        super().__init__([*scales, *weights.genes], np.concatenate([first, weights.initial]))
-        self.label = f"{weights.label}, scaled by depth"
-
-    @property
-    def cuts(self) -> Sequence[int]:
-        """The weights' cuts."""
-        return [0, *(self._split + cut for cut in self._weights.cuts if cut or self._split)]
-
-    def keep_in(self, folder: Path) -> None:
-        """Told to the weights too."""
-        self._weights.keep_in(folder)
+        super().__init__(inner, scales, {"lines.alpha": 1.0, "lines.beta": 0.0})
+        self.label = f"{inner.label}, scaled by depth"
 
     def statistics(self, genome: Genome) -> dict[str, float]:
-        """The scales, and the weights' statistics."""
-        own = {gene.name: float(gene.value(u)) for gene, u in self._scales(genome)}
-        return {**own, **self._weights.statistics(genome[self._split :])}
+        """The scales, and the inner space's statistics."""
+        return {**self.own_values(genome), **self.inner.statistics(self.inside(genome))}
 
     def decode(self, genome: Genome) -> Recipe:
-        """The weights' recipe with every `lambda` scaled."""
-        scales = {
-            **self._fixed,
-            **{g.name.split(".")[1]: g.value(u) for g, u in self._scales(genome)},
-        }
-        recipe = self._weights.decode(genome[self._split :])
+        """The inner space's recipe with every `lambda` scaled."""
+        scales = {**self._fixed, **self.own_values(genome)}
         return scaled_by_depth(
-            recipe, self._layers, alpha=float(scales["alpha"]), beta=float(scales["beta"])
+            self.inner.decode(self.inside(genome)),
+            self._layers,
+            alpha=scales["lines.alpha"],
+            beta=scales["lines.beta"],
         )
-
-    def parents(self) -> dict[str, Recipe]:
-        """The base and each expert as recipes."""
-        return self._weights.parents()
-
-    def baselines(self) -> dict[str, Recipe]:
-        """Those of the weights, unscaled."""
-        return self._weights.baselines()
-
-    def _scales(self, genome: Genome) -> list[tuple[Gene, float]]:
-        return list(zip(self.genes[: self._split], genome[: self._split], strict=True))
 
 
 def _check(method: Method, weights: WeightSpace, config: LinesConfig) -> None:

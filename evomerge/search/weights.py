@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class WeightSpace(Space):
     Attributes:
         genes: in genome order.
         methods: the merge methods to choose from, in the file's order.
+        groups: the tensors that are tuned together, in depth order.
     """
 
     def __init__(
@@ -85,9 +87,9 @@ class WeightSpace(Space):
             method.check_experts(len(self._experts), f"{where}.method")
         self._switched = self._experts if weights.choose_experts else []
         self._layers = layout.layers
-        self._groups = list(tuned_groups(weights, layout))
-        self._tensors = [group.tensors(layout) for group in self._groups]
-        self._straight = Straight(digests, self._groups, layout.layers, seed)
+        self.groups = list(tuned_groups(weights, layout))
+        self._tensors = [group.tensors(layout) for group in self.groups]
+        self._straight = Straight(digests, self.groups, layout.layers, seed)
         tuning = read_tuning(self.methods, weights.genes, f"{where}.genes")
         self._fixed, self._searched = tuning.fixed, tuning.searched
         if not tuning.searched and len(self.methods) == 1:
@@ -110,8 +112,8 @@ class WeightSpace(Space):
     def _method_genes(self, per: str) -> list[str | None]:
         """For each group, the name of the gene that chooses its method; None where there is one."""
         if len(self.methods) == 1:
-            return [None for _ in self._groups]
-        return ["method" if per == "model" else f"method.{g.label}" for g in self._groups]
+            return [None for _ in self.groups]
+        return ["method" if per == "model" else f"method.{g.label}" for g in self.groups]
 
     def _enumerate(
         self, searched: Sequence[Searched], bounds_of: Any
@@ -123,7 +125,7 @@ class WeightSpace(Space):
         for name in self._switched:
             yield -1, Gene(f"use.{name}", kind="categorical", choices=(False, True))
         names, known = tuple(self._by_name), set()
-        for index, group in enumerate(self._groups):
+        for index, group in enumerate(self.groups):
             choice = self._chosen_by[index]
             if choice is not None and choice not in known:
                 known.add(choice)
@@ -159,6 +161,11 @@ class WeightSpace(Space):
         """Where each group of tensors begins."""
         owners = self._owners
         return [i for i, group in enumerate(owners) if i == 0 or group != owners[i - 1]]
+
+    @property
+    def places(self) -> Sequence[int]:
+        """For each group the index in the genome where its genes begin, or would if it had any."""
+        return [bisect_left(self._owners, group) for group in range(len(self.groups))]
 
     def _uniform(self) -> Genome:
         """The uniform merge (weights 1/N) of all experts by the first method, the rest as methods
@@ -196,7 +203,7 @@ class WeightSpace(Space):
         if self._switched:
             means["experts"] = float(len(self._used(params)))
         if len(self.methods) > 1:
-            chosen = [self._method_of(index, params).name for index in range(len(self._groups))]
+            chosen = [self._method_of(index, params).name for index in range(len(self.groups))]
             means |= {f"method.{name}": chosen.count(name) / len(chosen) for name in self._by_name}
         return means
 
@@ -240,7 +247,7 @@ class WeightSpace(Space):
         if owners is None:
             return None
         place = {(c.group, c.expert): i for i, c in enumerate(self._coefficients.values())}
-        blocks = [[place[group, owner] for owner in owners] for group in range(len(self._groups))]
+        blocks = [[place[group, owner] for owner in owners] for group in range(len(self.groups))]
         grams = None
         if sources is not None:
             grams = SourceGrams(sources, self._tensors, task_vectors=None not in owners)
@@ -252,16 +259,16 @@ class WeightSpace(Space):
         experts = self._used(params)
         if not experts:
             return self._straight.recipe(BASE, [])
-        methods = [self._method_of(index, params) for index in range(len(self._groups))]
+        methods = [self._method_of(index, params) for index in range(len(self.groups))]
         searched = {c: params[name] for name, c in self._coefficients.items() if name in params}
-        values: list[dict[str | None, dict[str, Value]]] = [{} for _ in self._groups]
+        values: list[dict[str | None, dict[str, Value]]] = [{} for _ in self.groups]
         for coefficient, value in (self._pinned | searched).items():
             if methods[coefficient.group].name in coefficient.searched.methods:
                 into = values[coefficient.group].setdefault(coefficient.expert, {})
                 into[coefficient.parameter] = value
         merges = [
             self._straight.merge(method, target, own, self._fixed[method.name], experts)
-            for group, method, own in zip(self._groups, methods, values, strict=True)
+            for group, method, own in zip(self.groups, methods, values, strict=True)
             for target in group.targets
         ]
         return self._straight.recipe(BASE, merges)
@@ -295,6 +302,10 @@ class WeightSpace(Space):
         return self.genome_of(params)
 
     def _check_encodable(self, merge: Merge) -> None:
+        if merge.drop is not None:
+            raise InputError(
+                "the recipe drops entries at random before it merges (DARE); this space does not"
+            )
         method = self._by_name.get(merge.method)
         if method is None:
             raise InputError(

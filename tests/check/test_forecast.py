@@ -62,7 +62,8 @@ def test_what_is_observed_becomes_memory_seconds_and_hours(unread, tmp_path, mon
     with_room(monkeypatch, 10**9)
     found = foresee(unread, tmp_path, 12, lambda order: FOUND)
     model = found.memory.model
-    assert found.memory.own == 400_000_000 + model + 10_000_000 + 1000 + 6 * 100
+    assert found.memory.scoring == 1000 + 6 * 100
+    assert found.memory.own == 400_000_000 + model + 10_000_000, "scoring takes less than merging"
     assert found.fit == 10**9 // found.memory.own == 2
     assert found.item_seconds == 0.5 + 6 * 0.25
     work = found.work

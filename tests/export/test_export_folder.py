@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from mergekit_oracle import merged_by_mergekit, tensors_in
+from merges import thin
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from evomerge.config import DtypeConfig, ModelsConfig
@@ -60,6 +61,15 @@ def merge(slot, group, method="task_arithmetic", **experts):
 
 def some_recipe(origin):
     return recipe_of(origin, merge(0, "mlp", math=0.25, lang=1), merge(None, "head", math=0.123456))
+
+
+def test_the_card_says_what_was_dropped_at_random(origin):
+    recipe = thin(some_recipe(origin), 0.25, "l1")
+    parents = [Parent("base", "org/base", "org/base", "mit", "0" * 32)]
+    card = model_card(recipe, origin.models.layout, "out", parents, "reason", None, [])
+    header, *rows = card[card.index("| tensors") :].splitlines()
+    assert "DARE density | DARE rescale" in header
+    assert any("0.25 | l1" in row for row in rows)
 
 
 def test_the_folder_holds_recipe_card_and_mergekit_file(origin, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from merges import open_family, random_recipe
+from merges import open_family, random_recipe, thin
 
 from evomerge.materialize.compiled import Compiler
 from evomerge.materialize.kernel import Kernel
@@ -35,6 +35,18 @@ def written(models, recipe, **options):
 @torch.no_grad()
 def test_compiled_methods_give_the_same_bytes(models, name, caplog):
     recipe = random_recipe(models, name)
+    _, plain = written(models, recipe, compiled=False, scratch=1)
+    _, compiled = written(models, recipe, compiled=True)
+    assert "uncompiled" not in caplog.text
+    for tensor, value in plain.items():
+        assert value.view(torch.int32).equal(compiled[tensor].view(torch.int32)), tensor
+
+
+@pytest.mark.parametrize("name", ["ties", "widen"])
+@torch.no_grad()
+def test_compiled_what_a_random_drop_leaves_is_merged_to_the_same_bytes(models, name, caplog):
+    """One of task vectors alone, and one that looks at the base too."""
+    recipe = thin(random_recipe(models, name), rescale="l1")
     _, plain = written(models, recipe, compiled=False, scratch=1)
     _, compiled = written(models, recipe, compiled=True)
     assert "uncompiled" not in caplog.text

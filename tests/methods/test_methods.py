@@ -109,6 +109,21 @@ def test_what_counts_by_row_or_column_is_the_same_in_slices(name, options, shape
     assert torch.equal(torch.cat(pieces).view(shape), whole)
 
 
+@pytest.mark.parametrize(
+    "name", [n for n, m in REGISTRY.items() if "lambda" in m.parameters and not m.needs_position]
+)
+def test_methods_of_task_vectors_alone_are_told_from_those_that_look_at_the_base(name):
+    """`relative`: what is added to the base is the same of equal task vectors from another base."""
+    method = REGISTRY[name]
+    base, *taus = (t.double() for t in some_tensors(count_of(method) + 1))
+    arguments = arguments_of(method, len(taus), epsilon=0.5, t=0.3)
+    updates = [
+        method(origin, [origin + tau for tau in taus], **arguments) - origin
+        for origin in (base, torch.zeros_like(base))
+    ]
+    assert torch.allclose(*updates, rtol=0, atol=1e-9) is method.relative
+
+
 SHARED_OUT = {
     "weight": 1 / 3,
     "density": 1.0,

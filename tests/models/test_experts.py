@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from mergekit_oracle import merged_by_mergekit, tensors_in
+from merges import thin
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -12,7 +13,9 @@ from evomerge.config import DtypeConfig, SpaceConfig
 from evomerge.errors import InputError
 from evomerge.export.folder import Origin, export_recipe
 from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.plan import plan
 from evomerge.materialize.resident import Resident
+from evomerge.methods.masks import at, limits
 from evomerge.methods.registry import find_method
 from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.layout import derive_layout
@@ -123,6 +126,22 @@ def open_three(folder, campaign, experts=2):
     names = ("a", "b")[:experts]
     config = campaign(folder / "base", **{name: folder / name for name in names})
     return config, preflight(config)
+
+
+def test_a_random_drop_has_a_mask_for_every_matrix_of_a_stack(mixtrals, campaign):
+    _, models = open_three(mixtrals, campaign)
+    recipe = thin(recipe_of(models, "task_arithmetic"), 0.5)
+    stacks = [s for s in plan(recipe, models.layout, models.sources) if s.tensor.matrices > 1]
+    assert stacks
+    for step in stacks:
+        name, out = step.tensor.name, torch.empty(step.tensor.shape)
+        Kernel(models.sources).fill(out, step, recipe.seed)
+        form = (step.tensor.matrices, -1, out.shape[-1])
+        base = models.sources["base"].read(name).view(form)
+        for index, changed in enumerate(out.view(form) != base):
+            place = at(recipe.seed, f"{name}[{index}]", step.rule.experts)
+            kept = [place.keep(i, changed, limits([0.5])[0]) for i in range(2)]
+            assert torch.equal(changed, kept[0] | kept[1])
 
 
 @pytest.mark.parametrize("method", ["ties", "task_arithmetic", "dare_ties", "slerp"])

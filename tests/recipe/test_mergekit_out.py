@@ -14,6 +14,7 @@ from mergekit_oracle import (
     specs,
     tensors_in,
 )
+from merges import thin
 from safetensors.torch import save_file
 
 from evomerge.errors import InputError
@@ -103,6 +104,27 @@ def test_parents_are_whole_models_to_mergekit(models, tmp_path):
         data = yaml.safe_load(file.text)
         assert data["merge_method"] == "passthrough"
         assert data["models"] == [{"model": specs(models)[name]}]
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs"), [("task_arithmetic", "dare_linear"), ("ties", "dare_ties")]
+)
+def test_a_random_drop_is_written_where_a_dare_method_is_the_same(models, method, theirs):
+    fixed = {"density": 1.0} if method == "ties" else {}
+    recipe = thin(some_recipe(models, method, "model", **fixed), 0.4)
+    file = to_mergekit(recipe, models.layout, specs(models), "float32")
+    data = yaml.safe_load(file.text)
+    assert data["merge_method"] == theirs
+    experts = [model for model in data["models"] if "parameters" in model]
+    assert [model["parameters"]["density"] for model in experts] == [0.4, 0.4]
+    assert any("mask" in caveat or "random" in caveat for caveat in file.caveats)
+
+
+@pytest.mark.parametrize(("method", "rescale"), [("ties", "l1"), ("task_arithmetic", "none")])
+def test_another_random_drop_is_refused(models, method, rescale):
+    recipe = thin(some_recipe(models, method, "model"), 0.4, rescale)
+    with pytest.raises(InputError, match=f"drops entries at random before {method}"):
+        to_mergekit(recipe, models.layout, specs(models), "float32")
 
 
 def recipe_of(models, *merges, path=None):

@@ -67,7 +67,9 @@ def test_decode_puts_each_gene_where_its_name_says():
     head = merges[(None, "head")]
     assert head.experts["math"]["weight"] == params["weight.head.math"]
     assert [slot.layer for slot in recipe.path] == [0, 1, 2]
-    assert recipe.seed == 1
+    assert recipe.seed == 0, "nothing random is in it"
+    drawn = space("dare_ties")
+    assert drawn.decode(drawn.initial).seed == 1
 
 
 def test_equal_genomes_have_equal_digests_and_others_do_not():

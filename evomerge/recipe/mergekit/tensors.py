@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evomerge.methods.registry import find_method
+from evomerge.recipe.dare import as_dare_method
 from evomerge.recipe.mergekit.methods import BASE_WEIGHT, TASK_VECTORS, Pairing, pairings
 from evomerge.recipe.mergekit.settings import Value, depth
 from evomerge.recipe.mergekit.values import Spot, impossible
@@ -132,6 +133,8 @@ def _outside(name: str, group: str, treatment: Treatment | None, count: int) -> 
 def _treatment(merge: Merge, recipe: Recipe) -> Treatment:
     """A merge with the method's defaults filled in and named as mergekit does."""
     where = f"recipe: {merge_name(merge)}"
+    if merge.drop is not None:
+        merge = _as_dare_method(merge)
     method = find_method(merge.method, where)
     ordered = {name: merge.experts[name] for name in recipe.sources if name in merge.experts}
     method.arguments(merge.parameters, ordered, where)
@@ -162,6 +165,16 @@ def _treatment(merge: Merge, recipe: Recipe) -> Treatment:
         experts[BASE] = {"weight": float(parameters[BASE_WEIGHT])}
     models = _models(pairing, list(ordered), bool(parameters.get(TASK_VECTORS, True)))
     return Treatment(Way(pairing.name, models), experts, shared)
+
+
+def _as_dare_method(merge: Merge) -> Merge:
+    if (found := as_dare_method(merge)) is None:
+        raise impossible(
+            f"{merge_name(merge)} drops entries at random before {merge.method}; mergekit does so "
+            "in dare_linear and dare_ties only, that is before task_arithmetic, and before ties of "
+            "density 1, with rescale density or l1"
+        )
+    return found
 
 
 def _models(pairing: Pairing, experts: list[str], task_vectors: bool) -> tuple[str, ...] | None:
