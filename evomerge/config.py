@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     Discriminator,
@@ -26,6 +25,7 @@ from pydantic import (
 )
 
 from evomerge.errors import InputError
+from evomerge.reading import quoted, read_text, yaml_data
 from evomerge.sections import (
     CallableConfig,
     ConstraintConfig,
@@ -367,12 +367,7 @@ def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignConfig:
     Raises:
         InputError: the file is missing, is not YAML, or breaks the schema; names file and key.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+    data = yaml_data(read_text(path), str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping with keys name, models, space, fitness")
     for override in overrides:
@@ -408,10 +403,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"--set {override}: write it as key.path=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: {text!r} is not valid YAML") from None
+    value = yaml_data(text, f"--set {override}")
     *parents, last = key.split(".")
     section: Any = data
     for parent in parents:
@@ -500,10 +492,17 @@ def _resolve_storage(storage: str, folder: Path) -> str:
 
 
 def resolve_spec(spec: str, folder: Path) -> str:
-    """A folder that exists, or anything that cannot be a hub id, becomes an absolute path."""
-    path = (folder / Path(spec).expanduser()).resolve()
+    """A folder that exists, or anything that cannot be a hub id, becomes an absolute path.
+
+    Raises:
+        InputError: no path at all: too long, in an unknown user's home, links in a circle.
+    """
     looks_local = spec.startswith((".", "/", "~")) or spec.count("/") != 1
-    return str(path) if path.exists() or looks_local else spec
+    try:
+        path = (folder / Path(spec).expanduser()).resolve()
+        return str(path) if path.exists() or looks_local else spec
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{spec[:80]}: cannot be a model's path ({str(error)[:80]})") from None
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
@@ -519,10 +518,12 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{where}: required, but not given"
     if problem["type"] in ("model_type", "dict_type"):
-        return f"{where}: expected a section with keys of its own (found {problem['input']!r})"
+        return (
+            f"{where}: expected a section with keys of its own (found {quoted(problem['input'])})"
+        )
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
-    shown = f" (found {given!r})" if isinstance(given, Scalar | None) else ""
+    shown = f" (found {quoted(given)})" if isinstance(given, Scalar | None) else ""
     return f"{where}: {message[0].lower()}{message[1:]}{shown}"
 
 

@@ -129,16 +129,25 @@ def merge(
         typer.Option(help="The result's dtype.", show_default="as the file says, or the base's"),
     ] = None,
     shard_size: ShardSize = "5GB",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no others.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the models.")
+    ] = False,
 ) -> None:
     """Write the checkpoint of a recipe or of a mergekit file, streamed."""
     with exit_codes(), resumable():
         given = dict(_named(text) for text in experts or [])
         if base is not None:
             given["base"] = base
+        from evomerge.export.lineage import Trust
         from evomerge.export.merge import merge_file
 
         with stderr.status(f"writing {to}"):
-            written, notes = merge_file(file, to, given, dtype, _bytes(shard_size))
+            written, notes = merge_file(
+                file, to, given, dtype, _bytes(shard_size), Trust(allow_pickle, trust_remote_code)
+            )
         for note in notes:
             stderr.print(f"note: {note}", style="yellow", markup=False, highlight=False)
         stdout.print(f"{written}", markup=False, highlight=False, soft_wrap=True)

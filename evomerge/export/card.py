@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "## Scores"
     yield (
         f"Trial {summary['trial']} of the search. The campaign's objective over "
-        + ", ".join(f"{task} ({found['n']} items)" for task, found in tasks.items())
+        + ", ".join(f"{_plain(task)} ({found['n']} items)" for task, found in tasks.items())
         + f" (item counts of the {shown} split), with 95 % bootstrap intervals. The search saw the "
         "search split, the winner was chosen on select, and test was opened at the end; leads are "
         f"paired, p: {tests_line(summary, shown)}."
@@ -178,8 +179,8 @@ def _parents(parents: Sequence[Parent]) -> Iterator[str]:
     yield "## Parents and licences"
     rows = {
         parent.name: {
-            "model": f"`{parent.spec}`",
-            "licence": parent.licence,
+            "model": _literal(parent.spec),
+            "licence": _plain(parent.licence),
             "digest": f"`{parent.digest}`",
         }
         for parent in parents
@@ -229,6 +230,17 @@ def table(corner: str, rows: Mapping[str, Cells]) -> str:
     lines = [[corner, *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(cells.get(c, "") for c in columns)] for name, cells in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """What others have written, as text without mark-up of its own."""
+    return re.sub(r"([\\`*<>|!\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _literal(text: str) -> str:
+    """The same between backticks."""
+    plain = " ".join(text.split()).replace("`", "'").replace("|", r"\|")
+    return f"`{plain}`"
 
 
 def _code(text: str) -> str:

@@ -12,7 +12,14 @@ from evomerge.errors import InputError
 from evomerge.export.again import compared
 from evomerge.export.checkpoint import check_free
 from evomerge.export.folder import Origin, export_recipe, holds
-from evomerge.export.lineage import SOURCES_FILE, Sources, load_sources
+from evomerge.export.lineage import (
+    NO_TRUST,
+    SOURCES_FILE,
+    Sources,
+    Trust,
+    check_trust,
+    load_sources,
+)
 from evomerge.export.recipes import kept, with_recipes_made
 from evomerge.materialize.stream import SHARD_BYTES
 from evomerge.models.preflight import Preflight, preflight
@@ -27,6 +34,7 @@ def merge_file(
     given: Mapping[str, str],
     weights: str | None,
     shard_bytes: int = SHARD_BYTES,
+    trust: Trust = NO_TRUST,
 ) -> tuple[Path, Sequence[str]]:
     """Merge what a file says into a new checkpoint folder.
 
@@ -40,6 +48,8 @@ def merge_file(
         given: source name → folder or hub id, before what the file, or the `evomerge.json` beside
             a recipe, says.
         weights: the dtype of the result, before what these say.
+        trust: what may be opened. A file that needs more is refused: whoever wrote it is not who
+            merges it.
 
     Returns:
         The folder, and what is worth telling the user, one line each.
@@ -49,11 +59,13 @@ def merge_file(
         NonFiniteError: a merged tensor is not finite.
     """
     if path.suffix in (".yaml", ".yml"):
-        return _merge_stages(load_stages(path), path, to, given, weights, shard_bytes)
+        return _merge_stages(load_stages(path), path, to, given, weights, shard_bytes, trust)
     recipe = load_recipe(path)
     beside = path.parent / SOURCES_FILE
     sources = load_sources(beside) if beside.is_file() else None
-    origin = _origin(recipe, sources, path, given, weights)
+    if sources is not None:
+        check_trust(sources, beside, trust)
+    origin = _origin(recipe, sources, path, given, weights, trust)
     folder = export_recipe(recipe, origin, to, shard_bytes=shard_bytes)
     told = compared(folder, recipe, sources)
     return folder, [*origin.models.notes, *([told] if told else [])]
@@ -65,6 +77,7 @@ def _origin(
     path: Path,
     given: Mapping[str, str],
     weights: str | None,
+    trust: Trust,
 ) -> Origin:
     """A recipe names its sources by digest; where they lie is given, or stands beside it."""
     _check_given(given, recipe.sources, path)
@@ -75,9 +88,8 @@ def _origin(
             f"{path}: a recipe holds its models' digests, not their places, and there is no "
             f"{SOURCES_FILE} beside it that says them; add {' '.join(lacking)}"
         )
-    trusted = (sources.allow_pickle, sources.trust_remote_code) if sources else (False, False)
     align = [name for name in sources.align if name in recipe.sources] if sources else []
-    config = _config({name: specs[name] for name in recipe.sources}, *trusted, align=align)
+    config = _config({name: specs[name] for name in recipe.sources}, trust, align)
     stated = sources.weights if sources else "checkpoint"
     return Origin(
         config,
@@ -90,8 +102,9 @@ def _origin(
 
 def _places(sources: Sources) -> dict[str, str]:
     """Where the models lie; of merges that are gone, where they can be made again."""
-    gone = {n: made for n, made in sources.recipes.items() if not Path(sources.models[n]).exists()}
-    return {**sources.models, **{name: kept(made) for name, made in gone.items()}}
+    models = _resolved(sources.models)
+    gone = {n: made for n, made in sources.recipes.items() if not Path(models[n]).exists()}
+    return {**models, **{name: kept(made) for name, made in gone.items()}}
 
 
 def _merge_stages(
@@ -101,6 +114,7 @@ def _merge_stages(
     given: Mapping[str, str],
     weights: str | None,
     shard_bytes: int,
+    trust: Trust,
 ) -> tuple[Path, Sequence[str]]:
     _check_given(given, {name: "" for stage in stages for name in stage.models}, path)
     to = check_free(to)
@@ -110,7 +124,7 @@ def _merge_stages(
     for number, stage in enumerate(stages, 1):
         last = stage is stages[-1]
         place = to if last else folder / f"{number}-{_slug(stage.name or '')}"
-        recipe, origin = _stage(stage, path, given, made, weights if last else None)
+        recipe, origin = _stage(stage, path, given, made, weights if last else None, trust)
         notes |= dict.fromkeys([*origin.models.notes, *stage.notes])
         if last or not holds(place, recipe):
             export_recipe(recipe, origin, place, shard_bytes=shard_bytes)
@@ -126,6 +140,7 @@ def _stage(
     given: Mapping[str, str],
     made: Mapping[str | None, Path],
     weights: str | None,
+    trust: Trust,
 ) -> tuple[Recipe, Origin]:
     """A merge names its models by path: an earlier stage, else from the file's own folder, else
     from the current one.
@@ -133,15 +148,18 @@ def _stage(
     folder = path.parent.resolve()
     places = {}
     for name, spec in merge.models.items():
-        root = folder if (folder / spec).exists() else Path.cwd()
-        places[name] = str(made[spec]) if spec in made else resolve_spec(spec, root)
+        if spec in made:
+            places[name] = str(made[spec])
+            continue
+        beside = resolve_spec(spec, folder)
+        places[name] = beside if Path(beside).exists() else resolve_spec(spec, Path.cwd())
     own = {
         name: spec for name, spec in given.items() if merge.models.get(name) not in (None, *made)
     }
-    config = _config({**places, **_resolved(own)})
+    config = _config({**places, **_resolved(own)}, trust)
     models = _open(config, path, base_again=True)
     if merge.tokenizer != BASE:
-        _check_tokenizer(models, merge.tokenizer, merge.where)
+        _check_tokenizer(models, merge.tokenizer, merge.where, trust)
     digests = {name: source.digest for name, source in models.sources.items()}
     template = merge.chat_template
     return merge.recipe(models.layout, digests), Origin(
@@ -149,13 +167,14 @@ def _stage(
         models,
         _dtype(weights or merge.weights),
         tokenizer=merge.tokenizer,
-        chat_template=_commonest_template(models) if template == "auto" else template,
+        chat_template=_commonest_template(models, trust) if template == "auto" else template,
     )
 
 
-def _check_tokenizer(models: Preflight, name: str, where: str) -> None:
+def _check_tokenizer(models: Preflight, name: str, where: str, trust: Trust) -> None:
     """Refuse a tokenizer with tokens that the result has no rows for."""
-    tokenizer = load_tokenizer(models.sources[name].folder)
+    folder = models.sources[name].folder
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust.remote_code)
     tokens = {} if tokenizer is None else tokens_by_id(tokenizer)
     rows = models.layout.vocab_size
     if not tokens or max(tokens) >= rows:
@@ -166,14 +185,15 @@ def _check_tokenizer(models: Preflight, name: str, where: str) -> None:
         )
 
 
-def _commonest_template(models: Preflight) -> str | None:
+def _commonest_template(models: Preflight, trust: Trust) -> str | None:
     """The chat template that most of the models have, of several the first."""
-    return next((text for text, _ in Counter(_templates(models)).most_common(1)), None)
+    return next((text for text, _ in Counter(_templates(models, trust)).most_common(1)), None)
 
 
-def _templates(models: Preflight) -> Iterator[str]:
+def _templates(models: Preflight, trust: Trust) -> Iterator[str]:
     for source in models.sources.values():
-        template = getattr(load_tokenizer(source.folder), "chat_template", None)
+        tokenizer = load_tokenizer(source.folder, trust_remote_code=trust.remote_code)
+        template = getattr(tokenizer, "chat_template", None)
         if isinstance(template, dict):
             template = template.get("default")
         if template:
@@ -200,12 +220,7 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")
 
 
-def _config(
-    specs: Mapping[str, str],
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
-    align: Sequence[str] = (),
-) -> ModelsConfig:
+def _config(specs: Mapping[str, str], trust: Trust, align: Sequence[str] = ()) -> ModelsConfig:
     """What a file says is merged as it says: a model that looks locked is told, not refused."""
     base, experts = specs[BASE], {name: spec for name, spec in specs.items() if name != BASE}
     # A campaign needs an expert, which is why the config asks for one; a copy of a model has none.
@@ -215,8 +230,8 @@ def _config(
         experts=experts,
         align=list(align),
         allow_locked=True,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
+        allow_pickle=trust.pickle,
+        trust_remote_code=trust.remote_code,
     )
 
 

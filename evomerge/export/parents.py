@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from evomerge.errors import InputError
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.preflight import Preflight
+from evomerge.reading import read_text, yaml_data
 from evomerge.recipe import BASE, Recipe
 
 UNSTATED = "not stated"
@@ -63,9 +63,9 @@ def _parent(source: Checkpoint) -> Parent:
 def _front_matter(card: Path) -> dict[str, Any]:
     """The YAML between the two rules that a model card begins with; {} where there is none."""
     try:
-        text = card.read_text(encoding="utf-8")
-        data = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
+        text = read_text(card)
+        data = yaml_data(text.split("---", 2)[1], str(card)) if text.startswith("---") else None
+    except (InputError, IndexError):
         return {}
     return data if isinstance(data, dict) else {}
 

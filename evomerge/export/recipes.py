@@ -13,7 +13,14 @@ from filelock import FileLock
 
 from evomerge.config import ModelsConfig, content_digest
 from evomerge.errors import InputError
-from evomerge.export.lineage import RECIPE_FILE, SOURCES_FILE, Lineage, load_sources
+from evomerge.export.lineage import (
+    RECIPE_FILE,
+    SOURCES_FILE,
+    Lineage,
+    Trust,
+    check_trust,
+    load_sources,
+)
 from evomerge.models.messages import campaign_key
 from evomerge.recipe import BASE, load_recipe
 
@@ -26,7 +33,8 @@ def with_recipes_made(models: ModelsConfig) -> ModelsConfig:
         NonFiniteError: a merged tensor is not finite.
     """
     specs = {BASE: models.base, **models.experts}
-    made = {name: _made(name, spec) for name, spec in specs.items()}
+    trust = Trust(models.allow_pickle, models.trust_remote_code)
+    made = {name: _made(name, spec, trust) for name, spec in specs.items()}
     if made == specs:
         return models
     base = made.pop(BASE)
@@ -40,12 +48,12 @@ def kept(lineage: Lineage) -> str:
     return str(folder)
 
 
-def _made(name: str, spec: str) -> str:
+def _made(name: str, spec: str, trust: Trust) -> str:
     path = _recipe_at(Path(spec))
     if path is None:
         return spec
     try:
-        return str(_checkpoint_of(path))
+        return str(_checkpoint_of(path, trust))
     except InputError as error:
         raise InputError(f"{campaign_key(name)}: {error}") from None
 
@@ -59,7 +67,7 @@ def _recipe_at(place: Path) -> Path | None:
     return None
 
 
-def _checkpoint_of(path: Path) -> Path:
+def _checkpoint_of(path: Path, trust: Trust) -> Path:
     from evomerge.export.merge import merge_file  # which makes the recipes among its sources
 
     recipe, beside = load_recipe(path), path.parent / SOURCES_FILE
@@ -69,13 +77,14 @@ def _checkpoint_of(path: Path) -> Path:
             "it (evomerge merge, with --base and --expert) and give the result"
         )
     sources = load_sources(beside)
+    check_trust(sources, beside, trust)
     decisive = {"weights", "tokenizer", "chat_template"}
     key = {"recipe": recipe.digest, **sources.model_dump(mode="json", include=decisive)}
     folder = _cache() / content_digest(key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            merge_file(path, folder, {}, None)
+            merge_file(path, folder, {}, None, trust=trust)
     return folder
 
 

@@ -16,6 +16,9 @@ import torch
 from datasets.utils import are_progress_bars_disabled
 from jinja2 import Environment, Template
 
+# Else each load of a data set, of a file on this disk too, is told to a server.
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+
 PYTHON_SEED = 0
 OTHER_SEED = 1234
 """`simple_evaluate`'s default seeds (Python's generator; numpy's and torch's)."""

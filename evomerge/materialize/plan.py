@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,8 +68,7 @@ def plan(recipe: Recipe, layout: Layout, sources: Collection[str]) -> list[Tenso
     slot names. Of the sources no more is asked than their names.
 
     Raises:
-        InputError: the recipe names a source, layer, group, method or parameter that is not there,
-            or scales by a number that is not finite.
+        InputError: the recipe names a source, layer, group, method or parameter that is not there.
     """
     for name in recipe.sources:
         if name not in sources:
@@ -134,8 +132,6 @@ def _check_path(recipe: Recipe, layout: Layout) -> None:
                 f"recipe: path[{index}] names layer {slot.layer} of {slot.source!r}, "
                 f"but the models have layers 0 to {layout.layers - 1}"
             )
-        if not math.isfinite(slot.scale):
-            raise InputError(f"recipe: path[{index}] has scale {slot.scale}; give a finite number")
 
 
 def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:

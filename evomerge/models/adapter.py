@@ -9,7 +9,6 @@ rules, dtypes included (adapters are widened to float32, as `PeftModel.from_pret
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
@@ -27,6 +26,7 @@ from evomerge.models.messages import campaign_key, reason
 from evomerge.models.naming import same_bytes
 from evomerge.models.shards import PICKLED, SAFETENSORS, open_weights
 from evomerge.models.tensors import Made, Tensors
+from evomerge.reading import json_data, read_text
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -121,10 +121,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         InputError: not JSON, or a kind of adapter that is not merged here; names the key.
     """
     path = folder / CONFIG
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); download the adapter again") from None
+    raw = json_data(read_text(path), str(path))
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
         kind = raw.get("peft_type") if isinstance(raw, dict) else raw
         raise InputError(f"{path}: peft_type {kind!r}; only LORA is merged here: {_WAY_OUT}")

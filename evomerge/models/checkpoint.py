@@ -25,6 +25,7 @@ from evomerge.models.pages import Releaser
 from evomerge.models.shards import read_stored
 from evomerge.models.source import Source
 from evomerge.models.tensors import Tensors
+from evomerge.reading import json_data, read_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -38,6 +39,11 @@ _HUB_ID = re.compile(r"^(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 # Copies of the same weights in other formats, which nothing here reads.
 _HUB_IGNORED = ("*/*", "consolidated*")
+
+
+_PARTS = re.compile(r"(layers?|blocks|experts|depths?|num_labels)$")
+_MOST_PARTS = 2_000
+"""Of what transformers builds one by one; 2,000 layers are built in some ten seconds."""
 
 
 class Checkpoint(Source):
@@ -249,19 +255,42 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
+    path = folder / "config.json"
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise InputError(f"{folder}: an adapter; only experts can be, give a whole model here")
-    if not (folder / "config.json").is_file():
+    if not path.is_file():
         raise InputError(f"{folder}: no config.json; give the folder of a transformers model")
+    raw = json_data(read_text(path), str(path))
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: not a mapping; give the folder of a transformers model")
+    _check_config(raw, path, trust_remote_code)
     try:
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     # Config classes check their values each in their own way, with their own exceptions.
     except Exception as error:
-        raise InputError(
-            f"{folder / 'config.json'}: transformers refuses it: {reason(error)}"
-        ) from None
+        raise InputError(f"{path}: transformers refuses it: {reason(error)}") from None
+
+
+def _check_config(config: Mapping[str, Any], path: Path, trust_remote_code: bool) -> None:
+    """Refuse what would keep transformers busy for ever, or have it fetch code to run.
+
+    Raises:
+        InputError: more layers and the like than `_MOST_PARTS`, or a kernel of the hub's that is
+            not trusted; names the key.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping) and not key.endswith("_implementation"):
+            _check_config(value, path, trust_remote_code)
+        counts = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+        if _PARTS.search(key) and max(counts, default=0) > _MOST_PARTS:
+            raise InputError(f"{path}: {key} is {max(counts)}; no model has over {_MOST_PARTS}")
+        if key.endswith("_implementation") and not trust_remote_code and "/" in str(value):
+            raise InputError(
+                f"{path}: {key} is {value!r}, code that transformers would fetch from the hub and "
+                "run; take the key out, or set models.trust_remote_code: true if you trust it"
+            )
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,12 @@ from torch import Tensor
 
 from evomerge.errors import InputError
 from evomerge.models.messages import reason
+from evomerge.reading import json_data, read_text
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on every common file system."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,18 @@ def _open_indexed(index: Path) -> dict[str, Stored]:
 
 def _weight_map(index: Path) -> Mapping[str, str]:
     """Tensor name -> file name, checked to be plain names, so nothing outside is opened."""
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = set(weight_map.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    data = json_data(read_text(index), str(index))
+    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(weight_map, dict):
         raise InputError(
             f"{index}: not an index with a weight_map of files; download the model again"
-        ) from None
-    for file in files:
+        )
+    for file in weight_map.values():
         plain = isinstance(file, str) and file == Path(file).name and "\\" not in file
-        if not plain or file in ("", ".."):
+        if not plain or file in ("", "..") or len(file.encode()) > _LONGEST_NAME:
             raise InputError(
-                f"{index}: weight_map names {file!r}; only plain file names inside the folder "
-                "are opened"
+                f"{index}: weight_map names {str(file)[:80]!r}; only plain file names inside the "
+                "folder are opened"
             )
     return weight_map
 

@@ -7,7 +7,6 @@ their paths, so that the same recipe over the same weights has the same digest e
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from functools import cached_property
@@ -18,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from evomerge.config import Strict, canonical_json, content_digest
 from evomerge.errors import InputError
+from evomerge.reading import json_data, read_text
 
 BASE = "base"
 """The base model's name among a recipe's sources; task vectors are taken against it."""
@@ -90,6 +90,8 @@ class Recipe(Strict):
         for index, slot in enumerate(self.path):
             if slot.source not in self.sources:
                 raise ValueError(f"path[{index}] names source {slot.source!r}; {known}")
+            if not math.isfinite(slot.scale):
+                raise ValueError(f"path[{index}] has scale {slot.scale}; give a finite number")
         seen = set()
         for merge in self.merges:
             where = merge_name(merge)
@@ -98,6 +100,9 @@ class Recipe(Strict):
                     raise ValueError(f"{where} names expert {expert!r}; {known}")
                 if not all(math.isfinite(value) for value in values.values()):
                     raise ValueError(f"{where} gives expert {expert!r} a value that is not finite")
+            for name, value in merge.parameters.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{where}: {name} is {value}; give a finite number")
             if merge.slot is not None and merge.slot >= len(self.path):
                 raise ValueError(f"{where}: the path has only {len(self.path)} slots")
             if (merge.slot, merge.group) in seen:
@@ -156,10 +161,4 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         InputError: the file cannot be read, is not JSON or is not a recipe.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    return Recipe.from_json(data, str(path))
+    return Recipe.from_json(json_data(read_text(path), str(path)), str(path))

@@ -228,7 +228,9 @@ def test_an_index_opens_nothing_but_plain_files_of_its_folder(sharded, file):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": []}}'])
 def test_a_damaged_index_is_refused(sharded, text):
     (sharded / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(InputError, match=r"index\.json: not an index"):
+    with pytest.raises(
+        InputError, match=r"index\.json: (not an index|not valid JSON|weight_map names)"
+    ):
         open_checkpoint("base", str(sharded))
 
 
@@ -283,10 +285,10 @@ def test_a_folder_without_config_or_weights_is_refused(saved, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": "nonesuch"}', "{}"])
-def test_a_config_that_transformers_refuses_is_named(saved, text):
+def test_a_config_that_cannot_be_used_is_named(saved, text):
     folder = saved("a")
     (folder / "config.json").write_text(text)
-    with pytest.raises(InputError, match=r"models\.base: .*config\.json: transformers refuses"):
+    with pytest.raises(InputError, match=r"models\.base: .*config\.json: (transformers|not )"):
         open_checkpoint("base", str(folder))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from evomerge.config import Strict
 from evomerge.errors import InputError
+from evomerge.reading import quoted, yaml_documents
 
 
 class ModelEntry(Strict):
@@ -64,10 +64,7 @@ def parse_documents(text: str, where: str) -> list[Document]:
     Raises:
         InputError: not YAML, or a key that is unknown, missing or of another type; one line each.
     """
-    try:
-        documents = [data for data in yaml.safe_load_all(text) if data is not None]
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: not valid YAML: {error}") from None
+    documents = [data for data in yaml_documents(text, where) if data is not None]
     if not documents or not all(isinstance(data, dict) for data in documents):
         raise InputError(f"{where}: expected a mapping with the keys of a mergekit file")
     if len(documents) == 1:
@@ -89,4 +86,4 @@ def _explain(problem: Any) -> str:
         return f"{place}: evomerge does not read this key of mergekit's"
     if problem["type"] == "missing":
         return f"{place}: required, but not given"
-    return f"{place}: {problem['msg']} (found {problem['input']!r})"
+    return f"{place}: {problem['msg']} (found {quoted(problem['input'])})"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import InputError
+from evomerge.reading import read_text
 from evomerge.recipe.mergekit.document import Document, ModelEntry, parse_documents
 from evomerge.recipe.mergekit.merge import MergekitMerge, Settings, Stretch
 from evomerge.recipe.mergekit.methods import FORMS, Pairing, Parameter, pairings
@@ -49,13 +50,7 @@ def load_stages(path: Path) -> list[MergekitMerge]:
     Raises:
         InputError: as `stages_from`, or the file cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
-    return stages_from(text, str(path))
+    return stages_from(read_text(path), str(path))
 
 
 def stages_from(text: str, where: str) -> list[MergekitMerge]:

@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from evomerge.reading import quoted
+
 Value = float | bool
 Kind = type[float] | type[bool] | type[int]
 
@@ -83,10 +85,10 @@ def _interpolate(values: tuple[Value, ...], t: float) -> Value | None:
 
 def _condition(raw: Mapping[str, Any], kind: Kind) -> Condition:
     if "value" not in raw or not set(raw) <= {"filter", "value"}:
-        raise ValueError(f"{dict(raw)} is not of the form {{filter: TEXT, value: VALUE}}")
+        raise ValueError(f"{quoted(raw)} is not of the form {{filter: TEXT, value: VALUE}}")
     name = raw.get("filter")
     if name is not None and not isinstance(name, str):
-        raise ValueError(f"filter {name!r} is not a text")
+        raise ValueError(f"filter {quoted(name)} is not a text")
     return Condition(name, _values(raw["value"], kind))
 
 
@@ -97,8 +99,8 @@ def _values(raw: Any, kind: Kind) -> tuple[Value, ...]:
     except ValidationError:
         what = "true or false" if kind is bool else "a number"
         raise ValueError(
-            f"{raw!r} is neither {what}, nor a list of such, nor a list of {{filter, value}}"
+            f"{quoted(raw)} is neither {what}, nor a list of such, nor a list of {{filter, value}}"
         ) from None
     if not all(math.isfinite(value) for value in values):
-        raise ValueError(f"{raw!r} is not finite")
+        raise ValueError(f"{quoted(raw)} is not finite")
     return values
