@@ -1,4 +1,4 @@
-"""The whole loop: kill, resume, replay; one worker in process and on Ray."""
+"""The whole loop: kill, resume, replay; one worker in process."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from running import evaluations, facts, run
 from silent import Silent
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -31,40 +32,6 @@ from evomerge.setup import prepare
 from evomerge.study.study import Study
 from evomerge.workers.executor import LocalExecutor, Outcome
 from evomerge.workers.worker import Worker
-
-
-def run(folder, out=None, overrides=(), deadline=None):
-    """Run the folder's campaign; returns the run's folder."""
-    out = out or folder / "run"
-    config = load_campaign(folder / "campaign.yaml", overrides)
-    with open_campaign(prepare(config), out, Silent()) as campaign:
-        campaign.run(deadline)
-    return out
-
-
-def evaluations(out):
-    _, study = open_run(out)
-    return study.evaluations()
-
-
-def facts(out):
-    """What must be the same in every run of one campaign: order, recipes, scores."""
-    return [
-        (e.role, e.name, e.split, e.digest, e.value, e.ask, e.tells, _bytes(e.scores))
-        for e in evaluations(out)
-    ]
-
-
-def _bytes(scores):
-    return {task: values.tobytes() for task, values in scores.items()}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run of the tiny campaign."""
-    folder = tmp_path_factory.mktemp("whole")
-    tiny.save_campaign(folder)
-    return run(folder)
 
 
 def test_yardsticks_come_first_then_trials_then_select_then_test(whole):
@@ -378,35 +345,6 @@ def test_experts_in_another_order_are_another_campaign(whole):
         open_campaign(prepare(config), whole, Silent()),
     ):
         pass
-
-
-def test_ray_refuses_what_the_cluster_does_not_have(tiny_folder):
-    with pytest.raises(InputError, match="1 × 1 GPU asked for, but Ray has 0"):
-        run(tiny_folder, overrides=["workers={kind: ray, gpus_per_worker: 1}"])
-
-
-def test_the_same_campaign_on_ray_gives_the_same_trials_on_copies_of_the_models(tiny_folder, whole):
-    node = tiny_folder / "node"
-    out = run(
-        tiny_folder, overrides=[f"workers={{kind: ray, cpus_per_worker: 2, copy_to: {node}}}"]
-    )
-    assert facts(out) == facts(whole)
-    copied = {path.parent.name.partition("-")[0] for path in node.glob("*/model.safetensors")}
-    assert copied == {"base", "math", "lang"}
-
-
-def test_two_workers_on_ray_lose_and_repeat_nothing(tiny_folder):
-    out = tiny_folder / "run"
-    config = load_campaign(tiny_folder / "campaign.yaml", ["workers.count=2"])
-    with open_campaign(prepare(config), out, Silent()) as campaign:
-        while campaign._executor.workers < 2:
-            campaign._executor.wait()
-        campaign.run()
-    trials = [e for e in evaluations(out) if e.optimizers_own]
-    assert sorted(t.ask for t in trials) == list(range(12))
-    assert len({t.digest for t in trials}) == 12
-    assert any(t.tells < t.ask for t in trials), "asked while another was in flight"
-    assert status_summary(open_run(out)[1])["done"]
 
 
 class FlakyExecutor(LocalExecutor):

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 import tiny
 import torch
-from test_campaign import evaluations, run
+from running import evaluations, run
 from transformers import AutoModelForCausalLM
 
 from evomerge.config import load_campaign

@@ -9,7 +9,7 @@ import datasets
 import pytest
 import yaml
 from rich.console import Console
-from test_campaign import run
+from running import run
 from typer.testing import CliRunner
 
 from evomerge.check.forecast import foresee

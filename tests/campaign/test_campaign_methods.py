@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tiny
-from test_campaign import evaluations, facts, run
+from running import evaluations, facts, run
 
 from evomerge.report.coefficients import coefficient_summary
 from evomerge.report.html import report_page

@@ -13,7 +13,7 @@ import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import MergeOptions, run_merge
 from mergekit_oracle import tensors_in
-from test_campaign import evaluations, run
+from running import evaluations, run
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,

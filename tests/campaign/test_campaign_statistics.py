@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tiny
-from test_campaign import facts, run
+from running import facts, run
 
 from evomerge.driver import export_trial
 from evomerge.materialize.store import Store

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
-from test_campaign import TwoSlots, evaluations, facts, run
+from running import evaluations, facts, run
+from test_campaign import TwoSlots
 
 from evomerge.config import load_campaign
 from evomerge.errors import InputError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_campaign import evaluations, run
+from running import evaluations, run
 
 from evomerge.config import load_campaign
 from evomerge.errors import InputError

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
-from test_campaign import Silent, TwoSlots, evaluations, run
+from running import evaluations, run
+from silent import Silent
+from test_campaign import TwoSlots
 
 from evomerge.logbook import LATEST, LONGEST, Logbook
 from evomerge.report.summary import status_summary

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_campaign import run
+from running import run
 
 from evomerge.report.summary import status_summary
 from evomerge.runs import open_run

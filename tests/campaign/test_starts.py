@@ -10,7 +10,7 @@ import tiny
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
-from test_campaign import run
+from running import run
 
 from evomerge.config import load_campaign
 from evomerge.errors import InputError

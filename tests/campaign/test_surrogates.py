@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from test_campaign import TwoSlots, crash, evaluations, facts, run
+from running import evaluations, facts, run
+from test_campaign import TwoSlots, crash
 
 from evomerge.config import load_campaign
 from evomerge.errors import InputError

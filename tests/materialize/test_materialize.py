@@ -297,7 +297,6 @@ def mlp_merge(**changes):
         ({"merges": (mlp_merge(method="tise"),)}, "did you mean 'ties'"),
         ({"merges": (mlp_merge(experts={"math": {"wieght": 1}}),)}, "no parameter 'wieght'"),
         ({"path": (Slot(source="base", layer=0), Slot(source="base", layer=9))}, "names layer 9"),
-        ({"path": (Slot(source="base", layer=0, scale=float("inf")),), "merges": ()}, "scale inf"),
     ],
 )
 def test_a_recipe_that_names_what_the_models_lack_is_refused(models, change, message):

@@ -99,6 +99,17 @@ def test_values_that_are_not_finite_are_refused(value):
         )
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scales_and_parameters_that_are_not_finite_are_refused(value):
+    recipe = {"sources": SOURCES, "path": [p.model_dump() for p in PATH], "merges": []}
+    merges = [merge(parameters={"lambda": value}).model_dump()]
+    with pytest.raises(InputError, match=r"lambda is .*give a finite number"):
+        Recipe.from_json({**recipe, "merges": merges})
+    recipe["path"][0]["scale"] = value
+    with pytest.raises(InputError, match=r"path\[0\] has scale .*give a finite number"):
+        Recipe.from_json(recipe)
+
+
 def test_a_file_that_is_no_recipe_is_refused_with_its_name(tmp_path):
     path = tmp_path / "recipe.json"
     with pytest.raises(InputError, match=r"recipe\.json: cannot be read"):
