@@ -168,7 +168,7 @@ def measure(overrides: list[str], trials: int, workers: int, mean: float) -> tup
     search = Search(executor)
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_study(setup, Path(folder)) as study,
+        open_study(setup, Path(folder), search) as study,
         writes_timed(study) as writes,
     ):
         Campaign(setup, study, executor, search).run()
