@@ -51,3 +51,14 @@ def servers():
     running = Servers()
     yield running
     running.close()
+
+
+@pytest.fixture
+def server():
+    """An OpenAI-compatible server of a checkpoint, on loopback."""
+    from serving import Server
+
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()

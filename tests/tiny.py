@@ -113,6 +113,21 @@ def save_task(folder: Path, name="pick", items=60, task_seed=0) -> None:
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
 
 
+def generation_task(name: str, target: str, data: str | None = None, until="w5", tokens=8) -> dict:
+    """A task whose answers are generated, scored by exact match; `data`: the file of documents."""
+    return {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": data or f"{name}.jsonl"}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": target,
+        "generation_kwargs": {"until": [until], "max_gen_toks": tokens},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
 def campaign_data(**sections) -> dict:
     """A campaign file's data, relative to the folder that holds `models/` and `tasks/`."""
     data = {

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
+from silent import Silent
 
 from evomerge.config import load_campaign
 from evomerge.driver import open_campaign
@@ -49,17 +50,6 @@ FITNESS = {
     "race": {"keep": 0.3},
     "select_top": 2,
 }
-
-
-class Silent:
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
-
-    def said(self, message):
-        pass
 
 
 @pytest.fixture

@@ -51,17 +51,7 @@ def prepared(folder):
     for document in documents:
         document["word"] = document["options"][document["answer"]].split()[0]
     (folder / "tasks" / "say.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
-    task = {
-        "task": "say",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": "say.jsonl"}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{q}}",
-        "doc_to_target": "{{word}}",
-        "generation_kwargs": {"until": ["w5"], "max_gen_toks": 8},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    }
+    task = tiny.generation_task("say", "{{word}}")
     (folder / "tasks" / "say.yaml").write_text(yaml.safe_dump(task))
     return folder
 

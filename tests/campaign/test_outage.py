@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tiny
+from silent import Silent
 
 from evomerge.config import load_campaign
 from evomerge.driver import open_campaign
@@ -13,17 +14,11 @@ from evomerge.setup import prepare
 from evomerge.workers.executor import LocalExecutor
 
 
-class Listener:
+class Listener(Silent):
     """Starts the server again when it is told that it is away."""
 
     def __init__(self, server=None):
         self.server, self.lines = server, []
-
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
 
     def said(self, message):
         self.lines.append(message)

@@ -11,7 +11,6 @@ import yaml
 from configs import save_configs, small_config
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from serving import Server
 from typer.testing import CliRunner
 
 from evomerge.check import scoring
@@ -72,14 +71,6 @@ def test_a_base_that_cannot_be_scored_is_found_out(family, tmp_path):
     assert isinstance(found.found, Unobserved)
     [reason] = problems(setup, found, tmp_path)
     assert "the base model itself cannot be scored: lm_head.weight" in reason
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def served_elsewhere(folder, server, to):

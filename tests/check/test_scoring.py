@@ -13,19 +13,7 @@ from evomerge.check.scoring import DEPTH, Rehearsal
 from evomerge.check.stand_in import Shallow, guessed_tokenizer, tokenizer_for
 from evomerge.config import FitnessConfig
 
-GENERATION = {
-    "task": "write",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"test": "pick.jsonl"}},
-    "test_split": "test",
-    "output_type": "generate_until",
-    "doc_to_text": "{{q}}",
-    "doc_to_target": "{{answer}}",
-    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8},
-    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-}
-
-
+GENERATION = tiny.generation_task("write", "{{answer}}", "pick.jsonl", until="\n")
 LAYER = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
 """Operations of one token in a layer of `small_config`."""
 

@@ -12,6 +12,7 @@ import tiny
 import torch
 import yaml
 from serving import Server
+from silent import Silent
 from transformers import AutoTokenizer
 
 from evomerge.campaign import ATTEMPTS
@@ -25,25 +26,6 @@ from evomerge.workers.worker import Worker, WorkerSpec
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
 
-class Silent:
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
-
-    def said(self, message):
-        pass
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.fixture
 def folder(tiny_folder):
     """The tiny campaign's, with a generation task `say` beside `pick`."""
@@ -53,17 +35,7 @@ def folder(tiny_folder):
         document["word"] = document["options"][0]
     text = "".join(json.dumps(document) + "\n" for document in documents)
     (tiny_folder / "tasks" / "say.jsonl").write_text(text)
-    task = {
-        "task": "say",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": "say.jsonl"}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{q}}",
-        "doc_to_target": "{{word}}",
-        "generation_kwargs": {"until": ["w5"], "max_gen_toks": 4},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    }
+    task = tiny.generation_task("say", "{{word}}", tokens=4)
     (tiny_folder / "tasks" / "say.yaml").write_text(yaml.safe_dump(task))
     return tiny_folder
 

@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 import tiny
+from silent import Silent
 
 from evomerge.config import load_campaign
 from evomerge.driver import open_campaign
@@ -16,17 +17,6 @@ from evomerge.fitness.memory import ON_CPU
 from evomerge.runs import open_run
 from evomerge.setup import prepare
 from evomerge.workers.worker import Worker, WorkerSpec
-
-
-class Silent:
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
-
-    def said(self, message):
-        pass
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import stand_ins
+from silent import Silent
 
 from evomerge.config import load_campaign
 from evomerge.driver import export_trial, open_campaign
@@ -30,14 +31,6 @@ SMALL = ["fitness.splits={search: 4, select: 2, test: 2}", "fitness.batch_size=4
 
 def identify(path):
     return str(path.relative_to(FOLDER))
-
-
-class Silent:
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
 
 
 @pytest.fixture(scope="module")

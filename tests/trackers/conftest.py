@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from invented import Invented
+from silent import Silent
 
 from evomerge.config import CampaignConfig
 from evomerge.judging import intervals
@@ -13,17 +14,11 @@ from evomerge.runs import open_run
 from evomerge.tracking import PATIENCE_SECONDS, tracked
 
 
-class Ear:
+class Ear(Silent):
     """A listener that remembers what is said."""
 
     def __init__(self):
         self.lines = []
-
-    def phase(self, name, done, total):
-        pass
-
-    def recorded(self, evaluation):
-        pass
 
     def said(self, message):
         self.lines.append(message)

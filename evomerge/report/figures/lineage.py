@@ -15,6 +15,7 @@ from evomerge.report.figures.style import (
     PALETTE,
     plot_layout,
     shown,
+    star,
 )
 
 LINE_SYMBOLS = ("square", "diamond", "circle", "triangle-up", "x", "star", "hexagon", "pentagon")
@@ -79,19 +80,7 @@ def lineage(
     ):
         figure.add_trace(_people(name, symbol, color, found))
     me = next(m for m in members.values() if m["generation"] == 0)
-    figure.add_scatter(
-        x=[me["trial"]],
-        y=[me["value"]],
-        mode="markers",
-        marker={
-            "color": COLORS["winner"],
-            "symbol": "star",
-            "size": 15,
-            "line": {"color": "white", "width": 1},
-        },
-        name=f"trial {me['trial']} ({label})",
-        hovertemplate=f"{label}, trial %{{x}}: %{{y:.4f}}<extra></extra>",
-    )
+    figure.add_trace(star(me["trial"], [me["value"]], label))
     ends = [trials[0]["trial"] - 0.5, trials[-1]["trial"] + 0.5]
     figure.update_xaxes(title_text="trial (its number in the study)", range=ends, showgrid=False)
     figure.update_yaxes(title_text=shown(scale, 60))

@@ -15,6 +15,7 @@ from evomerge.report.figures.style import (
     ONLY_NARROW,
     plot_layout,
     shown,
+    star,
 )
 from evomerge.report.tables import short
 
@@ -65,19 +66,7 @@ def progress(
         hovertemplate="best so far: %{y:.4f}<extra></extra>",
     )
     number, label = marked
-    figure.add_scatter(
-        x=[number],
-        y=[t["value"] for t in done if t["trial"] == number],
-        mode="markers",
-        marker={
-            "color": COLORS["winner"],
-            "symbol": "star",
-            "size": 15,
-            "line": {"color": "white", "width": 1},
-        },
-        name=f"trial {number} ({label})",
-        hovertemplate=f"{label}, trial %{{x}}: %{{y:.4f}}<extra></extra>",
-    )
+    figure.add_trace(star(number, [t["value"] for t in done if t["trial"] == number], label))
     values = [*yardsticks.values(), *(t["value"] for t in done + guessed), *band[0].y, *band[1].y]
     low, high = min(values), max(values)
     pad = 0.06 * (high - low) or 0.05

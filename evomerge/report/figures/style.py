@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -44,6 +45,23 @@ def plot_layout(height: int, right: int, top: int = 56) -> dict[str, Any]:
         },
         "hovermode": "closest",
     }
+
+
+def star(trial: int, values: Sequence[float], label: str) -> go.Scatter:
+    """The marked trial; `label` says what it is. `values`: its score, or none."""
+    return go.Scatter(
+        x=[trial],
+        y=values,
+        mode="markers",
+        marker={
+            "color": COLORS["winner"],
+            "symbol": "star",
+            "size": 15,
+            "line": {"color": "white", "width": 1},
+        },
+        name=f"trial {trial} ({label})",
+        hovertemplate=f"{label}, trial %{{x}}: %{{y:.4f}}<extra></extra>",
+    )
 
 
 def shown(text: str, length: int = 40) -> str:
