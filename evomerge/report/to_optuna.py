@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from evomerge.errors import InputError
 from evomerge.report.figures.style import COLORS, FAINT, shown
 from evomerge.report.gallery import Picture, view_of
-from evomerge.study.storage import errors_explained, open_for_writing
+from evomerge.study.storage import close, errors_explained, open_for_writing
 from evomerge.study.study import Study
 
 HEIGHT = 450
@@ -47,8 +47,7 @@ def save_figures(study: Study, storage: str) -> list[str]:
                 for one in pictures
             ]
     finally:
-        rdb.remove_session()
-        rdb.engine.dispose()
+        close(rdb)
 
 
 def adapted(picture: Picture) -> go.Figure:

@@ -16,6 +16,7 @@ from evomerge.errors import EvomergeError, InputError
 from evomerge.study.lock import ServerLock, TakenError, driver_lock, refusal, this_driver
 from evomerge.study.storage import (
     ConnectionLostError,
+    close,
     describe,
     errors_explained,
     is_outage,
@@ -79,8 +80,7 @@ class Access:
 
     def close(self) -> None:
         """Close the storage and let another driver in."""
-        self._rdb.remove_session()
-        self.engine.dispose()
+        close(self._rdb)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -200,6 +200,5 @@ class Access:
                 study_id = rdb.get_study_id_from_name(self._study)
                 return rdb.get_study_system_attrs(study_id).get(DRIVER)
             finally:
-                rdb.remove_session()
-                rdb.engine.dispose()
+                close(rdb)
         return None

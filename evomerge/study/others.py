@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.errors import InputError
 from evomerge.judging.selection import finalists
-from evomerge.study.storage import describe, errors_explained, open_for_reading
+from evomerge.study.storage import close, describe, errors_explained, open_for_reading
 from evomerge.study.study import Study
 
 
@@ -64,8 +64,7 @@ def _opened(storage: str, name: str | None) -> Iterator[optuna.Study]:
                 raise InputError(f"{describe(storage)}: {wanted}; {found}")
             yield optuna.load_study(study_name=chosen, storage=rdb)
     finally:
-        rdb.remove_session()
-        rdb.engine.dispose()
+        close(rdb)
 
 
 def _ranked(study: optuna.Study) -> list[FrozenTrial]:

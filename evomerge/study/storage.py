@@ -85,12 +85,12 @@ def open_for_writing(
     Args:
         storage: the URL.
         on_connect: is given every new connection to a server (DBAPI's object) before it is used;
-            None for a SQLite file.
+            None: to nobody.
 
     Raises:
         InputError: it cannot be opened; and whatever `on_connect` raises.
     """
-    if on_connect is None:
+    if sqlite_path(storage) is not None:
         return _open(
             storage,
             engine_kwargs={
@@ -99,6 +99,9 @@ def open_for_writing(
             },
         )
     _make_tables(storage)
+    events = []
+    if on_connect is not None:
+        events.append((lambda connection, _record: on_connect(connection), "connect"))
     return _open(
         storage,
         skip_table_creation=True,
@@ -107,9 +110,15 @@ def open_for_writing(
             "connect_args": _connect_args(storage),
             "poolclass": sqlalchemy.pool.StaticPool,
             "pool_pre_ping": False,
-            "pool_events": [(lambda connection, _record: on_connect(connection), "connect")],
+            "pool_events": events,
         },
     )
+
+
+def close(rdb: optuna.storages.RDBStorage) -> None:
+    """Let go of a storage's connections."""
+    rdb.remove_session()
+    rdb.engine.dispose()
 
 
 def open_for_reading(storage: str) -> optuna.storages.RDBStorage:

@@ -97,6 +97,13 @@ def test_before_there_is_enough_to_go_by_nothing_is_screened(name):
     assert answers != [plain.ask(index).genome.tobytes() for index in range(FEWEST, 30)]
 
 
+def test_what_is_kept_is_what_the_optimizer_keeps():
+    optimizer = screened("de", among=4)
+    climb(optimizer, 12)
+    assert optimizer.members()
+    assert optimizer.members() == optimizer.state()["members"]
+
+
 def test_what_is_evaluated_is_one_of_the_answers_and_mostly_a_better_one():
     """On a smooth hill, far more often the best of three than by chance."""
     optimizer = screened("random", box(5))

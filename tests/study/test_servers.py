@@ -14,7 +14,7 @@ from drivers import open_study, refusal, scored
 from evomerge.errors import EvomergeError, InputError
 from evomerge.study.access import Patience
 from evomerge.study.record import Marker
-from evomerge.study.storage import describe
+from evomerge.study.storage import close, describe, open_for_writing
 from evomerge.study.study import Study
 
 
@@ -53,6 +53,25 @@ def cut_connections(server, url):
         "NOT IN ('Daemon', 'Killed')"
     ):
         server.execute(f"KILL {number}")
+
+
+# Writing beside the driver
+
+
+def test_attributes_are_written_beside_the_driver_without_its_lock(url):
+    """As optuna-dashboard's figures are."""
+    with open_study(url) as study:
+        study.add(scored(0.1))
+        rdb = open_for_writing(url)
+        try:
+            beside = optuna.load_study(study_name="c", storage=rdb)
+            rdb.set_study_system_attr(beside._study_id, "figure", "drawn")
+        finally:
+            close(rdb)
+        study.add(scored(0.2))
+    found = optuna.load_study(study_name="c", storage=url)
+    assert found._storage.get_study_system_attrs(found._study_id)["figure"] == "drawn"
+    assert len(digests(url)) == 2
 
 
 # Outages

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -43,9 +44,13 @@ class Screened(Optimizer):
         self._openings = screened._openings
         self._surrogate = Surrogate(screened.domain, all_goals=screened.all_goals)
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, Any]:
         """The optimizer's own."""
         return self._screened.state()
+
+    def members(self) -> Sequence[int]:
+        """The optimizer's own."""
+        return self._screened.members()
 
     def check_metrics(self, names: Collection[str]) -> None:
         """As the optimizer does."""
