@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from overhead import QUICKSTART, SPACE
 
 from evomerge.campaign import Campaign
 from evomerge.config import load_campaign
@@ -34,8 +35,6 @@ from evomerge.study.study import Study
 from evomerge.workers.executor import Event, Job, Outcome
 from evomerge.workers.worker import Measurement
 
-QUICKSTART = Path(__file__).parents[1] / "search_spaces" / "quickstart" / "quickstart.yaml"
-SPACE = "space.weights={method: ties, genes: {weight: [0, 1.5], density: [0.2, 1]}}"
 SHAPE = 1.5
 WRITING = 0.1
 BUSY, OWN = 0.95, 0.020

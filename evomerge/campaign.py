@@ -33,6 +33,7 @@ from evomerge.study.record import Climb, Evaluation
 from evomerge.study.sessions import begin_session
 from evomerge.study.study import Study
 from evomerge.workers.executor import Executor, Job
+from evomerge.workers.worker import PACKAGES
 
 
 class Campaign:
@@ -59,7 +60,7 @@ class Campaign:
         self._flights = Flights(study, apart=executor.apart)
         self._queue: deque[Candidate] = deque()  # to be measured whatever the budget says
         self._logbook = Logbook(study, listener)
-        self._versions = {name: version(name) for name in ("lm_eval", "torch", "transformers")}
+        self._versions = {name: version(name) for name in PACKAGES}
         self._known = known_of(study.evaluations())
         self._facts: Mapping[str, int] = study.note("engine") or {}
         self._optimizer = setup.optimizer()
@@ -127,8 +128,8 @@ class Campaign:
         """A run, noted as begun; a stop within is no fault of what was in flight: it keeps its
         attempts.
         """
-        count = self._setup.config.workers.count
-        workers = self._executor.workers if count == "auto" else count
+        wanted = self._setup.config.workers.count
+        workers = self._executor.workers if wanted == "auto" else wanted
         begin_session(self._study, workers, deadline)
         try:
             yield

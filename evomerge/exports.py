@@ -10,7 +10,7 @@ from typing import Any, Literal
 from evomerge.config import SPLITS, CampaignConfig
 from evomerge.driver import origin_of
 from evomerge.errors import InputError
-from evomerge.export.card import table
+from evomerge.export.card import span, table
 from evomerge.export.checkpoint import checkpoint_size
 from evomerge.export.folder import Format, export_recipe, holds
 from evomerge.export.lineage import RECIPE_FILE
@@ -156,7 +156,7 @@ def _card(
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
     cells = {}
     for split, found in row["scores"].items():
-        cells[split] = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+        cells[split] = span(found, "mean")
         tasks: Mapping[str, Any] = found["tasks"]
         if len(tasks) > 1:
             cells |= {f"{task} ({split})": f"{one['mean']:.3f}" for task, one in tasks.items()}

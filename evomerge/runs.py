@@ -117,7 +117,7 @@ class FollowedRun:
         """
         self._folder = folder
         self._own = run_folder(folder)
-        self._study = open_run(folder)[1]
+        self._study = open_run(self._own)[1]
 
     @property
     def study(self) -> Study:
@@ -128,7 +128,7 @@ class FollowedRun:
         """
         own = run_folder(self._folder)
         if own != self._own:  # a stage is done, and the next has begun
-            latest = open_run(self._folder)[1]
+            latest = open_run(own)[1]
             self._study.close()
             self._own, self._study = own, latest
         return self._study

@@ -17,6 +17,7 @@ from evomerge.config import CampaignConfig
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import Judged, best
 from evomerge.listener import Listener
+from evomerge.report.running import is_concluded
 from evomerge.report.summary import best_summary, judge_of
 from evomerge.study.judged import judge_on, judged
 from evomerge.study.record import Evaluation
@@ -92,7 +93,7 @@ class Telling:
             campaign=study.campaign,
             trials=1 + max((e.number or 0 for e in record), default=-1),
             stage=study.note("stage"),
-            done=_ended(study),
+            done=is_concluded(study),
             say=self._messages.put,
         )
         self._tellers = [Teller(name, tracker, run) for name, tracker in trackers.items()]
@@ -226,11 +227,7 @@ def _uid(study: Study) -> str:
     return str(uid)
 
 
-def _ended(study: Study) -> bool:
-    """Whether its search gave a winner that no later trial has been set against."""
-    own = sum(e.optimizers_own for e in study.evaluations())
-    return bool(own) and (study.note("concluded") or {}).get("trials") == own
-
-
 def _outcome(study: Study) -> Outcome:
-    return Outcome("finished", summary=best_summary(study)) if _ended(study) else Outcome("stopped")
+    if is_concluded(study):
+        return Outcome("finished", summary=best_summary(study))
+    return Outcome("stopped")

@@ -163,10 +163,9 @@ def _model_bytes(setup: Setup, depths: Depths) -> int:
     if not scores_here(setup.config):
         return 0
     size = getattr(torch, compute_dtype(setup.config)).itemsize
-    held = (1 if t.layer is None else depths.held[t.layer] for t in setup.models.layout.tensors)
     return sum(
-        math.prod(tensor.shape) * size * count
-        for tensor, count in zip(setup.models.layout.tensors, held, strict=True)
+        math.prod(t.shape) * size * (1 if t.layer is None else depths.held[t.layer])
+        for t in setup.models.layout.tensors
     )
 
 

@@ -106,7 +106,7 @@ def rehearse_merging(
     alike: dict[object, list[TensorStep]] = {}
     for step in plan(recipe, layout, dtypes):
         alike.setdefault(_kind(step), []).append(step)
-    large = sum(math.prod(spec.shape) for spec in layout.tensors) >= COMPILED_ABOVE
+    large = layout.parameters >= COMPILED_ABOVE
     kernel = replace(kernel, compiled=large)
     meter = Meter(device)
     bench = _Bench(kernel, dtypes, compute, device)

@@ -160,7 +160,7 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _means(scores: Mapping[str, Any]) -> Cells:
-    return {split: _span(scores[split], "mean") for split in SPLITS if scores[split]}
+    return {split: span(scores[split], "mean") for split in SPLITS if scores[split]}
 
 
 def _lead(scores: Mapping[str, Any] | None) -> str:
@@ -168,10 +168,11 @@ def _lead(scores: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     p = "p < 0.001" if found["p_holm"] < 0.001 else f"p = {found['p_holm']:.3f}"
-    return f"{_span(found, 'difference')}, {p}"
+    return f"{span(found, 'difference')}, {p}"
 
 
-def _span(found: Mapping[str, float], key: str) -> str:
+def span(found: Mapping[str, float], key: str) -> str:
+    """A number with its 95 % interval."""
     return f"{found[key]:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 

@@ -73,7 +73,7 @@ def export_checkpoint(
     kernel = Kernel(
         models.sources,
         dtype.weights,
-        compiled=_parameters(models) >= _COMPILED_ABOVE,
+        compiled=models.layout.parameters >= _COMPILED_ABOVE,
         statistics=Statistics(limit=0, store=store),
     )
     try:
@@ -156,10 +156,6 @@ def checkpoint_size(recipe: Recipe, models: Preflight, dtype: DtypeConfig) -> in
     steps = plan(recipe, models.layout, models.sources)
     merged = sum(math.prod(s.tensor.shape) * kernel.dtype(s.tensor.name).itemsize for s in steps)
     return merged + sum(tensor.nbytes for tensor in models.sources[BASE].beside().values())
-
-
-def _parameters(models: Preflight) -> int:
-    return sum(math.prod(tensor.shape) for tensor in models.layout.tensors)
 
 
 def check_free(folder: Path) -> Path:

@@ -93,7 +93,7 @@ def _origin(
     stated = sources.weights if sources else "checkpoint"
     return Origin(
         config,
-        _open(config, path, base_again=True),
+        _open(config, path),
         _dtype(weights or stated),
         tokenizer=sources.tokenizer if sources else BASE,
         chat_template=sources.chat_template if sources else None,
@@ -157,7 +157,7 @@ def _stage(
         name: spec for name, spec in given.items() if merge.models.get(name) not in (None, *made)
     }
     config = _config({**places, **_resolved(own)}, trust)
-    models = _open(config, path, base_again=True)
+    models = _open(config, path)
     if merge.tokenizer != BASE:
         _check_tokenizer(models, merge.tokenizer, merge.where, trust)
     digests = {name: source.digest for name, source in models.sources.items()}
@@ -235,9 +235,9 @@ def _config(specs: Mapping[str, str], trust: Trust, align: Sequence[str] = ()) -
     )
 
 
-def _open(config: ModelsConfig, path: Path, base_again: bool = False) -> Preflight:
+def _open(config: ModelsConfig, path: Path) -> Preflight:
     try:
-        return preflight(with_recipes_made(config), base_again=base_again)
+        return preflight(with_recipes_made(config), base_again=True)
     except InputError as error:
         raise InputError(
             f"{error}\n{path}: if a model lies elsewhere now, say so: "

@@ -47,10 +47,11 @@ class Leaf(Source):
         config = self.task.dump_config()
         scoring = {key: config.get(key) for key in _SCORING_KEYS}
         digest.update(_ADDRESS.sub("", json.dumps(scoring, sort_keys=True, default=str)).encode())
-        for requests in self.requests:
-            target = self.task.doc_to_target(deepcopy(requests[0].doc))
-            asked = [target, *(request.args for request in requests)]
-            digest.update(json.dumps(asked, sort_keys=True, default=str).encode())
+        with templates_compiled_once():
+            for requests in self.requests:
+                target = self.task.doc_to_target(deepcopy(requests[0].doc))
+                asked = [target, *(request.args for request in requests)]
+                digest.update(json.dumps(asked, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     def values(self, places: Sequence[int]) -> list[float]:

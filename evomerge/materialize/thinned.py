@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -28,7 +28,7 @@ def thinned(view: View, drop: Drop, at: Callable[[int], At], relative: bool) -> 
     bounds = limits(density)
     left = _task_vector if relative else _expert
     experts = [torch.empty_like(view.base, dtype=view.dtype) for _ in view.experts]
-    for part in _slices(view):
+    for part in view.parts():
         place, base = at(part.start), view.base[part]
         for i, expert in enumerate(view.experts):
             one = place._replace(words=place.words[i : i + 1])
@@ -36,11 +36,6 @@ def thinned(view: View, drop: Drop, at: Callable[[int], At], relative: bool) -> 
             experts[i][part] = view.run(left, *given)
     base = torch.zeros_like(experts[0]) if relative else view.base
     return replace(view, base=base, experts=experts)
-
-
-def _slices(view: View) -> Iterator[slice]:
-    for start in range(0, view.base.numel(), view.block):
-        yield slice(start, min(start + view.block, view.base.numel()))
 
 
 def _task_vector(

@@ -77,7 +77,7 @@ def _l1_ratio(view: View, expert: int, mask: Callable[[slice, Tensor], Tensor]) 
     """‖τ‖₁/‖m ⊙ τ‖₁, 1 where nothing is left; sums are exact up to blocks, in float64."""
     before, after = [], []
     for part in blocks(view):
-        tau = view.experts[expert][part].to(view.dtype) - view.base[part].to(view.dtype)
+        [tau] = view.taus(part, [expert])
         magnitude = tau.abs().double()
         before.append(magnitude.sum().item())
         after.append((magnitude * mask(part, tau)).sum().item())
@@ -176,7 +176,7 @@ def ranks(view: View, expert: int) -> Ranks:
     found = [torch.empty(view.base.numel(), dtype=torch.uint8, device=device) for _ in shifts]
     falling = torch.arange(columns - 1, -1, -1, dtype=torch.int32, device=device)
     for part in _rows(view):
-        tau = view.experts[expert][part].to(view.dtype) - view.base[part].to(view.dtype)
+        [tau] = view.taus(part, [expert])
         order = tau.abs().view(-1, columns).argsort(dim=1, descending=True, stable=True)
         own = torch.empty(order.shape, dtype=torch.int32, device=order.device)
         own.scatter_(1, order, falling.expand(order.shape))

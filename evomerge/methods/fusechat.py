@@ -27,7 +27,7 @@ def energy(view: View, expert: int) -> Energy:
     """Add up an expert's τ² in float64, exactly up to blocks of 2¹⁵ entries."""
     sums = []
     for part in blocks(view):
-        tau = view.experts[expert][part].to(view.dtype) - view.base[part].to(view.dtype)
+        [tau] = view.taus(part, [expert])
         sums.append(tau.double().square().sum().item())
     return Energy(math.fsum(sums))
 

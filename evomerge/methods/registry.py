@@ -27,7 +27,8 @@ then it is kept on disk, and shared by all workers; otherwise each worker calls 
 
 A method with `elementwise=True` is called on flat slices of bounded size; it must not look beyond
 the entries it is given, except through `measured`; where that holds `Entries` (one number per
-entry, row or column), the function gets their part for its slice. On large models it is compiled
+entry, row or column), or anything else that has a `part(slice)`, such as a trim, the function gets
+what that is for its slice. On large models it is compiled
 into one pass over memory, with the same bytes as result: numbers among the parameters and in
 `measured` therefore arrive as float32 tensors of shape () or (experts,), and a function that asks
 Python what they are (`if weight[0] > 0`) is left uncompiled; `torch.where` is not.
@@ -246,10 +247,14 @@ class View:
     ) -> Iterator[Any]:
         """An element-wise `function([τ₁, …], *rest)`, block by block up to entry `stop`."""
         of_task_vectors, chosen = _of_task_vectors(function, self.dtype), self._chosen(experts)
+        for part in self.parts(stop):
+            yield self.run(of_task_vectors, self.base[part], [e[part] for e in chosen], *rest)
+
+    def parts(self, stop: int | None = None) -> Iterator[slice]:
+        """Slices of `block` entries, up to entry `stop`."""
         end = self.base.numel() if stop is None else stop
         for start in range(0, end, self.block):
-            part = slice(start, min(start + self.block, end))
-            yield self.run(of_task_vectors, self.base[part], [e[part] for e in chosen], *rest)
+            yield slice(start, min(start + self.block, end))
 
     def _chosen(self, experts: Sequence[int] | None) -> Sequence[Tensor]:
         return self.experts if experts is None else [self.experts[i] for i in experts]

@@ -6,6 +6,7 @@ weights. It fits any decoder whose layers sit in one numbered list; no architect
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -100,6 +101,11 @@ class Layout:
     def names(self) -> tuple[str, ...]:
         """Canonical names of all tensors, in `state_dict` order."""
         return tuple(self._by_name)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers all tensors hold."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     def names_of_layer(self, layer: int) -> tuple[str, ...]:
         """Canonical names of one layer's tensors.

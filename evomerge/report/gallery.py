@@ -92,7 +92,8 @@ def view_of(study: Study) -> View:
 
 
 def _view_of(study: Study) -> View:
-    status, facts = status_summary(study), facts_summary(study)
+    running = running_summary(study)
+    status, facts = status_summary(study, running), facts_summary(study)
     try:
         best = best_summary(study)
     except InputError:  # no trial has succeeded yet
@@ -102,7 +103,7 @@ def _view_of(study: Study) -> View:
     view = View(
         status=status,
         facts=facts,
-        running=running_summary(study),
+        running=running,
         best=best,
         split=split,
         leader=leader,

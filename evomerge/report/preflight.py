@@ -33,9 +33,8 @@ def preflight_table(setup: Setup, forecast: Forecast) -> RenderableType:
 
 def _found(setup: Setup) -> Iterator[tuple[str, str]]:
     config, layout, space = setup.config, setup.models.layout, setup.space
-    parameters = sum(math.prod(t.shape) for t in layout.tensors)
     yield "architecture", f"{layout.architecture}, {layout.layers} layers"
-    yield "parameters", f"{parameters:,}"
+    yield "parameters", f"{layout.parameters:,}"
     for name, source in setup.models.sources.items():
         what = "config only" if setup.models.unread else f"digest {source.digest[:12]}"
         yield f"model {name}", f"{source.folder} ({what})"

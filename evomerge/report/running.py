@@ -105,12 +105,18 @@ def split_size(study: Study, split: str) -> int:
     return sum(len(ids) for task, ids in items.items() if task not in beside)
 
 
+def is_concluded(study: Study) -> bool:
+    """Whether its search gave a winner that no later trial has been set against."""
+    own = sum(e.optimizers_own for e in study.evaluations())
+    return (study.note("concluded") or {}).get("trials") == own
+
+
 def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: _Clock) -> dict[str, Any]:
     own = [e for e in evaluations if e.optimizers_own]
     mine = np.array([e.optimizers_own for e in evaluations])
     time, whole = clock.running(), split_size(study, "search")
     rate = _rate(clock.finished[mine & (clock.session == clock.session.max())])
-    concluded = (study.note("concluded") or {}).get("trials") == len(own)
+    concluded = is_concluded(study)
     budget = study.campaign["budget"]
     return {
         "rate": rate,

@@ -20,7 +20,7 @@ from evomerge.judging.scores import Judge, Values
 from evomerge.judging.selection import Judged, best, by_preference
 from evomerge.recipe import BASE
 from evomerge.report.choice import choice_summary, correct_for_many
-from evomerge.report.running import running_summary, split_size
+from evomerge.report.running import is_concluded, running_summary, split_size
 from evomerge.sections import ConstraintConfig, ObjectiveConfig
 from evomerge.study.judged import check_of, judge_on, judged, searched
 from evomerge.study.record import Evaluation
@@ -30,18 +30,19 @@ YARDSTICKS = ("parent", "baseline")
 """The roles of what the winner is measured against."""
 
 
-def status_summary(study: Study) -> dict[str, Any]:
-    """How far the campaign is, as `evomerge status --json` prints it."""
+def status_summary(study: Study, running: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How far the campaign is, as `evomerge status --json` prints it.
+
+    `running`: the study's `running_summary`, where it has been made already.
+    """
     evaluations = study.evaluations()
     trials = [e for e in evaluations if e.optimizers_own]
     failed = [t for t in trials if t.failed]
     pruned = [t for t in trials if t.estimated]
     whole = split_size(study, "search")
     leader = best(searched(judge_of(study), evaluations))
-    concluded = study.note("concluded") or {}
     stage = study.note("stage")
-    ended = concluded.get("trials") == len(trials)
-    running = running_summary(study)
+    running = running or running_summary(study)
     return {
         "name": study.name,
         "stage": stage and {key: stage[key] for key in ("name", "place", "of")},
@@ -66,7 +67,7 @@ def status_summary(study: Study) -> dict[str, Any]:
         "estimator": _calibration(study, trials),
         "events": study.note("events"),
         "optimizer_state": dict(trials[-1].state) if trials else {},
-        "done": ended and (stage is None or stage["place"] == stage["of"]),
+        "done": is_concluded(study) and (stage is None or stage["place"] == stage["of"]),
     }
 
 
@@ -101,7 +102,8 @@ def best_summary(study: Study) -> dict[str, Any]:
 def trial_summary(study: Study, trial: Evaluation) -> dict[str, Any]:
     """Any evaluation's recipe in the place of the winner, in the form of `best_summary`."""
     evaluations = study.evaluations()
-    judges = {split: judge_on(judge_of(study), evaluations, split) for split in SPLITS}
+    judge = judge_of(study)
+    judges = {split: judge_on(judge, evaluations, split) for split in SPLITS}
     scored = {(e.digest, e.split): e for e in evaluations if e.measured}
     yardsticks = {
         role: {e.name or e.digest: e.digest for e in evaluations if e.role == role}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,9 +85,8 @@ class Quadratic:
 
     def drawn(self, rng: np.random.Generator) -> Surface:
         """A surface as likely as the results make it."""
-        ridge = self.ridge
-        mean, covariance = ridge.coef_, ridge.sigma_
-        coefficients = rng.multivariate_normal(mean, covariance, method="eigh")
+        ridge, mean = self.ridge, self.ridge.coef_
+        coefficients = mean + (rng.standard_normal((1, len(mean))) @ self._spread.T)[0]
         level = ridge.intercept_ + ridge.X_offset_ @ (mean - coefficients)
 
         def surface(genomes: Genome) -> Floats:
@@ -94,6 +94,12 @@ class Quadratic:
             return _linked(x @ coefficients + level, self.bounded)
 
         return surface
+
+    @cached_property
+    def _spread(self) -> Floats:
+        """What makes independent normal numbers vary as the coefficients do."""
+        values, vectors = np.linalg.eigh(self.ridge.sigma_)
+        return np.asarray(vectors * np.sqrt(np.abs(values)))
 
 
 def _leverage(ridge: BayesianRidge, x: Floats, weights: Floats) -> Floats:

@@ -10,7 +10,7 @@ from evomerge.study.study import Study
 
 NOTE = "sessions"
 KEPT = 300
-"""Of more sessions the earliest are forgotten: a note is one attribute, under 60 kB."""
+"""Of more sessions the earliest are forgotten, so that the note stays short."""
 
 
 @dataclass(frozen=True)

@@ -192,8 +192,9 @@ class Study:
 
     def markers(self) -> list[Marker]:
         """What was in flight when the driver died, by slot: marked, but never recorded."""
-        recorded = {(e.digest, e.split) for e in self.evaluations()}
-        asks = {None, *(e.ask for e in self.evaluations())}
+        known = self.evaluations()
+        recorded = {(e.digest, e.split) for e in known}
+        asks = {None, *(e.ask for e in known)}
         return [
             marker
             for marker in codec.decode_markers(self._facts())

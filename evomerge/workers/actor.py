@@ -14,10 +14,7 @@ from evomerge import __version__
 from evomerge.errors import EvomergeError, InputError
 from evomerge.workers.copies import Parcel, unpacked
 from evomerge.workers.executor import Job, Outcome, attempt
-from evomerge.workers.worker import Worker, WorkerSpec
-
-PACKAGES = ("lm_eval", "torch", "transformers")
-"""Those whose versions decide scores, beside evomerge's own."""
+from evomerge.workers.worker import PACKAGES, Worker, WorkerSpec
 
 
 @dataclass(frozen=True)

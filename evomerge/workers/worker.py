@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from evomerge.models.checkpoint import Checkpoint
 
 
+PACKAGES = ("lm_eval", "torch", "transformers")
+"""Those whose versions decide scores, beside evomerge's own."""
+
+
 @dataclass(frozen=True)
 class WorkerSpec:
     """All that a worker is built from; small, and picklable.
