@@ -20,7 +20,7 @@ from materialize import EXPERTS, mergekit_of, save_models, seconds
 from evomerge.materialize.statistics import Statistics
 from evomerge.materialize.store import Store
 from evomerge.methods.registry import View
-from evomerge.methods.trimming import spectrum
+from evomerge.methods.spectra import spectrum
 from evomerge.models.checkpoint import Checkpoint, open_checkpoint
 from evomerge.recipe import BASE
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 from evomerge.methods.registry import PerExpert, Tensor, View, merge_method
+from evomerge.methods.spectra import Spectrum, spectrum, task_vector
 from evomerge.methods.task_arithmetic import Density, Lambda, Weight, elect_and_sum, shares
-from evomerge.methods.trimming import Band, Spectrum, cut, spectrum, task_vector
+from evomerge.methods.trimming import Band, cut
 
 Gamma = Annotated[Sequence[float], PerExpert(0.01, low=0.0, high=1.0)]
 

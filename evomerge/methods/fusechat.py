@@ -11,8 +11,9 @@ import numpy as np
 
 from evomerge.methods.inner_products import blocks
 from evomerge.methods.registry import Range, Tensor, View, merge_method
+from evomerge.methods.spectra import Quantity, Spectrum, spectrum_of
 from evomerge.methods.task_arithmetic import Lambda
-from evomerge.methods.trimming import Quantity, Spectrum, Trim, cut, spectrum_of, trim_in_bracket
+from evomerge.methods.trimming import Trim, cut, trim_in_bracket
 
 
 @dataclass(frozen=True)

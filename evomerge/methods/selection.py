@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from evomerge.methods.registry import PerExpert, Range, Tensor, merge_method
+from evomerge.methods.spectra import spectrum
 from evomerge.methods.task_arithmetic import Lambda
-from evomerge.methods.trimming import Trim, spectrum, trims
+from evomerge.methods.trimming import Trim, trims
 
 
 @merge_method(reference="Marczak et al. 2024, arXiv:2407.06322, algorithm 1", relative=True)

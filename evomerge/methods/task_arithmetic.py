@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from evomerge.methods.registry import PerExpert, Range, Tensor, View, merge_method
-from evomerge.methods.trimming import Trim, spectrum, trims
+from evomerge.methods.spectra import spectrum
+from evomerge.methods.trimming import Trim, trims
 
 Weight = Annotated[Sequence[float], PerExpert(1.0, low=-10.0, high=10.0)]
 Density = Annotated[Sequence[float], PerExpert(0.5, low=0.0, high=1.0)]

@@ -1,37 +1,33 @@
 """Trims by magnitude: the k largest |τ| of a task vector, exactly, of tied ones the lower indices.
 
-What is said of |τ| here is true of any `Quantity` that the task vectors decide entry by entry.
-
-A non-negative float32 orders as its bit pattern does. The upper 20 of its 31 bits are counted once
-per source (`spectrum`): for any k the counts say in which bracket of about n/4096 entries the k-th
-largest lies. A candidate then looks at the entries of that one bracket only.
+Its spectrum says in which bracket of values the k-th largest lies, so that a candidate looks at the
+entries of that one bracket only.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
-
-import numpy as np
+from itertools import groupby
+from typing import NamedTuple
 
 from evomerge.methods.registry import Tensor, View
+from evomerge.methods.spectra import (
+    SMALL,
+    Bracket,
+    Quantity,
+    Spectrum,
+    patterns_of,
+    spectrum_of,
+    task_vector,
+)
 
-_LOW = 11
-"""Bits of a pattern below its bin."""
-_BINS = 1 << 31 - _LOW
-_BRACKETS = 1 << 12
 _ROW = 64
 """Entries that a search counts together: a mask entry by entry would cost more than the sums."""
 _FEW = 1 << 12
 """Entries up to which all are looked at at once, whatever the bracket."""
-_SMALL = 1 << 22
-"""Entries up to which patterns are sorted, not counted by bin: quicker, but all held at a time."""
-_INFINITE = 0x7F800000
-"""The pattern of infinity; those of NaN lie above it."""
 
 
 class Trim(NamedTuple):
@@ -90,154 +86,6 @@ class Band(NamedTuple):
         return torch.where(self.keep(tau), tau, 0.0)
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """What entries are ranked by: the magnitude of an element-wise function of task vectors.
-
-    Attributes:
-        experts: the view's experts that it is about.
-        of: from the list of their τ, of one shape, to a tensor of that shape.
-    """
-
-    view: View
-    experts: tuple[int, ...]
-    of: Callable[[list[Tensor]], Tensor]
-
-    @property
-    def n(self) -> int:
-        """Entries of the tensor."""
-        return self.view.base.numel()
-
-    def at(self, part: Any) -> Tensor:
-        """The values in a slice, or at the places of an index tensor."""
-        return self.of(self.view.taus(part, self.experts))
-
-    def map(self, function: Callable[..., Any]) -> Iterator[Any]:
-        """An element-wise `function(values)`, block by block."""
-        return self.view.map(_composed(function, self.of), self.experts)
-
-
-def task_vector(view: View, expert: int) -> Quantity:
-    """One expert's τ."""
-    return Quantity(view, (expert,), _only)
-
-
-def _only(taus: list[Tensor]) -> Tensor:
-    return taus[0]
-
-
-@cache
-def _composed(
-    function: Callable[..., Any], of: Callable[[list[Tensor]], Tensor]
-) -> Callable[..., Any]:
-    """`function` of the quantity; one object for each, so that it is compiled once."""
-
-    def of_taus(taus: list[Tensor]) -> Any:
-        return function(of(taus))
-
-    return of_taus
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """How an expert's |τ| spread over one tensor: brackets of consecutive bins, the largest first.
-
-    Attributes:
-        floors: int64 (b,), the least pattern of each bracket; falling.
-        counts: int64 (b,), entries in this bracket and those before it.
-        finite: no entry is infinite or NaN.
-    """
-
-    floors: np.ndarray
-    counts: np.ndarray
-    finite: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Memory in bytes."""
-        return self.floors.nbytes + self.counts.nbytes
-
-    def places(self, values: Tensor) -> np.ndarray:
-        """The index of each value's bracket; of what is not finite, the first."""
-        patterns = _patterns(values).cpu().numpy()
-        return np.searchsorted(-self.floors, -patterns.astype(np.int64))
-
-    def bracket(self, k: int) -> Bracket:
-        """Where the k-th largest |τ| lies (from 1)."""
-        place = int(np.searchsorted(self.counts, k))
-        above = int(self.counts[place - 1]) if place else 0
-        stop = int(self.floors[place - 1]) if place else _INFINITE
-        # only a pattern of its own, tied many times, fills more than two brackets' shares
-        tied = int(self.counts[place]) - above >= 2 * _share(int(self.counts[-1]))
-        return Bracket(int(self.floors[place]), stop, k - above, tied)
-
-
-def _share(n: int) -> int:
-    """Entries of a bracket, when values are spread."""
-    return -(-n // _BRACKETS)
-
-
-class Bracket(NamedTuple):
-    """Patterns from `start` up to `stop`; wanted is the `rank`-th largest of their entries.
-
-    Where `tied`, all of these are `start` itself.
-    """
-
-    start: int
-    stop: int
-    rank: int
-    tied: bool
-
-
-def spectrum(view: View, expert: int) -> Spectrum:
-    """Count an expert's |τ| by bin; depends on the sources alone."""
-    return spectrum_of(task_vector(view, expert))
-
-
-def spectrum_of(values: Quantity) -> Spectrum:
-    """Count a quantity's magnitudes by bin."""
-    import torch
-
-    share = _share(values.n)
-    if values.n <= _SMALL:
-        parts = [patterns.cpu().numpy() for patterns in values.map(_patterns)]
-        patterns, entries = np.unique(np.concatenate(parts), return_counts=True)
-        floors, entries = patterns[::-1].astype(np.int64), entries[::-1]
-        finite = not (floors >= _INFINITE).any()
-    else:
-        counts = np.zeros(_BINS, dtype=np.int64)
-        for bins in values.map(_bins):
-            counts += torch.bincount(bins, minlength=_BINS).cpu().numpy()
-        light = np.flatnonzero((counts > 0) & (counts <= share))
-        exact, tied = _single_patterns(values, np.flatnonzero(counts > share))
-        floors = np.concatenate([light << _LOW, exact])
-        entries = np.concatenate([counts[light], tied])
-        falling = np.argsort(-floors)
-        floors, entries = floors[falling], entries[falling]
-        finite = not counts[_INFINITE >> _LOW :].any()
-    total = entries.cumsum()
-    # a bracket ends where another multiple of its share is reached, and before and after many ties
-    last = np.diff(total // share, prepend=0) > 0
-    last[:-1] |= entries[1:] > share
-    last[-1:] = True
-    return Spectrum(floors[last], total[last], finite)
-
-
-def _single_patterns(values: Quantity, bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The patterns in full bins, and the entries of each: a few values with many ties, mostly."""
-    import torch
-
-    place = torch.full((_BINS,), -1, dtype=torch.int32)
-    place[torch.from_numpy(bins)] = torch.arange(len(bins), dtype=torch.int32)
-    counts = np.zeros(len(bins) << _LOW, dtype=np.int64)
-    for patterns in values.map(_patterns) if len(bins) else ():
-        at = place[patterns.cpu() >> _LOW]
-        cells = ((at << _LOW) | (patterns.cpu() & (1 << _LOW) - 1))[at >= 0]
-        counts += torch.bincount(cells, minlength=len(counts)).numpy()
-    found = np.flatnonzero(counts)
-    return bins[found >> _LOW] << _LOW | found & (1 << _LOW) - 1, counts[found]
-
-
 def trims(
     view: View, *, density: Sequence[float], statistics: Sequence[Spectrum] | None = None
 ) -> list[Trim]:
@@ -293,11 +141,8 @@ def trim_in_bracket(values: Quantity, k: int, known: Spectrum) -> tuple[Trim, Te
     """
     bracket = known.bracket(k)
     [[rows]] = _rows([values], [[bracket]])
-    index, patterns = _members(_Search(values, rows, bracket))
-    found = _largest(index, patterns, bracket.rank, values.n)
-    threshold = _patterns(found.threshold)
-    kept = (patterns > threshold) | ((patterns == threshold) & (index <= found.last))
-    return found, index[kept]
+    [(found, kept)] = _among_few([_Search(values, rows, bracket)])
+    return found, kept.sort().values
 
 
 def _all_or_none(k: int, values: Quantity) -> Trim:
@@ -387,11 +232,12 @@ class _Search(NamedTuple):
 def _selected(searches: Mapping[tuple[int, int], _Search]) -> dict[tuple[int, int], Trim]:
     """The trims that end at the entries searched for."""
     tied = {k: one for k, one in searches.items() if one.bracket.tied and one.values.n > _FEW}
-    found = {
-        key: _largest(*_members(one), one.bracket.rank, one.values.n)
-        for key, one in searches.items()
-        if key not in tied
-    }
+    few = {key: one for key, one in searches.items() if key not in tied}
+    ordered = list(few.values())
+    # of large tensors one search at a time, which holds its rows' entries
+    step = max(1, len(few)) if all(one.values.n <= SMALL for one in ordered) else 1
+    parts = [_among_few(ordered[i : i + step]) for i in range(0, len(few), step)]
+    found = dict(zip(few, [trim for part in parts for trim, _ in part], strict=True))
     if tied:
         found |= zip(tied, _among_ties(list(tied.values())), strict=True)
     return found
@@ -408,35 +254,48 @@ def _among_ties(searches: Sequence[_Search]) -> list[Trim]:
     row = torch.searchsorted(total, ranks)
     ranks -= total.gather(1, row) - rows.gather(1, row).to(torch.int64)
     index = (row * _ROW + torch.arange(_ROW, device=rows.device)).clamp(max=n - 1)
-    at = [one.values.at(own) for one, own in zip(searches, index, strict=True)]
-    ties = (torch.stack(at).abs().float() == thresholds[:, None]).cumsum(1)
+    ties = (_at(searches, index.split(1)).abs().float() == thresholds[:, None]).cumsum(1)
     last = _placed(index.gather(1, torch.searchsorted(ties, ranks)), n)
     return [Trim(*one) for one in zip(thresholds, last.view(-1), strict=True)]
 
 
-def _members(search: _Search) -> tuple[Tensor, Tensor]:
-    """The bracket's entries: their indices, int64, rising, and patterns."""
+def _at(searches: Sequence[_Search], places: Sequence[Tensor]) -> Tensor:
+    """The values at each search's places, (rows, `_ROW`), one after the other."""
     import torch
 
-    values, rows, bracket = search
-    places = torch.arange(_ROW, device=rows.device)
-    index = (rows.nonzero() * _ROW + places).view(-1)
-    if values.n % _ROW:
-        index = index[index < values.n]
-    patterns = _patterns(values.at(index))
-    inside = (patterns >= bracket.start) & (patterns < bracket.stop)
-    return index[inside], patterns[inside]
+    rest, values = iter(places), []
+    for _, own in groupby(searches, key=lambda one: id(one.values)):
+        same = list(own)
+        values.append(same[0].values.at(torch.cat([next(rest) for _ in same])))
+    return torch.cat(values)
 
 
-def _largest(index: Tensor, patterns: Tensor, k: int, n: int) -> Trim:
-    """The trim that keeps the k largest of these patterns, of tied ones those of lower index."""
+def _among_few(searches: Sequence[_Search]) -> list[tuple[Trim, Tensor]]:
+    """The trims in brackets of a few entries, and the indices of those that each keeps, int64.
+
+    All searches go through one sort: by search, then the largest first, of tied entries the lower
+    index.
+    """
     import torch
 
-    pattern = patterns.kthvalue(len(patterns) - k + 1).values
-    ranks = k - (patterns > pattern).sum()
-    ties = (patterns == pattern).cumsum(0)
-    last = index.take(torch.searchsorted(ties, ranks))
-    return Trim(pattern.view(torch.float32), _placed(last, n))
+    n, device = searches[0].values.n, searches[0].rows.device
+    search, row = torch.stack([one.rows for one in searches]).nonzero(as_tuple=True)
+    index = row[:, None] * _ROW + torch.arange(_ROW, device=device)
+    counts = search.bincount(minlength=len(searches)).tolist()
+    patterns = patterns_of(_at(searches, index.clamp(max=n - 1).split(counts)))
+    bounds = [one.bracket[:3] for one in searches]
+    start, stop, rank = torch.tensor(bounds, device=device).unbind(1)
+    inside = (patterns >= start[search, None]) & (patterns < stop[search, None]) & (index < n)
+    place, lane = inside.nonzero(as_tuple=True)
+    search, index, patterns = search[place], index[place, lane], patterns[place, lane]
+    order = ((search << 31) - patterns).argsort(stable=True)
+    first = torch.searchsorted(search, torch.arange(len(searches), device=device))
+    last = order[first + rank - 1]
+    trims = zip(patterns[last].view(torch.float32), _placed(index[last], n), strict=True)
+    return [
+        (Trim(*trim), index[order[begin : begin + one.bracket.rank]])
+        for trim, begin, one in zip(trims, first.tolist(), searches, strict=True)
+    ]
 
 
 def _placed(last: Tensor, n: int) -> Tensor:
@@ -448,14 +307,3 @@ def _placed(last: Tensor, n: int) -> Tensor:
 
 def _float(pattern: int) -> float:
     return float(struct.unpack("<f", struct.pack("<I", pattern))[0])
-
-
-def _patterns(tau: Tensor) -> Tensor:
-    """Magnitudes in float32 as int32 bit patterns."""
-    import torch
-
-    return tau.abs().float().view(torch.int32)
-
-
-def _bins(tau: Tensor) -> Tensor:
-    return _patterns(tau) >> _LOW

@@ -11,7 +11,7 @@ from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
 from evomerge.materialize.statistics import Statistics
 from evomerge.methods.registry import View, methods
-from evomerge.methods.trimming import spectrum
+from evomerge.methods.spectra import spectrum
 
 ELEMENTWISE = [name for name, method in methods().items() if method.elementwise]
 

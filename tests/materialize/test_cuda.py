@@ -10,7 +10,8 @@ from evomerge.materialize.feed import CudaLane, Held, Mapped, Streamed
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
 from evomerge.methods.registry import View, methods
-from evomerge.methods.trimming import cut, spectrum, task_vector
+from evomerge.methods.spectra import spectrum, task_vector
+from evomerge.methods.trimming import cut
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,7 +18,7 @@ from evomerge.materialize.plan import plan
 from evomerge.materialize.statistics import Statistics
 from evomerge.materialize.store import Store, tidy
 from evomerge.methods.registry import View, methods
-from evomerge.methods.trimming import spectrum
+from evomerge.methods.spectra import spectrum
 from evomerge.models.preflight import preflight
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from evomerge.errors import InputError
-from evomerge.methods import trimming
+from evomerge.methods import spectra, trimming
 from evomerge.methods.entries import part_of
 from evomerge.methods.masks import at, limits
 from evomerge.methods.registry import View, methods, whole_view
+from evomerge.methods.spectra import spectrum
 from evomerge.methods.task_arithmetic import ties
-from evomerge.methods.trimming import spectrum, trims
+from evomerge.methods.trimming import trims
 
 REGISTRY = methods()
 
@@ -247,9 +248,10 @@ def kept_by_sorting(tau, density):
 
 @pytest.fixture(params=["one by one", "by bin"])
 def counting(request, monkeypatch):
-    """Both ways in which a spectrum is counted, whatever the tensor's size."""
+    """Both ways in which a spectrum is counted and searched, whatever the tensor's size."""
     if request.param == "by bin":
-        monkeypatch.setattr(trimming, "_SMALL", 0)
+        for module in (spectra, trimming):
+            monkeypatch.setattr(module, "SMALL", 0)
 
 
 @pytest.mark.usefixtures("counting")
@@ -292,7 +294,7 @@ def test_trims_of_awkward_task_vectors_agree_with_a_stable_sort(tau, density):
 def test_a_band_keeps_exactly_its_ranks_by_a_stable_sort(tau, first, last):
     first, last = len(tau) * first // 3, len(tau) * last // 3
     view = View(torch.zeros_like(tau), [tau], torch.float32, block=4096)
-    [[upper, lower]] = trimming.cut([trimming.task_vector(view, 0)], [[first, last]])
+    [[upper, lower]] = trimming.cut([spectra.task_vector(view, 0)], [[first, last]])
     found = trimming.Band(upper, lower)
     expected = torch.zeros(len(tau), dtype=torch.bool)
     order = torch.sort(tau.abs(), descending=True, stable=True).indices
@@ -304,8 +306,8 @@ def test_a_band_keeps_exactly_its_ranks_by_a_stable_sort(tau, first, last):
 @pytest.mark.parametrize("k", [1, 2, 500, 8999])
 def test_what_is_kept_of_the_last_bracket_completes_the_whole_brackets_before_it(k):
     tau = torch.randn(9000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
-    values = trimming.task_vector(View(torch.zeros(9000), [tau], torch.float32), 0)
-    known = trimming.spectrum_of(values)
+    values = spectra.task_vector(View(torch.zeros(9000), [tau], torch.float32), 0)
+    known = spectra.spectrum_of(values)
     found, index = trimming.trim_in_bracket(values, k, known)
     places = known.places(tau)
     before = set(np.flatnonzero(places < places[index[0]]).tolist())
