@@ -15,9 +15,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 _LOGGER = logging.getLogger(__name__)
 _EXACT = (
@@ -70,6 +68,9 @@ class Compiler:
         self, function: Callable[..., Any], arguments: tuple[Any, ...], tensors: list[Tensor]
     ) -> Callable[..., Any]:
         """`function` of the tensors among these arguments, in their order."""
+        import torch._inductor  # late, for it takes a second
+        from torch.fx.experimental.proxy_tensor import make_fx
+
         if len(self._compiled) >= _VARIANTS:
             raise RuntimeError(f"more than {_VARIANTS} forms of arguments")
         length = arguments[0].shape

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from evomerge.config import content_digest
@@ -236,6 +235,8 @@ def _assignment(similarity: np.ndarray) -> tuple[np.ndarray, float]:
     Raises:
         ValueError: a similarity is not finite.
     """
+    from scipy.optimize import linear_sum_assignment  # late: half a second
+
     if not np.isfinite(similarity).all():
         raise ValueError("similarities are not finite")
     places = np.arange(len(similarity))

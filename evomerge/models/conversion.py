@@ -19,6 +19,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
     MergeModulelist,
+    PrefixChange,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -130,7 +131,12 @@ def as_saved(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str,
         model: a skeleton; of its depth no more is used than that its layers are numbered.
         tensors: canonical names, any part of the model.
     """
-    if any(len(converter.target_patterns) > 1 for converter in rules_of(model).converters):
+    if getattr(model, "_weight_conversions", None) is None:
+        # where transformers looks for them; it would go through all modules again for every tensor
+        transforms = get_model_conversion_mapping(model, add_legacy=False)
+        model._weight_conversions = [t for t in transforms if not isinstance(t, PrefixChange)]
+    converters = [t for t in model._weight_conversions if isinstance(t, WeightConverter)]
+    if any(len(converter.target_patterns) > 1 for converter in converters):
         # What is saved in one piece may be in two parts here; transformers reads both forms.
         return dict(tensors)
     saved = revert_weight_conversion(model, dict(tensors))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
+from bisect import bisect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ class Releaser:
     `/proc/self/maps`.
     """
 
-    def __init__(self, limit: int = 64 << 20) -> None:
+    def __init__(self, limit: int = 256 << 20) -> None:
         """`limit`: bytes that may be waiting, since each release looks through all mappings."""
         self._limit = limit
         self._waiting: list[Tensor] = []
@@ -39,10 +41,11 @@ class Releaser:
         if self._waiting and _MAPS.is_file() and hasattr(mmap, "MADV_DONTNEED"):
             # A page of memory that is no file's would be zeroed; the tensors are alive until the
             # end, so that what was a file's mapping when the list was read still is one.
-            mapped = list(_file_mappings())
+            mapped = list(_file_mappings())  # in rising order
             for tensor in self._waiting:
                 start, stop = _pages(tensor)
-                if start < stop and any(low <= start and stop <= high for low, high in mapped):
+                place = bisect(mapped, (start, math.inf)) - 1
+                if start < stop and place >= 0 and stop <= mapped[place][1]:
                     _libc().madvise(
                         ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED
                     )
