@@ -21,6 +21,7 @@ import torch
 from evomerge.errors import CandidateError, InputError
 from evomerge.fitness.documents import item_ids
 from evomerge.fitness.source import Source
+from evomerge.reading import json_data
 from evomerge.sections import CallableConfig
 
 Function = Callable[[Any, Any, list[Any]], Any]
@@ -161,17 +162,14 @@ def _code(module: ModuleType) -> str:
 def _documents(where: str, path: Path) -> list[Any]:
     """JSON objects, one a line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a string may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{where}: {path} cannot be read ({error})") from None
     documents = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            document = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: {path}, line {number}: not JSON ({error})") from None
+        document = json_data(line, f"{where}: {path}, line {number}")
         if not isinstance(document, dict):
             raise InputError(f"{where}: {path}, line {number}: write one JSON object a line")
         documents.append(document)

@@ -218,7 +218,7 @@ def test_a_function_that_is_not_there_is_named_before_any_work(function, module,
     [
         (None, "documents.jsonl cannot be read"),
         ("", "has no documents"),
-        ('{"a": 1}\n{"a": \n', "line 2: not JSON"),
+        ('{"a": 1}\n{"a": \n', "line 2: not valid JSON"),
         ('{"a": 1}\n[1]\n', "line 2: write one JSON object a line"),
     ],
 )
