@@ -95,9 +95,10 @@ def summarize(
 
     Returns:
         `best_known`: the highest score on select, yardsticks and all; `target`: `SHARE` of it;
-        `yardsticks`; `optimizers`: label → `final` (quartiles and `runs`), `to_target` (`median`
-        item evaluations, null unless more than half of the runs arrived; `reached`, `of`), `wins`
-        (a seed's best final score; ties are shared), `curve` (`quartiles`).
+        `first`; `yardsticks`; `optimizers`: label → `final` (quartiles and `runs`), `to_target` (`median`
+        item evaluations, null unless more than half of the runs arrived; `reached`, `of`),
+        `to_first` (the same to `first`, the median final score of the optimizer named first),
+        `wins` (a seed's best final score; ties are shared), `curve` (`quartiles`).
     """
     final = {
         label: {seed: float(c.select[-1]) for seed, c in found.items()}
@@ -109,15 +110,18 @@ def summarize(
     ]
     best = max((score for score in scores if np.isfinite(score)), default=np.nan)
     target = best - (1 - SHARE) * abs(best)
-    wins = _wins(final)
+    wins, ends = _wins(final), {label: _final(scores) for label, scores in final.items()}
+    first = next(iter(ends.values()))["median"] if ends else None
     return {
         "best_known": _number(best),
         "target": _number(target),
+        "first": first,
         "yardsticks": {role: dict(found) for role, found in yardsticks.items()},
         "optimizers": {
             label: {
-                "final": _final(final[label]),
+                "final": ends[label],
                 "to_target": _to_target(list(found.values()), target),
+                "to_first": _to_target(list(found.values()), np.nan if first is None else first),
                 "wins": wins[label],
                 "curve": quartiles(list(found.values())),
             }

@@ -137,7 +137,11 @@ def save_picture(comparison: Mapping[str, Any], path: Path) -> None:
     axes.grid(color="#e7eaee")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+    for columns in (3, 2, 1):
+        legend = figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
     figure.savefig(path)
 
 

@@ -50,9 +50,11 @@ def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
 
 def columns(comparison: Mapping[str, Any]) -> list[str]:
     """What the table says of each optimizer."""
-    target = comparison["target"]
-    until = "items to target" if target is None else f"items to {short(target)}"
-    return ["select", "quartiles", until, "arrived", "wins"]
+    until = {"target": comparison["target"], "the first": comparison["first"]}
+    items, first = (
+        f"items to {name if score is None else short(score)}" for name, score in until.items()
+    )
+    return ["select", "quartiles", items, "arrived", first, "wins"]
 
 
 def rows(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -80,6 +82,12 @@ def remarks(comparison: Mapping[str, Any]) -> list[str]:
             "on select of all that was measured); items to it: the median run, – unless more "
             "than half of the runs arrived. Seeds that tie share the win."
         )
+    if comparison["first"] is not None:
+        label = next(iter(comparison["optimizers"]))
+        lines.append(
+            f"{short(comparison['first'])}: what {label} ends with, in the median; items to it "
+            "likewise."
+        )
     lines += [f"On select, {name}." for name, _ in references(comparison)]
     return lines
 
@@ -105,11 +113,12 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
 
 def _cells(facts: Mapping[str, Any]) -> list[str]:
     final, until, wins = facts["final"], facts["to_target"], facts["wins"]
-    median = final["median"]
+    median, first = final["median"], facts["to_first"]["median"]
     return [
         "–" if median is None else short(median),
         "" if median is None else span(final),
         "–" if until["median"] is None else f"{until['median']:,.0f}",
         f"{until['reached']} of {until['of']}",
+        "–" if first is None else f"{first:,.0f}",
         f"{wins:.1f}".removesuffix(".0"),
     ]

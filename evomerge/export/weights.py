@@ -141,9 +141,10 @@ def signed_sums(tensor: Tensor) -> Tensor:
     signs, total = _signs(), torch.zeros(SUMS, dtype=torch.float64)
     for number, block in enumerate(tensor.reshape(-1).split(SUMS * _LENGTH)):
         width = math.ceil(block.numel() / SUMS)
-        padded = torch.nn.functional.pad(block.float(), (0, SUMS * width - block.numel()))
-        parts = (padded.view(SUMS, width) * signs[:, :width]).sum(1).double()
-        total += parts * _random_signs(1 + number, SUMS)
+        lack = SUMS * width - block.numel()
+        padded = torch.nn.functional.pad(block, (0, lack)) if lack else block
+        parts = torch.linalg.vecdot(padded.view(SUMS, width).float(), signs[:, :width])
+        total += parts.double() * _random_signs(1 + number, SUMS)
     return total
 
 

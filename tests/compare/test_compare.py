@@ -277,8 +277,12 @@ def test_the_target_counts_every_known_score_and_ties_share_the_win():
     a, b = said["optimizers"]["a"], said["optimizers"]["b"]
     assert (a["wins"], b["wins"]) == (1.0, 1.0)
     assert b["to_target"] == {"median": None, "reached": 1, "of": 2}
+    assert said["first"] == pytest.approx(0.83)  # a's median
+    assert a["to_first"] == b["to_first"] == {"median": None, "reached": 1, "of": 2}
     both = summarize({"b": {0: runs["b"][0]}}, {"parent": {}, "baseline": {}})
     assert both["optimizers"]["b"]["to_target"]["median"] == 10
+    quicker = summarize({"a": runs["a"], "c": {0: steps(0.9, 0.9)}}, {"parent": {}, "baseline": {}})
+    assert quicker["optimizers"]["c"]["to_first"]["median"] == 10
 
 
 def test_the_target_of_negative_scores_lies_below_the_best():
@@ -291,7 +295,8 @@ def test_the_target_of_negative_scores_lies_below_the_best():
 def test_an_optimizer_whose_trials_all_failed_is_shown_without_a_score():
     runs = {"a": {0: steps(np.nan, np.nan)}, "b": {0: steps(0.5, 0.6)}}
     said = summarize(runs, {"parent": {}, "baseline": {}})
-    assert said["optimizers"]["a"]["final"]["median"] is None
+    assert said["optimizers"]["a"]["final"]["median"] is said["first"] is None
+    assert said["optimizers"]["b"]["to_first"] == {"median": None, "reached": 0, "of": 1}
     assert said["optimizers"]["a"]["curve"]["spent"] == []
     assert said["optimizers"]["b"]["wins"] == 1
     json.dumps(said, allow_nan=False)
