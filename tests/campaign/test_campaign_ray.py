@@ -21,9 +21,8 @@ def test_ray_refuses_what_the_cluster_does_not_have(tiny_folder):
 
 def test_the_same_campaign_on_ray_gives_the_same_trials_on_copies_of_the_models(tiny_folder, whole):
     node = tiny_folder / "node"
-    out = run(
-        tiny_folder, overrides=[f"workers={{kind: ray, cpus_per_worker: 2, copy_to: {node}}}"]
-    )
+    workers = f"workers={{kind: ray, cpus_per_worker: 1, copy_to: {node}}}"
+    out = run(tiny_folder, overrides=[workers])
     assert facts(out) == facts(whole)
     copied = {path.parent.name.partition("-")[0] for path in node.glob("*/model.safetensors")}
     assert copied == {"base", "math", "lang"}
