@@ -95,10 +95,11 @@ def summarize(
 
     Returns:
         `best_known`: the highest score on select, yardsticks and all; `target`: `SHARE` of it;
-        `first`; `yardsticks`; `optimizers`: label → `final` (quartiles and `runs`), `to_target` (`median`
-        item evaluations, null unless more than half of the runs arrived; `reached`, `of`),
-        `to_first` (the same to `first`, the median final score of the optimizer named first),
-        `wins` (a seed's best final score; ties are shared), `curve` (`quartiles`).
+        `first`: what the optimizer named first ends with, in the median; `yardsticks`;
+        `optimizers`: label → `final` (quartiles and `runs`), `to_target` (`median` item
+        evaluations, null unless more than half of the runs arrived; `reached`, `of`), `to_first`
+        (likewise to `first`), `wins` (a seed's best final score; ties are shared), `curve`
+        (`quartiles`).
     """
     final = {
         label: {seed: float(c.select[-1]) for seed, c in found.items()}
