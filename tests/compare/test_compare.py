@@ -281,8 +281,9 @@ def test_the_target_counts_every_known_score_and_ties_share_the_win():
     assert a["to_first"] == b["to_first"] == {"median": None, "reached": 1, "of": 2}
     both = summarize({"b": {0: runs["b"][0]}}, {"parent": {}, "baseline": {}})
     assert both["optimizers"]["b"]["to_target"]["median"] == 10
-    quicker = summarize({"a": runs["a"], "c": {0: steps(0.9, 0.9)}}, {"parent": {}, "baseline": {}})
-    assert quicker["optimizers"]["c"]["to_first"]["median"] == 10
+    quick = {"a": runs["a"], "c": {0: steps(0.9, 0.9), 1: steps(0.6, 0.9)}}
+    found = summarize(quick, {"parent": {}, "baseline": {}})["optimizers"]
+    assert found["c"]["to_first"] == {"median": 20, "reached": 2, "of": 2}  # .83
 
 
 def test_the_target_of_negative_scores_lies_below_the_best():
