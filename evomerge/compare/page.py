@@ -40,9 +40,9 @@ def write_comparison(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
 def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
     """The table for a terminal."""
     table = Table(title=title(comparison), box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("optimizer", min_width=12)
+    table.add_column("optimizer", min_width=12, overflow="fold")
     for column in columns(comparison):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for label, cells in rows(comparison).items():
         table.add_row(Text(label), *cells)
     return Group(table, *[Text(line, style="dim") for line in remarks(comparison)])
@@ -52,7 +52,7 @@ def columns(comparison: Mapping[str, Any]) -> list[str]:
     """What the table says of each optimizer."""
     until = {"target": comparison["target"], "the first": comparison["first"]}
     items, first = (
-        f"items to {name if score is None else short(score)}" for name, score in until.items()
+        f"items\nto {name if score is None else short(score)}" for name, score in until.items()
     )
     return ["select", "quartiles", items, "arrived", first, "wins"]
 
