@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +43,7 @@ class Entry:
 
 
 def write_shard(path: Path, entries: Sequence[Entry]) -> None:
-    """Write the file whole or not at all; at most two of its tensors are held at a time: while
-    one is written, the next is made.
+    """Write the file whole or not at all; at most one of its tensors is held at a time.
 
     It is written beside its place, brought to the disk and renamed. The bytes are those of
     safetensors' own `save_file` with metadata `format: pt` where all tensors have one dtype.
@@ -54,15 +52,8 @@ def write_shard(path: Path, entries: Sequence[Entry]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
         file.write(_header(ordered))
-        with ThreadPoolExecutor(1) as writer:
-            writing: list[Future[int]] = []
-            for entry in ordered:
-                data = entry.make().reshape(-1).view(torch.uint8).numpy().data
-                for previous in writing:
-                    previous.result()
-                writing = [writer.submit(file.write, data)]
-            for last in writing:
-                last.result()
+        for entry in ordered:
+            file.write(entry.make().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

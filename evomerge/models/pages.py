@@ -22,7 +22,7 @@ class Releaser:
     `/proc/self/maps`.
     """
 
-    def __init__(self, limit: int = 256 << 20) -> None:
+    def __init__(self, limit: int = 64 << 20) -> None:
         """`limit`: bytes that may be waiting, since each release looks through all mappings."""
         self._limit = limit
         self._waiting: list[Tensor] = []
