@@ -141,8 +141,8 @@ def trim_in_bracket(values: Quantity, k: int, known: Spectrum) -> tuple[Trim, Te
     """
     bracket = known.bracket(k)
     [[rows]] = _rows([values], [[bracket]])
-    [(found, kept)] = _among_few([_Search(values, rows, bracket)])
-    return found, kept.sort().values
+    [found], index = _among_few([_Search(values, rows, bracket)])
+    return found, index[: bracket.rank].sort().values
 
 
 def _all_or_none(k: int, values: Quantity) -> Trim:
@@ -237,7 +237,7 @@ def _selected(searches: Mapping[tuple[int, int], _Search]) -> dict[tuple[int, in
     # of large tensors one search at a time, which holds its rows' entries
     step = max(1, len(few)) if all(one.values.n <= SMALL for one in ordered) else 1
     parts = [_among_few(ordered[i : i + step]) for i in range(0, len(few), step)]
-    found = dict(zip(few, [trim for part in parts for trim, _ in part], strict=True))
+    found = dict(zip(few, [trim for trims, _ in parts for trim in trims], strict=True))
     if tied:
         found |= zip(tied, _among_ties(list(tied.values())), strict=True)
     return found
@@ -270,8 +270,8 @@ def _at(searches: Sequence[_Search], places: Sequence[Tensor]) -> Tensor:
     return torch.cat(values)
 
 
-def _among_few(searches: Sequence[_Search]) -> list[tuple[Trim, Tensor]]:
-    """The trims in brackets of a few entries, and the indices of those that each keeps, int64.
+def _among_few(searches: Sequence[_Search]) -> tuple[list[Trim], Tensor]:
+    """The trims in brackets of a few entries, and the indices of all these entries, int64, sorted.
 
     All searches go through one sort: by search, then the largest first, of tied entries the lower
     index.
@@ -290,12 +290,10 @@ def _among_few(searches: Sequence[_Search]) -> list[tuple[Trim, Tensor]]:
     search, index, patterns = search[place], index[place, lane], patterns[place, lane]
     order = ((search << 31) - patterns).argsort(stable=True)
     first = torch.searchsorted(search, torch.arange(len(searches), device=device))
-    last = order[first + rank - 1]
-    trims = zip(patterns[last].view(torch.float32), _placed(index[last], n), strict=True)
-    return [
-        (Trim(*trim), index[order[begin : begin + one.bracket.rank]])
-        for trim, begin, one in zip(trims, first.tolist(), searches, strict=True)
-    ]
+    index, patterns = index[order], patterns[order]
+    last = first + rank - 1
+    ends = zip(patterns[last].view(torch.float32), _placed(index[last], n), strict=True)
+    return [Trim(*end) for end in ends], index
 
 
 def _placed(last: Tensor, n: int) -> Tensor:
