@@ -2,8 +2,8 @@
 
 Run `python benchmarks/check.py`. Llamas of several sizes, a base and two experts in bf16, TIES, and
 four-choice documents. Of each size the estimate is made from the configs and the tokenizer, without
-weights (`evomerge.check.observe`), and then a worker merges and scores real candidates, each in a
-process of its own. Printed are both, and estimate over measurement, for the worker's own memory,
+weights (`evomerge.preflight.observe`), and then a worker merges and scores real candidates, each in
+a process of its own. Printed are both, and estimate over measurement, for the worker's own memory,
 seconds of merging and seconds of scoring. Last, the estimate for three models of 7 B parameters is
 set against the largest real run scaled by parameters (outside of the embeddings, for scoring).
 
@@ -36,12 +36,12 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from evomerge.check.forecast import foresee
-from evomerge.check.machine import usage
-from evomerge.check.observe import observed
+from evomerge.campaign.setup import prepare
 from evomerge.config import load_campaign
+from evomerge.preflight.forecast import foresee
+from evomerge.preflight.machine import usage
+from evomerge.preflight.observe import observed
 from evomerge.recipe import BASE
-from evomerge.setup import prepare
 from evomerge.workers.worker import Worker, WorkerSpec
 
 EXPERTS = ("first", "second")

@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
 from evomerge.config import load_campaign
-from evomerge.driver import open_campaign
-from evomerge.setup import prepare
 from evomerge.study.record import Evaluation
 
 QUICKSTART = Path(__file__).parents[1] / "search_spaces" / "quickstart" / "quickstart.yaml"

@@ -37,9 +37,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evomerge.config import FitnessConfig
-from evomerge.fitness.local import Local, make_lm
-from evomerge.fitness.surroundings import quiet
-from evomerge.fitness.tasks import TaskSet
+from evomerge.fitness.inference.local_model import Local, make_lm
+from evomerge.fitness.tasks.lm_eval_quirks import quiet
+from evomerge.fitness.tasks.task_set import TaskSet
 
 VOCABULARY = 4000
 CHOICES: dict[str, Any] = {

@@ -34,10 +34,10 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from evomerge.errors import InputError
-from evomerge.report.summary import status_summary
-from evomerge.runs import open_run
+from evomerge.common.errors import InputError
+from evomerge.results.summary import status_summary
 from evomerge.study.record import Evaluation
+from evomerge.study.run_folder import open_run
 
 QUICKSTART = Path(__file__).parents[1] / "search_spaces" / "quickstart" / "quickstart.yaml"
 NODES = 3

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from materialize import EXPERTS, mergekit_of, save_models, seconds
 
-from evomerge.materialize.statistics import Statistics
-from evomerge.materialize.store import Store
+from evomerge.materialize.statistics.statistics import Statistics
+from evomerge.materialize.statistics.store import Store
 from evomerge.methods.registry import View
 from evomerge.methods.spectra import spectrum
 from evomerge.models.checkpoint import Checkpoint, open_checkpoint

@@ -27,8 +27,8 @@ from evomerge.config import OptimizerConfig
 from evomerge.judging import pareto
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
-from evomerge.search.domain import Domain, Gene
 from evomerge.search.optimizers import build_optimizer
+from evomerge.search.spaces.genes import Domain, Gene
 
 ONES = np.ones(len(TASKS))
 FRONT = {"of": list(TASKS)}

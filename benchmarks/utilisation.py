@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 from overhead import QUICKSTART, SPACE
 
-from evomerge.campaign import Campaign
+from evomerge.campaign.loop import Campaign
+from evomerge.campaign.open import open_study
+from evomerge.campaign.setup import Setup, prepare
 from evomerge.config import load_campaign
-from evomerge.driver import open_study
-from evomerge.setup import Setup, prepare
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
-from evomerge.workers.executor import Event, Job, Outcome
+from evomerge.workers.build import Event, Job, Outcome
 from evomerge.workers.worker import Measurement
 
 SHAPE = 1.5

@@ -21,13 +21,13 @@ from pydantic.fields import FieldInfo
 from typer.cli import get_docs_for_click
 
 from evomerge.cli import app
+from evomerge.common.plugins import options
 from evomerge.config import CampaignConfig
 from evomerge.fitness.engines import engines
 from evomerge.judging.objectives import objectives
 from evomerge.methods.registry import Method, methods
-from evomerge.registry import options
 from evomerge.search.optimizers.base import optimizers
-from evomerge.search.paths import path_kinds
+from evomerge.search.spaces.paths import path_kinds
 from evomerge.trackers.base import trackers
 
 SOURCE = griffe.load("evomerge")

@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' processes share the cores
 os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers get what others leave
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and rich then ignores later changes
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from evomerge.cli.shared import AsJson, RunFolder, app, exit_codes, show, stderr, stdout
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 
 
 @app.command()
@@ -21,9 +21,9 @@ def status(
     ] = False,
 ) -> None:
     """How far a campaign is."""
-    from evomerge.report.summary import status_summary
     from evomerge.report.tables import status_table
-    from evomerge.runs import FollowedRun, open_run
+    from evomerge.results.summary import status_summary
+    from evomerge.study.run_folder import FollowedRun, open_run
 
     with exit_codes():
         if watched:
@@ -42,9 +42,9 @@ def status(
 @app.command()
 def best(folder: RunFolder, as_json: AsJson = False) -> None:
     """The winner, against every parent and baseline, with intervals and paired tests."""
-    from evomerge.report.summary import best_summary
     from evomerge.report.tables import best_table
-    from evomerge.runs import open_run
+    from evomerge.results.summary import best_summary
+    from evomerge.study.run_folder import open_run
 
     with exit_codes():
         _, study = open_run(folder)
@@ -68,8 +68,8 @@ def report(
     ] = False,
 ) -> None:
     """Write the campaign as one HTML page: scores, search, population, recipe, cost, facts."""
-    from evomerge.report.html import write_report
-    from evomerge.runs import open_run, run_folder, study_place
+    from evomerge.report.pages.report import write_report
+    from evomerge.study.run_folder import open_run, run_folder, study_place
 
     with exit_codes():
         config, study = open_run(folder)
@@ -94,7 +94,7 @@ def dashboard(
 ) -> None:
     """Show a campaign in the browser as it goes on. It only reads; Ctrl-C ends it."""
     with exit_codes():
-        from evomerge.report.dashboard import Content, is_loopback, listen, serve
+        from evomerge.report.pages.dashboard import Content, is_loopback, listen, serve
 
         content = Content(folder)
         listening = listen(host, port)
@@ -123,6 +123,6 @@ def list_(
     ],
 ) -> None:
     """List merge methods, optimizers, objectives, kinds of paths, engines or trackers."""
-    from evomerge.report import catalogue
+    from evomerge.cli import catalogue
 
     stdout.print(getattr(catalogue, what)())

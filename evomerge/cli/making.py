@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from evomerge.cli.shared import RunFolder, app, exit_codes, resumable, stderr, stdout
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 
 ShardSize = Annotated[
     str, typer.Option(metavar="SIZE", help="The largest file of weights: 5GB, 900MB.")
@@ -46,15 +46,15 @@ def export(
     ] = False,
 ) -> None:
     """Write the winner, or other trials, as checkpoints that transformers loads."""
-    from evomerge.runs import open_run, run_folder
+    from evomerge.study.run_folder import open_run, run_folder
 
     with exit_codes(), resumable():
         _check_one(trial=trial is not None, front=front, archive=archive)
         _check_push(push, dry_run, format)
         config, study = open_run(folder)
         run, shard_bytes = run_folder(folder), _bytes(shard_size)
-        from evomerge.driver import export_trial, scoring_commands
-        from evomerge.exports import export_many
+        from evomerge.export.many_trials import export_many
+        from evomerge.export.trial import export_trial, scoring_commands
 
         with stderr.status(f"writing {to}"):
             if front or archive:
@@ -96,7 +96,7 @@ def _check_push(repo: str | None, dry_run: bool, format: str) -> None:
 def _push(folder: Path, repo: str, public: bool, dry_run: bool) -> None:
     """Send an export, or show what would be sent."""
     from evomerge.export.push import offline, push, upload_of
-    from evomerge.report.upload import upload_table
+    from evomerge.export.upload import upload_table
 
     upload = upload_of(folder, repo)
     dry = dry_run or offline()
@@ -141,8 +141,8 @@ def merge(
         given = dict(_named(text) for text in experts or [])
         if base is not None:
             given["base"] = base
-        from evomerge.export.lineage import Trust
         from evomerge.export.merge import merge_file
+        from evomerge.materialize.disk.provenance import Trust
 
         with stderr.status(f"writing {to}"):
             written, notes = merge_file(

@@ -21,11 +21,11 @@ from evomerge.cli.shared import (
     stderr,
     stdout,
 )
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 
 if TYPE_CHECKING:
+    from evomerge.campaign.stages import Stage
     from evomerge.config import CampaignConfig
-    from evomerge.stages import Stage
 
 
 @app.command()
@@ -61,10 +61,10 @@ def search(
 
 
 def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
-    from evomerge.report.summary import best_summary
+    from evomerge.campaign.stages import stages_of
     from evomerge.report.tables import best_table
-    from evomerge.runs import check_folder, open_run
-    from evomerge.stages import stages_of
+    from evomerge.results.summary import best_summary
+    from evomerge.study.run_folder import check_folder, open_run
 
     check_folder(config, folder)
     for place in range(max(1, len(config.stages))):
@@ -83,12 +83,12 @@ def _run_stage(
     stages: list[Stage], folder: Path, config: CampaignConfig, deadline: float | None
 ) -> bool:
     """Run the first of the stages that are left; whether the next may begin."""
-    from evomerge.progress import ProgressDisplay
-    from evomerge.runs import remember_campaign
+    from evomerge.cli.progress import ProgressDisplay
+    from evomerge.study.run_folder import remember_campaign
 
     with stderr.status("opening models and tasks"):
-        from evomerge.setup import prepare
-        from evomerge.stages import check_later, run_stage
+        from evomerge.campaign.setup import prepare
+        from evomerge.campaign.stages import check_later, run_stage
 
         setup = prepare(stages[0].config)
         check_later(setup, stages)
@@ -152,14 +152,14 @@ def compare(
 def _compare(
     config: CampaignConfig, optimizers: str, seeds: int, folder: Path, as_json: bool
 ) -> None:
+    from evomerge.cli.progress import ProgressDisplay
     from evomerge.compare.arms import parse_arms
-    from evomerge.progress import ProgressDisplay
 
     if config.stages:
         raise InputError("compare takes a campaign of one search; this one has stages")
     arms = parse_arms(optimizers, config.optimizer)
     with stderr.status("opening models and tasks"):
-        from evomerge.setup import prepare
+        from evomerge.campaign.setup import prepare
 
         setup = prepare(config)
     from evomerge.compare.page import comparison_table, write_comparison
@@ -191,12 +191,12 @@ def check(
     """
     with exit_codes():
         config = load(campaign, overrides or [])
-        from evomerge.check.forecast import foresee
-        from evomerge.check.observe import observe
-        from evomerge.check.problems import problems
-        from evomerge.report.preflight import preflight_table
-        from evomerge.setup import prepare
-        from evomerge.stages import check_later, stages_of
+        from evomerge.campaign.setup import prepare
+        from evomerge.campaign.stages import check_later, stages_of
+        from evomerge.preflight.forecast import foresee
+        from evomerge.preflight.observe import observe
+        from evomerge.preflight.problems import problems
+        from evomerge.preflight.show import preflight_table
 
         run = out or Path("runs") / config.name
         with stderr.status("opening models and tasks"):
@@ -216,7 +216,7 @@ def quickstart(
     to: Annotated[Path, typer.Option("--to", help="A new folder for the files.")],
 ) -> None:
     """Copy small models, tasks and a campaign to play with."""
-    from evomerge.quickstart import copy_quickstart
+    from evomerge.cli.quickstart import copy_quickstart
 
     with exit_codes():
         campaign = copy_quickstart(to)

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 
 from evomerge import __version__
-from evomerge.errors import EvomergeError, InputError
-from evomerge.signals import terminated_like_interrupted
+from evomerge.common.errors import EvomergeError, InputError
+from evomerge.common.signals import terminated_like_interrupted
 
 if TYPE_CHECKING:
     from evomerge.config import CampaignConfig

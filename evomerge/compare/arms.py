@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from evomerge.common.errors import InputError
 from evomerge.config import OptimizerConfig
-from evomerge.errors import InputError
 
 OPTION = "--optimizers"
 FITNESS = "fitness."

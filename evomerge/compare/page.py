@@ -13,9 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from evomerge.common.errors import InputError
 from evomerge.compare.figure import interactive, references, save_picture, title
-from evomerge.errors import InputError
-from evomerge.report.html import asset, page_environment
+from evomerge.report.pages.report import asset, page_environment
 from evomerge.report.tables import short, span
 
 TEMPLATE = "compare.html.j2"

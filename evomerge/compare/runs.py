@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from evomerge.campaign import Campaign
+from evomerge.campaign.listener import Listener
+from evomerge.campaign.loop import Campaign
+from evomerge.campaign.open import open_study, open_workers
+from evomerge.campaign.setup import Setup
+from evomerge.common.errors import InputError
 from evomerge.compare.arms import OPTION, Arm
 from evomerge.compare.curves import Curve, curve, summarize
 from evomerge.config import CampaignConfig, parse_campaign
-from evomerge.driver import open_study, open_workers
-from evomerge.errors import InputError
-from evomerge.listener import Listener
-from evomerge.setup import Setup
 from evomerge.study.judged import known_of
 from evomerge.study.record import Evaluation
 

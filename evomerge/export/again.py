@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from evomerge.export.lineage import SOURCES_FILE, Sources, load_sources
-from evomerge.export.weights import Difference, WeightsRecord, difference
+from evomerge.materialize.disk.provenance import SOURCES_FILE, Sources, load_sources
+from evomerge.materialize.disk.weight_record import Difference, WeightsRecord, difference
 from evomerge.methods.registry import find_method
 from evomerge.recipe import Recipe
 

@@ -12,9 +12,9 @@ from evomerge.config import SPLITS
 from evomerge.export.metadata import TaskScore, front_matter
 from evomerge.export.parents import Parent
 from evomerge.materialize.plan import is_straight
+from evomerge.mergekit import MergekitFile
 from evomerge.recipe import BASE, Merge, Recipe
-from evomerge.recipe.mergekit import MergekitFile
-from evomerge.report.choice import choice_line, test_sets_line, tests_line
+from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
 
 if TYPE_CHECKING:
     from evomerge.models.layout import Layout

@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evomerge import __version__
+from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.errors import InputError
 from evomerge.export.card import model_card
-from evomerge.export.checkpoint import export_checkpoint
-from evomerge.export.lineage import RECIPE_FILE, Sources, lineage_of, recipe_text
 from evomerge.export.metadata import TaskScore
 from evomerge.export.parents import parents_of
+from evomerge.materialize.disk.checkpoint import export_checkpoint
+from evomerge.materialize.disk.provenance import RECIPE_FILE, Sources, lineage_of, recipe_text
+from evomerge.materialize.disk.scales import embedding_factor
+from evomerge.materialize.disk.stream import SHARD_BYTES
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight
-from evomerge.materialize.scales import embedding_factor
-from evomerge.materialize.stream import SHARD_BYTES
+from evomerge.mergekit import MergekitFile, Place, to_mergekit
 from evomerge.methods.registry import find_method
 from evomerge.models.adapter import Adapter
-from evomerge.models.alignment import Aligned
+from evomerge.models.alignment.git_rebasin import Aligned
 from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.checks.checked_models import CheckedModels
 from evomerge.models.depth import config_of_path
+from evomerge.models.files.shards import read_stored
 from evomerge.models.layout import Layout
 from evomerge.models.opening import as_stored
-from evomerge.models.preflight import Preflight
-from evomerge.models.shards import read_stored
 from evomerge.recipe import BASE, Merge, Recipe, load_recipe
-from evomerge.recipe.mergekit import MergekitFile, Place, to_mergekit
 
 Format = Literal["hf", "mergekit", "recipe"]
 
@@ -51,7 +51,7 @@ class Origin:
     """
 
     config: ModelsConfig
-    models: Preflight
+    models: CheckedModels
     dtype: DtypeConfig
     summary: Mapping[str, Any] | None = None
     commands: Sequence[str] = ()
@@ -171,7 +171,7 @@ def _entrywise(method: str) -> bool:
     return found.elementwise and found.measure is None
 
 
-def _check_aligned(recipe: Recipe, models: Preflight) -> None:
+def _check_aligned(recipe: Recipe, models: CheckedModels) -> None:
     """mergekit reads every model as it is stored.
 
     Raises:

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig, resolve_spec
-from evomerge.errors import InputError
 from evomerge.export.again import compared
-from evomerge.export.checkpoint import check_free
 from evomerge.export.folder import Origin, export_recipe, holds
-from evomerge.export.lineage import (
+from evomerge.materialize.disk.checkpoint import check_free
+from evomerge.materialize.disk.provenance import (
     NO_TRUST,
     SOURCES_FILE,
     Sources,
@@ -20,12 +20,12 @@ from evomerge.export.lineage import (
     check_trust,
     load_sources,
 )
-from evomerge.export.recipes import kept, with_recipes_made
-from evomerge.materialize.stream import SHARD_BYTES
-from evomerge.models.preflight import Preflight, preflight
-from evomerge.models.tokenizer import load_tokenizer, tokens_by_id
+from evomerge.materialize.disk.recipe_models import kept, with_recipes_made
+from evomerge.materialize.disk.stream import SHARD_BYTES
+from evomerge.mergekit import MergekitMerge, load_stages
+from evomerge.models.checks.checked_models import CheckedModels, check_models
+from evomerge.models.checks.tokenizer import load_tokenizer, tokens_by_id
 from evomerge.recipe import BASE, Recipe, load_recipe
-from evomerge.recipe.mergekit import MergekitMerge, load_stages
 
 
 def merge_file(
@@ -171,7 +171,7 @@ def _stage(
     )
 
 
-def _check_tokenizer(models: Preflight, name: str, where: str, trust: Trust) -> None:
+def _check_tokenizer(models: CheckedModels, name: str, where: str, trust: Trust) -> None:
     """Refuse a tokenizer with tokens that the result has no rows for."""
     folder = models.sources[name].folder
     tokenizer = load_tokenizer(folder, trust_remote_code=trust.remote_code)
@@ -185,12 +185,12 @@ def _check_tokenizer(models: Preflight, name: str, where: str, trust: Trust) -> 
         )
 
 
-def _commonest_template(models: Preflight, trust: Trust) -> str | None:
+def _commonest_template(models: CheckedModels, trust: Trust) -> str | None:
     """The chat template that most of the models have, of several the first."""
     return next((text for text, _ in Counter(_templates(models, trust)).most_common(1)), None)
 
 
-def _templates(models: Preflight, trust: Trust) -> Iterator[str]:
+def _templates(models: CheckedModels, trust: Trust) -> Iterator[str]:
     for source in models.sources.values():
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust.remote_code)
         template = getattr(tokenizer, "chat_template", None)
@@ -235,9 +235,9 @@ def _config(specs: Mapping[str, str], trust: Trust, align: Sequence[str] = ()) -
     )
 
 
-def _open(config: ModelsConfig, path: Path) -> Preflight:
+def _open(config: ModelsConfig, path: Path) -> CheckedModels:
     try:
-        return preflight(with_recipes_made(config), base_again=True)
+        return check_models(with_recipes_made(config), base_again=True)
     except InputError as error:
         raise InputError(
             f"{error}\n{path}: if a model lies elsewhere now, say so: "

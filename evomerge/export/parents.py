@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import InputError
+from evomerge.common.data_files import read_text, yaml_data
+from evomerge.common.errors import InputError
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.models.preflight import Preflight
-from evomerge.reading import read_text, yaml_data
+from evomerge.models.checks.checked_models import CheckedModels
 from evomerge.recipe import BASE, Recipe
 
 UNSTATED = "not stated"
@@ -34,7 +34,7 @@ class Parent:
     digest: str
 
 
-def parents_of(recipe: Recipe, models: Preflight) -> list[Parent]:
+def parents_of(recipe: Recipe, models: CheckedModels) -> list[Parent]:
     """The base and the experts that the recipe uses, in its order."""
     names = [BASE, *recipe.active_experts()]
     return [_parent(models.sources[name]) for name in names]

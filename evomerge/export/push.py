@@ -13,8 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from evomerge import __version__
-from evomerge.errors import EvomergeError, InputError
-from evomerge.export.lineage import SOURCES_FILE, load_sources
+from evomerge.common.errors import EvomergeError, InputError
+from evomerge.materialize.disk.provenance import SOURCES_FILE, load_sources
 from evomerge.models.messages import reason
 
 _HUBS_OWN = frozenset({".gitattributes"})

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.errors import EvomergeError, InputError
-from evomerge.registry import nearest
-from evomerge.sections import ConstraintConfig
+from evomerge.common.errors import EvomergeError, InputError
+from evomerge.common.plugins import nearest
+from evomerge.config import ConstraintConfig
 
 Values = NDArray[np.float64]
 Items = Mapping[str, Values]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.judging.constraints import Items, Values
 
 ALL = "all"

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from evomerge.common.errors import InputError
 from evomerge.config import SPLITS
-from evomerge.errors import InputError
 
 Marks = Mapping[str, Collection[str]]
 """A task's items, each with what tells its document apart beside the hash in its id: a text for

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from evomerge.materialize.plan import TensorStep
+from evomerge.models.checks.vocabulary import reconciled
 from evomerge.models.source import Source
-from evomerge.models.vocabulary import reconciled
 from evomerge.recipe import BASE
 
 Target = tuple[Tensor, TensorStep]

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evomerge.errors import NonFiniteError
+from evomerge.common.errors import NonFiniteError
 from evomerge.materialize.compiled import Compiler
+from evomerge.materialize.dare_view import thinned
 from evomerge.materialize.feed import Feed, Mapped, Target
 from evomerge.materialize.plan import TensorStep, as_tensors
-from evomerge.materialize.statistics import Statistics
-from evomerge.materialize.thinned import thinned
+from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.methods.entries import part_of
 from evomerge.methods.masks import at
 from evomerge.methods.registry import Statistic, View

@@ -46,8 +46,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from evomerge.errors import InputError
-from evomerge.registry import enter, find, options, registered
+from evomerge.common.errors import InputError
+from evomerge.common.plugins import enter, find, options, registered
 
 if TYPE_CHECKING:
     from torch import Tensor

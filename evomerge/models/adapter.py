@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from evomerge.config import content_digest
-from evomerge.errors import InputError
+from evomerge.common.data_files import json_data, read_text
+from evomerge.common.digest import content_digest
+from evomerge.common.errors import InputError
 from evomerge.models.checkpoint import Checkpoint, tensor_digest
+from evomerge.models.files.naming import same_bytes
+from evomerge.models.files.shards import PICKLED, SAFETENSORS, open_weights
+from evomerge.models.files.tensors import Made, Tensors
 from evomerge.models.layout import build_skeleton
 from evomerge.models.messages import campaign_key, reason
-from evomerge.models.naming import same_bytes
-from evomerge.models.shards import PICKLED, SAFETENSORS, open_weights
-from evomerge.models.tensors import Made, Tensors
-from evomerge.reading import json_data, read_text
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from evomerge.config import content_digest
-from evomerge.errors import InputError
-from evomerge.models.conversion import as_saved
+from evomerge.common.data_files import json_data, read_text
+from evomerge.common.digest import content_digest
+from evomerge.common.errors import InputError
+from evomerge.models.files.conversion import as_saved
+from evomerge.models.files.naming import as_bytes, canonical_tensors
+from evomerge.models.files.pages import Releaser
+from evomerge.models.files.shards import read_stored
+from evomerge.models.files.tensors import Tensors
 from evomerge.models.layout import Layout, build_skeleton, layout_of
 from evomerge.models.messages import campaign_key, reason
-from evomerge.models.naming import as_bytes, canonical_tensors
-from evomerge.models.pages import Releaser
-from evomerge.models.shards import read_stored
 from evomerge.models.source import Source
-from evomerge.models.tensors import Tensors
-from evomerge.reading import json_data, read_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.models.layout import build_skeleton, layout_of
 from evomerge.models.messages import reason
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.models.messages import reason
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
     Raises:
         InputError: its layers do not sit in exactly one numbered list of the config's length.
     """
-    from evomerge.models.conversion import stacks_of
+    from evomerge.models.files.conversion import stacks_of
 
     tensors, tied = unshared(model.state_dict(keep_vars=True))
     architecture = type(model).__name__

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from evomerge.common.errors import InputError
 from evomerge.config import ModelsConfig
-from evomerge.errors import InputError
 from evomerge.models.adapter import is_adapter, open_adapter
-from evomerge.models.alignment import Aligned, Alignment
+from evomerge.models.alignment.git_rebasin import Aligned, Alignment
 from evomerge.models.checkpoint import Checkpoint, find_folder, load_config, open_checkpoint
 from evomerge.models.messages import campaign_key
 from evomerge.models.tower import has_tower, open_tower

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from evomerge.config import content_digest
-from evomerge.errors import InputError
+from evomerge.common.digest import content_digest
+from evomerge.common.errors import InputError
 from evomerge.models.checkpoint import Checkpoint, load_config, tensor_digest
-from evomerge.models.conversion import as_saved
+from evomerge.models.files.conversion import as_saved
+from evomerge.models.files.naming import canonical_tensors
+from evomerge.models.files.shards import read_stored
+from evomerge.models.files.tensors import Tensors
 from evomerge.models.layout import Layout, TensorSpec, build_skeleton, layout_of, unshared
 from evomerge.models.messages import campaign_key, reason
-from evomerge.models.naming import canonical_tensors
-from evomerge.models.shards import read_stored
-from evomerge.models.tensors import Tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -15,9 +15,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from evomerge.config import Strict, canonical_json, content_digest
-from evomerge.errors import InputError
-from evomerge.reading import json_data, read_text
+from evomerge.common.data_files import json_data, read_text
+from evomerge.common.digest import canonical_json, content_digest
+from evomerge.common.errors import InputError
+from evomerge.config import Strict
 
 BASE = "base"
 """The base model's name among a recipe's sources; task vectors are taken against it."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import optuna
 import plotly.graph_objects as go
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
+from evomerge.report.all_figures import Picture, view_of
 from evomerge.report.figures.style import COLORS, FAINT, shown
-from evomerge.report.gallery import Picture, view_of
 from evomerge.study.storage import close, errors_explained, open_for_writing
 from evomerge.study.study import Study
 

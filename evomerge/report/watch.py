@@ -7,9 +7,9 @@ import time
 from rich.console import Console
 from rich.live import Live
 
-from evomerge.report.summary import status_summary
 from evomerge.report.tables import status_table
-from evomerge.runs import FollowedRun
+from evomerge.results.summary import status_summary
+from evomerge.study.run_folder import FollowedRun
 
 SECONDS = 2.0
 SHARE = 0.1

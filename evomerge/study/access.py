@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import optuna
 import tenacity
 
-from evomerge.errors import EvomergeError, InputError
+from evomerge.common.errors import EvomergeError, InputError
 from evomerge.study.lock import ServerLock, TakenError, driver_lock, refusal, this_driver
 from evomerge.study.storage import (
     ConnectionLostError,

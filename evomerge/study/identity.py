@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 
 LM_EVAL = "versions.lm_eval"
 SHOWN = 6

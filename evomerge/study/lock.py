@@ -16,7 +16,7 @@ import psutil
 import sqlalchemy
 import tenacity
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.study.storage import ConnectionLostError, describe, sqlite_path
 
 GRACE_SECONDS = 3

@@ -11,7 +11,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.judging.selection import finalists
 from evomerge.study.storage import close, describe, errors_explained, open_for_reading
 from evomerge.study.study import Study

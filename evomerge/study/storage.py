@@ -15,7 +15,7 @@ import sqlalchemy.exc
 import sqlalchemy.pool
 import tenacity
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 
 BUSY_SECONDS = 30
 """How long SQLite waits for another process's write before it gives up."""

@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 import evomerge
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.study import codec
 from evomerge.study.access import Access, Patience
 from evomerge.study.identity import as_json, check_identity

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from evomerge.errors import InputError
-from evomerge.registry import check_options, enter, find, registered
-from evomerge.sections import PlugConfig
+from evomerge.common.errors import InputError
+from evomerge.common.plugins import check_options, enter, find, registered
+from evomerge.config import PlugConfig
 from evomerge.study.record import Evaluation
 
 _REGISTRY: dict[str, type[Tracker]] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import tenacity
 
-from evomerge.sections import NotifyConfig
+from evomerge.config import NotifyConfig
 from evomerge.study.record import Evaluation
 from evomerge.trackers.base import Outcome, Run, Tracker
 

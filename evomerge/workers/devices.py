@@ -13,7 +13,7 @@ from evomerge.config import CampaignConfig
 
 if TYPE_CHECKING:
     from evomerge.materialize.feed import Feed
-    from evomerge.materialize.residence import Needs
+    from evomerge.materialize.memory.source_placement import Needs
     from evomerge.models.checkpoint import Checkpoint
 
 
@@ -67,20 +67,20 @@ class SourcePlace:
     def feed(self, sources: Mapping[str, Checkpoint]) -> Feed:
         """What brings the sources to the GPU, or has them there."""
         from evomerge.materialize.feed import CudaLane
-        from evomerge.materialize.residence import feed_of, residence
+        from evomerge.materialize.memory.source_placement import feed_of, residence
 
         return feed_of(residence(self.needs, self.free), sources, CudaLane("cuda"), self.room)
 
     @property
     def statistics(self) -> int:
         """Bytes that statistics may take of the GPU."""
-        from evomerge.materialize.residence import statistics_limit
+        from evomerge.materialize.memory.source_placement import statistics_limit
 
         return statistics_limit(self.free)
 
     def __str__(self) -> str:
         """One line for `evomerge check`."""
-        from evomerge.materialize.residence import residence
+        from evomerge.materialize.memory.source_placement import residence
 
         chosen = residence(self.needs, self.free)
         if chosen == "held":
@@ -110,7 +110,7 @@ def place(
     workers = config.workers
     if device_of(config) == "cpu" or workers.spreads:
         return None
-    from evomerge.materialize.residence import needs_of, pinned_room
+    from evomerge.materialize.memory.source_placement import needs_of, pinned_room
 
     layout = next(iter(sources.values())).layout
     compute = getattr(torch, compute_dtype(config))

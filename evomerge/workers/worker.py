@@ -16,7 +16,7 @@ from evomerge.recipe import BASE, Recipe
 from evomerge.workers.devices import compute_dtype, place
 
 if TYPE_CHECKING:
-    from evomerge.models.alignment import Alignment
+    from evomerge.models.alignment.git_rebasin import Alignment
     from evomerge.models.checkpoint import Checkpoint
 
 
@@ -74,12 +74,12 @@ class Worker:
         import torch
 
         from evomerge.fitness.engines import Workplace, build_engine
-        from evomerge.fitness.tasks import TaskSet
+        from evomerge.fitness.tasks.task_set import TaskSet
         from evomerge.materialize.kernel import Kernel
-        from evomerge.materialize.statistics import Statistics
-        from evomerge.materialize.store import Store
+        from evomerge.materialize.statistics.statistics import Statistics
+        from evomerge.materialize.statistics.store import Store
+        from evomerge.models.checks.digests import check_digests
         from evomerge.models.opening import open_models
-        from evomerge.models.verify import check_digests
 
         torch.set_num_threads(spec.threads)
         config, models = spec.config, spec.config.models
@@ -133,12 +133,12 @@ def _write(
     spec: WorkerSpec, sources: Mapping[str, Checkpoint], recipe: Recipe, folder: Path
 ) -> Path:
     """Write a recipe as a checkpoint into a new folder."""
-    from evomerge.export.checkpoint import export_checkpoint
-    from evomerge.models.preflight import Preflight
+    from evomerge.materialize.disk.checkpoint import export_checkpoint
+    from evomerge.models.checks.checked_models import CheckedModels
 
     return export_checkpoint(
         recipe,
-        Preflight(sources[BASE].layout, sources, ()),
+        CheckedModels(sources[BASE].layout, sources, ()),
         spec.config.dtype,
         folder,
         trust_remote_code=spec.config.models.trust_remote_code,

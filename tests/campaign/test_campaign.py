@@ -17,20 +17,21 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from executors import TwoSlots, crash
 from running import evaluations, facts, run
 from silent import Silent
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from evomerge.campaign.in_flight import ATTEMPTS
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import EvomergeError, InputError
 from evomerge.config import load_campaign
-from evomerge.driver import open_campaign
-from evomerge.errors import EvomergeError, InputError
-from evomerge.flights import ATTEMPTS
-from evomerge.report.summary import best_summary, status_summary
-from evomerge.runs import open_run, study_place
+from evomerge.results.summary import best_summary, status_summary
 from evomerge.search.optimizers.base import ask_index
-from evomerge.setup import prepare
+from evomerge.study.run_folder import open_run, study_place
 from evomerge.study.study import Study
-from evomerge.workers.executor import LocalExecutor, Outcome
+from evomerge.workers.build import LocalExecutor, Outcome
 from evomerge.workers.worker import Worker
 
 
@@ -127,27 +128,6 @@ def test_kill_and_resume_repeats_nothing_and_changes_nothing(tiny_folder, whole)
     assert best_summary(open_run(out)[1]) == best_summary(open_run(whole)[1])
 
 
-class CrashingExecutor(LocalExecutor):
-    """Dies, as a driver would, in the middle of one measurement."""
-
-    def __init__(self, spec, at):
-        super().__init__(spec)
-        self.left = at
-
-    def wait(self):
-        self.left -= 1
-        if self.left < 0:
-            raise SystemError("the driver died")
-        return super().wait()
-
-
-def crash(folder, out, monkeypatch, at):
-    with monkeypatch.context() as patch:
-        patch.setattr("evomerge.driver.build_executor", lambda spec: CrashingExecutor(spec, at))
-        with pytest.raises(SystemError):
-            run(folder, out)
-
-
 @pytest.mark.parametrize("at", [0, 5, 9, 14, 20, 26])
 def test_dying_inside_any_phase_loses_only_the_evaluation_in_flight(
     tiny_folder, whole, monkeypatch, at
@@ -159,22 +139,13 @@ def test_dying_inside_any_phase_loses_only_the_evaluation_in_flight(
     assert facts(out) == facts(whole)
 
 
-class Deadly(Worker):
-    """Takes its process down with one of the recipes."""
-
-    def measure(self, recipe, split, items=None):
-        if recipe.digest == os.environ["DEADLY"]:
-            os._exit(9)
-        return super().measure(recipe, split, items)
-
-
 DEADLY_DRIVER = """
 import pathlib, sys
 sys.path[:0] = {path!r}
-import test_campaign, evomerge.workers.apart, evomerge.workers.executor
-evomerge.workers.executor.Worker = evomerge.workers.apart.Worker = test_campaign.Deadly
+import executors, running, evomerge.workers.isolated, evomerge.workers.build
+evomerge.workers.build.Worker = evomerge.workers.isolated.Worker = executors.Deadly
 if __name__ == "__main__":
-    test_campaign.run(*map(pathlib.Path, sys.argv[1:]))
+    running.run(*map(pathlib.Path, sys.argv[1:]))
 """
 
 
@@ -229,7 +200,7 @@ class InterruptedExecutor(LocalExecutor):
 def test_orderly_stops_are_no_fault_of_the_candidate_in_flight(tiny_folder, whole, monkeypatch, at):
     out = tiny_folder / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("evomerge.driver.build_executor", InterruptedExecutor)
+        patch.setattr("evomerge.campaign.open.build_executor", InterruptedExecutor)
         for _ in range(ATTEMPTS + 2):
             InterruptedExecutor.at = at - (len(evaluations(out)) if out.exists() else 0)
             with pytest.raises(KeyboardInterrupt):
@@ -238,35 +209,10 @@ def test_orderly_stops_are_no_fault_of_the_candidate_in_flight(tiny_folder, whol
     assert facts(out) == facts(whole)
 
 
-class TwoSlots(LocalExecutor):
-    """Two places, as if apart, served in the order of submission; the driver dies at a moment."""
-
-    apart = True
-    left = -1
-
-    def __init__(self, spec):
-        super().__init__(spec)
-        self.jobs = []
-
-    @property
-    def free(self):
-        return 2 - len(self.jobs)
-
-    def submit(self, job):
-        self.jobs.append(job)
-
-    def wait(self):
-        if not TwoSlots.left:
-            raise SystemError("the driver died")
-        TwoSlots.left -= 1
-        super().submit(self.jobs.pop(0))
-        return super().wait()
-
-
 def test_with_several_workers_what_is_in_flight_outlives_any_number_of_drivers(
     tiny_folder, whole, monkeypatch
 ):
-    monkeypatch.setattr("evomerge.driver.build_executor", TwoSlots)
+    monkeypatch.setattr("evomerge.campaign.open.build_executor", TwoSlots)
     out = tiny_folder / "run"
     for _ in range(ATTEMPTS + 2):
         monkeypatch.setattr(TwoSlots, "left", 9 - (len(evaluations(out)) if out.exists() else 0))
@@ -291,7 +237,7 @@ class TwoOfOneKind(TwoSlots):
 
 def test_no_two_workers_measure_one_recipe_at_once(tiny_folder, monkeypatch):
     """An optimizer that proposes each genome twice in a row; the driver dies in between."""
-    monkeypatch.setattr("evomerge.driver.build_executor", TwoOfOneKind)
+    monkeypatch.setattr("evomerge.campaign.open.build_executor", TwoOfOneKind)
     monkeypatch.setattr(
         "evomerge.search.optimizers.random.RandomSearch._propose",
         lambda self, rng: (np.full(self.domain.dimension, ask_index(rng) // 2 / 8), ()),
@@ -370,7 +316,7 @@ def test_a_lost_worker_is_tried_again_and_failures_do_not_end_the_campaign(
     trials = [e.digest for e in evaluations(whole) if e.optimizers_own]
     FlakyExecutor.lose = Counter({trials[0]: 2, trials[1]: ATTEMPTS})
     FlakyExecutor.fail = {trials[2]}
-    monkeypatch.setattr("evomerge.driver.build_executor", FlakyExecutor)
+    monkeypatch.setattr("evomerge.campaign.open.build_executor", FlakyExecutor)
     out = run(tiny_folder)
     found = [e for e in evaluations(out) if e.optimizers_own]
     assert [e.attempt for e in found[:3]] == [3, 3, 1]

@@ -12,16 +12,17 @@ import torch
 from running import evaluations, run
 from transformers import AutoModelForCausalLM
 
+from evomerge.campaign.open import open_workers
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
-from evomerge.driver import export_trial, open_workers
-from evomerge.errors import InputError
 from evomerge.export.merge import merge_file
-from evomerge.models.alignment import Alignment, Move
-from evomerge.models.units import model_units
+from evomerge.export.trial import export_trial
+from evomerge.models.alignment.git_rebasin import Alignment, Move
+from evomerge.models.alignment.units import model_units
 from evomerge.recipe import Recipe
-from evomerge.runs import open_run
-from evomerge.setup import prepare
-from evomerge.workers.executor import Job
+from evomerge.study.run_folder import open_run
+from evomerge.workers.build import Job
 
 
 def permute(folder):
@@ -84,7 +85,7 @@ def test_workers_use_the_permutations_that_the_check_found(runs, monkeypatch):
     config = load_campaign(runs[1] / "campaign.yaml", ["models.align=[math]"])
     setup = prepare(config)
     assert any("math: aligned to the base" in note for note in setup.models.notes)
-    monkeypatch.setattr("evomerge.models.alignment.align", None)
+    monkeypatch.setattr("evomerge.models.alignment.git_rebasin.align", None)
     [parent] = [e for e in evaluations(runs[1] / "run") if (e.name, e.split) == ("math", "search")]
     with closing(open_workers(setup, runs[1] / "run")) as workers:
         workers.submit(Job(0, Recipe.from_json(parent.recipe), "search"))

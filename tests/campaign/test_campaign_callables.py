@@ -12,13 +12,13 @@ import pytest
 import tiny
 from silent import Silent
 
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
-from evomerge.driver import open_campaign
-from evomerge.errors import InputError
-from evomerge.report.html import write_report
-from evomerge.report.summary import best_summary, status_summary
-from evomerge.runs import open_run
-from evomerge.setup import prepare
+from evomerge.report.pages.report import write_report
+from evomerge.results.summary import best_summary, status_summary
+from evomerge.study.run_folder import open_run
 
 METRIC = '''
 """How far the model's next word is from the one that is wanted, in words."""

@@ -12,16 +12,16 @@ from rich.console import Console
 from running import run
 from typer.testing import CliRunner
 
-from evomerge.check.forecast import foresee
+from evomerge.campaign.setup import prepare
 from evomerge.cli import app
+from evomerge.common.errors import InputError
 from evomerge.config import SPLITS, load_campaign
-from evomerge.errors import InputError
-from evomerge.fitness.tasks import list_items
-from evomerge.report.preflight import preflight_table
-from evomerge.report.summary import best_summary
+from evomerge.fitness.tasks.task_set import list_items
+from evomerge.preflight.forecast import foresee
+from evomerge.preflight.show import preflight_table
 from evomerge.report.tables import best_table
-from evomerge.runs import open_run
-from evomerge.setup import prepare
+from evomerge.results.summary import best_summary
+from evomerge.study.run_folder import open_run
 
 TWO_TASKS = ["fitness.tasks=[{task: pick, num_fewshot: 0}, {task: again, num_fewshot: 0}]"]
 
@@ -85,7 +85,7 @@ def test_a_study_that_leaks_does_not_go_on_as_if_it_did_not(long_questions, monk
     overrides = [*TWO_TASKS, "budget.trials=1"]
     with monkeypatch.context() as patch:
         patch.setattr(
-            "evomerge.setup.list_items",
+            "evomerge.campaign.setup.list_items",
             lambda config: [replace(t, marks=((),) * len(t.ids)) for t in list_items(config)],
         )
         out = run(long_questions, overrides=overrides)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tiny
 from running import evaluations, facts, run
 
-from evomerge.report.coefficients import coefficient_summary
-from evomerge.report.html import report_page
-from evomerge.report.summary import best_summary
-from evomerge.runs import open_run
+from evomerge.report.pages.report import report_page
+from evomerge.results.coefficients import coefficient_summary
+from evomerge.results.summary import best_summary
+from evomerge.study.run_folder import open_run
 
 WEIGHTS = (
     "space.weights={method: [linear, ties, dare_ties], methods_per: group, granularity: tensor, "

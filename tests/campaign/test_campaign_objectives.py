@@ -10,16 +10,16 @@ import tiny
 from silent import Silent
 from typer.testing import CliRunner
 
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
 from evomerge.cli import app
+from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
-from evomerge.driver import open_campaign
-from evomerge.errors import InputError
 from evomerge.judging.pareto import front as front_of
-from evomerge.report.html import report_page
-from evomerge.report.summary import best_summary, judge_of
-from evomerge.runs import open_run
-from evomerge.setup import prepare
+from evomerge.report.pages.report import report_page
+from evomerge.results.summary import best_summary, judge_of
 from evomerge.study.judged import judge_on, searched
+from evomerge.study.run_folder import open_run
 from evomerge.workers.worker import Worker
 
 TASKS = [{"task": "pick", "num_fewshot": 0}, {"task": "choose", "num_fewshot": 0}]

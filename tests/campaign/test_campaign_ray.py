@@ -6,12 +6,12 @@ import pytest
 from running import evaluations, facts, run
 from silent import Silent
 
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
-from evomerge.driver import open_campaign
-from evomerge.errors import InputError
-from evomerge.report.summary import status_summary
-from evomerge.runs import open_run
-from evomerge.setup import prepare
+from evomerge.results.summary import status_summary
+from evomerge.study.run_folder import open_run
 
 
 def test_ray_refuses_what_the_cluster_does_not_have(tiny_folder):

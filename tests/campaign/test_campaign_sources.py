@@ -23,18 +23,18 @@ from transformers import (
     TrainingArguments,
 )
 
+from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig, load_campaign
-from evomerge.driver import export_trial
-from evomerge.errors import InputError
 from evomerge.export.folder import Origin, export_recipe
 from evomerge.export.merge import merge_file
-from evomerge.export.recipes import with_recipes_made
+from evomerge.export.trial import export_trial
+from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.kernel import Kernel
-from evomerge.materialize.resident import Resident
+from evomerge.materialize.memory.resident import Resident
 from evomerge.models.checkpoint import open_checkpoint
-from evomerge.models.preflight import preflight
-from evomerge.runs import open_run
-from evomerge.search.weights import WeightSpace
+from evomerge.models.checks.checked_models import check_models
+from evomerge.search.spaces.weights import WeightSpace
+from evomerge.study.run_folder import open_run
 
 
 def some_recipe(models, method="ties", **weights):
@@ -46,7 +46,7 @@ def some_recipe(models, method="ties", **weights):
 
 
 def exported(config, recipe, to):
-    return export_recipe(recipe, Origin(config, preflight(config), DtypeConfig()), to)
+    return export_recipe(recipe, Origin(config, check_models(config), DtypeConfig()), to)
 
 
 def assert_resident_like_the_export(models, recipe, out):
@@ -87,14 +87,14 @@ def test_a_campaign_searches_adapters_beside_checkpoints(adapters, tmp_path):
 
 def test_an_adapter_is_merged_alike_in_search_and_export(adapters, tmp_path):
     config = models_of(adapters, math="math", lora="lora")
-    models = preflight(config)
+    models = check_models(config)
     recipe = some_recipe(models)
     assert_resident_like_the_export(models, recipe, exported(config, recipe, tmp_path / "out"))
 
 
 def test_an_adapter_merges_to_the_same_bytes_on_two_threads(adapters, tmp_path):
     config = models_of(adapters, math="math", lora="lora")
-    recipe = some_recipe(preflight(config))
+    recipe = some_recipe(check_models(config))
     one = exported(config, recipe, tmp_path / "one")
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -107,7 +107,7 @@ def test_an_adapter_merges_to_the_same_bytes_on_two_threads(adapters, tmp_path):
 
 def test_mergekit_makes_the_same_of_an_adapter(adapters, tmp_path):
     config = models_of(adapters, math="math", lora="lora")
-    recipe = some_recipe(preflight(config), "task_arithmetic")
+    recipe = some_recipe(check_models(config), "task_arithmetic")
     ours = exported(config, recipe, tmp_path / "ours")
     text = (ours / "mergekit.yaml").read_text()
     merge = MergeConfiguration.model_validate(yaml.safe_load(text))
@@ -161,7 +161,7 @@ def test_checkpoints_of_one_training_run_are_experts_like_any_other(training, tm
 def test_a_checkpoint_of_a_run_is_a_base_whose_training_state_is_not_exported(training, tmp_path):
     start, end = (str(training / "run" / f"checkpoint-{step}") for step in (1, 3))
     config = ModelsConfig(base=start, experts={"end": end})
-    recipe = some_recipe(preflight(config), "task_arithmetic")
+    recipe = some_recipe(check_models(config), "task_arithmetic")
     out = exported(config, recipe, tmp_path / "out")
     assert (training / "run" / "checkpoint-1" / "trainer_state.json").is_file()
     assert not {"trainer_state.json", "optimizer.pt", "training_args.bin"} & {
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_a_run_is_a_base_whose_training_state_is_not_exported(tr
 def blend(tiny_folder, tmp_path):
     """A folder that holds a recipe and where its models lie, and no weights; and its checkpoint."""
     config = models_of(tiny_folder, math="math", lang="lang")
-    out = exported(config, some_recipe(preflight(config)), tmp_path / "checkpoint")
+    out = exported(config, some_recipe(check_models(config)), tmp_path / "checkpoint")
     folder = tmp_path / "blend"
     folder.mkdir()
     for name in ("recipe.json", "evomerge.json"):
@@ -214,7 +214,7 @@ def test_a_merge_of_a_merge_is_made_again_from_its_recipe_alone(tiny_folder, ble
         base=str(tiny_folder / "models" / "base"),
         experts={"math": str(tiny_folder / "models" / "math"), "blend": str(checkpoint)},
     )
-    out = exported(config, some_recipe(preflight(config)), tmp_path / "out")
+    out = exported(config, some_recipe(check_models(config)), tmp_path / "out")
     only = tmp_path / "only"
     only.mkdir()
     for name in ("recipe.json", "evomerge.json"):

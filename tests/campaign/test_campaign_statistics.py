@@ -5,9 +5,9 @@ from __future__ import annotations
 import tiny
 from running import facts, run
 
-from evomerge.driver import export_trial
-from evomerge.materialize.store import Store
-from evomerge.runs import open_run, run_folder, statistics_folder
+from evomerge.export.trial import export_trial
+from evomerge.materialize.statistics.store import Store
+from evomerge.study.run_folder import open_run, run_folder, statistics_folder
 
 TIES = ["space.weights={method: ties, genes: {weight: [0, 1.5]}}"]
 

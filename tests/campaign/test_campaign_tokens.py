@@ -11,13 +11,13 @@ import yaml
 from silent import Silent
 from typer.testing import CliRunner
 
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
 from evomerge.cli import app
 from evomerge.config import load_campaign
-from evomerge.driver import open_campaign
 from evomerge.judging.pareto import front as front_of
-from evomerge.report.summary import best_summary, status_summary
-from evomerge.runs import open_run
-from evomerge.setup import prepare
+from evomerge.results.summary import best_summary, status_summary
+from evomerge.study.run_folder import open_run
 from evomerge.workers.worker import Worker
 
 TOKENS = "say.response_tokens"

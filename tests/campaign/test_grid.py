@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from running import evaluations, run
 
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
-from evomerge.errors import InputError
-from evomerge.report.html import report_page
-from evomerge.report.summary import best_summary, status_summary
-from evomerge.runs import open_run
-from evomerge.setup import prepare
+from evomerge.report.pages.report import report_page
+from evomerge.results.summary import best_summary, status_summary
+from evomerge.study.run_folder import open_run
 
 
 def test_the_grid_is_scored_before_the_search_and_its_best_meets_the_winner(tiny_folder):

@@ -6,12 +6,12 @@ import pytest
 import tiny
 from silent import Silent
 
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
 from evomerge.config import load_campaign
-from evomerge.driver import open_campaign
-from evomerge.report.summary import status_summary
-from evomerge.runs import open_run
-from evomerge.setup import prepare
-from evomerge.workers.executor import LocalExecutor
+from evomerge.results.summary import status_summary
+from evomerge.study.run_folder import open_run
+from evomerge.workers.build import LocalExecutor
 
 
 class Listener(Silent):
@@ -92,7 +92,7 @@ def unlucky(monkeypatch):
         monkeypatch.setattr(Unlucky, "server", server)
         monkeypatch.setattr(Unlucky, "at", at)
         monkeypatch.setattr(Unlucky, "done", 0)
-        monkeypatch.setattr("evomerge.driver.build_executor", executor)
+        monkeypatch.setattr("evomerge.campaign.open.build_executor", executor)
         return server
 
     return choose

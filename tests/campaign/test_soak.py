@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from running import run
 
-from evomerge.report.summary import status_summary
-from evomerge.runs import open_run
+from evomerge.results.summary import status_summary
+from evomerge.study.run_folder import open_run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

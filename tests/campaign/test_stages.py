@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.config import load_campaign
 from evomerge.export.merge import merge_file
-from evomerge.report.summary import best_summary, status_summary
-from evomerge.runs import open_run
-from evomerge.workers.executor import LocalExecutor
+from evomerge.results.summary import best_summary, status_summary
+from evomerge.study.run_folder import open_run
+from evomerge.workers.build import LocalExecutor
 
 WEIGHTS = {"weights": {"method": "task_arithmetic", "genes": {"weight": [0, 1.5]}}}
 HYBRID = [
@@ -124,7 +124,7 @@ class Dying(LocalExecutor):
 def test_dying_in_any_stage_loses_only_the_evaluation_in_flight(hybrid, tmp_path, monkeypatch, at):
     Dying.left = at
     with monkeypatch.context() as patch:
-        patch.setattr("evomerge.driver.build_executor", Dying)
+        patch.setattr("evomerge.campaign.open.build_executor", Dying)
         result = search(hybrid / "campaign.yaml", tmp_path / "run")
         assert isinstance(result.exception, SystemError)
     assert search(hybrid / "campaign.yaml", tmp_path / "run").exit_code == 0

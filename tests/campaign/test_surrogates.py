@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import tiny
+from executors import TwoSlots, crash
 from running import evaluations, facts, run
-from test_campaign import TwoSlots, crash
 
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
-from evomerge.errors import InputError
-from evomerge.runs import open_run
-from evomerge.setup import prepare
+from evomerge.study.run_folder import open_run
 
 TASKS = [{"task": "pick", "num_fewshot": 0}, {"task": "choose", "num_fewshot": 0}]
 ONE_GENE_AN_EXPERT = {
@@ -82,7 +82,7 @@ def test_with_two_workers_a_death_loses_and_repeats_nothing(whole, tmp_path, mon
             left[0] -= 1
             return super().wait()
 
-    monkeypatch.setattr("evomerge.driver.build_executor", Dying)
+    monkeypatch.setattr("evomerge.campaign.open.build_executor", Dying)
     with pytest.raises(SystemError):
         run(whole.parent, tmp_path / "run")
     before = facts(tmp_path / "run")

@@ -15,22 +15,8 @@ import pytest
 import tiny
 import torch
 import yaml
+from command_line import evomerge
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
-
-from evomerge.cli import app
-
-SCREEN = {"COLUMNS": "200"}
-
-
-def evomerge(*arguments, code=0):
-    """Run a command in this process; checks the exit code and that no trace-back is shown."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env=SCREEN)
-    assert result.exit_code == code, result.output + repr(result.exception)
-    assert "Traceback" not in result.output
-    if result.exception is not None:
-        assert isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +125,7 @@ def test_stock_lm_eval_on_the_export_prints_the_campaigns_score_item_for_item(do
     [samples] = (tmp_path / "log").rglob("samples_pick_*.jsonl")
     theirs = {s["doc_hash"]: s["acc"] for s in map(json.loads, samples.read_text().splitlines())}
 
-    from evomerge.runs import open_run
+    from evomerge.study.run_folder import open_run
 
     _, study = open_run(done / "run")
     items, digest = (
@@ -167,7 +153,7 @@ def test_an_exported_folder_is_complete(done, tmp_path):
 
 
 def test_any_trial_can_be_exported(done, tmp_path):
-    from evomerge.runs import open_run
+    from evomerge.study.run_folder import open_run
 
     evaluations = open_run(done / "run")[1].evaluations()
     [number] = [e.number for e in evaluations if (e.name, e.split) == ("math", "search")]
@@ -241,9 +227,6 @@ def test_run_search_is_the_search_command(tiny_folder):
     )
     assert process.returncode == 0, process.stderr
     assert (tiny_folder / "runs" / "tiny" / "study.db").exists()
-
-
-# Bad input: one clear message, exit code 2, before any work
 
 
 def edit(folder, change):
@@ -359,7 +342,7 @@ def test_a_study_of_another_campaign_or_lm_eval_is_refused_and_untouched(done, m
     search = ["search", done / "campaign.yaml", "--out", done / "run"]
     text = evomerge(*search, "--seed", 5, code=2).stderr.replace("\n", "")
     assert "belongs to another campaign: seed is 0 in the study, 5 in the campaign file" in text
-    monkeypatch.setattr("evomerge.setup.version", lambda _: "9.9")
+    monkeypatch.setattr("evomerge.campaign.setup.version", lambda _: "9.9")
     text = evomerge(*search, code=2).stderr.replace("\n", "")
     assert "lm-eval" in text
     assert "9.9" in text
@@ -375,7 +358,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tiny_folder):
 
 
 def test_an_export_without_room_is_refused(done, tmp_path, monkeypatch):
-    from evomerge.materialize import stream
+    from evomerge.materialize.disk import stream
 
     usage = stream.shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(stream.shutil, "disk_usage", lambda _: usage)

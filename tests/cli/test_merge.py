@@ -14,8 +14,8 @@ import pytest
 import tiny
 import torch
 import yaml
+from command_line import evomerge
 from mergekit_oracle import tensors_in
-from test_cli import evomerge
 
 from evomerge.recipe import load_recipe
 
@@ -66,7 +66,7 @@ def test_the_card_has_scores_with_intervals_and_the_commands(done):
 
 
 def test_the_card_of_another_trial_has_that_trials_scores(done, tmp_path):
-    from evomerge.runs import open_run
+    from evomerge.study.run_folder import open_run
 
     [trial] = [
         e
@@ -203,7 +203,7 @@ def test_a_wheel_brings_the_quickstart_along(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = "from evomerge.quickstart import quickstart_files; print(quickstart_files())"
+    code = "from evomerge.cli.quickstart import quickstart_files; print(quickstart_files())"
     run = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "site",

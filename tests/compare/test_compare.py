@@ -10,17 +10,17 @@ import pytest
 import tiny
 from silent import Silent
 
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import InputError
 from evomerge.compare.arms import parse_arms
 from evomerge.compare.curves import Curve, curve, quartiles, summarize
 from evomerge.compare.page import comparison_page, rows, write_comparison
 from evomerge.compare.runs import compare_optimizers
 from evomerge.config import BudgetConfig, OptimizerConfig, load_campaign
-from evomerge.errors import InputError
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
-from evomerge.runs import open_run
-from evomerge.setup import prepare
 from evomerge.study.record import Evaluation
+from evomerge.study.run_folder import open_run
 from evomerge.workers.worker import Worker
 
 OWN = OptimizerConfig(kind="cma", population=4)

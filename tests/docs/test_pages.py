@@ -16,8 +16,8 @@ import yaml
 from evomerge.cli import app
 from evomerge.config import CampaignConfig, load_campaign, parse_campaign
 from evomerge.judging.scores import Scores
-from evomerge.search.domain import Domain, Gene
 from evomerge.search.optimizers import base
+from evomerge.search.spaces.genes import Domain, Gene
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -16,14 +16,14 @@ from mergekit_oracle import merged_by_mergekit, tensors_in
 from merges import thin
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.errors import InputError
 from evomerge.export.card import model_card
 from evomerge.export.folder import Origin, export_recipe, mergekit_file
-from evomerge.export.lineage import load_sources
 from evomerge.export.metadata import TaskScore
 from evomerge.export.parents import Parent, licence_of
-from evomerge.models.preflight import preflight
+from evomerge.materialize.disk.provenance import load_sources
+from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import Merge, Recipe, Slot, load_recipe
 
 
@@ -39,7 +39,7 @@ def origin_of(folder, weights="checkpoint"):
         base=str(folder / "base"),
         experts={"math": str(folder / "math"), "lang": str(folder / "lang")},
     )
-    return Origin(config, preflight(config), DtypeConfig(weights=weights))
+    return Origin(config, check_models(config), DtypeConfig(weights=weights))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_one_file_formats_write_only_that_file(origin, tmp_path):
 def test_an_export_of_an_export_has_its_own_recipe_and_sources(origin, family, tmp_path):
     first = export_recipe(some_recipe(origin), origin, tmp_path / "first")
     config = ModelsConfig(base=str(first), experts={"math": str(family / "math")})
-    models = preflight(config)
+    models = check_models(config)
     again = Origin(config, models, DtypeConfig())
     digests = {name: source.digest for name, source in models.sources.items()}
     recipe = Recipe(sources=digests, path=[Slot(source="base", layer=i) for i in (0, 1)])

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
+from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.errors import InputError
 from evomerge.export.folder import Origin, export_recipe
 from evomerge.models import depth
-from evomerge.models.preflight import preflight
+from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import Recipe, Slot
 
 CODE = """
@@ -60,7 +60,7 @@ def models_config(folders, trusted):
 
 def test_a_deeper_model_of_trusted_code_is_exported_and_loads(family, tmp_path, monkeypatch):
     config = models_config(family, trusted=True)
-    models = preflight(config)
+    models = check_models(config)
     recipe = Recipe(
         sources={name: source.digest for name, source in models.sources.items()},
         path=[Slot(source=s, layer=n) for s, n in (("base", 0), ("math", 0), ("base", 1))],
@@ -83,4 +83,4 @@ def test_a_deeper_model_of_trusted_code_is_exported_and_loads(family, tmp_path, 
 
 def test_code_is_not_run_unless_it_is_trusted(family):
     with pytest.raises(InputError, match="contains custom code"):
-        preflight(models_config(family, trusted=False))
+        check_models(models_config(family, trusted=False))

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evomerge.config import FitnessConfig
-from evomerge.fitness.local import make_lm
+from evomerge.fitness.inference.local_model import make_lm
 
 WORDS = [f"w{i}" for i in range(40)] + ["q", "a", "system", "user", "assistant", ":"]
 CHAT_TEMPLATE = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.judging.intervals import compare, holm, interval
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge

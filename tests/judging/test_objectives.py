@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evomerge.config import parse_campaign
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
+from evomerge.config import ConstraintConfig, ObjectiveConfig, parse_campaign
 from evomerge.judging.constraints import Constraints
 from evomerge.judging.objectives import find_objective, objectives
 from evomerge.judging.pareto import front, knee_scores
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import Judged, best, by_preference
-from evomerge.sections import ConstraintConfig, ObjectiveConfig
 
 TASKS = ["a", "b"]
 PARETO = {"of": ["a", "b"]}

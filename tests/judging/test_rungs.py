@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.judging.objectives import find_objective
-from evomerge.judging.race import beaten_by, is_stopped
+from evomerge.judging.pruning_test import beaten_by, is_stopped
 from evomerge.judging.rungs import Rungs, fix_rungs
 from evomerge.judging.scores import Judge
 

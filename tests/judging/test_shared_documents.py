@@ -6,8 +6,8 @@ import hashlib
 
 import pytest
 
+from evomerge.common.errors import InputError
 from evomerge.config import SPLITS
-from evomerge.errors import InputError
 from evomerge.judging.splits import deal, split_items
 
 FRACTIONS = {"search": 0.5, "select": 0.2, "test": 0.3}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from merges import open_family, random_recipe, thin
+from written_merges import written
 
 from evomerge.materialize.compiled import Compiler
-from evomerge.materialize.kernel import Kernel
-from evomerge.materialize.plan import plan
-from evomerge.materialize.statistics import Statistics
+from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.methods.registry import View, methods
 from evomerge.methods.spectra import spectrum
 
@@ -21,14 +20,6 @@ def models(tmp_path_factory):
     """Tensors of more than the entries from which on a compiled pass is called."""
     folder = tmp_path_factory.mktemp("family")
     return open_family(folder, hidden_size=160, intermediate_size=192, num_hidden_layers=1)
-
-
-def written(models, recipe, **options):
-    kernel, tensors = Kernel(models.sources, **options), {}
-    for step in plan(recipe, models.layout, models.sources):
-        tensors[step.tensor.name] = torch.empty(step.tensor.shape)
-        kernel.fill(tensors[step.tensor.name], step, recipe.seed)
-    return kernel, tensors
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from merges import open_family, random_recipe
 
-from evomerge.errors import NonFiniteError
+from evomerge.common.errors import NonFiniteError
 from evomerge.materialize.feed import AHEAD, Held, Mapped, Streamed
 from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
-from evomerge.materialize.resident import Resident
 from evomerge.methods.registry import methods
 from evomerge.recipe import BASE
 

@@ -7,31 +7,25 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from safetensors import SafetensorError, safe_open
+from merged_bytes import assert_same_bytes, open_family, resident_bytes, streamed_bytes
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.errors import InputError, NonFiniteError
-from evomerge.export.checkpoint import export_checkpoint
-from evomerge.materialize import stream
+from evomerge.common.errors import InputError, NonFiniteError
+from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig
+from evomerge.materialize.disk import stream
+from evomerge.materialize.disk.checkpoint import export_checkpoint
 from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
-from evomerge.materialize.resident import Resident
 from evomerge.methods.registry import _REGISTRY, merge_method, methods
-from evomerge.models.preflight import preflight
+from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import Merge, Recipe, Slot
-from evomerge.search.weights import WeightSpace
-from evomerge.sections import SpaceConfig
+from evomerge.search.spaces.weights import WeightSpace
 
 SEARCHED = [name for name, method in methods().items() if method.parameters]
+
 ELEMENTWISE = [name for name in SEARCHED if methods()[name].elementwise]
-
-
-def open_family(folder, experts=("math", "lang"), **changes):
-    paths = tiny.save_family(folder, experts, **changes)
-    return preflight(
-        ModelsConfig(base=str(paths["base"]), experts={e: str(paths[e]) for e in experts})
-    )
 
 
 @pytest.fixture(scope="module")
@@ -55,35 +49,6 @@ def some_recipe(models, method="ties", **weights):
     space = space_of(models, method, **weights)
     generator = torch.Generator().manual_seed(5)
     return space.decode(torch.rand(space.dimension, generator=generator).double().numpy())
-
-
-def resident_bytes(models, recipe, scratch=1 << 20):
-    """Weights of the resident model as the checkpoint's dtype would store them, exactly."""
-    resident = Resident(models.layout, Kernel(models.sources, scratch=scratch), torch.float32)
-    resident.write(recipe)
-    state = resident.model.state_dict()
-    stored = {}
-    for spec in models.layout.tensors:
-        narrow = state[spec.name].to(torch.float16)
-        assert torch.equal(narrow.float(), state[spec.name]), "rounded to the checkpoint's dtype"
-        stored[spec.name] = narrow
-    return stored
-
-
-def streamed_bytes(models, recipe, folder, **options):
-    folder.mkdir()
-    files = stream.write_weights(recipe, models.layout, Kernel(models.sources), folder, **options)
-    tensors = {}
-    for path in files:
-        with safe_open(path, framework="pt") as shard:
-            tensors.update({name: shard.get_tensor(name) for name in list(shard.keys())})
-    return tensors
-
-
-def assert_same_bytes(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name].view(torch.int16), theirs[name].view(torch.int16)), name
 
 
 @pytest.mark.parametrize("method", SEARCHED)
@@ -337,7 +302,9 @@ def test_an_expert_with_another_vocabulary_merges_into_the_bases_rows(tmp_path, 
     model.save_pretrained(paths["math"])
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (paths["math"] / name).unlink()
-    models = preflight(ModelsConfig(base=str(paths["base"]), experts={"math": str(paths["math"])}))
+    models = check_models(
+        ModelsConfig(base=str(paths["base"]), experts={"math": str(paths["math"])})
+    )
     written = resident_bytes(models, space_of(models, "task_arithmetic").baselines()["average"])
     base, expert = (models.sources[n].read("model.embed_tokens.weight") for n in ("base", "math"))
     merged = written["model.embed_tokens.weight"]
@@ -372,7 +339,7 @@ def test_exports_of_other_architectures_load_with_the_resident_models_logits(tmp
         paths[name] = str(tmp_path / name)
         model.save_pretrained(paths[name])
         tiny.save_tokenizer(tmp_path / name)
-    models = preflight(ModelsConfig(base=paths["base"], experts={"math": paths["math"]}))
+    models = check_models(ModelsConfig(base=paths["base"], experts={"math": paths["math"]}))
     recipe = some_recipe(models, "ties", granularity="module")
     resident = Resident(models.layout, Kernel(models.sources), torch.float32)
     resident.write(recipe)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import method_formulas as reference
 import numpy as np
 import pytest
-import reference
 import torch
 
 from evomerge.methods.registry import methods

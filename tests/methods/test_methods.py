@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.methods import spectra, trimming
 from evomerge.methods.entries import part_of
 from evomerge.methods.masks import at, limits

@@ -57,7 +57,7 @@ COMPARED = set().union(
 def test_the_method_has_an_oracle_or_a_formula(name):
     assert name in COMPARED, (
         f"compare {name} with another program in tests/oracles, or with its formula: a function in "
-        "tests/methods/reference.py and a case in test_against_formulas.py"
+        "tests/helpers/method_formulas.py and a case in test_against_formulas.py"
     )
 
 

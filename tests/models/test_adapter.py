@@ -9,10 +9,10 @@ import torch
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.models.adapter import Adapter
+from evomerge.models.checks.checked_models import check_models
 from evomerge.models.opening import open_models
-from evomerge.models.preflight import preflight
 
 ATTENTION = ["q_proj", "v_proj"]
 KINDS = {
@@ -93,7 +93,7 @@ def test_adapters_of_different_rank_are_experts_of_one_campaign(family, campaign
     base, first = family("llama", settings={"r": 2, "target_modules": ATTENTION})
     first = first.rename(tmp_path / "first")
     _, second = family("llama", settings={"r": 5, "target_modules": "all-linear"})
-    models = preflight(campaign(base, first=first, second=second))
+    models = check_models(campaign(base, first=first, second=second))
     assert models.layout == models.sources["base"].layout
     assert models.sources["first"].digest != models.sources["second"].digest
 
@@ -141,14 +141,14 @@ def test_what_training_leaves_beside_an_adapter_is_ignored(family, campaign):
     base, folder = family("llama", settings={"r": 2, "target_modules": ATTENTION})
     for name in ("optimizer.pt", "trainer_state.json", "training_args.bin"):
         (folder / name).write_text("junk")
-    assert isinstance(preflight(campaign(base, lora=folder)).sources["lora"], Adapter)
+    assert isinstance(check_models(campaign(base, lora=folder)).sources["lora"], Adapter)
 
 
 def test_an_untrained_adapter_is_told_to_equal_the_base(family, campaign, model_of):
     base, folder = family("llama", settings={"r": 2, "target_modules": ATTENTION})
     get_peft_model(model_of(), LoraConfig(r=2, target_modules=ATTENTION)).save_pretrained(folder)
     with pytest.raises(InputError, match=r"models\.experts\.lora: equal to the base"):
-        preflight(campaign(base, lora=folder))
+        check_models(campaign(base, lora=folder))
 
 
 def test_an_adapter_of_a_model_by_another_name_is_noted(family, campaign):
@@ -156,7 +156,7 @@ def test_an_adapter_of_a_model_by_another_name_is_noted(family, campaign):
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "meta/other"
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    notes = preflight(campaign(base, lora=folder)).notes
+    notes = check_models(campaign(base, lora=folder)).notes
     assert any("trained on meta/other" in note for note in notes)
 
 

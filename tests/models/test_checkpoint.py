@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.models.checkpoint import find_folder, open_checkpoint
 from evomerge.models.source import Source
 

@@ -9,18 +9,18 @@ from merges import thin
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, SpaceConfig
-from evomerge.errors import InputError
 from evomerge.export.folder import Origin, export_recipe
 from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
-from evomerge.materialize.resident import Resident
 from evomerge.methods.masks import at, limits
 from evomerge.methods.registry import find_method
 from evomerge.models.checkpoint import open_checkpoint
+from evomerge.models.checks.checked_models import check_models
 from evomerge.models.layout import derive_layout
-from evomerge.models.preflight import preflight
-from evomerge.search.weights import WeightSpace
+from evomerge.search.spaces.weights import WeightSpace
 
 SMALL = {"moe_intermediate_size": 12, "num_experts": 4, "num_experts_per_tok": 2}
 KINDS = {
@@ -125,7 +125,7 @@ def recipe_of(models, method, granularity="model"):
 def open_three(folder, campaign, experts=2):
     names = ("a", "b")[:experts]
     config = campaign(folder / "base", **{name: folder / name for name in names})
-    return config, preflight(config)
+    return config, check_models(config)
 
 
 def test_a_random_drop_has_a_mask_for_every_matrix_of_a_stack(mixtrals, campaign):
@@ -165,7 +165,7 @@ def test_an_export_has_the_names_that_transformers_saves(mixtrals, campaign, tmp
 
 
 def test_shards_of_a_mixture_are_listed_by_the_names_they_hold(mixtrals, campaign, tmp_path):
-    from evomerge.export.checkpoint import export_checkpoint
+    from evomerge.materialize.disk.checkpoint import export_checkpoint
 
     _, models = open_three(mixtrals, campaign)
     recipe = recipe_of(models, "task_arithmetic")

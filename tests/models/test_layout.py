@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.layout import GROUPS, build_skeleton, derive_layout, layout_of
 

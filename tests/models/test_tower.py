@@ -12,15 +12,15 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, SpaceConfig
-from evomerge.errors import InputError
 from evomerge.export.folder import Origin, export_recipe
 from evomerge.materialize.kernel import Kernel
-from evomerge.materialize.resident import Resident
+from evomerge.materialize.memory.resident import Resident
+from evomerge.models.checks.checked_models import check_models
 from evomerge.models.opening import open_models
-from evomerge.models.preflight import preflight
 from evomerge.recipe import Recipe, Slot
-from evomerge.search.weights import WeightSpace
+from evomerge.search.spaces.weights import WeightSpace
 
 TEXT = {
     "vocab_size": 32,
@@ -112,7 +112,7 @@ def test_whole_models_and_plain_ones_merge_into_the_tower_and_the_rest_is_the_ba
 ):
     folders = family(kind)
     config = campaign(folders["base"], whole=folders["whole"], plain=folders["plain"])
-    models = preflight(config)
+    models = check_models(config)
     recipe = recipe_of(models)
     out = export_recipe(recipe, Origin(config, models, DtypeConfig()), tmp_path / "out")
 
@@ -138,7 +138,7 @@ def test_whole_models_and_plain_ones_merge_into_the_tower_and_the_rest_is_the_ba
 
 def test_the_tower_answers_as_the_whole_model_does_on_text(family, campaign):
     folders = family("llava")
-    models = preflight(campaign(folders["base"], plain=folders["plain"]))
+    models = check_models(campaign(folders["base"], plain=folders["plain"]))
     path = [Slot(source="base", layer=layer) for layer in range(models.layout.layers)]
     digests = {name: source.digest for name, source in models.sources.items()}
     resident = Resident(models.layout, Kernel(models.sources), torch.float32)
@@ -170,13 +170,13 @@ def test_a_tower_of_another_shape_is_refused(family, campaign, tmp_path, add_tok
     LlamaForCausalLM(AutoConfig.for_model("llama", **wide)).save_pretrained(tmp_path / "wide")
     add_tokenizer(tmp_path / "wide")
     with pytest.raises(InputError, match=r"models\.experts\.wide: .* has shape \[32, 16\]"):
-        preflight(campaign(folders["base"], wide=tmp_path / "wide"))
+        check_models(campaign(folders["base"], wide=tmp_path / "wide"))
 
 
 def test_a_path_through_a_tower_cannot_be_exported(family, campaign, tmp_path):
     folders = family("llava")
     config = campaign(folders["base"], plain=folders["plain"])
-    models = preflight(config)
+    models = check_models(config)
     digests = {name: source.digest for name, source in models.sources.items()}
     recipe = Recipe(sources=digests, path=[Slot(source="plain", layer=1)])
     with pytest.raises(InputError, match="language tower keep their order and number"):

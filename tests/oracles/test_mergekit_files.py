@@ -17,9 +17,9 @@ from mergekit_oracle import merged_by_mergekit, tensors_in
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.export.merge import merge_file
-from evomerge.recipe.mergekit.methods import FORMS, pairings
+from evomerge.mergekit.methods import FORMS, pairings
 
 FILES = {path.stem: path for path in sorted(Path(__file__).with_name("mergekit_files").iterdir())}
 DEEP = {"gradient-slerp", "mega", "orcamini-platy-44layer"}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.recipe import Merge, Recipe, Slot, load_recipe
 
 SOURCES = {"base": "00", "math": "11", "lang": "22"}

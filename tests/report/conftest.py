@@ -1,35 +1,5 @@
-"""Studies with invented scores, and fewer resamples: no claim here rests on their number."""
+"""Studies with invented scores, to be looked at."""
 
-import pytest
-from invented import Invented
+from invented_runs import _few_resamples, extensible, finished, midway
 
-from evomerge.judging import intervals
-
-
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 500)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A campaign that is done; its third and fifth trials failed. Only to be read."""
-    return done(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture
-def extensible(tmp_path):
-    """The same, to be added to."""
-    return done(tmp_path / "run")
-
-
-@pytest.fixture(scope="session")
-def midway(tmp_path_factory):
-    """A campaign in the middle of its search. Only to be read."""
-    return Invented(tmp_path_factory.mktemp("midway")).yardsticks().search([0.3, 0.8, 0.6])
-
-
-def done(folder):
-    failures = {2: "out of memory", 4: "out of memory"}
-    run = Invented(folder, budget=6)
-    return run.yardsticks().search([0.3, 0.6, 0, 0.8, 0, 0.7], failures).finish()
+__all__ = ["_few_resamples", "extensible", "finished", "midway"]

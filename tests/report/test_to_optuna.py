@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from evomerge.cli import app
-from evomerge.report.gallery import view_of
-from evomerge.report.summary import best_summary, status_summary
-from evomerge.runs import open_run
+from evomerge.report.all_figures import view_of
+from evomerge.results.summary import best_summary, status_summary
+from evomerge.study.run_folder import open_run
 
 plots = pytest.importorskip("optuna_dashboard._custom_plot_data")
 

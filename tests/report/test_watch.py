@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.report import watch as room
 from evomerge.report.watch import watch
-from evomerge.runs import FollowedRun
+from evomerge.study.run_folder import FollowedRun
 
 
 def test_it_follows_the_study_until_the_campaign_is_done(tmp_path, monkeypatch):

@@ -14,13 +14,14 @@ import pytest
 import stand_ins
 from silent import Silent
 
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
+from evomerge.campaign.stages import check_later, stages_of
 from evomerge.config import load_campaign
-from evomerge.driver import export_trial, open_campaign
+from evomerge.export.trial import export_trial
 from evomerge.judging.scores import Judge
 from evomerge.recipe import BASE
-from evomerge.runs import open_run
-from evomerge.setup import prepare
-from evomerge.stages import check_later, stages_of
+from evomerge.study.run_folder import open_run
 
 FOLDER = Path(__file__).parents[2] / "search_spaces"
 CAMPAIGNS = sorted(path for path in FOLDER.rglob("*.yaml") if "\nmodels:" in path.read_text())

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.config import load_campaign
 from evomerge.fitness.engines import check_engine
-from evomerge.fitness.local import Local, make_lm
-from evomerge.fitness.tasks import TaskSet
+from evomerge.fitness.inference.local_model import Local, make_lm
+from evomerge.fitness.tasks.task_set import TaskSet
 
 TEMPLATES = Path(__file__).parents[2] / "search_spaces" / "templates"
 

@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from evomerge import setup
+from evomerge.campaign import setup
 from evomerge.config import ModelsConfig, load_campaign
 from evomerge.export import merge
 from evomerge.export.parents import licence_of
+from evomerge.models.checks.checked_models import check_models
+from evomerge.models.checks.tokenizer import load_tokenizer, tokenizer_digest, tokens_by_id
 from evomerge.models.opening import open_models
-from evomerge.models.preflight import preflight
-from evomerge.models.tokenizer import load_tokenizer, tokenizer_digest, tokens_by_id
 from evomerge.recipe import Merge, Recipe, Slot
 
 LONG = int(os.environ.get("EVOMERGE_FUZZ", "0"))
@@ -54,7 +54,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def family(place):
     """The campaign's models, opened."""
-    return preflight(_models(place))
+    return check_models(_models(place))
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def opened_once(family, place, monkeypatch):
 
     def known(models, **flags):
         same = (models.base, models.experts) == (wanted.base, wanted.experts)
-        return family if same and not models.align else preflight(models, **flags)
+        return family if same and not models.align else check_models(models, **flags)
 
-    monkeypatch.setattr(setup, "preflight", known)
-    monkeypatch.setattr(merge, "preflight", known)
+    monkeypatch.setattr(setup, "check_models", known)
+    monkeypatch.setattr(merge, "check_models", known)
 
 
 def _models(place, **experts):

@@ -13,19 +13,19 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from evomerge.cli import app
+from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.errors import InputError
 from evomerge.export.folder import Origin, export_recipe
 from evomerge.export.merge import merge_file
 from evomerge.export.parents import licence_of
-from evomerge.export.recipes import with_recipes_made
+from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.models.checkpoint import load_config
-from evomerge.models.preflight import preflight
-from evomerge.models.tokenizer import load_tokenizer
+from evomerge.models.checks.checked_models import check_models
+from evomerge.models.checks.tokenizer import load_tokenizer
 from evomerge.recipe import Recipe, Slot
-from evomerge.report import dashboard as room
-from evomerge.report.dashboard import Content, dashboard
-from evomerge.report.html import report_page
+from evomerge.report.pages import dashboard as room
+from evomerge.report.pages.dashboard import Content, dashboard
+from evomerge.report.pages.report import report_page
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -58,7 +58,7 @@ def test_code_beside_a_model_that_transformers_knows_is_never_run(models, tmp_pa
             auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "org/model--own.Own"},
         )
         _edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "own.Tokens"]})
-    assert preflight(_config(models)).layout.layers == 2
+    assert check_models(_config(models)).layout.layers == 2
     assert not canary.exists()
     load_config(models["math"], trust_remote_code=True)
     assert canary.exists(), "the code would have been seen to run"
@@ -104,7 +104,7 @@ def test_a_config_of_a_billion_parts_is_refused_at_once(models, changes):
 
 @pytest.mark.parametrize("flag", ["allow_pickle", "trust_remote_code"])
 def test_a_recipe_from_elsewhere_cannot_grant_itself_trust(models, tmp_path, flag):
-    opened = preflight(_config(models))
+    opened = check_models(_config(models))
     recipe = Recipe(
         sources={name: source.digest for name, source in opened.sources.items()},
         path=[Slot(source="math", layer=0), Slot(source="base", layer=1)],
@@ -165,7 +165,7 @@ def test_a_model_card_takes_no_markup_from_a_parents(models, tmp_path):
     licence = f"mit | {EVIL} [x](http://evil.example) `y`"
     (models["math"] / "README.md").write_text(f"---\nlicense: {json.dumps(licence)}\n---\n")
     assert licence_of(models["math"]) == licence
-    opened = preflight(_config(models))
+    opened = check_models(_config(models))
     recipe = Recipe(
         sources={name: source.digest for name, source in opened.sources.items()},
         path=[Slot(source="math", layer=0), Slot(source="base", layer=1)],

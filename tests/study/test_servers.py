@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy
 from drivers import open_study, refusal, scored
 
-from evomerge.errors import EvomergeError, InputError
+from evomerge.common.errors import EvomergeError, InputError
 from evomerge.study.access import Patience
 from evomerge.study.record import Marker
 from evomerge.study.storage import close, describe, open_for_writing

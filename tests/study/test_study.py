@@ -16,7 +16,7 @@ from drivers import IDENTITY, driver, on_every_database, open_study, refusal, sc
 from optuna.distributions import FloatDistribution
 from werkzeug.test import Client
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.study.record import Step
 from evomerge.study.storage import describe
 from evomerge.study.study import Study

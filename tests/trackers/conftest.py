@@ -8,10 +8,10 @@ import pytest
 from invented import Invented
 from silent import Silent
 
+from evomerge.campaign.notify_trackers import PATIENCE_SECONDS, tracked
 from evomerge.config import CampaignConfig
 from evomerge.judging import intervals
-from evomerge.runs import open_run
-from evomerge.tracking import PATIENCE_SECONDS, tracked
+from evomerge.study.run_folder import open_run
 
 
 class Ear(Silent):
@@ -51,7 +51,9 @@ class Told(Invented):
 @pytest.fixture(autouse=True)
 def _few_resamples_and_time_enough(monkeypatch):
     monkeypatch.setattr(intervals, "RESAMPLES", 500)
-    monkeypatch.setattr("evomerge.tracking.PATIENCE_SECONDS", dict.fromkeys(PATIENCE_SECONDS, 120))
+    monkeypatch.setattr(
+        "evomerge.campaign.notify_trackers.PATIENCE_SECONDS", dict.fromkeys(PATIENCE_SECONDS, 120)
+    )
 
 
 @pytest.fixture

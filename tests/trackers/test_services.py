@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tenacity
 
-from evomerge.sections import TrackerConfig
+from evomerge.config import TrackerConfig
 from evomerge.study.record import Evaluation
 from evomerge.trackers.base import Run, build_tracker, numbers
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from evomerge.errors import CandidateError, EvomergeError, InputError
-from evomerge.workers.executor import Job, LocalExecutor, attempt
+from evomerge.common.errors import CandidateError, EvomergeError, InputError
+from evomerge.workers.build import Job, LocalExecutor, attempt
 from evomerge.workers.worker import Worker
 
 JOB = Job(0, SimpleNamespace(digest="d"), "search")
@@ -94,7 +94,7 @@ def local(monkeypatch):
         apart.append(job)
         return attempt(job, failing(CandidateError("measured apart")))
 
-    monkeypatch.setattr("evomerge.workers.apart.measured_apart", measured_apart)
+    monkeypatch.setattr("evomerge.workers.isolated.measured_apart", measured_apart)
     return LocalExecutor(None), apart
 
 

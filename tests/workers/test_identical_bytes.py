@@ -12,13 +12,13 @@ import torch
 from merges import random_recipe, thin
 from safetensors.torch import load_file
 
+from evomerge.campaign.setup import prepare
 from evomerge.config import load_campaign
+from evomerge.materialize.disk.stream import write_weights
 from evomerge.materialize.kernel import Kernel
-from evomerge.materialize.statistics import Statistics
-from evomerge.materialize.store import Store
-from evomerge.materialize.stream import write_weights
+from evomerge.materialize.statistics.statistics import Statistics
+from evomerge.materialize.statistics.store import Store
 from evomerge.methods.registry import methods
-from evomerge.setup import prepare
 from evomerge.workers.worker import Worker, WorkerSpec
 
 LAYERS = 9

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from evomerge.common.plugins import check_options, enter, find, registered
 from evomerge.config import CampaignConfig
 from evomerge.recipe import Recipe
-from evomerge.registry import check_options, enter, find, registered
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from evomerge.common.errors import CandidateError, InputError
+from evomerge.common.plugins import nearest
 from evomerge.config import CampaignConfig
-from evomerge.errors import CandidateError, InputError
 from evomerge.fitness.engines import Engine, Response, Workplace, engine
 from evomerge.recipe import Recipe
-from evomerge.registry import nearest
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -58,7 +58,7 @@ class Api(Engine):
         args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(place)
-        from evomerge.models.tokenizer import load_tokenizer
+        from evomerge.models.checks.tokenizer import load_tokenizer
 
         self._url, self._reload, self._timeout = url, reload, timeout
         self._folder = Path(checkpoint).expanduser()
@@ -176,7 +176,7 @@ class Api(Engine):
         """
         from lm_eval.api.registry import get_model
 
-        from evomerge.fitness.surroundings import quiet
+        from evomerge.fitness.tasks.lm_eval_quirks import quiet
 
         chat = self._url.endswith(CHAT)
         if not (chat or self._tokenizer):

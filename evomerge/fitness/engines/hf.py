@@ -28,9 +28,9 @@ class HuggingFace(Engine):
         super().__init__(place)
         import torch
 
-        from evomerge.fitness.local import Local, make_lm
-        from evomerge.materialize.resident import Resident
-        from evomerge.models.tokenizer import load_tokenizer
+        from evomerge.fitness.inference.local_model import Local, make_lm
+        from evomerge.materialize.memory.resident import Resident
+        from evomerge.models.checks.tokenizer import load_tokenizer
 
         config, base = place.config, place.base
         trusted = config.models.trust_remote_code

@@ -24,8 +24,8 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.errors import InputError
-from evomerge.registry import check_options, enter, find, registered
+from evomerge.common.errors import InputError
+from evomerge.common.plugins import check_options, enter, find, registered
 
 Values = NDArray[np.float64]
 ObjectiveFunction = Callable[..., Values]

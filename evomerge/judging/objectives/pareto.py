@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
+from evomerge.common.plugins import nearest
 from evomerge.judging.objectives import objective
 from evomerge.judging.pareto import front as front_of
 from evomerge.judging.pareto import knee_scores
-from evomerge.registry import nearest
 
 Values = NDArray[np.float64]
 PENALTY = 10.0

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from evomerge.common.plugins import enter, registered
 from evomerge.judging.scores import Scores
-from evomerge.registry import enter, registered
-from evomerge.search.domain import Domain, Genome
+from evomerge.search.spaces.genes import Domain, Genome
 
 _REGISTRY: dict[str, type[Optimizer]] = {}
 RECORDED = 256

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from evomerge.common.plugins import check_options, find
 from evomerge.config import OptimizerConfig
-from evomerge.registry import check_options, find
-from evomerge.search.domain import Domain
 from evomerge.search.optimizers.base import Optimizer, optimizers
-from evomerge.search.optimizers.screening import Screened
+from evomerge.search.spaces.genes import Domain
+from evomerge.search.surrogates.screening import Screened
 
 
 def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optimizer:

@@ -9,11 +9,11 @@ import numpy as np
 from cmaes import CMA, SepCMA
 from pydantic import Field
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
-from evomerge.search.domain import Domain, Genome
-from evomerge.search.mixed_cma import MixedCMA
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
+from evomerge.search.optimizers.parts.mixed_cma import MixedCMA
+from evomerge.search.spaces.genes import Domain, Genome
 
 SEPARABLE_ABOVE = 200
 """Dimensions above which the covariance is kept diagonal (SepCMA): O(n) instead of O(n²)."""

@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from evomerge.judging.scores import Scores
-from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
-from evomerge.search.variation import reflect
+from evomerge.search.optimizers.parts.variation import reflect
+from evomerge.search.spaces.genes import Domain, Genome
 
 
 @optimizer("de")

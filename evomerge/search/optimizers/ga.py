@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from evomerge.search.domain import Domain
 from evomerge.search.optimizers.base import optimizer
 from evomerge.search.optimizers.m2n2 import Competition
+from evomerge.search.spaces.genes import Domain
 
 
 @optimizer("ga")

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from evomerge.judging.scores import Scores
 from evomerge.search.archives import ItemColumns, NicheArchive
-from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, kept, optimizer
-from evomerge.search.recombination import cross, mutate, openings
+from evomerge.search.optimizers.parts.recombination import cross, mutate, openings
+from evomerge.search.spaces.genes import Domain, Genome
 
 SPREAD = 0.2
 """Standard deviation, in genes, of the first candidates around what the archive is seeded with."""

@@ -11,15 +11,15 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 from scipy.stats import qmc
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.judging import pareto
 from evomerge.judging.scores import Scores, Values
-from evomerge.search.domain import Domain, Genome
-from evomerge.search.features import Features
-from evomerge.search.fronts import Goals, front_of
 from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
-from evomerge.search.quadratic import Surface, terms
-from evomerge.search.surfaces import Result, Surfaces
+from evomerge.search.optimizers.parts.fronts import Goals, front_of
+from evomerge.search.spaces.genes import Domain, Genome
+from evomerge.search.surrogates.features import Features
+from evomerge.search.surrogates.quadratic import Surface, terms
+from evomerge.search.surrogates.surfaces import Result, Surfaces
 
 MOST = 3
 """Surfaces are fitted to the latest results, so many times the design."""

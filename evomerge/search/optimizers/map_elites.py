@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
+from evomerge.common.plugins import nearest
 from evomerge.judging.scores import Scores, Values
-from evomerge.registry import nearest
 from evomerge.search.archives import GridArchive
-from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, kept, optimizer
-from evomerge.search.recombination import cross, mutate, openings
+from evomerge.search.optimizers.parts.recombination import cross, mutate, openings
+from evomerge.search.spaces.genes import Domain, Genome
 
 SPREAD = 0.2
 """Standard deviation, in genes, of the first candidates around the seeds."""

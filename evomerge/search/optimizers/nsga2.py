@@ -11,9 +11,9 @@ from pydantic import Field
 
 from evomerge.judging import pareto
 from evomerge.judging.scores import Scores
-from evomerge.search.domain import Domain, Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
-from evomerge.search.variation import mutate, sbx
+from evomerge.search.optimizers.parts.variation import mutate, sbx
+from evomerge.search.spaces.genes import Domain, Genome
 
 
 @optimizer("nsga2")

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from evomerge.search.optimizers.base import optimizer
 from evomerge.search.optimizers.nsga2 import Nsga2
-from evomerge.search.reference import associate, directions, normalise
+from evomerge.search.optimizers.parts.reference_points import associate, directions, normalise
 
 
 @optimizer("nsga3")

@@ -18,10 +18,10 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
 
-from evomerge.errors import InputError
+from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
-from evomerge.search.domain import Domain, Gene, Genome, Value
 from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
+from evomerge.search.spaces.genes import Domain, Gene, Genome, Value
 
 NO_MEMORY = ("TPESampler", "GPSampler", "RandomSampler", "BruteForceSampler")
 """Samplers that leave no notes in the study: a trial that was asked for in an earlier run is only

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.judging.scores import Scores
-from evomerge.search.domain import Genome
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
+from evomerge.search.spaces.genes import Genome
 
 
 @optimizer("random")

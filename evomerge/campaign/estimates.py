@@ -1,0 +1,77 @@
+"""The estimator of a campaign: it learns from whoever is measured on all items, and is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.campaign.listener import Listener
+from evomerge.judging.constraints import Items
+from evomerge.judging.estimators import Estimates, Estimator
+from evomerge.judging.estimators.calibration import calibrate
+from evomerge.judging.estimators.mean import mean
+from evomerge.judging.estimators.responses import estimator_of
+from evomerge.study.judged import check_of
+from evomerge.study.record import Evaluation
+
+GROWTH = 1.5
+"""A new fit when so many times as many models have been measured as for the last."""
+MOST = 100
+"""A fit rests on the latest so many."""
+
+
+class Learner:
+    """Estimates from the record alone: the same record in the same order, the same estimates."""
+
+    def __init__(
+        self,
+        name: str,
+        rungs: Sequence[Mapping[str, NDArray[np.int64]]],
+        yardsticks: Mapping[str, Items],
+        listener: Listener,
+    ) -> None:
+        """`rungs`: places by task, of those below the last; `yardsticks`: digest → items."""
+        self._name = name
+        self._rungs = rungs
+        self._full = dict(yardsticks)
+        self._listener = listener
+        self._checks: list[tuple[float, float, float]] = []
+        self._fitted_to = 0
+        self._due = len(self._full)
+        self._estimator: Estimator = mean
+
+    def __call__(self, items: Items) -> Estimates:
+        """task → the mean over all items, and its standard error."""
+        if self._name != "mean" and self._fitted_to < self._due:
+            self._fit()
+        return self._estimator(items)
+
+    def learn(self, trial: Evaluation) -> None:
+        """Take in a trial that was measured on all items, and look what was thought of it."""
+        self._full.setdefault(trial.digest, trial.scores)
+        while GROWTH * self._due <= len(self._full):
+            self._due = int(np.ceil(GROWTH * self._due))
+        check = check_of(trial)
+        if check is None or self._name == "mean":
+            return
+        self._checks.append(check)
+        found = calibrate(self._checks)
+        if found.off:
+            self._switch_off(
+                f"of {found.of} candidates that reached the top, only {found.covered} scored "
+                "within the 90 % interval estimated on the lowest rung"
+            )
+
+    def _fit(self) -> None:
+        models = list(self._full.values())[: self._due][-MOST:]
+        try:
+            self._estimator = estimator_of(self._name, models, self._rungs)
+        except ValueError as error:
+            self._switch_off(str(error))
+        self._fitted_to = self._due
+
+    def _switch_off(self, why: str) -> None:
+        self._listener.said(f"fitness.estimator: {self._name} is switched off for mean: {why}")
+        self._name, self._estimator = "mean", mean

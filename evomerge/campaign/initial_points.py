@@ -1,0 +1,169 @@
+"""Where a search begins: the campaign file's `initial`, as genomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evomerge.common.errors import InputError
+from evomerge.config import BestTrials, Start, StudyTrials, resolve_spec
+from evomerge.mergekit import load_mergekit
+from evomerge.models.checks.checked_models import CheckedModels
+from evomerge.recipe import BASE, Merge, Recipe
+from evomerge.recipe.recipe import load_recipe
+from evomerge.search.spaces.genes import Gene, Genome, Value
+from evomerge.search.spaces.space import Space
+from evomerge.study.others import best_own_params, best_params
+from evomerge.study.run_folder import open_run
+from evomerge.study.storage import describe
+
+
+def starts(initial: Sequence[Start], space: Space, models: CheckedModels) -> list[Genome]:
+    """The genomes to try first, in the file's order, equal ones once.
+
+    Raises:
+        InputError: a name that is no model of the space, a recipe or mergekit file that is no point
+            of it, a run or study without trials or with no gene in common; names the entry.
+    """
+    found: dict[bytes, Genome] = {}
+    for index, start in enumerate(initial):
+        where = f"initial[{index}]"
+        try:
+            for genome in _genomes(start, space, models):
+                found.setdefault(genome.tobytes(), genome)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+    return list(found.values())
+
+
+def _genomes(start: Start, space: Space, models: CheckedModels) -> Iterator[Genome]:
+    if isinstance(start, BestTrials):
+        yield from _by_name(_best_of_run(start), space, start.run)
+    elif isinstance(start, StudyTrials):
+        found = best_params(start.study, start.name, start.trials)
+        yield from _by_name(found, space, describe(start.study))
+    elif start == "uniform":
+        yield space.initial
+    elif start.endswith(".json"):
+        yield space.encode(load_recipe(Path(start)))
+    elif start.endswith((".yaml", ".yml")):
+        yield space.encode(_mergekit_recipe(Path(start), models))
+    elif start in space.seeds:
+        yield space.seeds[start]
+    else:
+        files = "a recipe file (….json)", "a mergekit file (….yaml)"
+        known = ", ".join(["uniform", *space.seeds, *files, "{run: FOLDER}", "{study: URL}"])
+        raise InputError(f"{start!r} is no point of this space; write one of {known}")
+
+
+def _best_of_run(start: BestTrials) -> list[Mapping[str, Any]]:
+    _, study = open_run(Path(start.run))
+    with study:
+        top = best_own_params(study, start.trials)
+    if not top:
+        raise InputError(f"{start.run}: the run has no trial that succeeded")
+    return top
+
+
+def _by_name(trials: Iterable[Mapping[str, Any]], space: Space, where: str) -> Iterator[Genome]:
+    """The genomes of other searches' params: those that no gene is named after are passed over,
+    genes that they lack stand as in the space's initial point, numbers out of a gene's bounds go to
+    the nearest.
+    """
+    genes = {gene.name: gene for gene in space.genes}
+    for params in trials:
+        common = {name: value for name, value in params.items() if name in genes}
+        if not common:
+            theirs = ", ".join(sorted(params)[:3]) or "none"
+            raise InputError(
+                f"{where}: its params ({theirs}, …) have no name in common with this space's genes "
+                f"({', '.join(sorted(genes)[:3])}, …)"
+            )
+        taken = {name: _natural(genes[name], value, where) for name, value in common.items()}
+        yield space.genome_of(taken)
+
+
+def _natural(gene: Gene, value: Any, where: str) -> Value:
+    """Another search's value as one of the gene's.
+
+    Raises:
+        InputError: a choice that the gene has not, or no number where it needs one.
+    """
+    if gene.kind == "categorical":
+        if value not in gene.choices:
+            choices = ", ".join(map(str, gene.choices))
+            raise InputError(f"{where}: {gene.name} is {value!r} there; here it is of {choices}")
+        return gene.choices[gene.choices.index(value)]
+    if not isinstance(value, int | float):
+        raise InputError(f"{where}: {gene.name} is {value!r} there; here it is a number")
+    return round(value) if gene.kind == "int" else float(value)
+
+
+def _mergekit_recipe(path: Path, models: CheckedModels) -> Recipe:
+    """What a mergekit file says, in the campaign's names.
+
+    Only its merge counts, not its dtype or tokenizer.
+
+    Raises:
+        InputError: the file cannot be read, its models are not the campaign's, or it takes task
+            vectors against another base.
+    """
+    merge = load_mergekit(path)
+    names = _campaign_names(merge.models, path, models)
+    recipe = merge.recipe(models.layout, dict.fromkeys(merge.models, ""))
+    methods = {m.method for m in recipe.merges}
+    if names[BASE] != BASE and methods != {"linear"}:
+        raise InputError(
+            f"{path}: its base is {merge.models[BASE]}, which is {names[BASE]!r} of the campaign; "
+            f"{' and '.join(sorted(methods or {'copies'}))} would be about other differences than "
+            f"this space's, which are to {models.sources[BASE].spec}"
+        )
+    return Recipe(
+        sources={name: source.digest for name, source in models.sources.items()},
+        path=tuple(
+            slot if slot.source == BASE else slot.model_copy(update={"source": names[slot.source]})
+            for slot in recipe.path
+        ),
+        merges=tuple(_renamed(merge, names) for merge in recipe.merges),
+    )
+
+
+def _renamed(merge: Merge, names: Mapping[str, str]) -> Merge:
+    """A merge in the campaign's names; the file's base may be an expert of it in a linear merge."""
+    experts = {names[name]: values for name, values in merge.experts.items()}
+    parameters = dict(merge.parameters)
+    if names[BASE] != BASE:
+        experts[names[BASE]] = {"weight": float(parameters["base_weight"])}
+        parameters["base_weight"] = experts.pop(BASE, {"weight": 0.0})["weight"]
+    return merge.model_copy(update={"experts": experts, "parameters": parameters})
+
+
+def _campaign_names(theirs: Mapping[str, str], path: Path, models: CheckedModels) -> dict[str, str]:
+    """A mergekit file's names → the campaign's, by the folders or hub ids that both name.
+
+    Relative paths are taken from the file's folder, else from the current one.
+    """
+    found: dict[str, str] = {}
+    for name, spec in theirs.items():
+        wanted = {spec, *(resolve_spec(spec, folder) for folder in (path.parent, Path.cwd()))}
+        same = [
+            ours
+            for ours, source in models.sources.items()
+            if wanted & {source.spec, str(source.folder.resolve()), _unrevised(source.spec)}
+        ]
+        if same:
+            found[name] = same[0]
+    if lacking := [spec for name, spec in theirs.items() if name not in found]:
+        has = ", ".join(f"{name} ({source.spec})" for name, source in models.sources.items())
+        raise InputError(
+            f"{path}: merges {', '.join(lacking)}, which the campaign has not; its models are {has}"
+        )
+    if len(set(found.values())) < len(found):
+        raise InputError(f"{path}: names one model of the campaign in two ways; name it once")
+    return found
+
+
+def _unrevised(spec: str) -> str:
+    """A hub id without its revision."""
+    return spec if Path(spec).is_absolute() else spec.partition("@")[0]

@@ -1,0 +1,233 @@
+"""Telling trackers what a campaign records: every trial once, and no harm if one of them fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from evomerge.campaign.listener import Listener
+from evomerge.config import CampaignConfig
+from evomerge.judging.scores import Judge
+from evomerge.judging.selection import Judged, best
+from evomerge.results.progress import is_concluded
+from evomerge.results.summary import best_summary, judge_of
+from evomerge.study.judged import judge_on, judged
+from evomerge.study.record import Evaluation
+from evomerge.study.study import Study
+from evomerge.trackers.base import Outcome, Run, Tracker, build_tracker
+from evomerge.trackers.notify import Notify
+
+PATIENCE_SECONDS = {"finished": 60.0, "failed": 60.0, "stopped": 10.0}
+"""How long trackers may take after the run for what they have not taken in yet."""
+
+
+def build_trackers(config: CampaignConfig) -> dict[str, Tracker]:
+    """What a campaign file's `trackers` and `notify` ask for, by the names messages give them.
+
+    Raises:
+        InputError: as `build_tracker`.
+    """
+    built: dict[str, Tracker] = {}
+    seen = Counter[str]()
+    for place, wanted in enumerate(config.trackers):
+        seen[wanted.kind] += 1
+        nth = f" {seen[wanted.kind]}" if seen[wanted.kind] > 1 else ""
+        built[f"tracker {wanted.kind}{nth}"] = build_tracker(wanted, f"trackers.{place}")
+    for place, notice in enumerate(config.notify):
+        built[f"notify.{place}"] = Notify(notice)
+    return built
+
+
+@contextmanager
+def tracked(
+    config: CampaignConfig, study: Study, folder: Path, listener: Listener
+) -> Iterator[Listener]:
+    """A listener that tells the campaign's trackers, too, what is recorded and how it ended.
+
+    `folder` is the run's; `listener` is told everything, and what the trackers say.
+    """
+    trackers = build_trackers(config)
+    if not trackers:
+        yield listener
+        return
+    telling = Telling(trackers, study, folder, listener)
+    outcome = Outcome("stopped")
+    try:
+        yield telling
+        outcome = _outcome(study)
+    except Exception as error:
+        outcome = Outcome("failed", reason=str(error))
+        raise
+    finally:
+        telling.close(outcome)
+
+
+class Telling:
+    """A campaign's `Listener`: passes on what it hears, and tells trackers what is recorded."""
+
+    def __init__(
+        self,
+        trackers: Mapping[str, Tracker],
+        study: Study,
+        folder: Path,
+        listener: Listener,
+    ) -> None:
+        """Begin every tracker, and tell it the record so far; see `tracked`."""
+        self._study, self._listener = study, listener
+        self._leader: Judged[Evaluation] | None = None
+        self._judge: Judge | None = None
+        self._messages: SimpleQueue[str] = SimpleQueue()
+        record = study.evaluations()
+        run = Run(
+            name=study.name,
+            folder=folder,
+            uid=_uid(study),
+            campaign=study.campaign,
+            trials=1 + max((e.number or 0 for e in record), default=-1),
+            stage=study.note("stage"),
+            done=is_concluded(study),
+            say=self._messages.put,
+        )
+        self._tellers = [Teller(name, tracker, run) for name, tracker in trackers.items()]
+        for evaluation in record:
+            self._tell(evaluation)
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Pass it on."""
+        self._listener.phase(name, done, total)
+        self._say()
+
+    def recorded(self, evaluation: Evaluation) -> None:
+        """Pass it on, and tell the trackers."""
+        self._listener.recorded(evaluation)
+        self._tell(evaluation)
+        self._say()
+
+    def said(self, message: str) -> None:
+        """Pass it on."""
+        self._listener.said(message)
+
+    def close(self, outcome: Outcome) -> None:
+        """Tell the outcome, and wait a while for those who have not taken in all."""
+        deadline = time.monotonic() + PATIENCE_SECONDS[outcome.kind]
+        for teller in self._tellers:
+            teller.end(outcome)
+        for teller in self._tellers:
+            if not teller.done(max(0.0, deadline - time.monotonic())):
+                self._messages.put(f"{teller.name} has not taken in all, and is left behind")
+        self._say()
+
+    def _tell(self, evaluation: Evaluation) -> None:
+        leader = self._leading(evaluation)
+        for teller in self._tellers:
+            teller.record(evaluation, leader)
+
+    def _leading(self, evaluation: Evaluation) -> Evaluation | None:
+        """The best trial by the time of this evaluation."""
+        if evaluation.optimizers_own:
+            if self._judge is None:  # the parents are on record by now
+                judge = judge_of(self._study)
+                self._judge = judge_on(judge, self._study.evaluations(), "search")
+            rivals = [self._leader, *judged(self._judge, [evaluation])]
+            self._leader = best([rival for rival in rivals if rival is not None])
+        return self._leader.trial if self._leader else None
+
+    def _say(self) -> None:
+        """What trackers had to say, from the campaign's own thread."""
+        while True:
+            try:
+                self._listener.said(self._messages.get_nowait())
+            except Empty:
+                return
+
+
+class Teller:
+    """One tracker in its thread."""
+
+    def __init__(self, name: str, tracker: Tracker, run: Run) -> None:
+        """Begin at once; what goes wrong is told through `run`, and ends the thread."""
+        self.name = name
+        self._tracker, self._run = tracker, run
+        self._queue: SimpleQueue[tuple[Evaluation, Evaluation | None] | Outcome] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def record(self, evaluation: Evaluation, leader: Evaluation | None) -> None:
+        """To be told in its turn."""
+        if self._thread.is_alive():
+            self._queue.put((evaluation, leader))
+
+    def end(self, outcome: Outcome) -> None:
+        """To be told last."""
+        self._queue.put(outcome)
+
+    def done(self, seconds: float) -> bool:
+        """Whether it has taken in all, after so many seconds at most."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        try:
+            self._tell_all()
+        except Exception as error:  # whatever it is, it is the tracker's and not the campaign's
+            reason = str(error).strip().partition("\n")[0]
+            self._run.say(
+                f"{self.name} is switched off ({type(error).__name__}: {reason}); "
+                "the campaign goes on"
+            )
+
+    def _tell_all(self) -> None:
+        first = self._tracker.begin(self._run)
+        count = Count(self._run.folder, self.name) if first is None else None
+        if count is not None:
+            first = count.read()
+        while not isinstance(message := self._queue.get(), Outcome):
+            evaluation, leader = message
+            number = evaluation.number or 0
+            if number >= (first or 0):
+                if count is not None:
+                    count.write(number + 1)  # first, so that a kill in between tells nothing twice
+                self._tracker.record(evaluation, leader)
+        self._tracker.end(message)
+
+
+class Count:
+    """How far a tracker was told, in a small file of the run's folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """`name`: the tracker's."""
+        self._path = folder / "trackers" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.next"
+
+    def read(self) -> int:
+        """The number of the first trial that it was not told of."""
+        return int(self._path.read_text()) if self._path.exists() else 0
+
+    def write(self, number: int) -> None:
+        """Replace the file, whole."""
+        self._path.parent.mkdir(exist_ok=True)
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(str(number))
+        os.replace(partial, self._path)
+
+
+def _uid(study: Study) -> str:
+    """The study's own, made at the first need."""
+    uid = study.note("uid")
+    if uid is None:
+        uid = uuid.uuid4().hex[:16]
+        study.set_note("uid", uid)
+    return str(uid)
+
+
+def _outcome(study: Study) -> Outcome:
+    if is_concluded(study):
+        return Outcome("finished", summary=best_summary(study))
+    return Outcome("stopped")

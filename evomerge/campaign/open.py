@@ -1,0 +1,120 @@
+"""A campaign opened over its folder: the study, the trackers and the workers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from evomerge.campaign.listener import Listener
+from evomerge.campaign.loop import Campaign
+from evomerge.campaign.notify_trackers import tracked
+from evomerge.campaign.setup import Setup
+from evomerge.materialize.disk.recipe_models import with_recipes_made
+from evomerge.materialize.statistics.store import tidy
+from evomerge.models.checks.digests import keep_digests
+from evomerge.models.opening import alignments_of
+from evomerge.search.spaces.distributions import distribution
+from evomerge.study.access import Patience
+from evomerge.study.record import Evaluation
+from evomerge.study.run_folder import (
+    check_folder,
+    remember_campaign,
+    shown_campaign,
+    statistics_folder,
+    study_place,
+)
+from evomerge.study.study import Study
+from evomerge.workers.build import Executor, build_executor
+from evomerge.workers.devices import threads_per_worker
+from evomerge.workers.worker import WorkerSpec
+
+
+@contextmanager
+def open_campaign(
+    setup: Setup,
+    folder: Path,
+    listener: Listener,
+    elsewhere: Mapping[tuple[str, str], Evaluation] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Iterator[Campaign]:
+    """Take the study's lock, build trackers and workers, and hand out the campaign, ready to run.
+
+    Args:
+        elsewhere: what other studies know; see `Campaign`.
+        notes: small facts for the study to keep.
+
+    Raises:
+        InputError: the folder cannot be written, the study belongs to another campaign or is being
+            run by another driver, or a worker cannot load models or tasks.
+    """
+    with (
+        open_study(setup, folder, listener, notes) as study,
+        tracked(setup.config, study, folder, listener) as told,
+        closing(open_workers(setup, folder, study.note("engine"))) as executor,
+    ):
+        yield Campaign(setup, study, executor, told, elsewhere)
+
+
+@contextmanager
+def open_study(
+    setup: Setup, folder: Path, listener: Listener, notes: Mapping[str, Any] | None = None
+) -> Iterator[Study]:
+    """Take the lock of the study of a run's folder, made if there is none; `notes` go into it.
+
+    `listener` is told when the study's database is away, and when it is back.
+
+    Raises:
+        InputError: the folder cannot be written, or the study belongs to another campaign or is
+            being run by another driver.
+    """
+    config, space = setup.config, setup.space
+    check_folder(config, folder)
+    space.keep_in(folder)
+    storage, name = study_place(config, folder)
+    study = Study.create_or_resume(
+        storage,
+        name,
+        identity=setup.identity,
+        campaign=shown_campaign(config),
+        genes={gene.name: distribution(gene) for gene in space.genes},
+        patience=Patience(60 * config.study.wait_minutes, listener.said),
+    )
+    with study:
+        study.set_items(setup.items)
+        remember_campaign(config, folder)
+        tasks = [
+            {
+                "task": task.task,
+                "metric": task.metric,
+                "weight": task.weight,
+                "higher_is_better": task.higher_is_better,
+                "dataset": task.dataset,
+                "test_set": task.test_set,
+            }
+            for task in setup.tasks
+        ]
+        for key, note in {"tasks": tasks, **(notes or {})}.items():
+            study.set_note(key, note)
+        yield study
+
+
+def open_workers(setup: Setup, folder: Path, facts: Mapping[str, int] | None = None) -> Executor:
+    """Workers for the campaign's models and items; they know nothing of its optimizer.
+
+    They keep the models' statistics in the run's folder. `facts` are what engines found out about
+    themselves in earlier runs: with them, batches are the same again.
+
+    Raises:
+        InputError: a worker cannot load models or tasks.
+    """
+    config, kept = setup.config, statistics_folder(folder)
+    digests = {name: source.digest for name, source in setup.models.sources.items()}
+    tidy(kept)
+    if config.workers.on_ray:
+        keep_digests(setup.models.sources, kept)
+    known = alignments_of(setup.models.sources)
+    made = config.model_copy(update={"models": with_recipes_made(config.models)})
+    threads = threads_per_worker(config)
+    return build_executor(WorkerSpec(made, setup.items, threads, known, kept, digests, facts or {}))

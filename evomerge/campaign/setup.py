@@ -1,0 +1,275 @@
+"""Everything a campaign needs before its first candidate, checked and put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from evomerge.campaign.initial_points import starts
+from evomerge.campaign.notify_trackers import build_trackers
+from evomerge.common.digest import content_digest
+from evomerge.common.errors import InputError
+from evomerge.config import SPLITS, CallableConfig, CampaignConfig, TaskConfig
+from evomerge.fitness.engines import check_engine, engine_identity, has_template
+from evomerge.fitness.tasks.task_set import TaskItems, list_items
+from evomerge.judging.constraints import Constraints
+from evomerge.judging.objectives import find_objective
+from evomerge.judging.rungs import check_rungs
+from evomerge.judging.scores import Judge
+from evomerge.judging.splits import Marks, deal
+from evomerge.materialize.disk.recipe_models import with_recipes_made
+from evomerge.models.checks.checked_models import CheckedModels, check_models
+from evomerge.models.checks.tokenizer import load_tokenizer, tokenizer_digest
+from evomerge.models.checks.unread import check_unread_models
+from evomerge.models.depth import config_of_path
+from evomerge.recipe import BASE, Recipe
+from evomerge.search.optimizers import Optimizer, build_optimizer
+from evomerge.search.spaces.build import build_space
+from evomerge.search.spaces.space import Space
+from evomerge.workers.devices import compute_dtype
+
+SplitItems = dict[str, dict[str, list[str]]]
+"""split → task → item ids."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A campaign that can work: its models fit, its space is sound, its splits are full."""
+
+    config: CampaignConfig
+    models: CheckedModels
+    space: Space
+    tasks: tuple[TaskItems, ...]
+    items: SplitItems
+    judge: Judge
+
+    def optimizer(self) -> Optimizer:
+        """A new optimizer, in its state before the first tell.
+
+        Raises:
+            InputError: no such optimizer, or one that cannot search this space, for these goals or
+                within the budget.
+        """
+        optimizer = build_optimizer(self.config.optimizer, self.space, self.config.seed)
+        optimizer.check_goals(self.judge.goals)
+        optimizer.check_budget(self.most_trials)
+        return optimizer
+
+    def sizes(self, split: str) -> dict[str, int]:
+        """task → how many items the split has; measures beside a task have its items."""
+        counted = [task.task for task in self.tasks if task.weight > 0]
+        return {task: len(self.items[split][task]) for task in counted}
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """Measure → the task beside whose score it is."""
+        return _measures(self.tasks)
+
+    def grid(self) -> dict[str, Recipe]:
+        """The merges of `space.grid`, by name.
+
+        Raises:
+            InputError: there would be too many.
+        """
+        points = self.config.space.grid
+        return {} if points is None else self.space.grid(points)
+
+    @property
+    def first_rung(self) -> int:
+        """How many search items every trial is asked for."""
+        first = self.config.fitness.rungs[0]
+        return first if isinstance(first, int) else sum(self.sizes("search").values())
+
+    @property
+    def most_trials(self) -> int:
+        """How many trials the budget can be enough for."""
+        budget = self.config.budget
+        if budget.items is None:
+            return budget.trials
+        return min(budget.trials, math.ceil(budget.items / self.first_rung))
+
+    def with_config(self, config: CampaignConfig) -> Setup:
+        """The same models, tasks and items under a config that differs in how it searches.
+
+        Raises:
+            InputError: no such optimizer, one that cannot search this space, for these goals or
+                within the budget, or rungs for which there are too few items.
+        """
+        check_rungs(config.fitness.rungs, self.sizes("search"))
+        setup = replace(self, config=config, space=_space(config, self.models))
+        setup.optimizer()
+        return setup
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change when a study is resumed. Paths and budgets are not part of it."""
+        config, fitness = self.config, self.config.fitness
+        return {
+            "models": {name: source.digest for name, source in self.models.sources.items()},
+            "sources": list(self.models.sources),  # experts are merged in this order
+            "space": config.space.model_dump(mode="json", exclude={"grid"}),
+            "genes": [gene.name for gene in self.space.genes],
+            "initial": [content_digest(start.tolist()) for start in self.space.starts],
+            "fitness": {
+                "tasks": {task.task: _identity_of(task) for task in fitness.tasks},
+                **({"engine": dict(said)} if (said := engine_identity(config)) else {}),
+                "objective": fitness.objective.model_dump(mode="json"),
+                **(
+                    {"constraints": [c.model_dump(mode="json") for c in fitness.constraints]}
+                    if fitness.constraints
+                    else {}
+                ),
+                **(
+                    {
+                        "rungs": fitness.rungs,
+                        "race": fitness.race.model_dump(mode="json"),
+                        "estimator": fitness.estimator,
+                    }
+                    if len(fitness.rungs) > 1
+                    else {}
+                ),
+                "splits": fitness.splits,
+                "fewshot_seed": fitness.fewshot_seed,
+                "documents": {t.task: content_digest(t.ids) for t in self.tasks},
+                "prompts": {t.task: t.asked for t in self.tasks},
+            },
+            "tokenizer": tokenizer_digest(self.models.sources[BASE].folder),
+            "dtype": {"weights": config.dtype.weights, "compute": compute_dtype(config)},
+            "optimizer": config.optimizer.model_dump(mode="json"),
+            "seed": config.seed,
+            "versions": {"lm_eval": version("lm_eval")},
+        }
+
+
+def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
+    """Open and check models, tasks and space; computes nothing that a candidate needs.
+
+    Args:
+        unread: if no model has weights here, their configs will do, for a look at the campaign.
+
+    Raises:
+        InputError: whatever would fail later, said now; names file or key.
+    """
+    wanted = config.fitness.objective
+    find_objective(wanted.kind, "fitness.objective", wanted.options)
+    build_trackers(config)  # checks their names and options
+    models = check_unread_models(config.models) if unread else None
+    models = models or check_models(with_recipes_made(config.models))
+    space = _space(config, models)
+    models = replace(models, notes=(*models.notes, *space.notes))
+    _check_chat_template(config, models)
+    tasks = list_items(config.fitness)
+    check_engine(config, {task.task: task.kind for task in tasks})
+    items, notes = _split(tasks, config)
+    setup = Setup(
+        config=config,
+        models=replace(models, notes=(*models.notes, *notes)),
+        space=space,
+        tasks=tasks,
+        items=items,
+        judge=_judge(config, models, tasks),
+    )
+    check_rungs(config.fitness.rungs, setup.sizes("search"))
+    setup.grid()  # checks its size
+    optimizer = setup.optimizer()  # checks the optimizer's name and options
+    optimizer.check_metrics([task.task for task in tasks])
+    return setup
+
+
+def _space(config: CampaignConfig, models: CheckedModels) -> Space:
+    digests = {name: source.digest for name, source in models.sources.items()}
+    space = build_space(config.space, models.layout, digests, config.seed, models.sources)
+    space.starts = () if models.unread else tuple(starts(config.initial, space, models))
+    if config.space.path.kind != "none":
+        _check_depths(config, models)
+    return space
+
+
+def _judge(config: CampaignConfig, models: CheckedModels, tasks: Sequence[TaskItems]) -> Judge:
+    """The objective and the constraints, over the tasks that there are."""
+    names = [t.task for t in tasks]
+    signs = [1.0 if t.higher_is_better else -1.0 for t in tasks]
+    wanted = config.fitness.objective
+    constraints = Constraints(
+        config.fitness.constraints,
+        dict(zip(names, signs, strict=True)),
+        beside=[t.task for t in tasks if t.weight == 0],
+    )
+    constraints.check(names, list(models.sources))
+    return Judge(
+        objective=find_objective(wanted.kind, "fitness.objective", wanted.options, names),
+        tasks=names,
+        weights=np.array([t.weight for t in tasks]),
+        signs=np.array(signs),
+        constraints=constraints,
+    )
+
+
+def _check_depths(config: CampaignConfig, models: CheckedModels) -> None:
+    """Refuse models whose config has no words for layers in another order and number."""
+    forwards = range(models.layout.layers)
+    flags = {"trust_remote_code": config.models.trust_remote_code}
+    try:
+        config_of_path(models.sources[BASE].config, [*forwards, *reversed(forwards)], **flags)
+    except InputError as error:
+        raise InputError(
+            f"space.path: winners could not be exported: {error}; write path: none"
+        ) from None
+
+
+def _identity_of(task: TaskConfig | CallableConfig) -> dict[str, Any]:
+    """What an entry says, without paths; of a callable's code and documents there are digests."""
+    if isinstance(task, CallableConfig):
+        return {**task.model_dump(mode="json", exclude={"documents"}), "callable": task.function}
+    # Measures stand in it only where there are any: older studies know no such key.
+    return task.model_dump(mode="json", exclude=None if task.measures else {"measures"})
+
+
+def _check_chat_template(config: CampaignConfig, models: CheckedModels) -> None:
+    """Said here, before a worker is built, because it needs the tokenizer only."""
+    if has_template(config):
+        return
+    asking = [task.task for task in config.fitness.lm_eval_tasks if task.apply_chat_template]
+    folder = models.sources[BASE].folder
+    tokenizer = load_tokenizer(folder, trust_remote_code=config.models.trust_remote_code)
+    if models.unread and tokenizer is None:
+        return
+    if asking and not (tokenizer and tokenizer.chat_template):
+        raise InputError(
+            f"fitness.tasks: {asking[0]} has apply_chat_template, but the base model's tokenizer "
+            f"in {folder} has no chat template"
+        )
+
+
+def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> tuple[SplitItems, list[str]]:
+    """The splits, and what the user should know of them."""
+    measures = _measures(tasks)
+    scored: dict[str, Marks] = {}
+    for task in tasks:
+        marked = zip(task.ids, task.marks, strict=True)
+        found = {item: marks for item, marks in marked if item not in task.excluded}
+        if not found:
+            raise InputError(f"fitness.tasks: {task.task} has no items left to score")
+        if task.task not in measures:
+            scored[task.task] = found
+    dealt, shared = deal(scored, config.fitness.splits)
+    items = {
+        split: {t.task: dealt[measures.get(t.task, t.task)][split] for t in tasks}
+        for split in SPLITS
+    }
+    notes = [f"{found}: each is dealt to the same split in both" for found in shared]
+    return items, notes
+
+
+def _measures(tasks: Sequence[TaskItems]) -> dict[str, str]:
+    counted = [task.task for task in tasks if task.weight > 0]
+    return {
+        measure.task: max((t for t in counted if measure.task.startswith(f"{t}.")), key=len)
+        for measure in tasks
+        if measure.weight == 0
+    }

@@ -1,0 +1,143 @@
+"""YAML and JSON files as plain data. Whoever wrote them: what cannot be used is one message."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge.common.errors import InputError
+
+DEPTH = 100
+"""Sections within sections that any file of ours has use for, and many times over."""
+_NODES = 100_000
+"""Values of a YAML file with its aliases written out."""
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+"""What no path, no UTF-8 file and no database takes: NUL, and halves of surrogate pairs."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which measures a document before it makes anything of it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > DEPTH:
+            raise yaml.YAMLError(f"sections within sections, more than {DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        nodes, depth = _written_out(node, {})
+        if nodes > _NODES or depth > DEPTH:
+            raise yaml.YAMLError(
+                f"{nodes} values, {depth} deep, once its aliases are written out; "
+                f"{_NODES} and {DEPTH} are read"
+            )
+        return super().construct_document(node)
+
+
+def _written_out(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tuple[float, float]:
+    """How many nodes a node is, with those of aliases each time they are named, and how deep."""
+    if id(node) not in known:
+        known[id(node)] = math.inf, math.inf  # a node that is below itself has no end
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        below = [part for n in inner for part in (n if isinstance(n, tuple) else [n])]
+        found = [_written_out(part, known) for part in below]
+        known[id(node)] = 1 + sum(n for n, _ in found), 1 + max((d for _, d in found), default=0)
+    return known[id(node)]
+
+
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        InputError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error}") from None
+
+
+def yaml_documents(text: str, where: str) -> list[Any]:
+    """The documents of a YAML text; `where` names it in messages.
+
+    Raises:
+        InputError: not YAML, or more than is plain data of a sensible size.
+    """
+    try:
+        documents = list(yaml.load_all(text, _Loader))
+    # A value that is not what its tag says makes PyYAML fail in as many ways as there are tags.
+    except Exception as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from None
+    for document in documents:
+        _check(document, where)
+    return documents
+
+
+def yaml_data(text: str, where: str) -> Any:
+    """The one document of a YAML text; None of an empty one.
+
+    Raises:
+        InputError: as `yaml_documents`, or there are several documents.
+    """
+    documents = yaml_documents(text, where)
+    if len(documents) > 1:
+        raise InputError(f"{where}: not valid YAML: {len(documents)} documents where one is read")
+    return documents[0] if documents else None
+
+
+def json_data(text: str, where: str) -> Any:
+    """The value of a JSON text; `where` names it in messages.
+
+    Raises:
+        InputError: not JSON, nested too deeply, or with text that is not Unicode.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from None
+    _check(data, where)
+    return data
+
+
+def quoted(value: Any) -> str:
+    """A value as messages show it, at most a hundred characters of it."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _check(data: Any, where: str) -> None:
+    for value, depth in _inside(data):
+        if depth > DEPTH:
+            raise InputError(f"{where}: sections within sections, more than {DEPTH} deep")
+        if isinstance(value, str) and (found := _UNUSABLE.search(value)):
+            raise InputError(
+                f"{where}: a text holds the character {found[0]!r}, which cannot be used: "
+                f"{value[:60]!r}"
+            )
+
+
+def _inside(data: Any) -> Iterator[tuple[Any, int]]:
+    """Every key and value, with its depth; what several aliases name, once."""
+    seen, left = set[int](), [(data, 0)]
+    while left:
+        value, depth = left.pop()
+        yield value, depth
+        if depth > DEPTH or not isinstance(value, dict | list) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        left += [(part, depth + 1) for part in parts]

@@ -1,0 +1,87 @@
+"""The campaign file as strict models: an unknown key is an error that names the nearest valid one.
+
+This room checks the *form* of the file. Whether a method, a gene, a task or a model exists is said
+by the room that owns it (`search.spaces`, `fitness.tasks`, `models`).
+"""
+
+from evomerge.config.base import NamedConfig, Pair, PlugConfig, Scalar, Strict
+from evomerge.config.campaign import CampaignConfig
+from evomerge.config.fitness import (
+    SPLITS,
+    AnyTask,
+    EngineConfig,
+    FitnessConfig,
+    RaceConfig,
+    TaskConfig,
+)
+from evomerge.config.load import load_campaign, parse_campaign
+from evomerge.config.models import DtypeConfig, FloatType, ModelsConfig
+from evomerge.config.objectives import (
+    ConstraintConfig,
+    NegativeFlipsConfig,
+    NotBelowConfig,
+    ObjectiveConfig,
+)
+from evomerge.config.own_metric import CallableConfig
+from evomerge.config.paths import resolve_spec
+from evomerge.config.search import (
+    BestTrials,
+    BudgetConfig,
+    OptimizerConfig,
+    StageConfig,
+    Start,
+    StudyTrials,
+)
+from evomerge.config.space import (
+    Bounds,
+    DareConfig,
+    LinesConfig,
+    PathConfig,
+    SpaceConfig,
+    WeightsConfig,
+)
+from evomerge.config.study import StudyConfig
+from evomerge.config.trackers import NotifyConfig, TrackerConfig
+from evomerge.config.workers import WorkersConfig
+
+__all__ = [
+    "SPLITS",
+    "AnyTask",
+    "BestTrials",
+    "Bounds",
+    "BudgetConfig",
+    "CallableConfig",
+    "CampaignConfig",
+    "ConstraintConfig",
+    "DareConfig",
+    "DtypeConfig",
+    "EngineConfig",
+    "FitnessConfig",
+    "FloatType",
+    "LinesConfig",
+    "ModelsConfig",
+    "NamedConfig",
+    "NegativeFlipsConfig",
+    "NotBelowConfig",
+    "NotifyConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "Pair",
+    "PathConfig",
+    "PlugConfig",
+    "RaceConfig",
+    "Scalar",
+    "SpaceConfig",
+    "StageConfig",
+    "Start",
+    "Strict",
+    "StudyConfig",
+    "StudyTrials",
+    "TaskConfig",
+    "TrackerConfig",
+    "WeightsConfig",
+    "WorkersConfig",
+    "load_campaign",
+    "parse_campaign",
+    "resolve_spec",
+]

@@ -1,0 +1,50 @@
+"""Building blocks of the campaign file: strict sections, and plug-ins with options."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    model_serializer,
+    model_validator,
+)
+
+
+class Strict(BaseModel):
+    """A frozen section of the campaign file that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class PlugConfig(BaseModel):
+    """`kind` names a plug of a registry; the other keys are its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The plug's own keyword arguments, as written in the file."""
+        return dict(self.model_extra or {})
+
+
+class NamedConfig(PlugConfig):
+    """A plug by its bare name, or with options."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named(cls, data: Any) -> Any:
+        return {"kind": data} if isinstance(data, str) else data
+
+    @model_serializer
+    def _plain(self) -> Any:
+        """As it is shortest to write."""
+        return {"kind": self.kind, **self.options} if self.options else self.kind
+
+
+Scalar = bool | int | float | str
+
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]

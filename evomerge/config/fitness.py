@@ -1,0 +1,152 @@
+"""`fitness`: tasks, splits, objective, rungs and the engine that scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from evomerge.config.base import PlugConfig, Strict
+from evomerge.config.objectives import ConstraintConfig, ObjectiveConfig
+from evomerge.config.own_metric import CallableConfig
+
+SPLITS = ("search", "select", "test")
+"""The three disjoint sets of documents, in the order in which they are opened."""
+
+
+class TaskConfig(Strict):
+    """One lm-eval task (or group, or tag) and how it counts; fields mean what lm-eval's mean.
+
+    `metric` may name a filter as lm-eval prints it: `exact_match,strict-match`. A task that
+    generates also has `response_tokens`, the length of an answer; fewer is better.
+
+    `measures` are further metrics of the same answers, which cost no second forward pass. Each is
+    known elsewhere (to `pareto`, constraints, map_elites) as `task.metric`, without a filter, and
+    does not count in the task's score.
+    """
+
+    task: str
+    metric: str = "acc"
+    measures: list[str] = Field(default_factory=list)
+    weight: float = Field(default=1.0, gt=0)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    apply_chat_template: bool | str = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool | None = None
+    """As in lm_eval's command: on with a chat template, off without, unless said here."""
+    gen_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def multiturn(self) -> bool:
+        """Whether few-shot examples are turns of a conversation."""
+        if self.fewshot_as_multiturn is None:
+            return bool(self.apply_chat_template)
+        return self.fewshot_as_multiturn
+
+    @field_validator("measures")
+    @classmethod
+    def _measures_are_named_once(cls, measures: list[str]) -> list[str]:
+        names = [measure.partition(",")[0] for measure in measures]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} listed twice; give each metric once")
+        return measures
+
+    @model_validator(mode="after")
+    def _multiturn_needs_a_template(self) -> TaskConfig:
+        if self.multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn needs apply_chat_template: true")
+        return self
+
+
+def _kind_of_task(task: Any) -> str:
+    own = "callable" in task if isinstance(task, Mapping) else isinstance(task, CallableConfig)
+    return "kind:callable" if own else "kind:lm_eval"
+
+
+AnyTask = Annotated[
+    Annotated[TaskConfig, Tag("kind:lm_eval")] | Annotated[CallableConfig, Tag("kind:callable")],
+    Discriminator(_kind_of_task),
+]
+
+
+class RaceConfig(Strict):
+    """Who is stopped on a rung: whom ⌈keep · n⌉ of the n before it beat, each with `confidence`."""
+
+    keep: float = Field(default=0.1, gt=0, lt=1)
+    confidence: float = Field(default=0.6, ge=0.5, lt=1)
+
+
+class EngineConfig(PlugConfig):
+    """`kind` names what scores; the other keys are its options (`evomerge list engines`)."""
+
+    kind: str = "hf"
+
+
+class FitnessConfig(Strict):
+    """What "good" means: tasks, the objective over them, and how documents are split."""
+
+    tasks: list[AnyTask] = Field(min_length=1)
+    include_path: str | None = None
+    allow_test_sets: bool = False
+    """Whether the search may see documents of public test sets, which others report scores on."""
+    engine: EngineConfig = EngineConfig()
+    objective: ObjectiveConfig = ObjectiveConfig(kind="mean")
+    constraints: list[ConstraintConfig] = Field(default_factory=list)
+    splits: dict[str, float | int] = Field(
+        default_factory=lambda: {"search": 0.5, "select": 0.2, "test": 0.3}
+    )
+    fewshot_seed: int = 1234
+    batch_size: int = Field(default=64, ge=1)
+    """Rows generated at once, and of lm-eval's own batches where an engine leaves work to it."""
+    select_top: int = Field(default=10, ge=1)
+    rungs: list[Annotated[int, Field(ge=1)] | Literal["all"]] = Field(default=["all"])
+    """Numbers of items over all tasks, then `all`: who does badly on few is not asked the rest."""
+    race: RaceConfig = RaceConfig()
+    estimator: Literal["mean", "mp_irt", "gmp_irt"] = "gmp_irt"
+    """How the score of a candidate that was stopped on a rung is estimated."""
+
+    @property
+    def lm_eval_tasks(self) -> list[TaskConfig]:
+        """The entries that are lm-eval's tasks."""
+        return [task for task in self.tasks if isinstance(task, TaskConfig)]
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs_rise_to_all(cls, rungs: list[int | str]) -> list[int | str]:
+        counts = [rung for rung in rungs if isinstance(rung, int)]
+        if rungs != [*sorted(set(counts)), "all"]:
+            raise ValueError("write rising numbers of items, then all: [32, 128, all]")
+        return rungs
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_are_named_once(cls, tasks: list[AnyTask]) -> list[AnyTask]:
+        names = [task.task for task in tasks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} listed twice; give each task once, with a weight")
+        return tasks
+
+    @field_validator("splits")
+    @classmethod
+    def _splits_add_up(cls, splits: dict[str, float | int]) -> dict[str, float | int]:
+        if set(splits) != set(SPLITS):
+            raise ValueError(f"name exactly {', '.join(SPLITS)}; found {', '.join(splits)}")
+        values = list(splits.values())
+        if any(value <= 0 for value in values):
+            empty = next(name for name, value in splits.items() if value <= 0)
+            raise ValueError(f"{empty} would be empty; every split needs documents")
+        counts = all(isinstance(value, int) for value in values)
+        if not counts and abs(sum(values) - 1) > 1e-9:
+            raise ValueError(
+                f"fractions add up to {sum(values):g}, not 1; or give whole numbers for counts"
+            )
+        return splits

@@ -1,0 +1,90 @@
+"""Relative paths of a campaign file, taken from the folder that it lies in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evomerge.common.errors import InputError
+from evomerge.config.campaign import CampaignConfig
+from evomerge.config.fitness import AnyTask, TaskConfig
+from evomerge.config.search import BestTrials, Start, StudyTrials
+
+
+def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
+    """Resolve the file's relative paths against its folder; hub ids stay as they are."""
+    fitness, models = config.fitness, config.models
+    include = fitness.include_path
+    return config.model_copy(
+        update={
+            "models": models.model_copy(
+                update={
+                    "base": resolve_spec(models.base, folder),
+                    "experts": {k: resolve_spec(v, folder) for k, v in models.experts.items()},
+                }
+            ),
+            "fitness": fitness.model_copy(
+                update={
+                    "include_path": include and str((folder / include).resolve()),
+                    "tasks": [absolute_task(task, folder) for task in fitness.tasks],
+                }
+            ),
+            "initial": [absolute_start(start, folder) for start in config.initial],
+            "stages": [
+                stage.model_copy(
+                    update={"initial": [absolute_start(s, folder) for s in stage.initial]}
+                )
+                for stage in config.stages
+            ],
+            "study": config.study.model_copy(
+                update={"storage": resolve_storage(config.study.storage, folder)}
+            ),
+        }
+    )
+
+
+def absolute_task(task: AnyTask, folder: Path) -> AnyTask:
+    """A callable's module is a file of the folder, if there is one of its name."""
+    if isinstance(task, TaskConfig):
+        return task
+    path = folder / (
+        task.module if task.module.endswith(".py") else f"{task.module.replace('.', '/')}.py"
+    )
+    own = path.is_file() or task.module.endswith(".py")
+    return task.model_copy(
+        update={
+            "callable": f"{path.resolve()}:{task.function}" if own else task.callable,
+            "documents": str((folder / task.documents).resolve()),
+        }
+    )
+
+
+def absolute_start(start: Start, folder: Path) -> Start:
+    """Files and folders are taken from the campaign file's folder; names stay names."""
+    if isinstance(start, BestTrials):
+        return start.model_copy(update={"run": str((folder / start.run).resolve())})
+    if isinstance(start, StudyTrials):
+        return start.model_copy(update={"study": resolve_storage(start.study, folder)})
+    is_file = start.endswith((".json", ".yaml", ".yml"))
+    return str((folder / start).resolve()) if is_file else start
+
+
+def resolve_storage(storage: str, folder: Path) -> str:
+    """A SQLite file is taken from the campaign file's folder, as every relative path is."""
+    scheme = "sqlite:///"
+    if not storage.startswith(scheme) or ":memory:" in storage:
+        return storage
+    return scheme + str((folder / storage.removeprefix(scheme)).resolve())
+
+
+def resolve_spec(spec: str, folder: Path) -> str:
+    """A folder that exists, or anything that cannot be a hub id, becomes an absolute path.
+
+    Raises:
+        InputError: no path at all: too long, in an unknown user's home, links in a circle.
+    """
+    looks_local = spec.startswith((".", "/", "~")) or spec.count("/") != 1
+    try:
+        path = (folder / Path(spec).expanduser()).resolve()
+        return str(path) if path.exists() or looks_local else spec
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{spec[:80]}: cannot be a model's path ({str(error)[:80]})") from None

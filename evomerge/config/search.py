@@ -1,0 +1,95 @@
+"""`optimizer`, `budget`, `initial` and `stages`: how the space is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+from evomerge.config.base import PlugConfig, Strict
+from evomerge.config.space import SpaceConfig
+
+
+class OptimizerConfig(PlugConfig):
+    """`kind` names the optimizer; the other keys are its options (`evomerge list optimizers`).
+
+    `screen`: of so many proposals the one is evaluated that a surrogate of the results prefers; 1
+    turns it off.
+    """
+
+    kind: str = "cma"
+    screen: int = Field(default=1, ge=1, le=1000, exclude_if=lambda among: among == 1)
+
+
+class BudgetConfig(Strict):
+    """`trials`: the study's total; `items`: that of the search items they are asked for, whatever
+    the trials if only it is given. `hours`: this run's wall time.
+    """
+
+    trials: int = Field(default=200, ge=1)
+    items: int | None = Field(default=None, ge=1)
+    hours: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _items_alone_are_enough(cls, data: Any) -> Any:
+        """A trial is asked for one item at least."""
+        if isinstance(data, dict) and data.get("items") and "trials" not in data:
+            return {**data, "trials": data["items"]}
+        return data
+
+
+class BestTrials(Strict):
+    """The best `trials` by search of another run's folder, their genes taken over by name."""
+
+    run: str
+    trials: int = Field(default=1, ge=1)
+
+
+class StudyTrials(Strict):
+    """The best `trials` of any Optuna study, its params taken over by name.
+
+    `study`: its storage's URL; `name` may be left out where the storage has one study. What is best
+    the study's own direction says. Params that are no genes here are passed over, numbers out of
+    bounds go to the nearest.
+    """
+
+    study: str
+    name: str | None = None
+    trials: int = Field(default=1, ge=1)
+
+
+def _kind_of_start(start: Any) -> str:
+    if isinstance(start, Mapping):
+        return "study" if "study" in start else "run"
+    if isinstance(start, StudyTrials):
+        return "study"
+    return "run" if isinstance(start, BestTrials) else "name"
+
+
+Start = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[BestTrials, Tag("run")]
+    | Annotated[StudyTrials, Tag("study")],
+    Discriminator(_kind_of_start),
+]
+
+
+class StageConfig(Strict):
+    """One of several searches, each with the winners of those before it among its experts.
+
+    What is not given is the campaign's own; tasks, splits, models and seed always are.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Of the stage, and of its winner as a model of the later stages."""
+    space: SpaceConfig
+    optimizer: OptimizerConfig | None = None
+    initial: list[Start] = Field(default_factory=list)
+    trials: int | None = Field(default=None, ge=1)

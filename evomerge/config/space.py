@@ -1,0 +1,193 @@
+"""`space`: methods, genes and paths that are searched."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from evomerge.config.base import Pair, Scalar, Strict
+
+
+class Bounds(Strict):
+    """What a gene is searched between; by its logarithm when `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _do_not_cross(self) -> Bounds:
+        if not self.low < self.high:
+            raise ValueError(
+                f"bounds [{self.low:g}, {self.high:g}] cross; write low < high, or one value to "
+                "fix the gene"
+            )
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low:g}; a gene with log: true needs low > 0")
+        return self
+
+
+class LinesConfig(Strict):
+    """LiNeS: merged task vectors times alpha + beta·l/(L−1) in layer l of L, alpha outside them.
+
+    Each is `[low, high]`, a gene, or one value.
+    """
+
+    alpha: Pair | float = Field(default_factory=lambda: [0.0, 1.5])
+    beta: Pair | float = Field(default_factory=lambda: [0.0, 1.5])
+
+    @field_validator("alpha", "beta")
+    @classmethod
+    def _bounds_do_not_cross(cls, value: list[float] | float) -> list[float] | float:
+        if isinstance(value, list) and not value[0] < value[1]:
+            raise ValueError(f"bounds {value} cross; write [low, high] with low < high")
+        return value
+
+
+class DareConfig(Strict):
+    """DARE: entries of the experts' task vectors dropped at random before the method merges them.
+
+    `density` is the probability that an entry survives: `[low, high]`, a gene (with `per: group`
+    one for each group of tensors that is tuned together), or one value; at 1 nothing is dropped.
+    `rescale` says what survivors are multiplied by: 1/density, what gives a task vector its `l1`
+    norm back, or nothing (`none`).
+    """
+
+    density: Pair | float = Field(default_factory=lambda: [0.1, 1.0])
+    rescale: Literal["density", "l1", "none"] = "density"
+    per: Literal["model", "group"] = "model"
+
+    @field_validator("density")
+    @classmethod
+    def _is_a_probability(cls, value: list[float] | float) -> list[float] | float:
+        low, high = value if isinstance(value, list) else (value, value)
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"density is {value}; write numbers above 0, up to 1")
+        if isinstance(value, list) and low == high:
+            raise ValueError(f"bounds {value} cross; write low < high, or one value to fix it")
+        return value
+
+
+class WeightsConfig(Strict):
+    """Merging in weight space: a method, how finely it is tuned, and the genes' bounds.
+
+    `genes` maps a parameter of the method to `[low, high]` or `{low, high, log: true}`, or to one
+    value to fix it. Parameters that are not named keep the method's defaults. A key with dots names
+    genes, `*` standing for anything (`weight.layer_0*.math`), and gives those their own bounds or
+    value. `granularity: block` tunes `block` layers together, `tensor` every tensor of a layer
+    apart. `choose_experts` adds a gene per expert that leaves it out of the whole merge.
+
+    `method` may be a list: the method is then searched too, one for the whole model, or, with
+    `methods_per: group`, one for each group of tensors that is tuned together. In `genes`, a plain
+    name is that parameter of every method of the list that has it, by one gene for all of them;
+    with a method's name before it (`ties.density`) it is that method's alone.
+
+    `lines` scales what the method adds to the base by depth; the method's `lambda` is then fixed.
+    `dare` drops entries of the task vectors at random before the method merges them.
+    """
+
+    method: str | Annotated[list[str], Field(min_length=1)]
+    methods_per: Literal["model", "group"] = Field(
+        default="model", exclude_if=lambda per: per == "model"
+    )
+    granularity: Literal["model", "block", "layer", "module", "tensor"] = "layer"
+    block: int = Field(default=4, ge=1)
+    choose_experts: bool = False
+    lines: LinesConfig | None = Field(default=None, exclude_if=lambda lines: lines is None)
+    dare: DareConfig | None = Field(default=None, exclude_if=lambda dare: dare is None)
+    genes: dict[
+        str, Annotated[list[float], Field(min_length=2, max_length=2)] | Bounds | Scalar
+    ] = Field(default_factory=dict)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods to choose from; one, if it is not searched."""
+        return [self.method] if isinstance(self.method, str) else self.method
+
+    @field_validator("method")
+    @classmethod
+    def _methods_are_named_once(cls, method: str | list[str]) -> str | list[str]:
+        for name in method if isinstance(method, list) else ():
+            if method.count(name) > 1:
+                raise ValueError(f"{name} is listed twice; give each method once")
+        return method
+
+    @model_validator(mode="after")
+    def _there_is_a_choice(self) -> WeightsConfig:
+        if self.methods_per == "group" and len(self.methods) == 1:
+            raise ValueError("methods_per: group needs a list of methods to choose from")
+        return self
+
+    @field_validator("genes", mode="before")
+    @classmethod
+    def _are_bounds_or_values(cls, genes: Any) -> Any:
+        for name, value in genes.items() if isinstance(genes, dict) else ():
+            pair = isinstance(value, list) and len(value) == 2
+            if not (pair or isinstance(value, Scalar | dict | Bounds)):
+                raise ValueError(f"{name}: write [low, high] to search it, or one value to fix it")
+        return genes
+
+    @field_validator("genes")
+    @classmethod
+    def _bounds_do_not_cross(cls, genes: dict[str, Any]) -> dict[str, Any]:
+        for name, value in genes.items():
+            if isinstance(value, list) and not value[0] < value[1]:
+                raise ValueError(
+                    f"{name}: bounds {value} cross; write [low, high] with low < high, "
+                    "or one value to fix the gene"
+                )
+        return genes
+
+
+class PathConfig(BaseModel):
+    """`kind` names the space of paths; the other keys are its options (`evomerge list paths`)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str = "none"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The kind's own keyword arguments, as written in the file."""
+        return dict(self.model_extra or {})
+
+
+class SpaceConfig(Strict):
+    """The search space: weights, a path, or both.
+
+    `path: none` keeps the models' own layer sequence. Where both are given, the weight genes define
+    a merge that the path's options may name as "merged", and that is their model A unless they say
+    otherwise: every slot with layer l of "merged" has the merges that these genes give layer l.
+    """
+
+    weights: WeightsConfig | None = None
+    path: PathConfig = PathConfig()
+    grid: int | None = Field(default=None, ge=2)
+    """So many values of every searched parameter, the same everywhere, are scored beside parents
+    and baselines, before the search and outside its budget."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _a_name_is_a_kind(cls, path: Any) -> Any:
+        return {"kind": path} if isinstance(path, str) else path
+
+    @field_serializer("path")
+    def _none_is_a_name(self, path: PathConfig) -> Any:
+        return path.kind if path.kind == "none" else path.model_dump(mode="json")
+
+    @model_validator(mode="after")
+    def _search_something(self) -> SpaceConfig:
+        if self.weights is None and self.path.kind == "none":
+            raise ValueError("nothing to search; give weights, path, or both")
+        if self.grid is not None and self.weights is None:
+            raise ValueError("grid: is of coefficients, so it needs weights; leave it out")
+        if self.path.kind == "none" and self.path.options:
+            raise ValueError(f"path: kind none has no options ({', '.join(self.path.options)})")
+        return self

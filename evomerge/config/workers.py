@@ -1,0 +1,76 @@
+"""`workers`: who evaluates candidates, and where."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from evomerge.config.base import Strict
+
+
+class WorkersConfig(Strict):
+    """`local` with one worker runs in the driver's process; everything else on Ray.
+
+    Ray is started on this machine, or, with `address`, found: `auto` is the cluster that this
+    machine is part of, anything else its head's `HOST` or `HOST:PORT`. Workers come as nodes do, up
+    to `count`; `auto` is as many as the cluster has room for.
+    """
+
+    kind: Literal["local", "ray"] = "local"
+    count: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    cpus_per_worker: int | None = Field(default=None, ge=1)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    address: str | None = None
+    model_parallel: bool | None = None
+    """Whether a model is spread over the GPUs of its worker; by default if it has several."""
+    timeout: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
+    """Seconds after which an evaluation has hung; `auto`: derived from what others took."""
+    copy_to: str | None = None
+    """A folder on each node to which models and tasks are copied once; without it every node must
+    see them where they are."""
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether workers are Ray actors rather than the driver itself."""
+        return self.kind == "ray" or self.count != 1
+
+    @property
+    def spreads(self) -> bool:
+        """Whether a model is on several GPUs."""
+        return self.gpus_per_worker > 1
+
+    @model_validator(mode="after")
+    def _ray_has_these(self) -> WorkersConfig:
+        defaults = type(self).model_fields
+        for key in ("gpus_per_worker", "address", "model_parallel", "timeout", "copy_to"):
+            if not self.on_ray and getattr(self, key) != defaults[key].default:
+                raise ValueError(f"{key} needs kind: ray")
+        if self.count == "auto" and self.kind == "local":
+            raise ValueError("count: auto needs kind: ray")
+        if self.count == "auto" and not (self.cpus_per_worker or self.gpus_per_worker):
+            raise ValueError("count: auto needs cpus_per_worker or gpus_per_worker")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_used(self) -> WorkersConfig:
+        gpus = self.gpus_per_worker
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker: {gpus:g}: above 1 write a whole number")
+        if gpus > 1 and self.model_parallel is False:
+            raise ValueError(f"gpus_per_worker: {gpus:g}: without model_parallel one is used")
+        if self.model_parallel and gpus < 2:
+            raise ValueError("model_parallel: true needs gpus_per_worker: 2 or more")
+        return self
+
+    @field_validator("copy_to")
+    @classmethod
+    def _is_a_place_on_any_node(cls, copy_to: str | None) -> str | None:
+        if copy_to is not None and not PurePath(copy_to).is_absolute():
+            raise ValueError("write an absolute path; it is taken on every node")
+        return copy_to

@@ -1,0 +1,163 @@
+"""Many trials of a run exported at once: a Pareto front, or an optimizer's archive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from evomerge.common.errors import InputError
+from evomerge.config import SPLITS, CampaignConfig
+from evomerge.export.card import span, table
+from evomerge.export.folder import Format, export_recipe, holds
+from evomerge.export.metadata import front_matter
+from evomerge.export.parents import parents_of
+from evomerge.export.trial import origin_of
+from evomerge.materialize.disk.checkpoint import checkpoint_size
+from evomerge.materialize.disk.provenance import RECIPE_FILE
+from evomerge.materialize.disk.recipe_models import with_recipes_made
+from evomerge.materialize.disk.stream import SHARD_BYTES, check_room
+from evomerge.models.checks.checked_models import CheckedModels, check_models
+from evomerge.recipe import Recipe
+from evomerge.results.summary import best_summary, judge_of, trial_summary
+from evomerge.search.optimizers import build_optimizer
+from evomerge.search.optimizers.replay import members
+from evomerge.search.spaces.build import build_space
+from evomerge.study.judged import judge_on
+from evomerge.study.record import Evaluation
+from evomerge.study.study import Study
+
+Kind = Literal["front", "archive"]
+INDEX, CARD = "index.json", "README.md"
+
+
+def export_many(
+    config: CampaignConfig,
+    study: Study,
+    kind: Kind,
+    to: Path,
+    format: Format = "hf",
+    run: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write a folder for each trial of the front or of the archive, and an index of them.
+
+    Only what was measured on all items is written; the index names the others. Folders that are
+    there already, from a call that was stopped, are kept.
+
+    Raises:
+        InputError: there is no front or archive, mergekit's files are asked for, the models have
+            changed, or `to` cannot be written, for want of room or because something else is there.
+    """
+    if format == "mergekit":
+        raise InputError(f"--{kind} writes checkpoints or recipes; leave out --format mergekit")
+    _check_ours(to)
+    models = check_models(with_recipes_made(config.models))
+    trials = _front(study) if kind == "front" else _archive(config, models, study)
+    chosen = [trial for trial in trials if trial.measured]
+    summaries = {f"trial-{trial.number}": trial_summary(study, trial) for trial in chosen}
+    recipes = {name: Recipe.from_json(found["recipe"]) for name, found in summaries.items()}
+    missing = [name for name, recipe in recipes.items() if not _there(to / name, recipe, format)]
+    to.mkdir(parents=True, exist_ok=True)
+    if format == "hf":
+        sizes = (checkpoint_size(recipes[name], models, config.dtype) for name in missing)
+        check_room(to, sum(sizes))
+    for name in missing:
+        place = to / name
+        origin = origin_of(config, study, models, summaries[name], place, run)
+        if format == "recipe":
+            place.mkdir(exist_ok=True)
+        export_recipe(recipes[name], origin, place, format, shard_bytes)
+    index = {
+        "study": study.name,
+        "kind": kind,
+        "members": [_row(name, summary) for name, summary in summaries.items()],
+        "estimated": [trial.number for trial in trials if not trial.measured],
+    }
+    (to / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (to / CARD).write_text(_card(to.resolve().name, index, recipes, models), encoding="utf-8")
+    return to
+
+
+def _check_ours(to: Path) -> None:
+    """Refuse a folder in which something else lies."""
+    if to.exists() and not to.is_dir():
+        raise InputError(f"{to}: is a file; choose another --to")
+    for path in to.iterdir() if to.is_dir() else ():
+        if path.name not in (INDEX, CARD) and not path.name.lstrip(".").startswith("trial-"):
+            raise InputError(f"{to}: holds {path.name}, which is no part of this; choose another")
+
+
+def _there(place: Path, recipe: Recipe, format: str) -> bool:
+    return holds(place, recipe) if format == "hf" else (place / RECIPE_FILE).is_file()
+
+
+def _front(study: Study) -> list[Evaluation]:
+    """The trials of the Pareto front, the preferred first."""
+    front = best_summary(study).get("front")
+    if front is None:
+        raise InputError(
+            f"--front: the objective of study {study.name!r} has one goal, so that its front is "
+            "the winner; leave --front out, or take --archive"
+        )
+    by_number = {e.number: e for e in study.evaluations()}
+    return [by_number[one["trial"]] for one in front]
+
+
+def _archive(config: CampaignConfig, models: CheckedModels, study: Study) -> list[Evaluation]:
+    """What the optimizer keeps, each recipe once."""
+    digests = {name: source.digest for name, source in models.sources.items()}
+    space = build_space(config.space, models.layout, digests, config.seed, models.sources)
+    evaluations = study.evaluations()
+    judge = judge_on(judge_of(study), evaluations, "search")
+    optimizer = build_optimizer(config.optimizer, space, config.seed)
+    kept = members(optimizer, judge, evaluations)
+    found = {trial.digest: trial for trial in kept if not trial.estimated}
+    if not found:
+        raise InputError(
+            f"--archive: {config.optimizer.kind} keeps no archive, or has nothing in it yet; "
+            "m2n2, ga, map_elites, nsga2, nsga3, pso and de keep one"
+        )
+    return list(found.values())
+
+
+def _row(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {split: summary["scores"][split] for split in SPLITS if summary["scores"][split]}
+    return {
+        "folder": name,
+        "trial": summary["trial"],
+        "digest": summary["digest"],
+        "scores": scores,
+    }
+
+
+def _card(
+    title: str, index: Mapping[str, Any], recipes: Mapping[str, Recipe], models: CheckedModels
+) -> str:
+    """The index for people, and for the hub."""
+    parents = {p.name: p for recipe in recipes.values() for p in parents_of(recipe, models)}
+    rows = {f"[{row['folder']}]({row['folder']})": _cells(row) for row in index["members"]}
+    what = "Pareto front" if index["kind"] == "front" else "archive of the optimizer"
+    sections = [
+        front_matter(title, list(parents.values())),
+        f"# {title}",
+        f"{len(rows)} merges: the {what} of the search {index['study']!r}. Each folder has a card "
+        "of its own. Means of the objective and of its tasks on the splits on which a merge was "
+        "measured, with 95 % bootstrap intervals:",
+        table("folder", rows),
+    ]
+    if index["estimated"]:
+        listed = ", ".join(map(str, index["estimated"]))
+        sections.append(f"Not here, because their scores are estimates: trials {listed}.")
+    return "\n\n".join(sections) + "\n"
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+    cells = {}
+    for split, found in row["scores"].items():
+        cells[split] = span(found, "mean")
+        tasks: Mapping[str, Any] = found["tasks"]
+        if len(tasks) > 1:
+            cells |= {f"{task} ({split})": f"{one['mean']:.3f}" for task, one in tasks.items()}
+    return cells

@@ -1,0 +1,107 @@
+"""One trial of a run, exported: the winner, or the trial of a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.common.errors import InputError
+from evomerge.config import CampaignConfig
+from evomerge.export.command import stock_commands
+from evomerge.export.folder import Format, Origin, export_recipe, holds
+from evomerge.export.metadata import TaskScore
+from evomerge.materialize.disk.recipe_models import with_recipes_made
+from evomerge.materialize.disk.stream import SHARD_BYTES
+from evomerge.models.checks.checked_models import CheckedModels, check_models
+from evomerge.recipe import Recipe
+from evomerge.results.summary import best_summary, task_summary, trial_summary
+from evomerge.study.run_folder import (
+    statistics_folder,
+)
+from evomerge.study.study import Study
+
+
+def export_trial(
+    config: CampaignConfig,
+    study: Study,
+    trial: int | None,
+    to: Path,
+    format: Format = "hf",
+    run: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    again: bool = False,
+) -> Path:
+    """Write a trial's recipe (the winner's by default) as a checkpoint folder or as one file.
+
+    Args:
+        run: the folder whose statistics of the models the workers used: with them, decompositions
+            are those that were scored, to the byte.
+        again: a folder that is the recipe's checkpoint already will do.
+
+    Raises:
+        InputError: no such trial, the models have changed, or `to` cannot be written.
+    """
+    summary = best_summary(study) if trial is None else _summary_of(study, trial)
+    recipe = Recipe.from_json(summary["recipe"])
+    if again and holds(to, recipe):
+        return to
+    models = check_models(with_recipes_made(config.models))
+    origin = origin_of(config, study, models, summary, to, run)
+    return export_recipe(recipe, origin, to, format, shard_bytes)
+
+
+def origin_of(
+    config: CampaignConfig,
+    study: Study,
+    models: CheckedModels,
+    summary: Mapping[str, Any],
+    to: Path,
+    run: Path | None,
+) -> Origin:
+    """Where the recipe of a summary comes from; it will be written to `to`."""
+    return Origin(
+        config=config.models,
+        models=models,
+        dtype=config.dtype,
+        summary=summary,
+        commands=scoring_commands(config, study, to),
+        scores=_task_scores(study, summary),
+        statistics=statistics_folder(run) if run else None,
+    )
+
+
+def _summary_of(study: Study, trial: int) -> dict[str, Any]:
+    by_number = {e.number: e for e in study.evaluations()}
+    if trial not in by_number:
+        raise InputError(f"--trial {trial}: study {study.name!r} has no such trial")
+    if by_number[trial].estimated:
+        raise InputError(
+            f"--trial {trial}: was stopped on a rung, so that its score is an estimate; "
+            "export one that was measured on all items"
+        )
+    return trial_summary(study, by_number[trial])
+
+
+def _task_scores(study: Study, summary: Mapping[str, Any]) -> list[TaskScore]:
+    """Every task on the test split; none where it was not opened for this recipe."""
+    if not summary["scores"]["test"]:
+        return []
+    counts = summary["scores"]["test"]["tasks"]
+    datasets = {task["task"]: task.get("dataset") for task in study.note("tasks") or []}
+    return [
+        TaskScore(
+            task=name,
+            metric=found["metric"],
+            documents=counts[name]["n"],
+            dataset=datasets[name],
+            **found["scores"]["winner", "winner"],
+        )
+        for name, found in task_summary(study, summary).items()
+    ]
+
+
+def scoring_commands(config: CampaignConfig, study: Study, checkpoint: Path) -> list[str]:
+    """The stock lm_eval commands that give the campaign's own scores on an exported folder."""
+    compute = study.identity["dtype"]["compute"]
+    return stock_commands(config.fitness, str(checkpoint.resolve()), compute)

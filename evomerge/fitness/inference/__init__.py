@@ -1,0 +1,1 @@
+"""A causal language model's answers: packed log-likelihoods and greedy generation."""

@@ -1,0 +1,48 @@
+"""Packs as tensors, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.fitness.inference.prefix_packing import Pack
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packs side by side, padded on the right.
+
+    Attributes:
+        tokens: int32 [packs, length].
+        depths: int32 [packs, length], positions.
+        ends: int32 [packs, length]; padding ends at once, so that nothing but itself sees it.
+        branches: whether masks and positions are the packs' own; else plain causal ones do.
+    """
+
+    tokens: Tensor
+    depths: Tensor
+    ends: Tensor
+    branches: bool
+
+    @classmethod
+    def of(cls, packs: Sequence[Pack]) -> Batch:
+        """Pad and stack packs."""
+        length = max(map(len, packs))
+        tokens, depths = np.zeros((2, len(packs), length), dtype=np.int32)
+        ends = np.tile(np.arange(1, length + 1, dtype=np.int32), (len(packs), 1))
+        for i, pack in enumerate(packs):
+            tokens[i, : len(pack)] = pack.tokens
+            depths[i, : len(pack)] = pack.depths
+            ends[i, : len(pack)] = pack.ends
+        branches = any(pack.branches for pack in packs)
+        of = torch.from_numpy
+        return cls(of(tokens), of(depths), of(ends), branches)
+
+    @property
+    def size(self) -> int:
+        """Its tokens, padding included."""
+        return self.tokens.numel()

@@ -1,0 +1,157 @@
+"""A resident model's forward passes: packed rows, and the steps of a generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from evomerge.fitness.inference.batch import Batch
+from evomerge.fitness.inference.kv_cache import RowsCache
+from evomerge.fitness.inference.self_check import agrees
+
+WORTH = 2
+"""Times the hidden size: how many entries of the attention cost what a token's other work does."""
+
+
+class Forward:
+    """Runs a causal language model whose weights, and whose layers, change between calls.
+
+    Packs with branches need a model that takes masks and positions of ours, and one that keeps
+    keys and values by position. Whether it does is seen from its config, and tried out once.
+    """
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self._agrees: bool | None = None
+
+    @property
+    def worth(self) -> float:
+        """See `pack_rows`."""
+        return WORTH * float(getattr(self.config, "hidden_size", 1024))
+
+    def packs(self) -> bool:
+        """Whether rows may share their beginnings, and a generation its cache.
+
+        The first call with finite weights compares packed rows and cached steps with plain rows.
+        """
+        if self._agrees is None and self._windows() is not None:
+            self._agrees = agrees(self)
+        return bool(self._agrees) and self._windows() is not None
+
+    @torch.inference_mode()
+    def logits(
+        self, batch: Batch, rows: Tensor, places: Tensor, cache: DynamicCache | None = None
+    ) -> Tensor:
+        """Logits at the chosen (row, place) pairs only, [pairs, vocabulary].
+
+        Args:
+            rows: int64 [pairs], and `places` likewise.
+            cache: an empty one, to be filled with the keys and values of all places.
+        """
+        inputs: dict[str, Any] = {"input_ids": batch.tokens.to(self.device).long()}
+        if batch.branches:
+            inputs["position_ids"] = batch.depths.to(self.device).long()
+            inputs["attention_mask"] = self._masks(batch)
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        with _head_narrowed(self.model, (rows, places)) as narrowed:
+            logits = self.model(**inputs, use_cache=cache is not None).logits
+        return logits[0] if narrowed else logits[_beside(logits, (rows, places))]
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int], live: Sequence[bool], cache: RowsCache) -> Tensor:
+        """Logits after one more token of every row, [rows, vocabulary]; extends the cache.
+
+        A row that is not live any more stays at its position, which may be the model's last.
+        """
+        going = torch.tensor(live, device=cache.mask.device)[:, None]
+        cache.mask = torch.cat([cache.mask, going], dim=1)
+        return self.model(
+            input_ids=torch.tensor(tokens, device=self.device)[:, None],
+            attention_mask=cache.mask,
+            position_ids=cache.mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+
+    @property
+    def config(self) -> Any:
+        """Of the language model."""
+        return self.model.config.get_text_config(decoder=True)
+
+    def _windows(self) -> Mapping[str, int | None] | None:
+        """Kind of layer → its attention window, None where it sees all; None if masks are not ours
+        to give, or the model keeps something else than keys and values.
+        """
+        own = getattr(self.model, "_supports_attention_backend", False)
+        if not own or self.config._attn_implementation not in ("sdpa", "eager"):
+            return None
+        kinds, settings = get_layer_types_and_kwargs(self.config)
+        windows = {
+            kind: setting.get("sliding_window")
+            for kind, setting in zip(kinds, settings, strict=True)
+        }
+        return windows if windows.keys() <= {"full_attention", "sliding_attention"} else None
+
+    def _masks(self, batch: Batch) -> Any:
+        """Which tokens see which, [packs, 1, queries, keys]; by kind of layer if there are two."""
+        windows = self._windows()
+        assert windows is not None
+        depths, ends = batch.depths.to(self.device), batch.ends.to(self.device)
+        places = torch.arange(ends.shape[1], device=self.device)
+        seen = (places <= places[:, None]) & (places[:, None] < ends[:, None])
+        masks = {}
+        for kind, window in windows.items():
+            near = (
+                seen if window is None else seen & (depths[:, :, None] < depths[:, None] + window)
+            )
+            masks[kind] = self._as_taken(near[:, None])
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _as_taken(self, mask: Tensor) -> Tensor:
+        """Booleans, or for the eager attention what is added to its scores."""
+        if self.config._attn_implementation == "sdpa":
+            return mask
+        dtype = self.model.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+            ~mask, torch.finfo(dtype).min
+        )
+
+
+@contextmanager
+def _head_narrowed(model: Any, pairs: tuple[Tensor, Tensor]) -> Iterator[list[bool]]:
+    """Let the output head see the chosen (row, position) pairs only, as [1, pairs, hidden].
+
+    Yields a list that is non-empty once the head was narrowed; it stays empty where a model has
+    no output module, or computes its logits around it. Narrowing before the head leaves in force
+    whatever a model does to its logits afterwards, such as soft-capping.
+    """
+    narrowed: list[bool] = []
+
+    def narrow(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not inputs:
+            return None
+        narrowed.append(True)
+        return inputs[0][_beside(inputs[0], pairs)].unsqueeze(0), *inputs[1:]
+
+    head = model.get_output_embeddings()
+    if head is None:
+        yield narrowed
+        return
+    handle = head.register_forward_pre_hook(narrow)
+    try:
+        yield narrowed
+    finally:
+        handle.remove()
+
+
+def _beside(tensor: Tensor, pairs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Indices where the tensor is: of a model on several GPUs the end is not where it begins."""
+    return pairs[0].to(tensor.device), pairs[1].to(tensor.device)

@@ -1,0 +1,262 @@
+"""Greedy answers, equal to lm-eval's, from a loop that lets every row go as soon as it is done.
+
+lm-eval generates in batches that run until their last row has stopped, and cuts the texts
+afterwards. Here a row that has stopped leaves, waiting requests take the free places when half are
+free, and prompts that begin alike are read once (see `packing`). What is not plain greedy decoding
+is left to lm-eval.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from torch import Tensor
+from transformers import DynamicCache
+
+from evomerge.common.errors import CandidateError
+from evomerge.fitness.inference.batch import Batch
+from evomerge.fitness.inference.forward import Forward
+from evomerge.fitness.inference.kv_cache import RowsCache, joined, unpacked
+from evomerge.fitness.inference.memory import Budget, ran_out_of_memory
+from evomerge.fitness.inference.prefix_packing import Pack, Tokens, by_length, pack_rows
+from evomerge.fitness.tasks.response_tokens import end_tokens
+
+LEAVING = 8
+"""One row in so many must be done before those that are done leave, since that copies the rest."""
+_OF_SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "top_h"})
+_PLAIN = _OF_SAMPLING | {
+    *("transformers_version", "_from_model_config", "max_length", "use_cache", "do_sample"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+}
+"""Settings of a model's generation that leave greedy decoding plain, or that lm-eval overrides."""
+
+
+class Answer(NamedTuple):
+    """An answer's text, its tokens up to and including the one that ends it, and what could."""
+
+    text: str
+    tokens: list[int]
+    stop: list[str]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A context as the model reads it, and how its answer ends.
+
+    Attributes:
+        tokens: what the model reads.
+        stop: the strings at which an answer is cut.
+        lookback: so many of an answer's last tokens are looked at for them.
+        most: tokens of an answer.
+    """
+
+    tokens: Tokens
+    stop: list[str]
+    lookback: int
+    most: int
+
+
+@dataclass
+class _Running:
+    """Rows being generated, side by side.
+
+    Attributes:
+        numbers: their prompts.
+        said: the tokens of their answers so far.
+        cache: of everything but the last token said; None where there are no rows.
+        live: the places of those whose answers are not done.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    said: list[list[int]] = field(default_factory=list)
+    cache: RowsCache | None = None
+    live: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.live = set(range(len(self.numbers)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Running]) -> _Running:
+        """All rows in one; none may be done."""
+        return cls(
+            [number for part in parts for number in part.numbers],
+            [said for part in parts for said in part.said],
+            joined([part.cache for part in parts if part.cache is not None]),
+        )
+
+    def tidy(self) -> None:
+        """Let the rows go that are done."""
+        places = sorted(self.live)
+        if self.cache is not None and places:
+            self.cache.keep(places)
+        else:
+            self.cache = None
+        self.numbers = [self.numbers[place] for place in places]
+        self.said = [self.said[place] for place in places]
+        self.live = set(range(len(places)))
+
+
+class Greedy:
+    """Generates with the present weights of a model; every answer is what lm-eval gives when it
+    generates it alone.
+    """
+
+    def __init__(self, lm: HFLM, forward: Forward, budget: Budget, rows: int) -> None:
+        """`rows`: how many are generated at once, at most; halved when memory runs out."""
+        self._lm = lm
+        self._forward = forward
+        self._budget = budget
+        self._most_rows = rows
+        self._prompts: list[_Prompt] = []
+        self._known: dict[tuple[str, str], int] = {}
+        self._eos: str = lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
+        self._ends = end_tokens(lm)
+        self._plain: dict[str, bool] = {}  # by settings
+        own = lm.model.generation_config.to_diff_dict()
+        said = {name for name, value in own.items() if not (value is None or value is False)}
+        self._own_plain = said <= _PLAIN
+
+    def takes(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a request's settings, and the model's own, ask for plain greedy decoding."""
+        key = repr(settings)
+        if key not in self._plain:
+            asked = normalize_gen_kwargs(dict(settings), self._lm.max_gen_toks)
+            known = asked.keys() <= {"until", "max_gen_toks", "do_sample", "temperature"}
+            greedy = not asked["do_sample"] and not asked.get("temperature")
+            self._plain[key] = known and greedy and self._own_plain
+        return self._plain[key]
+
+    def encode(self, context: str, settings: Mapping[str, Any]) -> int:
+        """The number of a prompt, tokenised when it is first met."""
+        key = (context, repr(settings))
+        if key not in self._known:
+            asked = normalize_gen_kwargs(dict(settings), self._lm.max_gen_toks)
+            room = self._lm.max_length - asked["max_gen_toks"]
+            tokens, _ = self._lm.tok_batch_encode([context], left_truncate_len=room)
+            stop = handle_stop_sequences(asked["until"], self._eos)
+            # As lm-eval: a string may come in other tokens than it is made of by itself.
+            lengths = [len(self._lm.tokenizer.encode(s, add_special_tokens=False)) for s in stop]
+            self._known[key] = len(self._prompts)
+            self._prompts.append(
+                _Prompt(
+                    tokens=tokens[0].numpy().astype(np.int32),
+                    stop=stop,
+                    lookback=max(lengths, default=0) + 2,
+                    most=asked["max_gen_toks"],
+                )
+            )
+        return self._known[key]
+
+    def size(self, requests: Sequence[Instance]) -> int:
+        """Tokens read: prompts in their batches, padding included, and the longest answers."""
+        asked = self._longest_first({self.encode(*request.args) for request in requests})
+        at_once = [asked[i : i + self._most_rows] for i in range(0, len(asked), self._most_rows)]
+        read = [Batch.of(packed).size for rows in at_once for packed in self._packed(rows)]
+        return sum(read) + sum(self._prompts[number].most - 1 for number in asked)
+
+    def __call__(self, requests: Sequence[Instance]) -> list[Answer]:
+        """The answers.
+
+        Raises:
+            CandidateError: logits are not finite.
+        """
+        asked = [self.encode(*request.args) for request in requests]
+        answers: dict[int, Answer] = {}
+        while remaining := {*asked} - answers.keys():
+            try:
+                for number, said in self._generated(self._longest_first(remaining)):
+                    answers[number] = self._answer(self._prompts[number], said)
+            except Exception as error:
+                if self._most_rows == 1 or not ran_out_of_memory(error):
+                    raise
+                self._most_rows = max(1, min(self._most_rows, len(remaining)) // 2)
+                self._budget.halve(self._budget.tokens)
+        return [answers[number] for number in asked]
+
+    def _longest_first(self, numbers: Collection[int]) -> list[int]:
+        return sorted(numbers, key=lambda n: (-len(self._prompts[n].tokens), n))
+
+    def _answer(self, prompt: _Prompt, said: list[int]) -> Answer:
+        text = postprocess_generated_text(self._lm.tok_decode(said), prompt.stop, None)
+        return Answer(text, said, prompt.stop)
+
+    @torch.inference_mode()
+    def _generated(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Prompts with the tokens of their answers, as they are done."""
+        waiting: deque[int] = deque(numbers)
+        running = _Running()
+        while waiting or running.live:
+            free = self._most_rows - len(running.live)
+            if waiting and 2 * free >= self._most_rows:
+                running.tidy()
+                admitted = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                running = _Running.joined([running, *self._started(admitted)])
+            else:
+                self._step(running)
+            for place in list(running.live):
+                number, said = running.numbers[place], running.said[place]
+                if self._ended(self._prompts[number], said):
+                    running.live.discard(place)
+                    yield number, said
+            if len(running.live) * LEAVING <= len(running.numbers) * (LEAVING - 1):
+                running.tidy()
+
+    def _packed(self, numbers: Sequence[int]) -> Iterator[list[Pack]]:
+        """Prompts that are read at a time, in batches."""
+        rows = {number: self._prompts[number].tokens for number in numbers}
+        packs = pack_rows(rows, self._budget.tokens, self._forward.worth)
+        return by_length(packs, self._budget.tokens)
+
+    def _started(self, numbers: Sequence[int]) -> Iterator[_Running]:
+        """Prompts read, and the first token of their answers said."""
+        for packed in self._packed(numbers):
+            paths = {
+                number: (i, path)
+                for i, pack in enumerate(packed)
+                for number, path in pack.paths.items()
+            }
+            ends = torch.tensor([(i, path[-1]) for i, path in paths.values()])
+            batch, cache = Batch.of(packed), DynamicCache()
+            with self._budget.measured(batch.size):
+                logits = self._forward.logits(batch, ends[:, 0], ends[:, 1], cache)
+            said = [[token] for token in _likeliest(logits)]
+            yield _Running(list(paths), said, unpacked(cache, list(paths.values())))
+
+    def _step(self, running: _Running) -> None:
+        """Say one more token in every row."""
+        assert running.cache is not None
+        live = [place in running.live for place in range(len(running.numbers))]
+        logits = self._forward.step([said[-1] for said in running.said], live, running.cache)
+        tokens = _likeliest(logits)
+        for place in running.live:
+            running.said[place].append(tokens[place])
+
+    def _ended(self, prompt: _Prompt, said: Sequence[int]) -> bool:
+        """Whether lm-eval would stop here if it generated this answer alone."""
+        if len(said) == prompt.most or said[-1] in self._ends:
+            return True
+        text = self._lm.tokenizer.decode(said[-prompt.lookback :])
+        return any(string in text for string in prompt.stop)
+
+
+def _likeliest(logits: Tensor) -> list[int]:
+    """The likeliest token of each row, as transformers chooses it.
+
+    Raises:
+        CandidateError: logits are not finite.
+    """
+    if not bool(logits.isfinite().all()):
+        raise CandidateError("non-finite logits while generating")
+    return logits.float().argmax(-1).tolist()

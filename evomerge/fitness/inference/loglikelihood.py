@@ -1,0 +1,189 @@
+"""Log-likelihoods of continuations, equal to lm-eval's up to rounding, at a fraction of its work.
+
+Every distinct (context, continuation) is tokenised once in a worker's life; what inputs begin with
+in common is read once (see `packing`); the output head is applied where a continuation is read off
+only; log-probabilities are computed in float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from evomerge.common.errors import CandidateError, InputError
+from evomerge.fitness.inference.batch import Batch
+from evomerge.fitness.inference.forward import Forward
+from evomerge.fitness.inference.memory import Budget, ran_out_of_memory
+from evomerge.fitness.inference.prefix_packing import Pack, Tokens, by_length, pack_rows
+
+Answer = tuple[float, bool]
+"""Log-likelihood of a continuation, and whether greedy decoding would produce it."""
+PLANS = 32
+"""Sets of requests whose batches are remembered: splits, and the items that rungs add."""
+LOGITS = 1 << 24
+"""Logits whose log-probabilities are computed at a time."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A batch, and where continuations are read off.
+
+    Attributes:
+        of_one_row: whether it cannot be made smaller.
+        asked: the continuations, in the order of their tokens below.
+        rows, places: int64 [logits], where logits are needed, each once.
+        at: int64 [tokens of all continuations], the logits that predict a token.
+        targets: int64 likewise, the token.
+        lengths: tokens of each continuation.
+    """
+
+    batch: Batch
+    of_one_row: bool
+    asked: list[int]
+    rows: Tensor
+    places: Tensor
+    at: Tensor
+    targets: Tensor
+    lengths: list[int]
+
+
+class LogLikelihoods:
+    """Scores requests with the present weights of a model."""
+
+    def __init__(self, lm: HFLM, forward: Forward, budget: Budget) -> None:
+        self._lm = lm
+        self._forward = forward
+        self._budget = budget
+        self._max_length: int = lm.max_length
+        self._rows: list[Tokens] = []
+        self._row_of: dict[bytes, int] = {}
+        self._continuations: list[tuple[int, np.ndarray]] = []  # row, tokens
+        self._known: dict[tuple[str, str], int] = {}
+        self._plan = lru_cache(maxsize=PLANS)(self._planned)
+
+    def encode(self, context: str, continuation: str) -> int:
+        """The number of a continuation, tokenised when it is first met.
+
+        Raises:
+            InputError: it has no tokens, or more than the model can read.
+        """
+        key = (context, continuation)
+        if key not in self._known:
+            before, after = self._tokenize(context, continuation)
+            if not before or not 0 < len(after) <= self._max_length:
+                raise InputError(
+                    f"continuation {continuation[:60]!r} of context {context[-60:]!r} has "
+                    f"{len(after)} tokens after {len(before)}; the model needs at least one "
+                    f"token of context and can score 1 to {self._max_length}"
+                )
+            # Too long: cut on the left. The last token is only predicted, never read.
+            row = np.array((before + after)[-(self._max_length + 1) :][:-1], dtype=np.int32)
+            index = self._row_of.setdefault(row.tobytes(), len(self._rows))
+            if index == len(self._rows):
+                self._rows.append(row)
+            self._known[key] = len(self._continuations)
+            self._continuations.append((index, np.array(after, dtype=np.int64)))
+        return self._known[key]
+
+    def size(self, requests: Sequence[Instance]) -> int:
+        """Tokens of the batches that answer the requests, padding included.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        asked = {self.encode(*request.args) for request in requests}
+        return sum(reading.batch.size for reading in self._readings(asked))
+
+    def __call__(self, requests: Sequence[Instance]) -> list[Answer]:
+        """`(log-likelihood, is greedy)` for each request.
+
+        Raises:
+            CandidateError: a log-likelihood is not finite.
+            InputError: as `encode`.
+        """
+        asked = [self.encode(*request.args) for request in requests]
+        answers: dict[int, Answer] = {}
+        while remaining := {*asked} - answers.keys():
+            budget = self._budget.tokens
+            for reading in self._readings(remaining):
+                try:
+                    with self._budget.measured(reading.batch.size):
+                        answers.update(self._read(reading))
+                except Exception as error:
+                    if reading.of_one_row or not ran_out_of_memory(error):
+                        raise
+                    self._budget.halve(reading.batch.size)
+                if self._budget.tokens != budget:
+                    break
+        return [answers[continuation] for continuation in asked]
+
+    def _tokenize(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Split a request into tokens exactly as `HFLM.loglikelihood` does."""
+        if context:
+            return self._lm._encode_pair(context, continuation)
+        tokens = self._lm.tok_encode(continuation, add_special_tokens=False)
+        prefix = self._lm.prefix_token_id
+        return (tokens[:1], tokens[1:]) if tokens[:1] == [prefix] else ([prefix], tokens)
+
+    def _readings(self, asked: set[int]) -> list[_Reading]:
+        """Batches as they fit now."""
+        return self._plan(tuple(sorted(asked)), self._budget.tokens, self._forward.packs())
+
+    def _planned(self, asked: Sequence[int], budget: int, share: bool) -> list[_Reading]:
+        """Batches that answer the continuations."""
+        of_row: dict[int, list[int]] = {}
+        for continuation in asked:
+            of_row.setdefault(self._continuations[continuation][0], []).append(continuation)
+        rows = {row: self._rows[row] for row in of_row}
+        packs = pack_rows(rows, budget if share else 0, self._forward.worth)
+        return [self._reading(batch, of_row) for batch in by_length(packs, budget)]
+
+    def _reading(self, packs: Sequence[Pack], of_row: Mapping[int, list[int]]) -> _Reading:
+        batch, asked = Batch.of(packs), []
+        length, read_at, targets = batch.tokens.shape[1], [], []
+        for i, pack in enumerate(packs):
+            for row, path in pack.paths.items():
+                for continuation in of_row[row]:
+                    tokens = self._continuations[continuation][1]
+                    asked.append(continuation)
+                    # A position predicts the next token: read off the row's end.
+                    read_at.append(path[-len(tokens) :].astype(np.int64) + i * length)
+                    targets.append(tokens)
+        read, at = np.unique(np.concatenate(read_at), return_inverse=True)
+        return _Reading(
+            batch=batch,
+            of_one_row=sum(len(pack.paths) for pack in packs) == 1,
+            asked=asked,
+            rows=torch.from_numpy(read // length),
+            places=torch.from_numpy(read % length),
+            at=torch.from_numpy(at),
+            targets=torch.from_numpy(np.concatenate(targets)),
+            lengths=[len(tokens) for tokens in targets],
+        )
+
+    @torch.inference_mode()
+    def _read(self, reading: _Reading) -> dict[int, Answer]:
+        """The answers of a batch, by continuation."""
+        logits = self._forward.logits(reading.batch, reading.rows, reading.places)
+        pieces = logits.split(max(1, LOGITS // logits.shape[-1]))
+        norms = torch.cat([piece.logsumexp(-1) for piece in map(Tensor.float, pieces)])
+        at, targets = reading.at.to(logits.device), reading.targets.to(logits.device)
+        values = (logits[at, targets].float() - norms[at]).cpu().split(reading.lengths)
+        greedy = (logits.argmax(-1)[at] == targets).cpu().split(reading.lengths)
+        return {
+            continuation: (_finite(float(value.sum())), bool(same.all()))
+            for continuation, value, same in zip(reading.asked, values, greedy, strict=True)
+        }
+
+
+def _finite(value: float) -> float:
+    if not np.isfinite(value):
+        raise CandidateError(f"non-finite logits: a log-likelihood came out as {value}")
+    return value

@@ -1,0 +1,252 @@
+"""Finding and loading lm-eval tasks: local ones first, built-in ones only when they are needed.
+
+lm-eval's own index of built-in tasks takes 10 s to build (14,700 names), so a name is looked up in
+`include_path`, then in the built-in folder that begins its name, and only then everywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from evomerge.common.errors import InputError
+from evomerge.config import FitnessConfig, TaskConfig
+from evomerge.fitness.tasks.test_sets import (
+    BUILT_IN,
+    FILE_FORMATS,
+    is_built_in,
+    refuse,
+    test_set_named,
+    test_set_of,
+)
+
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
+
+
+@dataclass(frozen=True)
+class LoadedTasks:
+    """The leaf tasks one entry of `fitness.tasks` stands for.
+
+    Attributes:
+        tasks: lm-eval `Task` objects by name; several where the entry names a group or a tag.
+        group: the lm-eval `Group` the entry names, if it names one.
+        test_sets: by name, which public test set the task's documents are, if they are one.
+    """
+
+    tasks: dict[str, Any]
+    group: Any | None
+    test_sets: dict[str, str | None]
+
+
+class LocalTaskFactory(TaskFactory):
+    """Builds tasks whose relative data paths start at the folder of the file they stand in."""
+
+    def _load_full_config(
+        self, entry: Entry, overrides: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        if entry.yaml_path is None or is_built_in(entry):
+            return super()._load_full_config(entry, overrides)
+        config = read_task_file(Path(entry.yaml_path), (entry.cfg or {}).get("dataset_path"))
+        return super()._load_full_config(Entry(entry.name, entry.kind, None, config), overrides)
+
+
+def read_task_file(path: Path, dataset_path: str | None) -> dict[str, Any]:
+    """One task or group file with its includes merged in and its data paths made absolute.
+
+    Args:
+        path: the YAML file; `!function` values are imported from its folder, as lm-eval does.
+        dataset_path: the task's builder, which may stand in another file of the include chain.
+    """
+    config = load_yaml(path, recursive=False)
+    includes = config.pop("include", [])
+    merged: dict[str, Any] = {}
+    for include in [includes] if isinstance(includes, str) else includes:
+        included = read_task_file(path.resolve().parent / include, dataset_path)
+        included.pop("task_list", None)
+        merged |= included
+    return merged | _with_absolute_data(config, path.resolve().parent, dataset_path)
+
+
+def _with_absolute_data(
+    config: Mapping[str, Any], folder: Path, dataset_path: str | None
+) -> dict[str, Any]:
+    """A task's config with local data paths taken from `folder`; hub names and URLs stay."""
+    config = dict(config)
+    if isinstance(members := config.get("task"), list):
+        config["task"] = [
+            _with_absolute_data(member, folder, member.get("dataset_path"))
+            if isinstance(member, dict)
+            else member
+            for member in members
+        ]
+    named = config.get("dataset_path")
+    if isinstance(named, str) and named not in FILE_FORMATS and (folder / named).exists():
+        config["dataset_path"] = str(folder / named)
+    kwargs = config.get("dataset_kwargs")
+    if dataset_path in FILE_FORMATS and isinstance(kwargs, dict):
+        # `datasets` takes data_files from data_dir where both are given.
+        key = "data_dir" if "data_dir" in kwargs else "data_files"
+        config["dataset_kwargs"] = kwargs | {key: _absolute(kwargs.get(key), folder)}
+    return config
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """Every path in a data_files value (text, list or mapping of them), taken from `folder`."""
+    if isinstance(value, str):
+        return value if "://" in value else str(folder / value)
+    if isinstance(value, dict):
+        return {key: _absolute(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    return value
+
+
+def open_manager(config: FitnessConfig) -> TaskManager:
+    """A task manager that knows every task the campaign names, and as few others as possible.
+
+    Raises:
+        InputError: `include_path` is no folder, or a name is neither there nor built in.
+    """
+    folder = config.include_path
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(f"fitness.include_path: {folder} is not a folder")
+    named = {i: t.task for i, t in enumerate(config.tasks) if isinstance(t, TaskConfig)}
+    names = list(named.values())
+    manager = TaskManager(include_path=folder, include_defaults=False)
+    manager._factory = LocalTaskFactory()
+    index = manager.task_index
+    for name in _unresolved(names, index):
+        _add(index, _folder_index(name))
+    if _unresolved(names, index):
+        _add(index, _built_in_index())
+    for position, name in named.items():
+        if name not in index:
+            raise InputError(_unknown(position, name, index, folder))
+    return manager
+
+
+def load_tasks(
+    manager: TaskManager, position: int, spec: TaskConfig, allow_test_sets: bool
+) -> LoadedTasks:
+    """Load one entry of `fitness.tasks` with its data.
+
+    Raises:
+        InputError: the task or its data cannot be loaded, is of a kind evomerge does not score, or
+            a public test set without leave.
+    """
+    where, index = f"fitness.tasks[{position}].task: {spec.task!r}", manager.task_index
+    if not allow_test_sets:
+        refuse([(spec.task, test_set_named(index[spec.task]))], where)
+    try:
+        loaded = manager.load([spec.task])
+    # Loading runs the task author's own code and reads their data: anything can come out of it.
+    except (ConnectionError, FileNotFoundError) as error:
+        raise InputError(
+            f"{where}: its data cannot be read: {error}. Nothing is fetched while offline: "
+            "load the data set once on line, or give local files as data_files"
+        ) from error
+    except Exception as error:
+        # `datasets` says what is wrong with a file only in the cause.
+        reason = f"{type(error).__name__}: {error}"
+        if error.__cause__ is not None:
+            reason += f" ({error.__cause__})"
+        raise InputError(f"{where} cannot be loaded: {reason}") from error
+    for name, task in loaded["tasks"].items():
+        _refuse_what_cannot_be_scored(where, name, task)
+    test_sets = {name: test_set_of(name, task, index) for name, task in loaded["tasks"].items()}
+    if not allow_test_sets:
+        refuse(test_sets.items(), where)
+    return LoadedTasks(loaded["tasks"], loaded["groups"].get(spec.task), test_sets)
+
+
+def dataset_of(task: Any) -> str | None:
+    """The hub's name for a task's data set; None of local data."""
+    path = task.DATASET_PATH
+    local = path is None or path in FILE_FORMATS or Path(path).exists()
+    return None if local else str(path)
+
+
+def _refuse_what_cannot_be_scored(where: str, name: str, task: Any) -> None:
+    if task.OUTPUT_TYPE not in OUTPUT_TYPES:
+        raise InputError(
+            f"{where}: {name} has output_type {task.OUTPUT_TYPE}, which has no score per item "
+            f"here; supported: {', '.join(OUTPUT_TYPES)}"
+        )
+    if getattr(task, "UNSAFE_CODE", False):
+        raise InputError(f"{where}: {name} runs code the model writes; evomerge refuses that")
+    if getattr(task, "MULTIMODAL", False):
+        raise InputError(f"{where}: {name} needs images or audio; only text tasks are scored")
+
+
+def _unresolved(names: Iterable[str], index: Mapping[str, Entry]) -> set[str]:
+    """The names, and the members of groups among them, that the index does not hold."""
+    missing: set[str] = set()
+    waiting, seen = list(names), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name not in index:
+            missing.add(name)
+        elif index[name].kind == Kind.GROUP:
+            waiting.extend(_members(index[name].cfg or {}, index))
+    return missing
+
+
+def _members(group: Mapping[str, Any], index: Mapping[str, Entry]) -> Iterator[str]:
+    """Names a group's config refers to; members defined on the spot need no entry."""
+    for member in group.get("task") or []:
+        if isinstance(member, str):
+            yield member
+        elif "group" in member and member["group"] not in index and "task" in member:
+            yield from _members(member, index)
+        elif "dataset_path" not in member and "custom_dataset" not in member:
+            yield member.get("group") or member["task"]
+
+
+def _add(index: dict[str, Entry], more: Mapping[str, Entry]) -> None:
+    """Complete the index; what it has already wins, as include_path does in lm-eval."""
+    for name, entry in more.items():
+        index.setdefault(name, entry)
+
+
+def _folder_index(name: str) -> dict[str, Entry]:
+    """The tasks and groups of the built-in folder with the longest name that begins `name`."""
+    folders = [path for path in BUILT_IN.iterdir() if path.is_dir() and name.startswith(path.name)]
+    if not folders:
+        return {}
+    folder = max(folders, key=lambda path: len(path.name))
+    index = TaskManager(include_path=folder, include_defaults=False).task_index
+    # A tag gathers tasks of other folders too: only the full index has all of them.
+    return {key: entry for key, entry in index.items() if entry.kind != Kind.TAG}
+
+
+@functools.cache
+def _built_in_index() -> Mapping[str, Entry]:
+    """Every built-in name; 10 s, so once in a process."""
+    return TaskManager(include_defaults=True).task_index
+
+
+def _unknown(position: int, name: str, index: Mapping[str, Entry], folder: str | None) -> str:
+    """The message for a task nobody knows, with the nearest names and unreadable local files."""
+    near = difflib.get_close_matches(name, index, n=3, cutoff=0.6)
+    text = f"fitness.tasks[{position}].task: no task {name!r} "
+    text += f"in {folder} or among lm-eval's own" if folder else "among lm-eval's own"
+    if near:
+        text += f"; did you mean {', '.join(near)}?"
+    for path in sorted(Path(folder).glob("**/*.yaml")) if folder else ():
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:
+            text += f"\n{path} cannot be read: {error}"
+    return text

@@ -1,0 +1,314 @@
+"""Leaf tasks made ready to score: metric chosen, few-shot examples drawn, requests built."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+
+from evomerge.common.errors import CandidateError, InputError
+from evomerge.config import FitnessConfig, TaskConfig
+from evomerge.fitness.tasks.documents import document_hash, item_ids
+from evomerge.fitness.tasks.lm_eval_loading import LoadedTasks, dataset_of, load_tasks
+from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
+from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
+from evomerge.fitness.tasks.score_source import Source
+
+_SCORING_KEYS = ("output_type", "repeats", "filter_list", "metric_list", "process_results")
+"""Of a task's configuration, what turns answers into values; prompts are taken as rendered."""
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf(Source):
+    """One metric of one lm-eval task.
+
+    Attributes:
+        task: the lm-eval `Task`, shared by its metrics, as `requests` are.
+    """
+
+    task: Any
+
+    def asked(self) -> str:
+        """SHA-256 over every request's arguments, every target and the task's own code, in hex."""
+        digest = hashlib.sha256()
+        config = self.task.dump_config()
+        scoring = {key: config.get(key) for key in _SCORING_KEYS}
+        digest.update(_ADDRESS.sub("", json.dumps(scoring, sort_keys=True, default=str)).encode())
+        with templates_compiled_once():
+            for requests in self.requests:
+                target = self.task.doc_to_target(deepcopy(requests[0].doc))
+                asked = [target, *(request.args for request in requests)]
+                digest.update(json.dumps(asked, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def values(self, places: Sequence[int]) -> list[float]:
+        """See `Source`; from the requests' responses."""
+        if not places:
+            return []
+        if self.filter == RESPONSE_TOKENS:
+            return [self._tokens(place) for place in places]
+        # Filters work on the list of instances the task holds.
+        self.task._instances = [one for place in places for one in self.requests[place]]
+        self.task.apply_filters()
+        return [self._value(place) for place in places]
+
+    def _tokens(self, place: int) -> float:
+        """The mean length of the document's answers; there are several where a task repeats."""
+        counts = [n for one in self.requests[place] for n in one.filtered_resps[RESPONSE_TOKENS]]
+        return sum(counts) / len(counts)
+
+    def _value(self, place: int) -> float:
+        requests = self.requests[place]
+        responses = [request.filtered_resps[self.filter] for request in requests]
+        try:
+            # The task's code may change the document it is given; lm-eval hands out a fresh one.
+            results = self.task.process_results(deepcopy(requests[0].doc), responses)
+        except Exception as error:
+            raise CandidateError(
+                f"{self.name}: process_results failed on item {self.ids[place]}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        try:
+            value = float(results[self.metric])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                f"{self.name}: metric {self.metric!r} is {results.get(self.metric)!r} on item "
+                f"{self.ids[place]}, not one number per document; choose another metric"
+            ) from None
+        if not math.isfinite(value):
+            raise CandidateError(f"{self.name}: {self.metric} is {value} on {self.ids[place]}")
+        return value
+
+
+def load_leaves(
+    position: int, spec: TaskConfig, config: FitnessConfig, manager: TaskManager, lm: Any | None
+) -> list[Leaf]:
+    """The leaf tasks of one entry of `fitness.tasks`, and the measures beside them.
+
+    Args:
+        position: of the entry.
+        manager: knows the task.
+        lm: the model whose chat template and limits the requests follow; without one they are
+            built as plain text, which gives the same ids and few-shot examples.
+
+    Raises:
+        InputError: a task, its data, metric or examples will not do; names the key.
+    """
+    with quiet(), stock_seeds(), templates_compiled_once():
+        loaded = load_tasks(manager, position, spec, config.allow_test_sets)
+        return _build(f"fitness.tasks[{position}]", config, spec, loaded, lm)
+
+
+def _build(
+    where: str, config: FitnessConfig, spec: TaskConfig, loaded: LoadedTasks, lm: Any | None
+) -> list[Leaf]:
+    """The leaves of one entry."""
+    for task in loaded.tasks.values():
+        _configure(task, spec, config.fewshot_seed)
+    metrics = {name: _metrics(where, name, loaded.tasks[name], spec) for name in loaded.tasks}
+    drawn = {name: _request(where, name, loaded.tasks[name], spec, lm) for name in loaded.tasks}
+    requests = {name: _by_document(task.instances) for name, task in loaded.tasks.items()}
+    documents = {name: tuple(group[0].doc for group in requests[name]) for name in loaded.tasks}
+    ids = {name: item_ids(documents[name]) for name in loaded.tasks}
+    excluded = {name: _excluded(where, name, ids[name], drawn[name]) for name in loaded.tasks}
+    sizes = {name: len(ids[name]) - len(excluded[name]) for name in loaded.tasks}
+    shares = _shares(sizes, spec, loaded.group)
+    return [
+        Leaf(
+            name=f"{name}.{metric}" if beside else name,
+            kind=task.OUTPUT_TYPE,
+            task=task,
+            metric=metric,
+            filter=read_under,
+            higher_is_better=higher,
+            weight=0.0 if beside else shares[name],
+            documents=documents[name],
+            ids=ids[name],
+            excluded=excluded[name],
+            requests=requests[name],
+            dataset=dataset_of(task),
+            test_set=loaded.test_sets[name],
+        )
+        for name, task in loaded.tasks.items()
+        for beside, (metric, read_under, higher) in enumerate(metrics[name])
+    ]
+
+
+def _configure(task: Any, spec: TaskConfig, fewshot_seed: int) -> None:
+    """Apply the entry's settings as `simple_evaluate` applies its arguments."""
+    if task.OUTPUT_TYPE == "generate_until" and spec.gen_kwargs:
+        task.set_config("generation_kwargs", dict(spec.gen_kwargs), update=True)
+    default = task.get_config("num_fewshot")
+    # A task that fixes 0 in its file keeps it.
+    if spec.num_fewshot is not None and default != 0:
+        task.set_config("num_fewshot", spec.num_fewshot)
+    elif default is None:
+        task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(fewshot_seed)
+
+
+def _metrics(where: str, name: str, task: Any, spec: TaskConfig) -> list[tuple[str, str, bool]]:
+    """What is read off a task's answers: its score first, then the measures beside it."""
+    found = [_choose_metric(f"{where}.metric", name, task, spec.metric)]
+    for position, measure in enumerate(spec.measures):
+        found.append(_choose_metric(f"{where}.measures[{position}]", name, task, measure))
+    if found[0] in found[1:]:
+        raise InputError(f"{where}.measures: {spec.metric!r} is the metric of {name} already")
+    return found
+
+
+def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, str, bool]:
+    """The metric's name, its filter, and whether higher is better; `where` is the key."""
+    metric, _, wanted = named.partition(",")
+    if named == RESPONSE_TOKENS:
+        if task.OUTPUT_TYPE != "generate_until":
+            raise InputError(
+                f"{where}: {name} generates nothing (output_type {task.OUTPUT_TYPE}), so it has no "
+                f"{RESPONSE_TOKENS}; name a generate_until task, or leave it out"
+            )
+        return RESPONSE_TOKENS, RESPONSE_TOKENS, False
+    filters = [ensemble.name for ensemble in task._filters]
+    aggregation = task.aggregation()
+    printed = ", ".join(f"{key},{each}" for key in aggregation for each in filters)
+    if metric not in aggregation or (wanted and wanted not in filters):
+        near = difflib.get_close_matches(metric, aggregation, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near and near[0] != metric else ""
+        raise InputError(f"{where}: {name} has no metric {named!r}; it has: {printed}{hint}")
+    usable = [key for key, function in aggregation.items() if _is_mean(function)]
+    if metric not in usable:
+        raise InputError(
+            f"{where}: {metric!r} of {name} is not a mean of one number per document; "
+            f"usable: {', '.join(usable) or 'none'}"
+        )
+    if not wanted and len(filters) > 1:
+        raise InputError(
+            f"{where}: {name} has {metric!r} under several filters; name one: "
+            + ", ".join(repr(f"{metric},{each}") for each in filters)
+        )
+    higher = task.higher_is_better().get(metric)
+    if higher is None:
+        raise InputError(
+            f"{where}: {name} does not say whether a higher {metric!r} is better; "
+            "set higher_is_better in its metric_list"
+        )
+    return metric, wanted or filters[0], bool(higher)
+
+
+def _is_mean(aggregation: Any) -> bool:
+    # nanmean would leave holes among the items, and candidates could not be paired on them.
+    return aggregation is mean or getattr(aggregation, "__name__", "") == "mean"
+
+
+def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None) -> list[Any]:
+    """Build the task's requests for all documents; the documents drawn as few-shot examples."""
+    chat: dict[str, Any] = {}
+    if lm is not None:
+        _check_limits(where, name, task, spec, lm)
+        if spec.apply_chat_template:
+            chat = {"chat_template": lm.apply_chat_template, "tokenizer_name": lm.tokenizer_name}
+    with _observed(task) as drawn:
+        try:
+            task.build_all_requests(
+                system_instruction=spec.system_instruction,
+                fewshot_as_multiturn=spec.multiturn,
+                apply_chat_template=bool(chat),
+                **chat,
+            )
+        # Building runs the task author's own code and templates: anything can come out of it.
+        except Exception as error:
+            raise InputError(
+                f"{where}.task: the requests of {name!r} cannot be built: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return drawn
+
+
+def _check_limits(where: str, name: str, task: Any, spec: TaskConfig, lm: Any) -> None:
+    """Refuse what would fail at the first candidate: no chat template, no room to generate."""
+    # Without a tokenizer here, the template is a server's.
+    if spec.apply_chat_template and lm.tokenizer and lm.tokenizer.chat_template is None:
+        raise InputError(
+            f"{where}.apply_chat_template: the base model's tokenizer has no chat template; "
+            "leave it out, or add one to the tokenizer"
+        )
+    if task.OUTPUT_TYPE == "generate_until":
+        kwargs = normalize_gen_kwargs(task.config.generation_kwargs, lm.max_gen_toks)
+        if kwargs["max_gen_toks"] >= lm.max_length:
+            raise InputError(
+                f"{where}.gen_kwargs: {name} may generate {kwargs['max_gen_toks']} tokens, but the "
+                f"model reads {lm.max_length}; set a smaller max_gen_toks"
+            )
+
+
+@contextmanager
+def _observed(task: Any) -> Iterator[list[Any]]:
+    """Collect the documents the task's few-shot sampler hands out inside the block, each once."""
+    drawn: list[Any] = []
+    sampler = getattr(task, "sampler", None)
+    if sampler is None:
+        yield drawn
+        return
+    seen: set[int] = set()
+    sample = sampler.sample
+
+    def observe(*args: Any, **kwargs: Any) -> Any:
+        documents = sample(*args, **kwargs)
+        for document in documents:
+            # The sampler keeps its documents alive, so identities stay theirs.
+            if id(document) not in seen:
+                seen.add(id(document))
+                drawn.append(document)
+        return documents
+
+    sampler.sample = observe
+    try:
+        yield drawn
+    finally:
+        del sampler.sample
+
+
+def _by_document(instances: Sequence[Instance]) -> tuple[tuple[Instance, ...], ...]:
+    """Instances grouped by document, both in lm-eval's order."""
+    groups: dict[int, list[Instance]] = {}
+    for instance in instances:
+        groups.setdefault(instance.doc_id, []).append(instance)
+    return tuple(tuple(sorted(group, key=lambda one: one.idx)) for group in groups.values())
+
+
+def _excluded(where: str, name: str, ids: Sequence[str], drawn: Sequence[Any]) -> frozenset[str]:
+    """The items whose document was drawn as an example for any document of the task."""
+    examples = {document_hash(document) for document in drawn}
+    excluded = frozenset(item for item in ids if item.partition("#")[0] in examples)
+    if 2 * len(excluded) > len(ids):
+        raise InputError(
+            f"{where}.task: few-shot examples of {name!r} are drawn from the documents being "
+            f"scored, and {len(excluded)} of {len(ids)} serve as one, so too few would be left; in "
+            "the task's file set fewshot_split to another split, or fewshot_config: "
+            "{sampler: first_n} to use the same few for all"
+        )
+    return excluded
+
+
+def _shares(sizes: dict[str, int], spec: TaskConfig, group: Any | None) -> dict[str, float]:
+    """The entry's weight, shared among its leaves as lm-eval averages a group."""
+    metric = spec.metric.partition(",")[0]
+    by_name = any(
+        each.metric == metric and not each.weight_by_size
+        for each in (group.aggregate_metric_list or () if group is not None else ())
+    )
+    parts = {name: 1 if by_name else size for name, size in sizes.items()}
+    total = sum(parts.values())
+    return {name: spec.weight * part / total for name, part in parts.items()}

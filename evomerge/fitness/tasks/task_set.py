@@ -1,0 +1,229 @@
+"""A campaign's tasks as items, and one score per item for a model's present weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+
+from evomerge.common.errors import InputError
+from evomerge.config import CallableConfig, FitnessConfig
+from evomerge.fitness.engines import Answerer
+from evomerge.fitness.tasks.documents import marks
+from evomerge.fitness.tasks.lm_eval_loading import open_manager
+from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
+from evomerge.fitness.tasks.lm_eval_task import load_leaves
+from evomerge.fitness.tasks.own_metric import load_callable
+from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
+from evomerge.fitness.tasks.score_source import Source
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """What the driver knows of one leaf task, or of a measure beside its score.
+
+    Attributes:
+        task: the leaf's name in lm-eval; of a measure, `leaf.metric`.
+        kind: lm-eval's output type; `callable` for a function of one's own.
+        metric: the metric's name, without its filter.
+        higher_is_better: as the task says.
+        weight: the entry's weight; a group's is shared among its leaves as lm-eval averages them.
+            0 for a measure.
+        ids: item ids in document order: lm-eval's `doc_hash`; a repeated document gets "#2", "#3".
+        excluded: ids whose document serves as a few-shot example; these are not to be scored.
+        asked: digest of what is asked and what counts as right: it changes with prompts, choices,
+            few-shot examples, generation settings and answers. The driver's is taken before, a
+            worker's after the chat template, so it takes no part in comparisons.
+        marks: of each item, what tells its document apart; see `documents.marks`.
+        test_set: which public test set the documents are, `openai/gsm8k, split test`; None where
+            they are none.
+        dataset: the hub's name for its data set; None for local data.
+    """
+
+    task: str
+    kind: str
+    metric: str
+    higher_is_better: bool
+    weight: float
+    ids: tuple[str, ...]
+    excluded: frozenset[str]
+    asked: str = field(compare=False)
+    marks: tuple[tuple[str, ...], ...] = field(compare=False, repr=False)
+    test_set: str | None = None
+    dataset: str | None = None
+
+
+class TaskSet:
+    """The campaign's tasks, their requests built and prepared once for one model.
+
+    Requests are built for all documents in their order, so that few-shot examples are those of a
+    stock `lm_eval` run.
+    """
+
+    def __init__(self, config: FitnessConfig, answerer: Answerer) -> None:
+        """Load tasks and data, build and prepare the requests.
+
+        Raises:
+            InputError: an unknown task or metric, data that cannot be loaded, or a task that
+                cannot be scored item by item; names the key.
+        """
+        self._answerer = answerer
+        self._sources = {source.name: source for source in load_sources(config, answerer.lm)}
+        self.items = tuple(_describe(source) for source in self._sources.values())
+        self._places = {
+            name: {item: place for place, item in enumerate(source.ids)}
+            for name, source in self._sources.items()
+        }
+        for source in self._sources.values():
+            self._prepare(source)
+        self._counts = any(s.filter == RESPONSE_TOKENS for s in self._sources.values())
+
+    def score(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+        """Metric values of the wanted items, for the weights now in the model.
+
+        Args:
+            wanted: item ids by leaf task.
+
+        Returns:
+            For each task float64 values [number of ids], in the order of its ids.
+
+        Raises:
+            CandidateError: a log-likelihood is not finite, or the task's own code fails on the
+                model's answers.
+            InputError: a task or an item that does not exist.
+        """
+        asked = {task: self._find(task, ids) for task, ids in wanted.items()}
+        # Filters and batches see documents in the order a stock run has them.
+        places = {task: sorted(set(found)) for task, found in asked.items()}
+        with quiet(), stock_seeds(), templates_compiled_once():
+            self._answer(self._requests(places))
+            values = {task: self._sources[task].values(found) for task, found in places.items()}
+        value_at = {task: dict(zip(places[task], values[task], strict=True)) for task in places}
+        return {
+            task: np.array([value_at[task][place] for place in found], dtype=np.float64)
+            for task, found in asked.items()
+        }
+
+    def requests(self, wanted: Mapping[str, Sequence[str]]) -> list[Instance]:
+        """What is asked for these items, by leaf task.
+
+        Raises:
+            InputError: a task or an item that does not exist.
+        """
+        return self._requests({task: self._find(task, ids) for task, ids in wanted.items()})
+
+    def prompts(self, task: str) -> dict[str, list[int]]:
+        """Item → how many characters each of its requests begins with; else, its document."""
+        source = self._sources[task]
+        return {
+            item: [len(request.args[0]) for request in requests] or [len(str(document))]
+            for item, requests, document in zip(
+                source.ids, source.requests, source.documents, strict=True
+            )
+        }
+
+    def check(self, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """See that every item of the campaign's splits is here: split → task → item ids.
+
+        Raises:
+            InputError: one is not; names its task.
+        """
+        for wanted in splits.values():
+            for task, ids in wanted.items():
+                self._find(task, ids)
+
+    def _requests(self, places: Mapping[str, Sequence[int]]) -> list[Instance]:
+        """Each once: measures of one task share its requests."""
+        once = {
+            id(request): request
+            for task, found in places.items()
+            for place in found
+            for request in self._sources[task].requests[place]
+        }
+        return list(once.values())
+
+    def _find(self, task: str, ids: Sequence[str]) -> list[int]:
+        """The places of items among their task's documents."""
+        if task not in self._places:
+            raise InputError(f"no task {task!r} here; tasks: {', '.join(self._places)}")
+        try:
+            return [self._places[task][item] for item in ids]
+        except KeyError as missing:
+            raise InputError(
+                f"{task}: no item {missing}; the task's documents have changed since it was named"
+            ) from None
+
+    def _prepare(self, source: Source) -> None:
+        try:
+            self._answerer.prepare([request for group in source.requests for request in group])
+        except InputError as error:
+            raise InputError(f"{source.name}: {error}") from None
+
+    def _answer(self, requests: Sequence[Instance]) -> None:
+        """Let the model answer, each request as often as its task repeats it."""
+        for request in requests:
+            request.resps, request.filtered_resps = [], {}
+        repeated = [request for request in requests for _ in range(request.repeats)]
+        responses = self._answerer.answer(repeated, counted=self._counts)
+        for request, response in zip(repeated, responses, strict=True):
+            request.resps.append(response.value)
+            if response.tokens is not None:  # it stands beside what filters make of the text
+                request.filtered_resps.setdefault(RESPONSE_TOKENS, []).append(response.tokens)
+
+
+def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
+    """What `TaskSet.items` says, without a model or a tokenizer.
+
+    Which documents serve as few-shot examples depends on the seed and the documents alone; what
+    depends on the model (its chat template, its room to generate) is checked by `TaskSet`.
+
+    Raises:
+        InputError: as `TaskSet`.
+    """
+    return tuple(_describe(source) for source in load_sources(config, None))
+
+
+def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[Source]:
+    """Every source of scores, in the order of `fitness.tasks`.
+
+    Args:
+        lm: lm-eval's object for the model; None where nothing is to be scored.
+
+    Raises:
+        InputError: a task, its data, metric or examples will not do; names the key.
+    """
+    with quiet():
+        manager = open_manager(config)
+    held: dict[str, str] = {}
+    for position, spec in enumerate(config.tasks):
+        found: Sequence[Source]
+        if isinstance(spec, CallableConfig):
+            found = [load_callable(f"fitness.tasks[{position}]", spec, lm)]
+        else:
+            found = load_leaves(position, spec, config, manager, lm)
+        for source in found:
+            if (other := held.setdefault(source.name, spec.task)) != spec.task:
+                raise InputError(
+                    f"fitness.tasks[{position}].task: {spec.task!r} and {other!r} both hold "
+                    f"{source.name!r}; score each task once"
+                )
+        yield from found
+
+
+def _describe(source: Source) -> TaskItems:
+    return TaskItems(
+        task=source.name,
+        kind=source.kind,
+        metric=source.metric,
+        higher_is_better=source.higher_is_better,
+        weight=source.weight,
+        ids=source.ids,
+        excluded=source.excluded,
+        asked=source.asked(),
+        dataset=source.dataset,
+        marks=tuple(map(marks, source.documents)),
+        test_set=source.test_set,
+    )

@@ -1,0 +1,206 @@
+"""A recipe as a folder that `AutoModelForCausalLM.from_pretrained` loads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from evomerge import __version__
+from evomerge.common.errors import InputError
+from evomerge.config import DtypeConfig
+from evomerge.materialize.disk.provenance import (
+    RECIPE_FILE,
+    SOURCES_FILE,
+    Sources,
+    recipe_text,
+    sources_text,
+)
+from evomerge.materialize.disk.shard import sync
+from evomerge.materialize.disk.stream import SHARD_BYTES, write_weights
+from evomerge.materialize.disk.weight_record import record_weights
+from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.plan import is_straight, plan
+from evomerge.materialize.statistics.statistics import Statistics
+from evomerge.materialize.statistics.store import Store
+from evomerge.models.checks.checked_models import CheckedModels
+from evomerge.models.depth import config_of_path
+from evomerge.recipe import BASE, Recipe
+
+_COMPANIONS = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
+_INDEX = ".index.json"
+_MANIFEST = ".unfinished.json"
+_LOCK = ".lock"
+_COMPILED_ABOVE = 1 << 30
+"""Parameters of a model above which one merge repays compiling, which takes ten seconds or more."""
+_OWN = ("config.json", RECIPE_FILE, SOURCES_FILE)
+_OF_TRAINING = ("trainer_state.json",)
+
+
+def export_checkpoint(
+    recipe: Recipe,
+    models: CheckedModels,
+    dtype: DtypeConfig,
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+    texts: Mapping[str, str] = MappingProxyType({}),
+    tokenizer: str = BASE,
+    trust_remote_code: bool = False,
+    statistics: Path | None = None,
+    sources: Sources | None = None,
+) -> Path:
+    """Write weights, config, tokenizer, generation settings and `recipe.json` into a new folder.
+
+    The folder appears whole or not at all: it is written beside its place and renamed. Shards that
+    an earlier call completed before it was killed are kept, if they are of the same checkpoint.
+    Tokenizer, chat template and generation config are the files of the source called `tokenizer`,
+    code the base's where that is trusted. `texts` are further files, name → content, instead of
+    those. `statistics` is the folder of a run's statistics of the models, where it comes from one.
+    `sources`, with a record of the weights, becomes `evomerge.json`.
+
+    Raises:
+        InputError: the folder exists and is not empty, cannot be written, the disk has not the
+            room, the recipe was made from other weights, or no standard checkpoint can say its path
+            or scales; or another process is writing it.
+        NonFiniteError: a merged tensor is not finite.
+    """
+    folder = check_free(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    store = Store(statistics, recipe.sources) if statistics else None
+    kernel = Kernel(
+        models.sources,
+        dtype.weights,
+        compiled=models.layout.parameters >= _COMPILED_ABOVE,
+        statistics=Statistics(limit=0, store=store),
+    )
+    try:
+        with _begun(partial, _manifest(recipe, kernel, shard_bytes)):
+            _write_config(recipe, models, kernel, partial, trust_remote_code)
+            write_weights(recipe, models.layout, kernel, partial, shard_bytes)
+            _copy_companions(models.sources[tokenizer].folder, partial, _COMPANIONS)
+            if trust_remote_code:
+                _copy_companions(models.sources[BASE].folder, partial, {".py"})
+            written = {RECIPE_FILE: recipe_text(recipe), **texts}
+            if sources is not None:
+                made = record_weights(partial, __version__, statistics is not None)
+                written[SOURCES_FILE] = sources_text(sources.model_copy(update={"made": made}))
+            for name, text in written.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            _publish(partial, folder)
+    except (OSError, SafetensorError) as error:  # the latter when the disk fills up after all
+        raise InputError(f"{folder}: cannot be written ({error})") from None
+    return folder
+
+
+@contextmanager
+def _begun(partial: Path, manifest: str) -> Iterator[None]:
+    """Hold the folder in which a checkpoint is being written, empty but for shards of the same one.
+
+    A process that is killed leaves it behind, and so does Ctrl-C: complete shards need not be
+    written again. After an error it is removed.
+
+    Raises:
+        InputError: another process is writing there.
+    """
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(partial / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"{partial}: another process is writing there") from None
+    try:
+        held = partial / _MANIFEST
+        same = held.is_file() and held.read_text(encoding="utf-8") == manifest
+        for path in partial.iterdir():
+            if path.name != _LOCK and not (same and path.suffix == ".safetensors"):
+                path.unlink()
+        held.write_text(manifest, encoding="utf-8")
+        yield
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def _manifest(recipe: Recipe, kernel: Kernel, shard_bytes: int) -> str:
+    """What two unfinished checkpoints have in common whose shards have the same bytes."""
+    parts = {
+        "recipe": recipe.digest,
+        "weights": kernel.weights,
+        "shard_bytes": shard_bytes,
+        "evomerge": __version__,
+        "torch": str(torch.__version__),
+    }
+    return json.dumps(parts, indent=2) + "\n"
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Give a complete folder its name, once all of it is on the disk."""
+    for name in (_MANIFEST, _LOCK):
+        (partial / name).unlink()
+    for path in (*partial.iterdir(), partial):
+        sync(path)
+    if folder.exists():
+        folder.rmdir()
+    os.replace(partial, folder)
+    sync(folder.parent)
+
+
+def checkpoint_size(recipe: Recipe, models: CheckedModels, dtype: DtypeConfig) -> int:
+    """Bytes of a checkpoint's weights."""
+    kernel = Kernel(models.sources, dtype.weights)
+    steps = plan(recipe, models.layout, models.sources)
+    merged = sum(math.prod(s.tensor.shape) * kernel.dtype(s.tensor.name).itemsize for s in steps)
+    return merged + sum(tensor.nbytes for tensor in models.sources[BASE].beside().values())
+
+
+def check_free(folder: Path) -> Path:
+    """Where a checkpoint will be written, absolute.
+
+    Raises:
+        InputError: the folder exists and is not empty.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not an empty folder; choose another --to")
+    return folder
+
+
+def _write_config(
+    recipe: Recipe, models: CheckedModels, kernel: Kernel, folder: Path, trust_remote_code: bool
+) -> None:
+    """The base's config with the path's layers and the dtype of the merged weights."""
+    plan(recipe, models.layout, models.sources)  # says better than the config what is wrong
+    base = models.sources[BASE]
+    config = base.config_to_save()
+    if not is_straight(recipe, models.layout):
+        if base.beside():
+            raise InputError(
+                "path: layers of a language tower keep their order and number, since the rest of "
+                f"the model in {base.folder} is built around it"
+            )
+        layers = [slot.layer for slot in recipe.path]
+        config = config_of_path(config, layers, trust_remote_code=trust_remote_code)
+        config.architectures = [models.layout.architecture]
+    config.dtype = kernel.dtype(models.layout.tensors[0].name)
+    config.save_pretrained(folder)
+
+
+def _copy_companions(source: Path, folder: Path, kinds: Set[str]) -> None:
+    """Every small file of these suffixes beside the source's weights that we do not write, but
+    for what a training run leaves there.
+    """
+    for path in sorted(source.iterdir()):
+        ours = path.name in (*_OWN, *_OF_TRAINING) or path.name.endswith(_INDEX)
+        if path.is_file() and path.suffix in kinds and not ours:
+            shutil.copyfile(path, folder / path.name)

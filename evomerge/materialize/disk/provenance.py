@@ -1,0 +1,124 @@
+"""`evomerge.json`: where the models of a recipe lie, and how those that are merges were made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from evomerge.common.data_files import json_data, read_text
+from evomerge.common.errors import InputError
+from evomerge.config import FloatType, Strict
+from evomerge.materialize.disk.weight_record import WeightsRecord
+from evomerge.recipe import BASE, Recipe, load_recipe
+
+RECIPE_FILE = "recipe.json"
+SOURCES_FILE = "evomerge.json"
+
+
+class Sources(Strict):
+    """`evomerge.json`: what `recipe.json` does not hold but merging it again needs.
+
+    `models` is source name → folder or hub id, and `recipes` how those among them that are merges
+    were made, for when their folders are gone. `tokenizer` and `chat_template` are `Origin`'s,
+    `made` is what came out; the other fields mean what the campaign's do. That pickles or code were
+    trusted says what merging it again needs; it is no leave to trust them, see `check_trust`.
+    """
+
+    evomerge: str
+    models: dict[str, str]
+    align: list[str] = Field(default_factory=list)
+    allow_pickle: bool
+    trust_remote_code: bool
+    weights: Literal["checkpoint"] | FloatType
+    tokenizer: str = BASE
+    chat_template: str | None = None
+    recipes: dict[str, Lineage] = Field(default_factory=dict)
+    made: WeightsRecord | None = None
+
+    @model_validator(mode="after")
+    def _names_its_models(self) -> Sources:
+        for name in (BASE, self.tokenizer, *self.recipes):
+            if name not in self.models:
+                raise ValueError(f"none of its models is called {name!r}")
+        return self
+
+
+class Lineage(Strict):
+    """A merge among the sources: its `recipe.json` and its own `evomerge.json`."""
+
+    recipe: dict[str, Any]
+    sources: Sources
+
+    def write(self, folder: Path) -> None:
+        """Write both files as they stand beside an export."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECIPE_FILE).write_text(recipe_text(Recipe.from_json(self.recipe)), "utf-8")
+        (folder / SOURCES_FILE).write_text(sources_text(self.sources), "utf-8")
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What of the models' files may be opened that can run code: pickles, code beside them."""
+
+    pickle: bool = False
+    remote_code: bool = False
+
+
+NO_TRUST = Trust()
+
+
+def check_trust(sources: Sources, path: Path, trust: Trust) -> None:
+    """Refuse the `evomerge.json` at `path` if its models need more trust than there is.
+
+    Raises:
+        InputError: they do; names what to allow.
+    """
+    wants = {
+        "allow_pickle": (sources.allow_pickle, trust.pickle),
+        "trust_remote_code": (sources.trust_remote_code, trust.remote_code),
+    }
+    for key, (wanted, given) in wants.items():
+        if wanted and not given:
+            raise InputError(
+                f"{path}: its models were opened with {key}, which can run code that comes with "
+                f"them; if you trust them, add --{key.replace('_', '-')} (evomerge merge) or set "
+                f"models.{key}: true (campaign file)"
+            )
+
+
+def lineage_of(folder: Path) -> Lineage | None:
+    """How a model was made that evomerge exported; None of any other.
+
+    Without the record of its weights: the recipe that uses it holds their digest.
+    """
+    if not ((folder / RECIPE_FILE).is_file() and (folder / SOURCES_FILE).is_file()):
+        return None
+    recipe = load_recipe(folder / RECIPE_FILE)
+    sources = load_sources(folder / SOURCES_FILE).model_copy(update={"made": None})
+    return Lineage(recipe=recipe.to_json(), sources=sources)
+
+
+def load_sources(path: Path) -> Sources:
+    """Read an export's `evomerge.json`.
+
+    Raises:
+        InputError: the file is not what evomerge writes.
+    """
+    try:
+        return Sources.model_validate(json_data(read_text(path), str(path)))
+    except ValidationError as error:
+        raise InputError(f"{path}: not a file that evomerge wrote: {error}") from None
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The content of `recipe.json`."""
+    return json.dumps(recipe.to_json(), indent=2) + "\n"
+
+
+def sources_text(sources: Sources) -> str:
+    """The content of `evomerge.json`."""
+    return json.dumps(sources.model_dump(mode="json"), indent=2) + "\n"

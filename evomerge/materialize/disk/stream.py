@@ -1,0 +1,140 @@
+"""A recipe streamed to disk: one tensor in memory at a time, each shard whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evomerge.common.errors import InputError
+from evomerge.materialize.disk.scales import embedding_factor
+from evomerge.materialize.disk.shard import Entry, is_complete, write_shard
+from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.plan import TensorStep, check_contents, plan
+from evomerge.models.files.pages import Releaser
+from evomerge.models.layout import Layout
+from evomerge.recipe import BASE, Recipe
+
+SHARD_BYTES = 5 * 10**9
+
+
+@torch.no_grad()
+def write_weights(
+    recipe: Recipe, layout: Layout, kernel: Kernel, folder: Path, shard_bytes: int = SHARD_BYTES
+) -> list[Path]:
+    """Write the merged weights as safetensors, with an index when there are several shards.
+
+    Tied tensors are written once, under the name of the one that is stored; experts of a mixture
+    in the pieces in which transformers saves them. Layers are numbered by their slots. An input
+    scale is folded into the embeddings where that is exact. Shards that are complete in the folder
+    already are kept: the caller knows that they are of this recipe, dtype and `shard_bytes`.
+    Returns the files of the checkpoint.
+
+    Held are one merged tensor (of a mixture, those whose pieces are being written), what is mapped
+    of the sources' tensors that it is made of, and some of those before.
+
+    Raises:
+        InputError: the recipe does not fit the models, was made from other weights, scales in a
+            way that no checkpoint can say, or the disk has not the room.
+        NonFiniteError: a merged tensor is not finite.
+    """
+    steps = plan(recipe, layout, kernel.sources)
+    factor = embedding_factor(recipe, layout)
+    check_contents(recipe, kernel.sources)
+    read = Releaser()
+    merged = (_entries(step, kernel, recipe, factor, read) for step in steps)
+    # what no merge changes has shards of its own, the last
+    beside = ([_given(name, tensor)] for name, tensor in kernel.sources[BASE].beside().items())
+    entries = [*_shards(merged, shard_bytes), *_shards(beside, shard_bytes)]
+    names = _shard_names(len(entries))
+    lacking = [
+        (folder / name, shard)
+        for name, shard in zip(names, entries, strict=True)
+        if not is_complete(folder / name, shard)
+    ]
+    check_room(folder, sum(entry.nbytes for _, shard in lacking for entry in shard))
+    for path, shard in lacking:
+        write_shard(path, shard)
+    if len(names) > 1:
+        total = sum(entry.nbytes for shard in entries for entry in shard)
+        weight_map = {
+            entry.name: name for name, shard in zip(names, entries, strict=True) for entry in shard
+        }
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": weight_map,
+        }
+        path = folder / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return [folder / name for name in names]
+
+
+def _entries(
+    step: TensorStep, kernel: Kernel, recipe: Recipe, factor: float, read: Releaser
+) -> list[Entry]:
+    """A step as what a shard holds of it; the sources' pages are given back once it is made."""
+    dtype, base = kernel.dtype(step.tensor.name), kernel.sources[BASE]
+    held: dict[str, Tensor] = {}
+
+    def piece(name: str) -> Tensor:
+        if name not in held:
+            held.update(base.as_saved({step.name: merged()}))
+        return held.pop(name)
+
+    def merged() -> Tensor:
+        out = torch.empty(step.tensor.shape, dtype=dtype)
+        kernel.fill(out, step, recipe.seed)
+        if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
+            out.mul_(factor)
+        for name in step.reads:
+            read.add(kernel.sources[name].mapped(step.tensor.name))
+        return out
+
+    pieces = base.as_saved({step.name: torch.empty(step.tensor.shape, dtype=dtype, device="meta")})
+    return [
+        Entry(name, tuple(like.shape), dtype, partial(piece, name)) for name, like in pieces.items()
+    ]
+
+
+def _given(name: str, tensor: Tensor) -> Entry:
+    return Entry(name, tuple(tensor.shape), tensor.dtype, tensor.contiguous)
+
+
+def _shards(groups: Iterable[list[Entry]], shard_bytes: int) -> Iterator[list[Entry]]:
+    """Consecutive entries, at most `shard_bytes` together; a larger group has its own shard."""
+    shard: list[Entry] = []
+    size = 0
+    for group in groups:
+        added = sum(entry.nbytes for entry in group)
+        if shard and size + added > shard_bytes:
+            yield shard
+            shard, size = [], 0
+        shard += group
+        size += added
+    if shard:
+        yield shard
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to write so many bytes where the disk has not the room.
+
+    Raises:
+        InputError: says what is needed and what is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder}: the weights need {needed / 1e9:.2f} GB and the disk has "
+            f"{free / 1e9:.2f} GB free; make room or choose another folder"
+        )

@@ -1,0 +1,161 @@
+"""What the weights of a checkpoint are, in a few bytes a tensor, and by how much others differ.
+
+Digests say whether a tensor is the same to the bit. Where it is not, its sums say by how much: each
+is Σᵢ sᵢxᵢ over a part of the tensor with fixed random signs s, so that for two tensors the squared
+difference of their sums has the squared norm of their difference as its mean (Alon, Matias &
+Szegedy 1996). With `SUMS` of them the root mean square is known to some 13 %, whatever the
+difference looks like: one entry or all.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import platform
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evomerge.common.digest import content_digest
+from evomerge.config import Strict
+from evomerge.models.checkpoint import tensor_digest
+from evomerge.models.files.pages import Releaser
+from evomerge.models.files.shards import read_stored
+
+SUMS = 31
+_LENGTH = 1 << 15
+"""Entries of a block that go into one sum; another length is another file format."""
+
+
+class TensorRecord(Strict):
+    """One tensor: SHA-256 over dtype, shape and bytes; its sums, float32, little-endian, base64."""
+
+    sha256: str
+    sums: str
+
+    def decoded(self) -> np.ndarray:
+        """The sums, float64 [SUMS]."""
+        return np.frombuffer(base64.b64decode(self.sums), "<f4").astype(np.float64)
+
+
+class WeightsRecord(Strict):
+    """The weights of a checkpoint and what they were made with.
+
+    `digest` is over all tensors, however they are dealt to files. `cpu` is its instruction set as
+    torch uses it. `statistics`: whether what the sources alone decide was read from a run's folder.
+    """
+
+    digest: str
+    evomerge: str
+    torch: str
+    cpu: str
+    statistics: bool
+    tensors: dict[str, TensorRecord]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the weights of one checkpoint differ from another's.
+
+    Attributes:
+        tensors: names of those that are not the same to the bit, in either.
+        of: how many tensors there are.
+        largest: root mean square of the largest difference, as a share of that of its tensor; an
+            estimate (see this module). NaN where nothing can be compared.
+        where: the tensor of that difference.
+    """
+
+    tensors: tuple[str, ...]
+    of: int
+    largest: float
+    where: str
+
+
+def record_weights(folder: Path, evomerge: str, statistics: bool) -> WeightsRecord:
+    """Read a checkpoint's weights once and say what they are."""
+    stored, read = read_stored(folder, allow_pickle=False), Releaser()
+    tensors: dict[str, TensorRecord] = {}
+    with ThreadPoolExecutor() as pool:
+        records = pool.map(lambda name: _record(stored[name].tensor), stored)
+        for name, record in zip(stored, records, strict=True):
+            tensors[name] = record
+            read.add([stored[name].tensor])
+    read.release()
+    return WeightsRecord(
+        digest=content_digest({name: one.sha256 for name, one in tensors.items()}),
+        evomerge=evomerge,
+        torch=str(torch.__version__),
+        cpu=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        statistics=statistics,
+        tensors=tensors,
+    )
+
+
+def difference(ours: WeightsRecord, theirs: WeightsRecord, folder: Path) -> Difference | None:
+    """How our weights, which lie in `folder`, differ from those of a record; None: not at all."""
+    if ours.digest == theirs.digest:
+        return None
+    names = [*ours.tensors, *(name for name in theirs.tensors if name not in ours.tensors)]
+    differing = tuple(n for n in names if _digest(ours, n) != _digest(theirs, n))
+    shares = dict(_shares(ours.tensors, theirs.tensors, differing, folder))
+    where = max(shares, key=lambda name: shares[name], default="")
+    return Difference(differing, len(names), shares.get(where, math.nan), where)
+
+
+def _digest(record: WeightsRecord, name: str) -> str | None:
+    return record.tensors[name].sha256 if name in record.tensors else None
+
+
+def _shares(
+    ours: Mapping[str, TensorRecord],
+    theirs: Mapping[str, TensorRecord],
+    names: tuple[str, ...],
+    folder: Path,
+) -> Iterator[tuple[str, float]]:
+    """Of the tensors that both have, the norm of the difference over the norm of ours."""
+    stored = read_stored(folder, allow_pickle=False)
+    for name in names:
+        if name in ours and name in theirs:
+            apart = float(np.linalg.norm(ours[name].decoded() - theirs[name].decoded()))
+            norm = float(torch.linalg.vector_norm(stored[name].tensor, dtype=torch.float64))
+            yield name, apart / norm if norm else math.inf
+
+
+def _record(tensor: Tensor) -> TensorRecord:
+    sums = signed_sums(tensor).numpy().astype("<f4")
+    return TensorRecord(
+        sha256=tensor_digest(tensor), sums=base64.b64encode(sums.tobytes()).decode("ascii")
+    )
+
+
+def signed_sums(tensor: Tensor) -> Tensor:
+    """float64 [SUMS]: entries with random signs, each added to one of the sums.
+
+    A block has `SUMS` parts and every block the same signs, but for one more of each part of it.
+    """
+    signs, total = _signs(), torch.zeros(SUMS, dtype=torch.float64)
+    for number, block in enumerate(tensor.reshape(-1).split(SUMS * _LENGTH)):
+        width = math.ceil(block.numel() / SUMS)
+        lack = SUMS * width - block.numel()
+        padded = torch.nn.functional.pad(block, (0, lack)) if lack else block
+        parts = torch.linalg.vecdot(padded.view(SUMS, width).float(), signs[:, :width])
+        total += parts.double() * _random_signs(1 + number, SUMS)
+    return total
+
+
+@cache
+def _signs() -> Tensor:
+    return _random_signs(0, SUMS * _LENGTH).view(SUMS, _LENGTH).float()
+
+
+def _random_signs(key: int, count: int) -> Tensor:
+    """±1, float64 [count]: the bits of Philox, which are the same everywhere and for good."""
+    raw = np.random.Philox(key=key).random_raw(math.ceil(count / 64)).astype("<u8")
+    bits = np.unpackbits(raw.view(np.uint8))[:count]
+    return torch.from_numpy(2.0 * bits - 1.0)

@@ -1,0 +1,83 @@
+"""A model built once, into which every candidate is written in place."""
+
+from __future__ import annotations
+
+import copy
+from itertools import groupby
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.memory.gpu_memory import placement, spread
+from evomerge.materialize.memory.layers import Content, Holder, Layers, content_of
+from evomerge.materialize.plan import plan
+from evomerge.models.layout import Layout
+from evomerge.recipe import BASE, Recipe
+
+
+class Resident:
+    """The base model's architecture with uninitialised weights, ready for recipes.
+
+    Attributes:
+        model: the transformers model, in evaluation mode, without gradients. Its weights are those
+            of the last recipe written; tied weights share storage, and so do slots of the path with
+            the same weights. Its config is the recipe's too: depth, and layer types by slot.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        kernel: Kernel,
+        compute: torch.dtype,
+        trust_remote_code: bool = False,
+        parallel: bool = False,
+    ) -> None:
+        """`parallel`: spread over all GPUs that the process sees.
+
+        Raises:
+            InputError: the model does not fit on them.
+        """
+        base = kernel.sources[BASE]
+        self._layout = layout
+        self._kernel = kernel
+        with no_init_weights():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                copy.deepcopy(base.config), dtype=compute, trust_remote_code=trust_remote_code
+            )
+        model.tie_weights()
+        if (base.folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(base.folder)
+        model = spread(model, placement(model)) if parallel else model.to(kernel.device)
+        self.model = model.eval().requires_grad_(False)
+        self._tensors = self.model.state_dict(keep_vars=True)
+        self._layers = Layers(self.model, layout, base.config)
+
+    @torch.no_grad()
+    def write(self, recipe: Recipe) -> None:
+        """Overwrite the model's weights with the recipe's, and wire its layers into the path.
+
+        Layers whose weights are there already, from this or an earlier recipe, are not written.
+
+        Raises:
+            InputError: the recipe does not fit the models.
+            NonFiniteError: a merged tensor is not finite; the weights are then part old, part new,
+                until the next recipe is written.
+        """
+        steps = plan(recipe, self._layout, self._kernel.sources)
+        targets = [(self._tensors[step.name].data, step) for step in steps if step.slot is None]
+        inside = (step for step in steps if step.slot is not None)
+        slots = [list(group) for _, group in groupby(inside, key=lambda step: step.slot)]
+        contents = [content_of(slot, recipe.seed) for slot in slots]
+        holders = self._layers.assign([slot.layer for slot in recipe.path], contents)
+        written: dict[int, tuple[Holder, Content]] = {}
+        for holder, slot, content in zip(holders, slots, contents, strict=True):
+            if holder.content != content and id(holder) not in written:
+                written[id(holder)] = holder, content
+                holder.content = None
+                targets += [(holder.tensors[step.tensor.suffix].data, step) for step in slot]
+        self._kernel.fill_all(targets, recipe.seed)
+        for holder, content in written.values():
+            holder.content = content
+        self._layers.wire(holders, recipe.path)

@@ -1,0 +1,1 @@
+"""Statistics of the sources: computed once a campaign, kept on disk, shared by workers."""

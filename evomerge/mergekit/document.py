@@ -1,0 +1,89 @@
+"""The form of a mergekit file, as far as evomerge reads it; other keys are refused, not ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from evomerge.common.data_files import quoted, yaml_documents
+from evomerge.common.errors import InputError
+from evomerge.config import Strict
+
+
+class ModelEntry(Strict):
+    """One model and the parameters that are its own."""
+
+    model: str
+    parameters: dict[str, Any] | None = None
+
+
+class SliceSource(ModelEntry):
+    """Layers `layer_range[0]` up to, without, `layer_range[1]` of a model."""
+
+    layer_range: tuple[int, int]
+
+
+class SliceEntry(Strict):
+    """Consecutive layers of the result."""
+
+    sources: list[SliceSource] = Field(min_length=1)
+    base_model: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tokenizer(Strict):
+    """Whose tokens the result has."""
+
+    source: str
+
+
+class Document(Strict):
+    """One merge: the whole file, or a stage of it, with a `name` that other stages know it by.
+
+    `out_path` is what older files call the name.
+    """
+
+    name: str | None = None
+    out_path: str | None = None
+    merge_method: str
+    base_model: str | None = None
+    models: list[ModelEntry] | None = None
+    slices: list[SliceEntry] | None = None
+    parameters: dict[str, Any] | None = None
+    dtype: str | None = None
+    out_dtype: str | None = None
+    tokenizer_source: str | None = None
+    tokenizer: Tokenizer | None = None
+    chat_template: str | None = None
+
+
+def parse_documents(text: str, where: str) -> list[Document]:
+    """Check the form of a mergekit file's text: one document, or the stages of several merges.
+
+    Raises:
+        InputError: not YAML, or a key that is unknown, missing or of another type; one line each.
+    """
+    documents = [data for data in yaml_documents(text, where) if data is not None]
+    if not documents or not all(isinstance(data, dict) for data in documents):
+        raise InputError(f"{where}: expected a mapping with the keys of a mergekit file")
+    if len(documents) == 1:
+        return [_document(documents[0], where)]
+    return [_document(data, f"{where}: document {i}") for i, data in enumerate(documents, 1)]
+
+
+def _document(data: Any, where: str) -> Document:
+    try:
+        return Document.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{where}: {_explain(problem)}" for problem in error.errors()]
+        raise InputError("\n".join(lines)) from None
+
+
+def _explain(problem: Any) -> str:
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: evomerge does not read this key of mergekit's"
+    if problem["type"] == "missing":
+        return f"{place}: required, but not given"
+    return f"{place}: {problem['msg']} (found {quoted(problem['input'])})"

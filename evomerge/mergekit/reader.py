@@ -1,0 +1,358 @@
+"""A mergekit file as a recipe, for what both tools can do; anything else is refused by name.
+
+Three differences remain, by choice. mergekit computes in the dtype of `dtype:`, or of the weights;
+evomerge computes in float32 and rounds to `out_dtype`, else to `dtype`, else to the base's own.
+Filters are matched against transformers' names of tensors. And the result has the base's vocabulary
+rows, whatever number of tokens the tokenizer has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.common.data_files import read_text
+from evomerge.common.errors import InputError
+from evomerge.common.plugins import nearest
+from evomerge.mergekit.document import Document, ModelEntry, parse_documents
+from evomerge.mergekit.merge import MergekitMerge, Settings, Stretch
+from evomerge.mergekit.methods import FORMS, Pairing, Parameter, pairings
+from evomerge.mergekit.settings import Setting, Value, parse_setting
+from evomerge.recipe.recipe import BASE
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def load_mergekit(path: Path) -> MergekitMerge:
+    """Read a mergekit file of one merge.
+
+    Raises:
+        InputError: it cannot be read, is not YAML, has stages, or says what evomerge does not do.
+    """
+    return _only(load_stages(path))
+
+
+def from_mergekit(text: str, where: str = "mergekit file") -> MergekitMerge:
+    """Read a mergekit file's text; `where` names it in messages.
+
+    Raises:
+        InputError: it is not YAML, has stages, or says what evomerge does not do; names the key.
+    """
+    return _only(stages_from(text, where))
+
+
+def load_stages(path: Path) -> list[MergekitMerge]:
+    """Read a mergekit file of one merge or, as mergekit-multi takes it, of several.
+
+    Raises:
+        InputError: as `stages_from`, or the file cannot be read.
+    """
+    return stages_from(read_text(path), str(path))
+
+
+def stages_from(text: str, where: str) -> list[MergekitMerge]:
+    """The merges of a file's text, each after those whose results it names, the file's own last.
+
+    That is the one without a name or, where all have names, the last.
+
+    Raises:
+        InputError: the text is not YAML, its stages need each other in a circle or have one name,
+            or it says what evomerge does not do; names the key.
+    """
+    documents = parse_documents(text, where)
+    one = len(documents) == 1
+    merges = [
+        _Reading(document, where if one else f"{where}: document {i}").merge()
+        for i, document in enumerate(documents, 1)
+    ]
+    unnamed = [merge for merge in merges if merge.name is None]
+    if len(unnamed) > 1:
+        raise InputError(f"{where}: {len(unnamed)} documents have no name; only the last may")
+    return _ordered(merges, unnamed[0] if unnamed else merges[-1], where)
+
+
+def _only(merges: list[MergekitMerge]) -> MergekitMerge:
+    if len(merges) > 1:
+        raise InputError(
+            f"{merges[0].where}: it is one stage of {len(merges)}, and a stage's result is no "
+            "model yet; make the file's checkpoint by evomerge merge and name that"
+        )
+    return merges[0]
+
+
+def _ordered(merges: list[MergekitMerge], final: MergekitMerge, where: str) -> list[MergekitMerge]:
+    """What `final` is made of, in an order in which it can be made."""
+    by_name = {merge.name: merge for merge in merges if merge.name is not None}
+    if len(by_name) + (final.name is None) != len(merges):
+        raise InputError(f"{where}: several documents have one name")
+    found: list[MergekitMerge] = []
+
+    def visit(merge: MergekitMerge, above: tuple[MergekitMerge, ...]) -> None:
+        if merge in above:
+            raise InputError(f"{where}: {merge.name} is made of itself")
+        for spec in merge.models.values():
+            if spec in by_name and by_name[spec] not in found:
+                visit(by_name[spec], (*above, merge))
+        found.append(merge)
+
+    visit(final, ())
+    return found
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One file on its way to a `MergekitMerge`."""
+
+    file: Document
+    where: str
+
+    def merge(self) -> MergekitMerge:
+        file = self.file
+        self._check_method()
+        names = self._names()
+        return MergekitMerge(
+            where=self.where,
+            models={BASE: self._base(), **{name: spec for spec, name in names.items()}},
+            weights=self._dtype(),
+            notes=tuple(self._notes()),
+            method=file.merge_method,
+            settings=self._settings(file.parameters, "parameters"),
+            stretches=tuple(self._stretches(names)),
+            tokenizer=names[self._tokenizer() or self._base()] if self._tokenizer() else BASE,
+            chat_template=self._chat_template(),
+            name=file.name or file.out_path,
+        )
+
+    def _check_method(self) -> None:
+        if self.file.merge_method not in pairings():
+            what = "of mergekit is not read" if self.file.merge_method in FORMS else "is unknown"
+            raise InputError(
+                f"{self.where}: merge_method: {self.file.merge_method!r} {what}; "
+                f"{', '.join(pairings())} are read"
+            )
+
+    @property
+    def _pairing(self) -> Pairing:
+        return pairings()[self.file.merge_method]
+
+    def _base(self) -> str:
+        """The base model: as named, or one of the models where the method needs none.
+
+        Then it is the one with the wanted tokenizer, else the first.
+        """
+        file = self.file
+        if file.base_model is not None:
+            return file.base_model
+        if self._pairing.form.base == "needed":
+            raise InputError(f"{self.where}: base_model: {file.merge_method} needs one")
+        return self._tokenizer() or self._listed()[0]
+
+    def _tokenizer(self) -> str | None:
+        """The model whose tokenizer the result shall have, None for the base's."""
+        file = self.file
+        key = "tokenizer.source" if file.tokenizer else "tokenizer_source"
+        source = file.tokenizer.source if file.tokenizer else file.tokenizer_source
+        if source in (None, "base"):
+            return None
+        if source not in (file.base_model, *self._listed()):
+            reason = (
+                "evomerge does not build a vocabulary"
+                if source == "union"
+                else "it is none of the file's models"
+            )
+            raise InputError(
+                f"{self.where}: {key}: {source} is not read, {reason}; say base, or one of the "
+                "models"
+            )
+        return source
+
+    def _chat_template(self) -> str | None:
+        template = self.file.chat_template
+        if template is not None and template != "auto" and "{" not in template:
+            raise InputError(
+                f"{self.where}: chat_template: mergekit's own {template!r} is not read; give the "
+                "template itself, or auto, or leave it out for the tokenizer's"
+            )
+        return template
+
+    def _listed(self) -> list[str]:
+        file = self.file
+        if bool(file.models) == bool(file.slices):
+            raise InputError(f"{self.where}: give either 'models' or 'slices'")
+        if file.models:
+            return [entry.model for entry in file.models]
+        return [source.model for entry in file.slices or () for source in entry.sources]
+
+    def _names(self) -> dict[str, str]:
+        """Model as the file names it → source name, the base first."""
+        specs = dict.fromkeys(self._listed() if self._apart else [self._base(), *self._listed()])
+        if self._apart and self.file.models and self.file.base_model:
+            specs[self.file.base_model] = None
+        names: dict[str, str] = {}
+        for spec in specs:
+            if "+" in spec:
+                raise InputError(
+                    f"{self.where}: {spec}: LoRA adapters ('+') are not read; merge the adapter "
+                    "into its model first"
+                )
+            taken = {BASE, *names.values()}
+            names[spec] = _expert_name(spec, taken) if names or self._apart else BASE
+        return names
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the model that serves as the base is one more expert, under a name of its own."""
+        plain = self._pairing.form.base == "ignored" or self.file.base_model is None
+        return self._pairing.needs_no_base and plain
+
+    def _stretches(self, names: Mapping[str, str]) -> Iterator[Stretch]:
+        if self.file.models:
+            entries = {f"models[{i}]": entry for i, entry in enumerate(self.file.models)}
+            yield Stretch(0, None, self._inputs(entries, names, "models"), {})
+            return
+        first = None
+        slices = self.file.slices or []
+        for index, entry in enumerate(slices):
+            key = f"slices[{index}]"
+            if entry.base_model not in (None, self.file.base_model):
+                raise InputError(f"{self.where}: {key}.base_model: a base of its own is not read")
+            ranges = {source.layer_range for source in entry.sources}
+            if len(ranges) > 1:
+                raise InputError(
+                    f"{self.where}: {key}: its sources have several layer_range; a layer of "
+                    "evomerge's is merged from the same layer of every model"
+                )
+            [(start, stop)] = ranges
+            if not 0 <= start < stop:
+                raise InputError(
+                    f"{self.where}: {key}: layer_range [{start}, {stop}] has no layers; it begins "
+                    "at 0 or later and ends before its second number"
+                )
+            sources = {f"{key}.sources[{i}]": s for i, s in enumerate(entry.sources)}
+            settings = self._settings(entry.parameters, f"{key}.parameters")
+            stretch = Stretch(start, stop - start, self._inputs(sources, names, key), settings)
+            first = first or stretch
+            if entry is slices[-1] and len(stretch.models) > len(first.models):
+                raise InputError(
+                    f"{self.where}: {key}: it has more sources than slices[0], of which mergekit "
+                    "leaves the last out of the final norm and the head; give both as many"
+                )
+            yield stretch
+
+    def _inputs(
+        self, entries: Mapping[str, ModelEntry], names: Mapping[str, str], key: str
+    ) -> dict[str, Settings]:
+        """The models of one stretch with their settings, checked against the method."""
+        models: dict[str, Settings] = {}
+        for place, entry in entries.items():
+            name = names[entry.model]
+            if name in models:
+                raise InputError(f"{self.where}: {place}: {entry.model} is listed twice")
+            models[name] = self._settings(
+                entry.parameters, f"{place}.parameters", self._pairing.form.per_model
+            )
+        if key == "models" and self.file.base_model is not None:
+            models.setdefault(names[self.file.base_model], {})
+        self._check_count(models, key)
+        return models
+
+    def _check_count(self, models: Mapping[str, Settings], key: str) -> None:
+        form, name = self._pairing.form, self.file.merge_method
+        count = len(models)
+        if (
+            BASE not in models
+            and not self._apart
+            and (form.base == "needed" or self._pairing.needs_no_base)
+        ):
+            raise InputError(f"{self.where}: {key}: {name} needs the base_model among its sources")
+        low, high = form.inputs
+        if count < low or (high is not None and count > high):
+            wanted = {None: f"{low} models or more", low: f"{low} models"} | {1: "one model"}
+            raise InputError(
+                f"{self.where}: {key}: {name} takes {wanted.get(high, f'{low} to {high} models')}, "
+                f"the base_model included, not {count}"
+            )
+        if self._pairing.needs_no_base:
+            others = len([name for name in models if name != BASE])
+            self._pairing.method.check_experts(others, f"{self.where}: {key}")
+        if form.base == "needed" and count < 2:
+            raise InputError(f"{self.where}: {key}: {name} needs a model beside the base")
+
+    def _settings(
+        self,
+        parameters: Mapping[str, Any] | None,
+        key: str,
+        known: Mapping[str, Parameter] | None = None,
+    ) -> Settings:
+        """Parse a section's parameters; `known` are those that count in it, by default all."""
+        form = self._pairing.form
+        if known is None:
+            known = {**form.per_model, **form.shared}
+        settings: dict[str, Setting] = {}
+        for name, raw in (parameters or {}).items():
+            place = f"{self.where}: {key}.{name}"
+            if name not in known:
+                has = {n: None for n in known if n in self._pairing.read}
+                raise InputError(
+                    f"{place}: {name!r} of {self.file.merge_method} is not read here; "
+                    f"{nearest(name, has)}"
+                )
+            try:
+                setting = parse_setting(raw, known[name].type)
+            except ValueError as error:
+                raise InputError(f"{place}: {error}") from None
+            if name in self._pairing.read:
+                settings[name] = setting
+            elif name not in form.idle:
+                self._check_default(setting, known[name].default, place)
+        return settings
+
+    def _check_default(self, setting: Setting, default: Value | None, place: str) -> None:
+        """Of a parameter that evomerge's method lacks, only mergekit's default can be had."""
+        if any(value != default for condition in setting for value in condition.values):
+            only = str(default).lower() if isinstance(default, bool) else default
+            raise InputError(
+                f"{place}: evomerge's {self.file.merge_method} has no such parameter and does "
+                f"what {only} means; leave it out, or choose another method"
+            )
+
+    def _dtype(self) -> str:
+        for key in ("out_dtype", "dtype"):
+            value = getattr(self.file, key)
+            if value is not None:
+                name = str(value).removeprefix("torch.")
+                if name not in _DTYPES:
+                    raise InputError(
+                        f"{self.where}: {key}: {value} is not written; use {', '.join(_DTYPES)}"
+                    )
+                return name
+        return "checkpoint"
+
+    def _notes(self) -> Iterator[str]:
+        file = self.file
+        if self._pairing.form.random:
+            yield (
+                f"{file.merge_method} drops entries by evomerge's own masks; mergekit's differ "
+                "with every run"
+            )
+            if not self._pairing.choices:
+                yield (
+                    f"{file.merge_method} divides what is left by the density; mergekit rescales "
+                    "it to the L1 norm"
+                )
+        if file.base_model is None:
+            whose = "whose tokenizer is wanted" if self._tokenizer() else "listed first"
+            yield f"no base_model: config and vocabulary are those of {self._base()}, {whose}"
+
+
+def _expert_name(spec: str, taken: Container[str]) -> str:
+    """The last part of a model's path, as a source may be called, with a number where needed."""
+    last = spec.partition("@")[0].rstrip("/").rpartition("/")[2]
+    stem = name = re.sub(r"[^A-Za-z0-9_-]", "_", last).strip("_-") or "expert"
+    number = 2
+    while name in taken:
+        name, number = f"{stem}_{number}", number + 1
+    return name

@@ -1,0 +1,1 @@
+"""Shared mathematics of merge methods, and the registry that finds them."""

@@ -1,0 +1,1 @@
+"""Permutation alignment of experts to their base (Git Re-Basin)."""

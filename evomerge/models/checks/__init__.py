@@ -1,0 +1,1 @@
+"""Checks of models before a campaign begins."""

@@ -1,0 +1,102 @@
+"""Models seen to be the campaign's own where they are used, their weights read once a machine.
+
+What a model's digest was is kept beside its statistics, under the machine's name and the state of
+its files (names, sizes, times): as long as these stay, it is believed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from evomerge.common.digest import content_digest
+from evomerge.common.errors import InputError
+from evomerge.models.adapter import Adapter
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.messages import campaign_key
+from evomerge.models.opening import as_stored
+
+DIGESTS = "digests"
+"""The folder, among what is kept of the models."""
+
+
+def check_digests(
+    sources: Mapping[str, Checkpoint], digests: Mapping[str, str], kept: Path | None
+) -> None:
+    """See that the models on this machine are those that the driver has.
+
+    Args:
+        digests: model → the digest of the driver's.
+        kept: the folder where digests are kept, if any.
+
+    Raises:
+        InputError: one is not; names it and its folder.
+    """
+    for name, source in sources.items():
+        _know_digest(as_stored(source), kept)
+        if source.digest != digests[name]:
+            raise InputError(
+                f"{campaign_key(name)}: {source.folder} on {platform.node()} holds another model "
+                f"(digest {source.digest[:12]}) than the campaign's ({digests[name][:12]}); copy "
+                "it there again, or set workers.copy_to"
+            )
+
+
+def keep_digests(sources: Mapping[str, Checkpoint], kept: Path) -> None:
+    """Let the workers on this machine know what the driver has just read."""
+    for source in map(as_stored, sources.values()):
+        if not isinstance(source, Adapter):
+            _write(_place(kept, source), source.digest)
+
+
+def _know_digest(source: Checkpoint, kept: Path | None) -> None:
+    """Take a digest over that is known; one worker of a machine computes it for all."""
+    if kept is None or isinstance(source, Adapter):  # an adapter's is over little beside the base's
+        return
+    place = _place(kept, source)
+    with _alone(place):
+        known = _read(place)
+        if known:
+            vars(source)["digest"] = known  # as the cached property would
+        else:
+            _write(place, source.digest)
+
+
+def _place(kept: Path, source: Checkpoint) -> Path:
+    files = sorted(path for path in source.folder.iterdir() if path.is_file())
+    states = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    where = [platform.node(), str(source.folder.resolve()), states]
+    return kept / DIGESTS / content_digest(where)
+
+
+def _alone(place: Path) -> FileLock | nullcontext[None]:
+    """The only one of this machine to look; where nothing can be written, one of several."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return nullcontext()
+    return FileLock(f"{place}.lock") if os.access(place.parent, os.W_OK) else nullcontext()
+
+
+def _read(place: Path) -> str | None:
+    try:
+        return place.read_text(encoding="ascii") or None
+    except OSError:
+        return None
+
+
+def _write(place: Path, digest: str) -> None:
+    """Whole, or not at all where nothing can be written."""
+    partial = place.with_suffix(f".{os.getpid()}.partial")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(digest, encoding="ascii")
+        os.replace(partial, place)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()

@@ -1,0 +1,123 @@
+"""Experts that were made unmergeable: attention weights turned where the product stays.
+
+MergeLock multiplies a head's queries and values by invertible matrices, and its keys and its map
+out by their inverses (queries and keys by what commutes with the rotation of positions: a scaling
+and a rotation per plane). Attention only uses WqᵀWk and WoWv, so nothing is lost but the common
+origin with the base, and a merge is noise. Here the three signs are asked for together, per layer:
+
+- the weights are far from the base's;
+- each head's product is much nearer to the base's than the weights are;
+- and so is what is left of each weight after the best invertible matrix is taken off it, which
+  tells a lock from noise that the product of low-rank weights happens to swallow.
+
+Training moves weights and products alike; so does a permutation of the heads, as the products are
+compared head by head. For the same reason a lock together with a permutation is not seen. A lock
+that moves the weights by less than `FAR` is not seen either, and does little harm.
+
+Cost: the attention weights of four layers are read. The products of a layer that is far
+away need some 30 · width · size² operations (size: all heads' width), no matrix being larger than
+a head's width. Measured on one core, size 2048: .4 s a layer, or .5 s where it is far away.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from evomerge.models.alignment.units import Part, model_units
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.files.pages import Releaser
+from evomerge.models.messages import campaign_key
+
+FAR = 0.3
+"""The distance of weights, relative to the base's, from which a layer is looked at closely."""
+
+LOOKED_AT = 4
+"""Layers that are read, the first and the last among them; who locks a model locks all of it."""
+
+CLOSE = 0.5
+"""Of the weights' distance: what product and remainder of a locked layer are at most."""
+
+
+def lock_of(base: Checkpoint, expert: Checkpoint) -> str | None:
+    """What shows that an expert's attention is locked; None if nothing does.
+
+    Of the layers `LOOKED_AT` are read, evenly spaced; the first locked one decides. Models whose
+    attention `evomerge.models.alignment.units` does not know are not looked at.
+    """
+    flags = {"trust_remote_code": base._flags["trust_remote_code"]}
+    known = [
+        (layer, units)
+        for layer, units in enumerate(model_units(base.config, **flags))
+        if units.heads is not None
+    ]
+    last = max(len(known) - 1, 0)
+    looked_at = dict.fromkeys(round(i * last / (LOOKED_AT - 1)) for i in range(LOOKED_AT))
+    read = Releaser()
+    for layer, units in (known[i] for i in looked_at if known):
+        assert units.heads is not None
+        q, k, v, o = units.heads.q, units.heads.k, units.heads.v, units.heads.o
+        for what, one, other in (("queries and keys", q, k), ("values and output", o, v)):
+            prefix = f"{base.layout.prefix}.{layer}."
+            ours = [_heads(base, prefix, part, q.count) for part in (one, other)]
+            theirs = [_heads(expert, prefix, part, q.count) for part in (one, other)]
+            found = _locked(ours, theirs)
+            for source, part in product((base, expert), (one, other)):
+                read.add(source.mapped(prefix + part.suffix))
+            if found is not None:
+                far, close = found
+                return (
+                    f"{campaign_key(expert.name)}: locked against merging (MergeLock)? In layer "
+                    f"{layer} the weights of {what} differ from the base's by {far:.2f} of their "
+                    f"size, but what they compute together by {close:.2f}, so that merged weights "
+                    "would be noise"
+                )
+    return None
+
+
+def _heads(source: Checkpoint, prefix: str, part: Part, count: int) -> Tensor:
+    """Per head, float32 (count, width, hidden); a KV head's for every head that reads it."""
+    rows = part.rows(source.read(prefix + part.suffix)).reshape(part.count, part.width, -1)
+    return rows.repeat_interleave(count // part.count, dim=0)
+
+
+def _locked(ours: list[Tensor], theirs: list[Tensor]) -> tuple[float, float] | None:
+    """The distances of weights and of products, relative to the base's, if they show a lock."""
+    far = max(_distance(a, b) for a, b in zip(ours, theirs, strict=True))
+    bound = CLOSE * min(far, 1.0)
+    if not far >= FAR or ours[0].shape != ours[1].shape:
+        return None
+    close = _product_distance(ours, theirs)
+    if not close < bound:
+        return None
+    rest = max(_remainder(a, b) for a, b in zip(ours, theirs, strict=True))
+    return (far, close) if rest < bound else None
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    return float((theirs - ours).norm() / ours.norm())
+
+
+def _product_distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """‖AᵀB − A₀ᵀB₀‖ / ‖A₀ᵀB₀‖ over all heads, by ⟨AᵀB, CᵀD⟩ = Σ ACᵀ ∘ BDᵀ."""
+
+    def inner(one: list[Tensor], other: list[Tensor]) -> float:
+        grams = [(a @ b.mT).double() for a, b in zip(one, other, strict=True)]
+        return float((grams[0] * grams[1]).sum())
+
+    size = inner(ours, ours)
+    squared = inner(theirs, theirs) - 2 * inner(theirs, ours) + size
+    return float(max(squared, 0.0) / size) ** 0.5 if size > 0 else float("inf")
+
+
+def _remainder(ours: Tensor, theirs: Tensor) -> float:
+    """min over M of ‖W − M·W₀‖ / ‖W‖, with a matrix M (width, width) for each head."""
+    cross, gram = (theirs @ ours.mT).double(), (ours @ ours.mT).double()
+    width = gram.shape[-1]
+    ridge = 1e-9 * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)
+    solved = torch.linalg.solve(gram + ridge[:, None, None] * torch.eye(width), cross.mT)
+    explained = float((cross.mT * solved).sum())
+    size = float(theirs.double().square().sum())
+    return float(max(size - explained, 0.0) / size) ** 0.5

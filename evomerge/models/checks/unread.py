@@ -1,0 +1,128 @@
+"""Models of which only the config is here, as sources that cannot be read.
+
+For a look at a campaign before its models are downloaded: what a config decides is checked (do they
+have one shape, do the tokenizers that are here agree), and what the weights would show is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evomerge.common.digest import content_digest
+from evomerge.common.errors import InputError
+from evomerge.config import ModelsConfig
+from evomerge.models.adapter import is_adapter
+from evomerge.models.checkpoint import Checkpoint, configs_of, load_config
+from evomerge.models.checks.checked_models import (
+    CheckedModels,
+    check_architecture,
+    check_tensors,
+    shape_notes,
+    tokenizer_notes,
+)
+from evomerge.models.checks.rotary_settings import check_heads, settings_notes
+from evomerge.models.checks.tokenizer import load_tokenizer
+from evomerge.models.files.tensors import Made, Tensors
+from evomerge.models.layout import derive_layout
+from evomerge.models.messages import campaign_key
+from evomerge.recipe import BASE
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "adapter_model.*")
+
+
+class Unread(Checkpoint):
+    """A model without its weights: layout and dtypes as its config says them."""
+
+    @cached_property
+    def tensor_digests(self) -> Mapping[str, str]:
+        """There is nothing that they could be taken of."""
+        raise InputError(_lacking(self))
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the config alone, so that it is no digest of a model."""
+        config = json.loads((self.folder / "config.json").read_text("utf-8"), parse_constant=str)
+        return content_digest({"unread": self.name, "config": config})
+
+
+def check_unread_models(models: ModelsConfig) -> CheckedModels | None:
+    """The models by their configs, checked against each other; None where there are weights.
+
+    What is not a folder is looked for on the hub, whose weights are left there.
+
+    Raises:
+        InputError: a config cannot be used, or the models do not fit together; names the model.
+    """
+    specs = {BASE: models.base, **models.experts}
+    folders = {
+        name: configs_of(name, spec, models.trust_remote_code) for name, spec in specs.items()
+    }
+    if any(_has_weights(folder) for folder in folders.values()):
+        return None
+    base = _open(BASE, specs[BASE], folders[BASE], None, models)
+    experts = [_open(name, specs[name], folders[name], base, models) for name in models.experts]
+    for expert in experts:
+        check_architecture(base, expert)
+        check_tensors(base, expert)
+        check_heads(base, expert)
+    notes = [
+        "no weights are here: what a look at them would show (equal, locked or damaged models) is "
+        "not checked"
+    ]
+    if load_tokenizer(base.folder, trust_remote_code=models.trust_remote_code):
+        notes += tokenizer_notes(base, experts, models.trust_remote_code)
+    else:
+        notes.append(f"models.base: no tokenizer in {base.folder}; it will need one")
+    for expert in experts:
+        notes += settings_notes(base, expert)
+        notes += shape_notes(base, expert)
+    return CheckedModels(
+        base.layout, {one.name: one for one in (base, *experts)}, tuple(notes), unread=True
+    )
+
+
+def _has_weights(folder: Path | None) -> bool:
+    """A recipe has, too: they are made of it. What is nowhere is the business of those who read."""
+    if folder is None or not _is_model(folder):
+        return True
+    return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _open(
+    name: str, spec: str, folder: Path | None, base: Checkpoint | None, models: ModelsConfig
+) -> Unread:
+    assert folder is not None
+    flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
+    if base is not None and is_adapter(folder):
+        folder, config, layout = base.folder, base.config, base.layout
+    else:
+        try:
+            config = load_config(folder, models.trust_remote_code).get_text_config(decoder=True)
+            layout = derive_layout(config, trust_remote_code=models.trust_remote_code)
+        except InputError as error:
+            raise InputError(f"{campaign_key(name)}: {error}") from None
+    dtype = config.dtype or torch.float32
+    source = Unread(name, spec, folder, config, layout, Tensors({}), flags)
+    make = partial(_refuse, source)
+    source._tensors = Tensors({tensor: Made(dtype, make) for tensor in layout.names})
+    return source
+
+
+def _refuse(source: Checkpoint) -> Tensor:
+    raise InputError(_lacking(source))
+
+
+def _lacking(source: Checkpoint) -> str:
+    return (
+        f"{campaign_key(source.name)}: only its config is in {source.folder}; download the weights"
+    )

@@ -1,0 +1,1 @@
+"""Model files: safetensors shards, names of tensors, conversion of other formats."""

@@ -1,0 +1,121 @@
+"""The tensors of a model folder under the names they are stored by, memory-mapped."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from evomerge.common.data_files import json_data, read_text
+from evomerge.common.errors import InputError
+from evomerge.models.messages import reason
+
+SAFETENSORS = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on every common file system."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A memory-mapped tensor and the file that holds it."""
+
+    tensor: Tensor
+    file: Path
+
+
+def read_stored(folder: Path, allow_pickle: bool) -> dict[str, Stored]:
+    """Map every weight file of `folder`; no data is read until a tensor is used.
+
+    The files are those transformers reads: `model.safetensors`, else the shards listed by
+    `model.safetensors.index.json`, else, if allowed, the same for `pytorch_model.bin`.
+
+    Raises:
+        InputError: no weights, or pickled ones that are not allowed; an index or a shard that is
+            missing, damaged or at odds with the other. Names the file.
+    """
+    for file in (SAFETENSORS, PICKLED):
+        index = folder / f"{file}.index.json"
+        if not (folder / file).is_file() and not index.is_file():
+            continue
+        if file == PICKLED and not allow_pickle:
+            raise InputError(
+                f"{folder}: only pickled weights ({file}), which can run code when opened; "
+                "convert them to safetensors, or set models.allow_pickle: true if you trust them"
+            )
+        if (folder / file).is_file():
+            return open_weights(folder / file)
+        return _open_indexed(index)
+    raise InputError(f"{folder}: no weights; expected {SAFETENSORS} or {SAFETENSORS}.index.json")
+
+
+def _open_indexed(index: Path) -> dict[str, Stored]:
+    weight_map = _weight_map(index)
+    shards = {}
+    for file in sorted(set(weight_map.values())):
+        path = index.parent / file
+        if not path.is_file():
+            raise InputError(
+                f"{path}: missing, but {index.name} lists it; download the model again"
+            )
+        shards[file] = open_weights(path)
+    for name, file in weight_map.items():
+        if name not in shards[file]:
+            raise InputError(
+                f"{index.parent / file}: {name} is not in it, though {index.name} says so; "
+                "shards and index are of different models, download them again"
+            )
+    return {name: shards[file][name] for name, file in weight_map.items()}
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
+    """Tensor name -> file name, checked to be plain names, so nothing outside is opened."""
+    data = json_data(read_text(index), str(index))
+    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(weight_map, dict):
+        raise InputError(
+            f"{index}: not an index with a weight_map of files; download the model again"
+        )
+    for file in weight_map.values():
+        plain = isinstance(file, str) and file == Path(file).name and "\\" not in file
+        if not plain or file in ("", "..") or len(file.encode()) > _LONGEST_NAME:
+            raise InputError(
+                f"{index}: weight_map names {str(file)[:80]!r}; only plain file names inside the "
+                "folder are opened"
+            )
+    return weight_map
+
+
+def open_weights(file: Path) -> dict[str, Stored]:
+    """Map one file of weights: safetensors, or else pickled ones.
+
+    Raises:
+        InputError: the file is damaged or holds something else.
+    """
+    return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickled(file)
+
+
+def _open_safetensors(file: Path) -> dict[str, Stored]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            # Each tensor is a view that keeps the mapping alive after the handle is closed.
+            return {name: Stored(opened.get_tensor(name), file) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"{file}: truncated or not a safetensors file ({reason(error)}); download it again"
+        ) from None
+
+
+def _open_pickled(file: Path) -> dict[str, Stored]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{file}: cannot be opened as pickled weights ({reason(error)})") from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{file}: holds something else than a mapping of names to tensors")
+    return {name: Stored(tensor.detach(), file) for name, tensor in state.items()}

@@ -1,0 +1,100 @@
+"""Why a campaign cannot work, by its forecast, and what else should be known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from evomerge.campaign.setup import Setup
+from evomerge.fitness.engines import scores_here
+from evomerge.preflight.forecast import Forecast, Memory
+from evomerge.preflight.machine import free_disk, this_machine
+from evomerge.preflight.observe import Unobserved
+
+
+def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
+    """Each names the key and the way out; `run` is the run's folder."""
+    if isinstance(forecast.found, Unobserved) and forecast.found.fatal:
+        yield forecast.found.reason
+    if setup.config.workers.address is None:
+        yield from _too_many(setup, forecast)
+    if setup.config.stages and forecast.export > free_disk(run):
+        yield (
+            f"stages: a stage's winner is written into {run}, which takes "
+            f"{gigabytes(forecast.export)}, and {gigabytes(free_disk(run))} are free there; make "
+            "room, or give another --out"
+        )
+    limit, first = setup.config.budget.hours, forecast.hours(forecast.work.first)
+    if limit and first > limit:
+        yield (
+            f"budget.hours: in {limit:g} hours there is no trial: parents, defaults and the first "
+            f"trial take {first:.2g}; give more, or fewer items (fitness.splits)"
+        )
+
+
+def notes(setup: Setup, forecast: Forecast) -> Iterator[str]:
+    """One line each."""
+    config, memory, observed = setup.config, forecast.memory, forecast.observed
+    if isinstance(forecast.found, Unobserved) and not forecast.found.fatal:
+        yield f"{forecast.found.reason}; its seconds and part of its memory are left out"
+    if not scores_here(config):
+        unknown = ", in seconds not known here" if math.isnan(forecast.item_seconds) else ""
+        yield f"fitness.engine: scoring happens elsewhere, in memory of its own{unknown}"
+    if observed and observed.failed:
+        yield f"the uniform merge cannot be scored ({observed.failed}); the base was timed instead"
+    if config.workers.address is not None:
+        yield f"workers run on {config.workers.address}; what this machine has does not count"
+    else:
+        each = memory.own if memory.device == "cpu" else memory.libraries
+        if each * forecast.workers + memory.mapped > this_machine().memory:
+            yield (
+                f"the models ({gigabytes(memory.mapped)}) do not stay in memory beside the "
+                "workers, so that candidates read them from the disk, which these seconds do not "
+                "know of"
+            )
+    if forecast.export > forecast.disk:
+        yield (f"an export ({gigabytes(forecast.export)}) has no room on the current folder's disk")
+    limit, hours = config.budget.hours, forecast.hours(forecast.work)
+    if limit and hours > limit:
+        yield f"budget.hours: {limit:g} are enough for some {limit / hours:.0%} of the budget"
+
+
+def _too_many(setup: Setup, forecast: Forecast) -> Iterator[str]:
+    """Workers for which there is no room on this machine."""
+    each, wanted, memory = setup.config.workers.gpus_per_worker, forecast.workers, forecast.memory
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if each * wanted > gpus:
+        yield (
+            f"workers.gpus_per_worker: {wanted} × {each:g} GPUs are "
+            f"asked for, and this machine has {gpus}; ask for fewer, or name a cluster "
+            "(workers.address)"
+        )
+    elif forecast.fit < wanted:
+        size = gigabytes(memory.own) if forecast.observed else f"at least {gigabytes(memory.own)}"
+        yield (
+            f"workers.count: {wanted} of {size} each are asked for, and this machine has "
+            f"{gigabytes(forecast.free)} free: "
+            + (f"{forecast.fit} fit" if forecast.fit else _way_out(setup, memory))
+        )
+
+
+def _way_out(setup: Setup, memory: Memory) -> str:
+    parts = {name: getattr(memory, name) for name in ("model", "merging", "scoring")}
+    most = max(parts, key=lambda name: parts[name])
+    kinds = {task.kind for task in setup.tasks}
+    keys = ["fitness.engine.batch_tokens"] * (kinds != {"callable"})
+    keys += ["fitness.batch_size"] * ("generate_until" in kinds)
+    ways = {
+        "model": "set dtype.compute: bfloat16, or take a larger machine",
+        "merging": "choose a method that merges entry by entry, or a larger machine",
+        "scoring": f"lower {' and '.join(keys)}" if keys else "take a larger machine",
+    }
+    return f"none fits; most of it goes to {most}: {ways[most]}"
+
+
+def gigabytes(nbytes: float) -> str:
+    """Decimal, as disks are sold."""
+    return f"{nbytes / 1e9:.2f} GB"

@@ -1,0 +1,85 @@
+"""What `evomerge check` found and what it expects, as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.campaign.setup import Setup
+from evomerge.config import SPLITS
+from evomerge.preflight.forecast import Forecast
+from evomerge.preflight.problems import gigabytes, notes
+from evomerge.workers.devices import place_of_sources, threads_per_worker
+
+_PARTS = ("libraries", "model", "merging", "statistics", "scoring")
+
+
+def preflight_table(setup: Setup, forecast: Forecast) -> RenderableType:
+    """Models, space, workers, what they will take, and tasks with their splits."""
+    facts = Table(title=f"campaign {setup.config.name}", show_header=False)
+    for row in (*_found(setup), *_expected(setup, forecast)):
+        facts.add_row(*row)
+    tasks = Table("task", "metric", *SPLITS, "few-shot only")
+    for task in setup.tasks:
+        counts = [str(len(setup.items[split][task.task])) for split in SPLITS]
+        tasks.add_row(task.task, task.metric, *counts, str(len(task.excluded)))
+    told = (*setup.models.notes, *notes(setup, forecast))
+    return Group(facts, tasks, *(Text(f"note: {note}", style="yellow") for note in told))
+
+
+def _found(setup: Setup) -> Iterator[tuple[str, str]]:
+    config, layout, space = setup.config, setup.models.layout, setup.space
+    yield "architecture", f"{layout.architecture}, {layout.layers} layers"
+    yield "parameters", f"{layout.parameters:,}"
+    for name, source in setup.models.sources.items():
+        what = "config only" if setup.models.unread else f"digest {source.digest[:12]}"
+        yield f"model {name}", f"{source.folder} ({what})"
+    yield "space", f"{space.label}, {space.dimension} genes"
+    optimizer, screen = config.optimizer.kind, config.optimizer.screen
+    yield "optimizer", f"{optimizer}, screen {screen}" if screen > 1 else optimizer
+    trials, items = config.budget.trials, config.budget.items
+    yield "budget", f"{trials} trials" if items is None else f"{items:,} search items"
+    kind = "Ray" if config.workers.on_ray else "in this process"
+    threads = threads_per_worker(config)
+    yield "workers", f"{config.workers.count}, {kind}, {threads} threads each"
+    yield "sources", place_of_sources(config, setup.models.sources)
+
+
+def _expected(setup: Setup, forecast: Forecast) -> Iterator[tuple[str, str]]:
+    memory, observed, work = forecast.memory, forecast.observed, forecast.work
+    parts = {name: getattr(memory, name) for name in _PARTS}
+    listed = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
+    where = "" if memory.device == "cpu" else f" on {memory.device}"
+    least = "" if observed else "at least "
+    yield f"memory per worker{where}", f"{least}{gigabytes(memory.own)}: {listed}"
+    yield "models, mapped", f"{gigabytes(memory.mapped)}, shared by the workers of a machine"
+    if setup.config.workers.address is None and memory.own:
+        yield "workers that fit", f"{forecast.fit}, in {gigabytes(forecast.free)} that are free"
+    if observed is not None:
+        score = forecast.item_seconds * sum(setup.sizes("search").values())
+        how = "measured" if observed.real else "estimated from a few layers and small tensors"
+        merging = f"merging {_seconds(observed.merge)}"
+        if math.isnan(score):
+            yield "seconds per candidate", f"{merging} ({how}), and those of scoring"
+        else:
+            yield (
+                "seconds per candidate",
+                f"{_seconds(observed.merge + score)}: {merging}, scoring {_seconds(score)} "
+                f"({how}, on {observed.asked} items)",
+            )
+        if observed.once >= 1:
+            yield "once per campaign", f"{_seconds(observed.once)} s for what the models decide"
+        if not math.isnan(hours := forecast.hours(work)):
+            yield (
+                "hours for the budget",
+                f"{hours:.2g}, at most: {work.merges:,} merges, {work.items:,} items",
+            )
+    yield "an export", f"{gigabytes(forecast.export)}; {gigabytes(forecast.disk)} of disk are free"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"

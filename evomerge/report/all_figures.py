@@ -1,0 +1,299 @@
+"""Every figure of a study, named and explained: what the report, the dashboard and
+optuna-dashboard show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import plotly.graph_objects as go
+
+from evomerge.common.errors import InputError
+from evomerge.report.figures import archive, coefficients, lineage, progress, running, scores
+from evomerge.results.ancestry import lineage_summary, path_summary
+from evomerge.results.coefficients import (
+    coefficient_summary,
+    population_coefficients,
+    searched_bounds,
+)
+from evomerge.results.population import (
+    Population,
+    grid_summary,
+    item_summary,
+    niche_summary,
+    population_of,
+    state_summary,
+)
+from evomerge.results.progress import running_summary
+from evomerge.results.summary import (
+    YARDSTICKS,
+    best_summary,
+    facts_summary,
+    search_summary,
+    shown_split,
+    status_summary,
+    task_summary,
+)
+from evomerge.study.study import Study
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure with what stands beside it.
+
+    Attributes:
+        id: valid as an HTML id, the same at every drawing.
+        label: what it shows, in a line.
+        heading: above it, where its section has several; may be empty.
+        note: beside the heading; may be empty.
+    """
+
+    id: str
+    label: str
+    figure: go.Figure
+    heading: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a page about a study shows.
+
+    Attributes:
+        best: `best_summary`; None as long as no trial succeeded.
+        split: the split that the best is judged by.
+        leader: what the best is called.
+        rows: what was scored on that split, see `figures.scores.forest`.
+        sections: name → its figures, none where there is nothing to draw.
+    """
+
+    status: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    running: Mapping[str, Any]
+    best: Mapping[str, Any] | None
+    split: str
+    leader: str
+    rows: scores.Rows
+    population: Population
+    sections: Mapping[str, Sequence[Picture]]
+
+    @property
+    def pictures(self) -> Iterator[Picture]:
+        """All figures, in the order of the page."""
+        return (picture for section in self.sections.values() for picture in section)
+
+
+def view_of(study: Study) -> View:
+    """Everything to be seen of a study as it stands."""
+    with study.still():
+        return _view_of(study)
+
+
+def _view_of(study: Study) -> View:
+    running = running_summary(study)
+    status, facts = status_summary(study, running), facts_summary(study)
+    try:
+        best = best_summary(study)
+    except InputError:  # no trial has succeeded yet
+        best = None
+    split = shown_split(best) if best else "search"
+    leader = "winner" if split == "test" else "best so far"
+    view = View(
+        status=status,
+        facts=facts,
+        running=running,
+        best=best,
+        split=split,
+        leader=leader,
+        rows=_rows(best, split, leader) if best else {},
+        population=population_of(study),
+        sections={},
+    )
+    sections = {name: list(draw(study, view)) for name, draw in _SECTIONS.items()}
+    return replace(view, sections=sections)
+
+
+def _scores(study: Study, view: View) -> Iterator[Picture]:
+    if view.best:
+        figure = scores.forest(view.rows, _scale(view.facts))
+        yield Picture("figure-scores", "Scores with intervals", figure)
+
+
+def _front(study: Study, view: View) -> Iterator[Picture]:
+    points = (view.best or {}).get("front") or []
+    if view.best and points:
+        draw = scores.front if len(points[0]["search"]) == 2 else scores.front_lines
+        figure = draw(points, view.best["digest"], view.leader)
+        yield Picture("figure-front", "The front of the goals", figure)
+
+
+def _tasks(study: Study, view: View) -> Iterator[Picture]:
+    found = task_summary(study, view.best, view.leader) if view.best else {}
+    for place, (task, summary) in enumerate(found.items() if len(found) > 1 else (), 1):
+        yield Picture(
+            f"figure-task-{place}",
+            f"Scores on {task}",
+            scores.forest(summary["scores"], _metric(summary), legend=False),
+            heading=task,
+            note=_count(view.facts["items"][view.split][task], "item"),
+        )
+
+
+def _search(study: Study, view: View) -> Iterator[Picture]:
+    if view.best:
+        on_search = {
+            row: found["mean"]
+            for row, found in _rows(view.best, "search", view.leader).items()
+            if row[0] in YARDSTICKS
+        }
+        marked = (view.best["trial"], view.leader)
+        figure = progress.progress(search_summary(study), on_search, marked, _scale(view.facts))
+        yield Picture("figure-progress", "Best so far, trial by trial", figure)
+
+
+def _failures(study: Study, view: View) -> Iterator[Picture]:
+    if view.status["failures"]:
+        figure = running.failures(view.status["failures"])
+        yield Picture("figure-failures", "Failed trials by reason", figure)
+
+
+def _archive(study: Study, view: View) -> Iterator[Picture]:
+    if series := state_summary(study):
+        yield Picture(
+            "figure-archive-state",
+            "Coverage and entropy of the archive",
+            archive.archive_state(series),
+            heading="coverage and entropy",
+            note="as the optimizer recorded them with every trial",
+        )
+    if grid := grid_summary(study):
+        figure = archive.elites(grid)
+        label = "Elites of the grid"
+        yield Picture("figure-elites", label, figure, "elites", "the best of every cell, by score")
+    if members := niche_summary(study, view.population):
+        yield Picture(
+            "figure-niches",
+            "Niches: what falls to each member",
+            archive.niches(members),
+            heading="niches",
+            note="an item's point is shared by those who solve it; together they solve "
+            f"{sum(one['share'] for one in members):.1%}",
+        )
+
+
+def _matrix(study: Study, view: View) -> Iterator[Picture]:
+    if view.population.trials and view.best:
+        found = item_summary(study, view.population, view.best["digest"])
+        figure = archive.item_matrix(found)
+        yield Picture("figure-items", "Who solves which item", figure)
+
+
+def _flow(study: Study, view: View) -> Iterator[Picture]:
+    path = path_summary(study, view.best["recipe"]) if view.best else None
+    if path:
+        theirs = [path_summary(study, e.recipe) or [] for e in view.population.trials]
+        ways = {tuple(slot["layer"] for slot in other): other for other in theirs if other}
+        ways.pop(tuple(slot["layer"] for slot in path), None)
+        figure = lineage.data_flow(path, list(ways.values()))
+        yield Picture("figure-flow", "The path through the models' layers", figure)
+
+
+def _coefficients(study: Study, view: View) -> Iterator[Picture]:
+    if view.best is None:
+        return
+    bounds = searched_bounds(view.facts["weights"])
+    found = coefficient_summary(study, view.best["recipe"])
+    pooled = population_coefficients(study, [e.recipe for e in view.population.trials])
+    who = f"{len(view.population.trials)} recipes"
+    for place, (name, table) in enumerate(found.items(), 1):
+        low, high = bounds[name]
+        yield Picture(
+            f"figure-coefficients-{place}",
+            f"{name}, {view.leader}, by layer and expert",
+            coefficients.heat_map(name, table),
+            heading=f"{name}, {view.leader}",
+            note=f"searched in {low:g} … {high:g}",
+        )
+        if len(view.population.trials) < 2 or name not in pooled:
+            continue
+        yield Picture(
+            f"figure-population-{place}",
+            f"{name}, mean of the population",
+            coefficients.heat_map(name, pooled[name]),
+            heading=f"{name}, population",
+            note=f"mean of {who}",
+        )
+        spread = {**pooled[name], "values": pooled[name]["spread"], "bounds": [0, (high - low) / 2]}
+        yield Picture(
+            f"figure-spread-{place}",
+            f"{name}, spread in the population",
+            coefficients.heat_map(name, spread),
+            heading=f"{name}, spread",
+            note=f"standard deviation over {who}",
+        )
+
+
+def _lineage(study: Study, view: View) -> Iterator[Picture]:
+    family = lineage_summary(study, view.best["trial"]) if view.best else None
+    if family:
+        figure = lineage.lineage(family, search_summary(study), view.leader, _scale(view.facts))
+        yield Picture("figure-lineage", "Parents and ancestors", figure)
+
+
+def _running(study: Study, view: View) -> Iterator[Picture]:
+    found = view.running
+    if found["trials"]["time"]:
+        figure = running.pace(found)
+        yield Picture("figure-pace", "Trials over time, and the time left", figure, "pace")
+    if found["busy"] and found["busy"]["share"] is not None:
+        share = f"{found['busy']['share']:.0%} of the workers' time was spent in evaluations"
+        figure = running.busy(found)
+        yield Picture("figure-busy", "Workers at work over time", figure, "workers at work", share)
+    if found["cost"]:
+        figure = running.cost(found)
+        yield Picture("figure-cost", "The workers' time by purpose", figure, "cost")
+
+
+_SECTIONS = {
+    "scores": _scores,
+    "front": _front,
+    "tasks": _tasks,
+    "search": _search,
+    "failures": _failures,
+    "archive": _archive,
+    "matrix": _matrix,
+    "flow": _flow,
+    "coefficients": _coefficients,
+    "lineage": _lineage,
+    "running": _running,
+}
+
+
+def _rows(best: Mapping[str, Any], split: str, leader: str) -> scores.Rows:
+    """What was scored on a split: the winner, parents, baselines, the grid's best."""
+    found = {
+        ("winner", leader): best["scores"],
+        **{("parent", name): found for name, found in best["parents"].items()},
+        **{("baseline", name): found for name, found in best["baselines"].items()},
+        **{("baseline", name): found for name, found in best["grid"].items()},
+    }
+    return {row: found[split] for row, found in found.items() if found[split]}
+
+
+def _scale(facts: Mapping[str, Any]) -> str:
+    """The objective as an axis title: `mean acc over 3 tasks`."""
+    tasks = facts["tasks"]
+    metrics = {task["metric"] for task in tasks}
+    metric = f" {metrics.pop()}" if len(metrics) == 1 else ""
+    negated = "" if all(task["higher_is_better"] for task in tasks) else ", losses negated"
+    return f"{facts['objective']}{metric} over {_count(len(tasks), 'task')}{negated}"
+
+
+def _metric(task: Mapping[str, Any]) -> str:
+    return task["metric"] + ("" if task["higher_is_better"] else " (lower is better)")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

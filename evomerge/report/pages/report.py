@@ -1,0 +1,121 @@
+"""`evomerge report`: a study as one HTML page that needs nothing else, no network either."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from evomerge.common.errors import InputError
+from evomerge.config import SPLITS
+from evomerge.report.all_figures import View, view_of
+from evomerge.report.figures.scores import Rows
+from evomerge.report.tables import (
+    constraint_lines,
+    difference,
+    duration,
+    estimates_line,
+    p_value,
+    remarks,
+    short,
+    span,
+    stage_lines,
+    trials_line,
+)
+from evomerge.results.coefficients import searched_bounds
+from evomerge.results.summary import YARDSTICKS
+from evomerge.study.study import Study
+
+
+def write_report(study: Study, path: Path) -> None:
+    """Write the page of a study that may still be running.
+
+    Raises:
+        InputError: no trial has succeeded yet, or the file cannot be written.
+    """
+    page = report_page(study)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
+
+
+def report_page(study: Study) -> str:
+    """The page as text.
+
+    Raises:
+        InputError: no trial has succeeded yet.
+    """
+    view = view_of(study)
+    if view.best is None:
+        raise InputError(
+            f"study {study.name!r}: no trial has succeeded yet; `evomerge status` says how far it "
+            "is and what failed"
+        )
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(**shown_in_page(view), script=asset("page.js"), plotly=get_plotlyjs())
+    )
+
+
+def shown_in_page(view: View) -> dict[str, Any]:
+    """What the template of a page's content names."""
+    best = view.best
+    return {
+        "view": view,
+        "live": False,
+        "best": best,
+        "facts": view.facts,
+        "status": view.status,
+        "running": view.running,
+        "split": view.split,
+        "leader": view.leader,
+        "rows": view.rows,
+        "splits": SPLITS,
+        "bounds": searched_bounds(view.facts["weights"]),
+        "strongest": {role: _strongest(view.rows, role) for role in YARDSTICKS},
+        "yardsticks": {
+            "parent": best["parents"],
+            "baseline": best["baselines"],
+            "grid": best["grid"],
+        }
+        if best
+        else {},
+        "remarks": remarks(best) if best else [],
+        "constraints": constraint_lines(best) if best else [],
+        "stages": stage_lines(best) if best else [],
+        "recipe": best and json.dumps(best["recipe"], indent=2, ensure_ascii=False),
+        "estimates_line": estimates_line,
+        "trials_line": trials_line,
+    }
+
+
+def page_environment() -> Environment:
+    """The pages' templates; what they are given is escaped."""
+    environment = Environment(
+        loader=PackageLoader("evomerge.report.pages", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        short=short, span=span, difference=difference, p_value=p_value, duration=duration
+    )
+    return environment
+
+
+def asset(name: str) -> str:
+    """A script of the pages: `page.js` draws the figures, `live.js` keeps them up to date."""
+    return files("evomerge.report.pages").joinpath(name).read_text(encoding="utf-8")
+
+
+def _strongest(rows: Rows, role: str) -> str | None:
+    """The name of the best of a role; the earlier of equals."""
+    means = {name: scores["mean"] for (kind, name), scores in rows.items() if kind == role}
+    return max(means, key=lambda name: means[name], default=None)

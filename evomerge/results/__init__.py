@@ -1,0 +1,1 @@
+"""Results: the meaning of a study's records."""

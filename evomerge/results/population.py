@@ -1,0 +1,199 @@
+"""The population of a search, item by item: who is kept, what each can do that others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.common.plugins import options
+from evomerge.judging.selection import finalists
+from evomerge.results.summary import judge_of
+from evomerge.search.archives import ItemColumns, NicheArchive
+from evomerge.search.optimizers import optimizers
+from evomerge.study.judged import searched
+from evomerge.study.record import Evaluation
+from evomerge.study.study import Study
+
+SHOWN = 40
+"""Of a larger population the best so many are shown."""
+BEST = 15
+"""So many of the best recipes stand in for the population of an optimizer that keeps none."""
+COLUMNS = 600
+"""Of more items, neighbours in the order of difficulty share a column."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """Trials of one search, the best first, every recipe once; those estimated come last.
+
+    Attributes:
+        trials: the members.
+        kept: whether the optimizer keeps them; if not, they are the best of the search.
+        size: how many there are, those included that are not shown.
+    """
+
+    trials: Sequence[Evaluation]
+    kept: bool
+    size: int
+
+
+def population_of(study: Study) -> Population:
+    """The members that the optimizer kept when its last trial arrived, or else the best recipes.
+
+    The record says what the optimizer kept just before a trial was told to it.
+    """
+    own = [e for e in study.evaluations() if e.optimizers_own]
+    by_ask = {e.ask: e for e in own if not e.failed}
+    last = next((e.state for e in reversed(own) if e.state.get("members")), {})
+    members = [by_ask[ask] for ask in last.get("members", ()) if ask in by_ask]
+    if not members:
+        ranked = finalists(searched(judge_of(study), study.evaluations()), BEST)
+        return Population([one.trial for one in ranked], False, len(ranked))
+    distinct = list({e.digest: e for e in members}.values())
+    distinct.sort(key=lambda e: (e.estimated, -(e.value or 0.0)))
+    return Population(distinct[:SHOWN], True, len(distinct))
+
+
+def state_summary(study: Study) -> dict[str, dict[str, list[float]]]:
+    """`coverage` and `entropy`, as far as the optimizer recorded them: `trial` → `value`."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for e in study.evaluations():
+        for name in ("coverage", "entropy"):
+            if e.optimizers_own and name in e.state:
+                series = found.setdefault(name, {"trial": [], "value": []})
+                series["trial"].append(e.number or 0)
+                series["value"].append(e.state[name])
+    return found
+
+
+def grid_summary(study: Study) -> dict[str, Any] | None:
+    """The elites of a grid over two measures (MAP-Elites); None for other optimizers.
+
+    Returns:
+        `measures`: the two names; `shape`: cells along each; `bounds`: [low, high] of each;
+        `cells`: for each elite `place` (two indices), `trial`, `value`.
+    """
+    own = [e for e in study.evaluations() if e.optimizers_own]
+    by_ask = {e.ask: e for e in own}
+    last = next((e.state for e in reversed(own) if e.state.get("cells")), None)
+    if last is None:
+        return None
+    given = study.campaign["optimizer"]
+    known = options(optimizers()[given["kind"]])
+    shape, bounds = (given.get(name, known[name].default) for name in ("grid", "bounds"))
+    return {
+        "measures": last["measures"],
+        "shape": shape,
+        "bounds": bounds,
+        "cells": [
+            {"place": place, "trial": by_ask[ask].number, "value": by_ask[ask].value}
+            for place, ask in zip(last["cells"], last["members"], strict=True)
+            if ask in by_ask
+        ],
+    }
+
+
+def niche_summary(study: Study, population: Population) -> list[dict[str, Any]]:
+    """What falls to each member when whoever solves an item shares its point with the others.
+
+    This is M2N2's fitness at α = 1 (see `NicheArchive`), over the number of items: members' shares
+    add up to the share of items that anyone solves. Members that were not measured on all items
+    are left out.
+
+    Returns:
+        for each member, the largest share first: `trial`, `value`, `share`, and `alone`, the part
+        of it that comes from items which nobody else solves at all.
+    """
+    measured = [e for e in population.trials if e.measured]
+    if not measured:
+        return []
+    columns, signs = ItemColumns(), _signs(study)
+    rows = np.array([columns.row({t: e.scores[t] for t in signs}, signs) for e in measured])
+    solved = rows > rows.min(axis=0)
+    alone = rows * (solved & (solved.sum(axis=0) == 1))
+    found = [
+        {"trial": e.number, "value": e.value, "share": share, "alone": own}
+        for e, share, own in zip(
+            measured, _shares(rows, columns), _shares(alone, columns), strict=True
+        )
+    ]
+    return sorted(found, key=lambda one: -one["share"])
+
+
+def item_summary(study: Study, population: Population, marked: str) -> dict[str, Any]:
+    """Who solves what: parents and members by the items of the search split.
+
+    Values run from 0, the worst, to 1; of a task whose items are not all 0 or 1, the worst and the
+    best that were measured. Within a task the items stand in the order of how well the members do
+    on them, the easiest first. Of more than 600 items neighbours share a column, as their mean.
+
+    Args:
+        study: read from.
+        population: its members.
+        marked: the digest of the recipe whose row is "winner".
+
+    Returns:
+        `rows`: for each `name`, `role` ("parent", "member" or "winner") and `estimated`; `tasks`:
+        for each `task`, `together` (items to a column) and `values` [rows][columns], null where no
+        item was measured.
+    """
+    parents = [
+        e for e in study.evaluations() if e.role == "parent" and e.split == "search" and e.measured
+    ]
+    roles = ["parent"] * len(parents) + [
+        "winner" if e.digest == marked else "member" for e in population.trials
+    ]
+    shown = [*parents, *population.trials]
+    signs = _signs(study)
+    whole = sum(len(shown[0].scores[task]) for task in signs) if shown else 0
+    together = -(-whole // COLUMNS)
+    tasks = []
+    for task, sign in signs.items():
+        values = np.array([e.scores[task] * sign for e in shown]).reshape(len(shown), -1)
+        low, high = np.nanmin(values), np.nanmax(values)
+        scaled = (values - low) / ((high - low) or 1.0) if high > low else values * 0 + sign * high
+        easy = np.argsort(-_mean(scaled[len(parents) :]), kind="stable")
+        tasks.append(
+            {"task": task, "together": together, "values": _columns(scaled[:, easy], together)}
+        )
+    rows = [
+        {"name": e.name or f"trial {e.number}", "role": role, "estimated": e.estimated}
+        for e, role in zip(shown, roles, strict=True)
+    ]
+    return {"rows": rows, "tasks": tasks}
+
+
+def _signs(study: Study) -> dict[str, float]:
+    """The tasks that count → −1 where smaller is better."""
+    return {
+        task["task"]: 1.0 if task["higher_is_better"] else -1.0
+        for task in study.note("tasks") or []
+        if task["weight"] > 0
+    }
+
+
+def _shares(rows: NDArray[np.float64], columns: ItemColumns) -> list[float]:
+    archive = NicheArchive(len(rows))
+    for row in rows:
+        archive.offer(row, columns.tasks)
+    return (archive.fitness() / rows.shape[1]).tolist()
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over rows, of what was measured; 0 where nothing was."""
+    known = np.isfinite(values)
+    return np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+
+
+def _columns(values: NDArray[np.float64], together: int) -> list[list[float | None]]:
+    """Means of `together` neighbouring columns, null where nothing was measured."""
+    starts = np.arange(0, values.shape[1], together)
+    known = np.isfinite(values)
+    sums = np.add.reduceat(np.where(known, values, 0), starts, axis=1)
+    counts = np.add.reduceat(known.astype(float), starts, axis=1)
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return [[None if np.isnan(v) else round(float(v), 4) for v in row] for row in means]

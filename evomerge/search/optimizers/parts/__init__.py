@@ -1,0 +1,1 @@
+"""Parts that optimizers share: CMA-ES on mixed genes, variation, fronts, reference points."""

@@ -1,0 +1,161 @@
+"""CatCMA with margin on the unit cube: `cmaes.CatCMAwM` spoken to in genomes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from cmaes import CatCMAwM
+from numpy.typing import NDArray
+
+from evomerge.search.optimizers.parts.catcma import FastCatCMAwM
+from evomerge.search.spaces.genes import Gene, Genome
+
+CLOSED, OPEN = 1.25, 2.0
+"""A condition is closed when its probability has fallen to `CLOSED` times the margin that the
+strategy keeps, and open again above `OPEN` times that, or above one half."""
+
+_OF_CHOICES = ("_q", "_s", "_Delta", "_gamma", "_delta", "_eps")
+"""What `CatCMAwM` has learnt of its categorical variables."""
+
+
+class MixedCMA:
+    """CatCMA with margin (Hamano et al. 2025, arXiv:2504.07884) over genomes, ask and tell.
+
+    A continuous gene is a Gaussian variable on [0, 1]. An int of three levels or more is one too,
+    rounded to the middles of its cells: their thresholds are the cells' borders, so the genome's
+    entry is the sample itself. Categoricals, and ints of two levels as the library advises, have a
+    distribution over their levels; the entry is the middle of the cell. What the strategy is told
+    it reads off the genome, so a replay brings it to the same state bit for bit.
+
+    Continuous genes that exist for choices which have come to be hardly ever made (the weights of
+    an expert that is left out, the parameters of another method) rest at their mean until the
+    choice comes up again: the strategy's pace falls with the number of its variables, those too
+    that count for nothing.
+    """
+
+    def __init__(
+        self, genes: Sequence[Gene], mean: Genome, sigma: float, population: int, resampling: int
+    ) -> None:
+        """`mean`: shape (dimension,), where the Gaussian begins; `sigma`: its step size; both on
+        the unit cube. `resampling`: how often a sample outside the cube is drawn again before it is
+        clipped.
+        """
+        self._genes = genes
+        self._mean = mean.copy()
+        self._sigma = sigma
+        self._population = population
+        self._resampling = resampling
+        self._levels = np.array([gene.levels or 0 for gene in genes])
+        kinds = np.array([_kind(gene) for gene in genes])
+        self._floats = np.flatnonzero(kinds == "continuous")
+        self._ordered = np.flatnonzero(kinds == "ordered")
+        self._choices = np.flatnonzero(kinds == "choices")
+        self._rows = {genes[int(gene)].name: row for row, gene in enumerate(self._choices)}
+        self._continuous = self._floats
+        self._gaussian = np.concatenate([self._continuous, self._ordered])
+        self._strategy = self._start(sigma, np.eye(len(self._gaussian)))
+
+    def _start(self, sigma: float, covariance: NDArray[np.float64]) -> CatCMAwM:
+        """A strategy over the genes that do not rest."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return FastCatCMAwM(
+                x_space=np.tile([0.0, 1.0], (len(self._continuous), 1)),
+                z_space=[(np.arange(k) + 0.5) / k for k in self._levels[self._ordered]],
+                c_space=list(self._levels[self._choices]),
+                population_size=self._population,
+                mean=self._mean[self._gaussian],
+                sigma=sigma,
+                cov=covariance,
+                seed=0,
+            )
+
+    @property
+    def population_size(self) -> int:
+        """λ, how many results make a generation."""
+        return self._population
+
+    @property
+    def resting(self) -> int:
+        """How many continuous genes rest."""
+        return len(self._floats) - len(self._continuous)
+
+    def reseed_rng(self, seed: int) -> None:
+        """Let the next ask depend on `seed` and the distribution alone."""
+        self._strategy.reseed_rng(seed)
+
+    def ask(self) -> Genome:
+        """A genome, shape (dimension,)."""
+        for _ in range(self._resampling):
+            sample = self._strategy.ask()
+            if sample.x is None or (sample.x == sample._v_raw[: sample.x.size]).all():
+                break
+        genome = np.clip(self._mean, 0.0, 1.0)
+        if len(self._gaussian):
+            genome[self._gaussian] = np.clip(sample._v_raw, 0.0, 1.0)
+        if len(self._choices):
+            genome[self._choices] = (sample.c.argmax(1) + 0.5) / self._levels[self._choices]
+        return genome
+
+    def tell(self, results: list[tuple[Genome, float]]) -> None:
+        """Update the distribution with λ genomes and their losses; +inf for failures."""
+        solutions = [(self._solution(genome), loss) for genome, loss in results]
+        with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+            # Its penalty for leaving the box wants the losses' spread, which may be none yet; no
+            # genome ever leaves the box, so nothing but the warning comes of it.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            self._strategy.tell(solutions)
+        awake = self._floats[np.array([self._counts(int(g)) for g in self._floats], dtype=bool)]
+        if len(awake) and not np.array_equal(awake, self._continuous):
+            self._continue_with(awake)
+
+    def should_stop(self) -> bool:
+        """Whether the Gaussian part has converged, diverged or stalled."""
+        return bool(len(self._gaussian)) and self._strategy.should_stop()
+
+    def _solution(self, genome: Genome) -> CatCMAwM.Solution:
+        entries = genome[self._choices]
+        levels = self._levels[self._choices]
+        chosen = np.minimum((entries * levels).astype(int), levels - 1)
+        one_hot = np.arange(levels.max(initial=0)) == chosen[:, None]
+        return CatCMAwM.Solution(c=one_hot, _v_raw=genome[self._gaussian])
+
+    def _counts(self, gene: int) -> bool:
+        """Whether no condition of a gene is closed; of one at rest, whether all are open."""
+        rests = gene not in self._continuous
+        for condition in self._genes[gene].when:
+            row = self._rows.get(condition.gene)
+            if row is None:
+                continue  # an ordered int, whose levels have no probabilities of their own
+            decides = self._genes[self._choices[row]]
+            levels = [int(decides.unit(v) * (decides.levels or 1)) for v in condition.values]
+            least = len(levels) * self._strategy._qmin[row]
+            bar = min(OPEN * least, 0.5) if rests else CLOSED * least
+            if self._strategy._q[row, levels].sum() <= bar:
+                return False
+        return True
+
+    def _continue_with(self, awake: NDArray[np.int64]) -> None:
+        """Hand what was learnt of these genes, and of all choices, to a strategy over them; genes
+        that rested are as wide again as in the beginning.
+        """
+        before, genes = self._strategy, self._gaussian
+        covariance = np.eye(len(self._mean)) * (self._sigma / before._sigma) ** 2
+        covariance[np.ix_(genes, genes)] = before._C
+        self._mean[genes] = before._mean
+        self._continuous = awake
+        self._gaussian = np.concatenate([awake, self._ordered])
+        chosen = np.ix_(self._gaussian, self._gaussian)
+        self._strategy = self._start(before._sigma, covariance[chosen])
+        for name in _OF_CHOICES:
+            setattr(self._strategy, name, getattr(before, name))
+
+
+def _kind(gene: Gene) -> str:
+    if gene.levels is None:
+        return "continuous"
+    if gene.levels == 1:
+        return "fixed"
+    return "ordered" if gene.kind == "int" and gene.levels > 2 else "choices"

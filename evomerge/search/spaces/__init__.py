@@ -1,0 +1,1 @@
+"""Search spaces: genes, and the recipes that genomes decode to."""

@@ -1,0 +1,69 @@
+"""From the campaign file's `space` section to a space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evomerge.common.errors import InputError
+from evomerge.config import SpaceConfig, WeightsConfig
+from evomerge.models.layout import Layout
+from evomerge.models.source import Source
+from evomerge.recipe import BASE
+from evomerge.search.spaces.dare import DareSpace
+from evomerge.search.spaces.layer_paths import FlowSpace
+from evomerge.search.spaces.lines import LinesSpace
+from evomerge.search.spaces.paths import MERGED, build_paths
+from evomerge.search.spaces.space import Space
+from evomerge.search.spaces.weights import WeightSpace
+
+
+def build_space(
+    config: SpaceConfig,
+    layout: Layout,
+    digests: Mapping[str, str],
+    seed: int,
+    sources: Mapping[str, Source] | None = None,
+) -> Space:
+    """Weights, paths, or paths over a searched merge, as the section says.
+
+    Args:
+        digests: source name → content digest, the base first.
+        seed: keys the random masks of every recipe of this space.
+        sources: read for the Grams of spherical recombination; see `WeightSpace`.
+
+    Raises:
+        InputError: what is named does not exist or does not fit; begins with its key.
+    """
+    weights = _weights(config, layout, digests, seed, sources) if config.weights else None
+    if config.path.kind == "none":
+        assert weights is not None, "the config has one of the two"
+        return weights
+    if weights and MERGED in digests:
+        raise InputError(
+            f"models.experts: {MERGED!r} is what a path calls the searched merge; rename the expert"
+        )
+    models = [*digests, *([MERGED] if weights else [])]
+    paths = build_paths(config.path, models, layout.layers)
+    yardsticks = weights or WeightSpace(_plain(digests), layout, digests, seed)
+    return FlowSpace(paths, config.path.kind, weights, yardsticks, layout, digests)
+
+
+def _weights(
+    config: SpaceConfig,
+    layout: Layout,
+    digests: Mapping[str, str],
+    seed: int,
+    sources: Mapping[str, Source] | None,
+) -> Space:
+    weights = WeightSpace(config, layout, digests, seed, sources)
+    assert config.weights is not None
+    dare, lines = config.weights.dare, config.weights.lines
+    inner = weights if dare is None else DareSpace(dare, weights, seed)
+    return inner if lines is None else LinesSpace(lines, inner, weights, layout.layers)
+
+
+def _plain(digests: Mapping[str, str]) -> SpaceConfig:
+    """Weights whose parents and baselines are compared with, where none are searched."""
+    assert BASE in digests
+    weights = WeightsConfig(method="ties", granularity="model", genes={"weight": [0.0, 1.0]})
+    return SpaceConfig(weights=weights)

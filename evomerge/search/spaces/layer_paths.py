@@ -1,0 +1,163 @@
+"""The space of paths, alone or over a searched merge: genes of both, recipes of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evomerge.methods.registry import find_method
+from evomerge.models.layout import Layout
+from evomerge.recipe import BASE, Merge, Recipe, Slot
+from evomerge.search.spaces.genes import Gene, Genome
+from evomerge.search.spaces.paths import MERGED, Layer, LayerPaths
+from evomerge.search.spaces.space import Space
+
+COMMON_BASELINES = ("ties default", "average")
+"""What is scored beside every campaign, whatever it searches."""
+
+
+class FlowSpace(Space):
+    """Paths through layers; with weight genes before the path's, weights × path.
+
+    The weight genes say how every layer is merged, and the path then takes layers of that merge,
+    under the name "merged", beside those of the other models: wherever its layer l stands, the slot
+    has the merges that the weight genes give layer l.
+    """
+
+    def __init__(
+        self,
+        paths: LayerPaths,
+        label: str,
+        weights: Space | None,
+        yardsticks: Space,
+        layout: Layout,
+        sources: Mapping[str, str],
+    ) -> None:
+        """Put the two together.
+
+        Args:
+            label: the path's kind.
+            weights: the space of the merge called "merged", if one is searched.
+            yardsticks: gives parents and baselines.
+            sources: name → content digest, the base first.
+        """
+        self._paths = paths
+        self._weights = weights
+        self._yardsticks = yardsticks
+        self._groups = layout.outside_groups
+        self._sources = dict(sources)
+        self._split = weights.dimension if weights else 0
+        first = (weights.initial,) if weights else ()
+        genes: list[Gene] = [*(weights.genes if weights else ()), *paths.genes]
+        super().__init__(genes, np.concatenate([*first, paths.initial]), (), self._seeds())
+        self.label = f"{weights.label} × {label}" if weights else label
+        if paths.scaled:
+            self.notes = (
+                "space.path.scales: a recipe whose path scales a layer other than its first cannot "
+                "be exported as a checkpoint",
+            )
+
+    def _seeds(self) -> dict[str, Genome]:
+        """The sources' genomes: by the path's genes, or as merges that run straight through."""
+        if self._weights is None:
+            return {n: g for n, g in self._paths.seeds.items() if n == self._paths.outside}
+        if self._paths.outside != MERGED or MERGED not in self._paths.seeds:
+            return {}
+        straight = self._paths.seeds[MERGED]
+        return {n: self._joined(g, straight) for n, g in self._weights.seeds.items()}
+
+    def _joined(self, weights: Genome, path: Genome) -> Genome:
+        return np.concatenate([weights, path])
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        """The weights' cuts and the path's."""
+        before = self._weights.cuts if self._weights else ()
+        return [*before, *(self._split + cut for cut in self._paths.cuts)]
+
+    def recombine(self, a: Genome, b: Genome, split: int, weight: float) -> Genome:
+        """The weights' own recombination, and the path's, on their sides of the genome."""
+        at = self._split
+        of_path = self._paths.recombine(a[at:], b[at:], max(split - at, 0), weight)
+        if self._weights is None:
+            return of_path
+        return self._joined(
+            self._weights.recombine(a[:at], b[:at], min(split, at), weight), of_path
+        )
+
+    def keep_in(self, folder: Path) -> None:
+        """Told to the weights too."""
+        if self._weights is not None:
+            self._weights.keep_in(folder)
+
+    def statistics(self, genome: Genome) -> dict[str, float]:
+        """The path's, and the weights' where they are searched."""
+        of_path = self._paths.statistics(genome[self._split :])
+        of_weights = self._weights.statistics(genome[: self._split]) if self._weights else {}
+        return {**of_weights, **of_path}
+
+    def decode(self, genome: Genome) -> Recipe:
+        """The recipe of a genome."""
+        merged = self._weights.decode(genome[: self._split]) if self._weights else None
+        path = self._paths.path(genome[self._split :])
+        made = [self._slot(index, layer, merged) for index, layer in enumerate(path)]
+        return Recipe(
+            sources=self._sources,
+            path=tuple(slot for slot, _ in made),
+            merges=(*self._outside(merged), *(merge for _, merges in made for merge in merges)),
+            seed=merged.seed if merged else 0,
+        )
+
+    def parents(self) -> dict[str, Recipe]:
+        """The base and each expert as recipes."""
+        return self._yardsticks.parents()
+
+    def baselines(self) -> dict[str, Recipe]:
+        """Merges along the models' own path that need no search; alone, those of any campaign."""
+        found = self._yardsticks.baselines()
+        if self._weights is None:
+            found = {name: found[name] for name in COMMON_BASELINES}
+        return found
+
+    def grid(self, points: int) -> dict[str, Recipe]:
+        """The weights' grid, along the models' own path; empty where no weights are searched."""
+        return self._weights.grid(points) if self._weights else {}
+
+    def _slot(self, index: int, layer: Layer, merged: Recipe | None) -> tuple[Slot, list[Merge]]:
+        """One slot and its merges."""
+        name = layer.models[0]
+        if name == MERGED:
+            assert merged is not None
+            source = merged.path[layer.layer].source
+            merges = [
+                merge.model_copy(update={"slot": index})
+                for merge in merged.merges
+                if merge.slot == layer.layer
+            ]
+        else:
+            source = name
+            merges = [_average(index, layer.models)] if len(layer.models) > 1 else []
+        return Slot(source=source, layer=layer.layer, scale=layer.scale), merges
+
+    def _outside(self, merged: Recipe | None) -> Iterator[Merge]:
+        """Embeddings, final norm and head of the model that gives them."""
+        name = self._paths.outside
+        if name == MERGED and merged is not None:
+            yield from (merge for merge in merged.merges if merge.slot is None)
+        elif name != BASE:
+            copied = find_method("passthrough", "space").name
+            for group in self._groups:
+                yield Merge(slot=None, group=group, method=copied, experts={name: {}})
+
+
+def _average(slot: int, models: Sequence[str]) -> Merge:
+    share = 1 / len(models)
+    return Merge(
+        slot=slot,
+        group="layer",
+        method=find_method("linear", "space").name,
+        experts={name: {"weight": share} for name in models if name != BASE},
+        parameters={"base_weight": share if BASE in models else 0.0, "normalize": True},
+    )

@@ -1,0 +1,1 @@
+"""Surrogate models of the fitness, and screening of proposals by them."""

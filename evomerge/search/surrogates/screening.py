@@ -1,0 +1,84 @@
+"""Screening: of several answers that an optimizer could give, the one a surrogate prefers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from evomerge.judging.scores import Scores
+from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index
+from evomerge.search.spaces.genes import Genome
+from evomerge.search.surrogates.features import Floats
+from evomerge.search.surrogates.surrogate import Surrogate
+
+AUGMENTED = 0.05
+"""The share of the sum in a trade-off, by which equals in the worst goal are told apart."""
+
+
+class Screened(Optimizer):
+    """An optimizer whose answers are screened (pre-selection, Emmerich et al. 2002; Ulmer et al.
+    2003).
+
+    To each ask it answers several times over, with randomness of its own for each; the genome whose
+    predicted value is the highest is proposed, and the optimizer hears of no other. CMA-ES thus
+    draws so many samples for each place of its population, and the preferred one takes it. The
+    first answer is what the optimizer alone would have proposed: it stands as long as there are too
+    few results. Openings are not screened.
+
+    For an optimizer of several goals every ask weighs them anew (ParEGO, Knowles 2006), so that the
+    whole front is preferred in turn.
+    """
+
+    def __init__(self, screened: Optimizer, among: int) -> None:
+        """`among`: how many answers to choose from.
+
+        Raises:
+            InputError: this optimizer cannot be screened.
+        """
+        screened.check_screening()
+        super().__init__(screened.domain, screened.seed)
+        self._screened = screened
+        self._among = among
+        self._openings = screened._openings
+        self._surrogate = Surrogate(screened.domain, all_goals=screened.all_goals)
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's own."""
+        return self._screened.state()
+
+    def members(self) -> Sequence[int]:
+        """The optimizer's own."""
+        return self._screened.members()
+
+    def check_metrics(self, names: Collection[str]) -> None:
+        """As the optimizer does."""
+        self._screened.check_metrics(names)
+
+    def check_goals(self, count: int) -> None:
+        """As the optimizer does."""
+        self._screened.check_goals(count)
+
+    def check_budget(self, trials: int) -> None:
+        """As the optimizer does."""
+        self._screened.check_budget(trials)
+
+    def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
+        index = ask_index(rng)
+        if not self._surrogate.ready:
+            return self._screened.answer(index)
+        answers = [self._screened.answer(index, nth) for nth in range(self._among)]
+        predicted = self._surrogate([genome for genome, _ in answers])
+        weights = np.random.default_rng(rng).dirichlet(np.ones(predicted.shape[1]))
+        return answers[int(np.argmin(_shortfall(predicted, weights)))]
+
+    def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
+        self._screened.tell(proposal, scores)
+        self._surrogate.learn(proposal.genome, scores)
+
+
+def _shortfall(predicted: Floats, weights: Floats) -> Floats:
+    """How far each lies behind the best of every goal: augmented Tchebycheff, shape (n,)."""
+    behind = weights * (predicted.max(axis=0) - predicted)
+    return np.asarray(behind.max(axis=1) + AUGMENTED * behind.sum(axis=1))

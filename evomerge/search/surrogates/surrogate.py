@@ -1,0 +1,151 @@
+"""What has been told of a search, as a guess at what has not been tried."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from scipy.spatial.distance import cdist
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from evomerge.judging.scores import Scores
+from evomerge.search.spaces.genes import Domain, Genome
+from evomerge.search.surrogates.features import Features, Floats
+
+if TYPE_CHECKING:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import Kernel
+
+FEWEST = 10
+"""Successes before anything is said."""
+MOST = 150
+"""A guess rests on as many results: those nearest to what is asked about."""
+LATEST = 2000
+"""They are looked for among the latest so many."""
+REFIT = 10
+"""The kernel is fitted anew every so many results, in long searches after some tenth more."""
+NUGGET = 1e-6
+"""What keeps the matrix invertible where results coincide."""
+
+
+class Result(NamedTuple):
+    """What one genome gave.
+
+    Attributes:
+        point: the genome's features.
+        goals: each larger is better; none for a failure.
+        value: the objective's value; NaN for a failure.
+        se: its standard error.
+    """
+
+    point: Floats
+    goals: tuple[float, ...]
+    value: float
+    se: float
+
+
+class Surrogate:
+    """A Gaussian process over the results nearest to what is asked about.
+
+    Goals enter by their ranks, as normal scores: what counts is who is better, and neither broken
+    merges nor broken constraints (Deb's rule: they rank below every candidate that keeps them, by
+    how much is broken) bend the rest. A failure stands in the middle: few by accident do no harm,
+    and where all fail nothing better is promised. A score of a larger standard error than the
+    others, such as an estimate from a rung, has so much more noise. What is predicted depends on
+    the results so far, in their order, and on nothing else.
+    """
+
+    def __init__(self, domain: Domain, *, all_goals: bool) -> None:
+        """`all_goals`: predict each objective of several, and not the value alone."""
+        self._features = Features(domain)
+        self._all_goals = all_goals
+        self._results: list[Result] = []
+        self._successes = 0
+        self._kernels: tuple[int, Kernel | None] = (0, None)  # of so many results
+
+    def learn(self, genome: Genome, scores: Scores | None) -> None:
+        """Take in a result; None for a failure."""
+        point = self._features(genome)
+        if scores is None or not np.isfinite(scores.objectives).all():
+            self._results.append(Result(point, (), np.nan, 0.0))
+            return
+        goals = scores.objectives if self._all_goals else (scores.value,)
+        if scores.violation > 0:
+            goals = (scores.fitness,) * len(goals)
+        self._results.append(Result(point, goals, scores.value, scores.se))
+        self._successes += 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is enough to go by."""
+        return self._successes >= FEWEST
+
+    def __call__(self, genomes: Sequence[Genome]) -> Floats:
+        """Each genome's goals as normal scores among the results near them, shape (n, goals)."""
+        points = np.stack([self._features(genome) for genome in genomes])
+        pool = self._results[-LATEST:]
+        apart = cdist(points, np.stack([result.point for result in pool])).min(axis=0)
+        nearest = np.sort(np.argsort(apart, kind="stable")[:MOST])
+        model = _regression(self._kernel(), [pool[i] for i in nearest], fit=False)
+        return np.asarray(model.predict(points)).reshape(len(points), -1)
+
+    def _kernel(self) -> Kernel:
+        """The kernel that the latest results made likeliest when it was last fitted."""
+        count = len(self._results)
+        turn = count - count % max(REFIT, 1 << count.bit_length() - 4)
+        if self._kernels[0] != turn:
+            model = _regression(
+                _prior(self._results[0].point), self._results[:turn][-MOST:], fit=True
+            )
+            self._kernels = turn, model.kernel_
+        return self._kernels[1]
+
+
+def _prior(point: Floats) -> Kernel:
+    """A Matérn-5/2 kernel and noise; lengths in units of the cube's diagonal."""
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    diagonal = np.sqrt(max(1, point.size))
+    smooth = Matern(0.5 * diagonal, (0.05 * diagonal, 20.0 * diagonal), nu=2.5)
+    return ConstantKernel(1.0, (1e-2, 1e2)) * smooth + WhiteKernel(0.1, (1e-3, 2.0))
+
+
+def _regression(
+    kernel: Kernel, results: Sequence[Result], *, fit: bool
+) -> GaussianProcessRegressor:
+    """The process through the results, its kernel as it is or fitted to them."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
+    optimizer = "fmin_l_bfgs_b" if fit else None
+    model = GaussianProcessRegressor(kernel, alpha=_excess_noise(results), optimizer=optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a bound is as good a value as any
+        return model.fit(np.stack([result.point for result in results]), _normal_scores(results))
+
+
+def _normal_scores(results: Sequence[Result]) -> Floats:
+    """Each goal's ranks as quantiles of N(0, 1), shape (n, goals); equals share theirs."""
+    known = np.array([bool(result.goals) for result in results])
+    goals = np.array([result.goals for result in results if result.goals])
+    if not known.any():
+        return np.zeros((len(results), 1))
+    scores = np.zeros((len(results), goals.shape[1]))
+    scores[known] = ndtri((rankdata(goals, axis=0) - 0.5) / len(goals))
+    return scores
+
+
+def _excess_noise(results: Sequence[Result]) -> Floats:
+    """The variance by which a score is less sure than the surest, in units of the scores' own."""
+    squares = np.array([result.se for result in results]) ** 2
+    values = np.array([result.value for result in results])
+    known = np.isfinite(values)
+    if not known.any():
+        return np.full(len(results), NUGGET)
+    low, high = np.quantile(values[known], [0.25, 0.75])
+    spread = max((high - low) / 1.349, 1e-12)
+    excess = np.where(known, squares - squares[known].min(), 0.0) / spread**2
+    return NUGGET + np.clip(excess, 0.0, 100.0)

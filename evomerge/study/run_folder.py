@@ -1,0 +1,154 @@
+"""A run's folder: the study beside the campaign that made it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge.common.errors import InputError
+from evomerge.config import CampaignConfig, load_campaign
+from evomerge.study.storage import describe, sqlite_url
+from evomerge.study.study import Study
+
+CAMPAIGN_FILE = "campaign.yaml"
+STUDY_FILE = "study.db"
+STATISTICS = "statistics"
+
+
+def study_place(config: CampaignConfig, folder: Path) -> tuple[str, str]:
+    """The storage URL and the name of a campaign's study."""
+    storage = config.study.storage
+    url = sqlite_url(folder / STUDY_FILE) if storage == "sqlite" else storage
+    return url, config.study.name or config.name
+
+
+def shown_campaign(config: CampaignConfig) -> dict[str, Any]:
+    """The campaign as JSON data for others to read: no password, no addresses of messages."""
+    shown = config.model_dump(mode="json", exclude={"trackers", "notify"})
+    if config.study.storage != "sqlite":
+        shown["study"]["storage"] = describe(config.study.storage)
+    return shown
+
+
+def remember_campaign(config: CampaignConfig, folder: Path) -> None:
+    """Write the campaign, with absolute paths, into the run's folder, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    path, partial = folder / CAMPAIGN_FILE, folder / f".{CAMPAIGN_FILE}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+        )
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def check_folder(config: CampaignConfig, folder: Path) -> None:
+    """See that the run a folder holds, if any, is of this campaign's study.
+
+    Raises:
+        InputError: another study's run lies there.
+    """
+    path = folder / CAMPAIGN_FILE
+    if path.is_file():
+        held = load_campaign(path)
+        theirs = study_place(held, folder)
+        if theirs[1] != study_place(config, folder)[1]:
+            raise InputError(
+                f"{folder}: holds the run of study {theirs[1]!r}, which belongs to another "
+                "campaign; choose another --out"
+            )
+        if [stage.name for stage in held.stages] != [stage.name for stage in config.stages]:
+            raise InputError(
+                f"{folder}: holds a run of this campaign with other stages; choose another --out"
+            )
+
+
+def stage_folder(folder: Path, stage: str) -> Path:
+    """Where a stage of a campaign runs, within the campaign's own folder."""
+    return folder / stage
+
+
+def stage_study(config: CampaignConfig, stage: str) -> str:
+    """The name of a stage's study."""
+    return f"{config.study.name or config.name}-{stage}"
+
+
+def statistics_folder(folder: Path) -> Path:
+    """Where a run keeps what its models alone decide, absolute."""
+    return folder.resolve() / STATISTICS
+
+
+def open_study_of(config: CampaignConfig, folder: Path) -> Study:
+    """The study of a campaign's run, to look at.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    return Study.read(*study_place(config, folder))
+
+
+def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
+    """The campaign and the study of a run's folder, to look at; of stages, of the latest one.
+
+    Raises:
+        InputError: the folder holds no run, or its study cannot be read.
+    """
+    own = run_folder(folder)
+    config = load_campaign(own / CAMPAIGN_FILE)
+    return config, open_study_of(config, own)
+
+
+class FollowedRun:
+    """A run that may be going on: its study, and of stages always that of the latest one."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it to look at.
+
+        Raises:
+            InputError: the folder holds no run, or its study cannot be read.
+        """
+        self._folder = folder
+        self._own = run_folder(folder)
+        self._study = open_run(self._own)[1]
+
+    @property
+    def study(self) -> Study:
+        """The study; what was read of it before is not read again.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        own = run_folder(self._folder)
+        if own != self._own:  # a stage is done, and the next has begun
+            latest = open_run(own)[1]
+            self._study.close()
+            self._own, self._study = own, latest
+        return self._study
+
+
+def run_folder(folder: Path) -> Path:
+    """The folder of a campaign's run itself; of stages, of the latest one.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    path = folder / CAMPAIGN_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: no run here (no {CAMPAIGN_FILE}); give the folder that "
+            "`evomerge search` was run with: runs/<name>, or its --out"
+        )
+    stages = load_campaign(path).stages
+    for stage in reversed(stages):
+        own = stage_folder(folder, stage.name)
+        if (own / CAMPAIGN_FILE).is_file() or stage is stages[0]:
+            return run_folder(own)
+    return folder

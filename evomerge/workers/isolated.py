@@ -1,0 +1,43 @@
+"""A job in a process of its own, so that its death is told from the driver's."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.connection import Connection
+
+from evomerge.common.errors import InputError
+from evomerge.workers.build import Job, Outcome, attempt
+from evomerge.workers.worker import Worker, WorkerSpec
+
+
+def measured_apart(job: Job, spec: WorkerSpec) -> Outcome:
+    """What becomes of a job in a new process with a worker of its own.
+
+    Raises:
+        InputError: what is wrong is wrong for every candidate.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork has no use of CUDA
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_measure, args=(theirs, job, spec), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        found: Outcome | InputError = ours.recv()
+    except EOFError:
+        return Outcome(job, reason="its worker died", lost=True)
+    finally:
+        ours.close()
+        process.kill()
+        process.join()
+    if isinstance(found, InputError):
+        raise found
+    return found
+
+
+def _measure(connection: Connection, job: Job, spec: WorkerSpec) -> None:
+    found: Outcome | InputError
+    try:
+        found = attempt(job, Worker(spec).measure)
+    except InputError as error:
+        found = error
+    connection.send(found)

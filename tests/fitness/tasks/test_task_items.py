@@ -1,0 +1,225 @@
+"""Items, weights, few-shot exclusion, and where tasks and their data are found."""
+
+from __future__ import annotations
+
+import pytest
+from fitness_reference import everything, scores, stock
+
+from evomerge.common.errors import InputError
+from evomerge.fitness.inference.local_model import Local, make_lm
+from evomerge.fitness.tasks.task_set import TaskSet, list_items
+
+
+def refused(config):
+    with pytest.raises(InputError) as caught:
+        list_items(config)
+    return str(caught.value)
+
+
+def test_items_are_known_without_a_model(lm, tasks, docs):
+    tasks.write("a", train=docs(5, seed=1))
+    tasks.write("b", "generate_until", fewshot_config={"sampler": "first_n"})
+    config = tasks.config(
+        {"task": "a", "num_fewshot": 2, "apply_chat_template": True, "weight": 3},
+        {"task": "b", "metric": "print", "num_fewshot": 4},
+    )
+    items = list_items(config)
+    assert items == TaskSet(config, Local(lm)).items
+    assert [(i.task, i.metric, i.higher_is_better, i.weight) for i in items] == [
+        ("a", "acc", True, 3),
+        ("b", "print", False, 1),
+    ]
+
+
+def test_ids_are_lm_evals_document_hashes(lm, tasks):
+    tasks.write("t")
+    config = tasks.config({"task": "t"})
+    (items,) = list_items(config)
+    assert list(items.ids) == list(stock(lm, config)["t"])
+
+
+def test_few_shot_documents_are_never_scored(tasks, docs):
+    tasks.write("t", fewshot_config={"sampler": "first_n"}, fewshot_split="test")
+    (items,) = list_items(tasks.config({"task": "t", "num_fewshot": 3}))
+    # The first three are everybody's examples; the fourth stands in when one of them is asked.
+    assert items.excluded == set(items.ids[:4])
+    (items,) = list_items(tasks.config({"task": "t"}))
+    assert items.excluded == frozenset()
+
+
+def test_a_test_document_found_among_the_examples_is_not_scored(tasks, docs):
+    test = docs(24)
+    copied = [test[7], *docs(1, seed=3)]
+    tasks.write("t", test=[*test, test[7]], train=copied)
+    (items,) = list_items(tasks.config({"task": "t", "num_fewshot": 2}))
+    assert items.excluded == {items.ids[7], items.ids[7] + "#2"}
+
+
+def test_too_few_items_left_by_few_shot_is_refused(tasks):
+    tasks.write("t")
+    message = refused(tasks.config({"task": "t", "num_fewshot": 5}))
+    assert "fitness.tasks[0].task" in message
+    assert "of 24 serve as one" in message
+    assert "fewshot_split" in message
+    assert "first_n" in message
+
+
+def test_a_group_shares_its_weight_by_size(lm, tasks, docs):
+    tasks.write("small", test=docs(6))
+    tasks.write("large", test=docs(18, seed=2), tag="both")
+    tasks.write_file("g", {"group": "g", "task": ["small", {"group": "sub", "task": ["large"]}]})
+    config = tasks.config({"task": "g", "weight": 2})
+    assert {i.task: i.weight for i in list_items(config)} == {"small": 0.5, "large": 1.5}
+    assert scores(lm, config) == stock(lm, config)
+    assert [i.task for i in list_items(tasks.config({"task": "both"}))] == ["large"]
+
+
+def test_a_group_that_lm_eval_averages_by_task_is_weighted_by_task(tasks, docs):
+    tasks.write("small", test=docs(6))
+    tasks.write("large", test=docs(18, seed=2))
+    means = [{"metric": "acc", "aggregation": "mean", "weight_by_size": False}]
+    tasks.write_file(
+        "g", {"group": "g", "task": ["small", "large"], "aggregate_metric_list": means}
+    )
+    assert {i.weight for i in list_items(tasks.config({"task": "g"}))} == {0.5}
+
+
+def test_a_task_in_two_entries_is_refused(tasks):
+    tasks.write("t")
+    tasks.write_file("g", {"group": "g", "task": ["t"]})
+    message = refused(tasks.config({"task": "t"}, {"task": "g"}))
+    assert "fitness.tasks[1].task: 'g' and 't' both hold 't'" in message
+
+
+def test_relative_data_files_start_at_the_task_file(lm, tasks, docs, tmp_path, monkeypatch):
+    tasks.write("t")
+    expected = list_items(tasks.config({"task": "t"}))[0].ids
+    (tasks.folder / "templates").mkdir()
+    (tasks.folder / "data").mkdir()
+    (tasks.folder / "t_test.jsonl").rename(tasks.folder / "data" / "t_test.jsonl")
+    text = (tasks.folder / "t.yaml").read_text().replace(str(tasks.folder / "t_"), "../data/t_")
+    (tasks.folder / "templates" / "base").write_text(text)
+    tasks.write_file("t", {"include": "templates/base", "task": "t"})
+    monkeypatch.chdir(tmp_path)
+    config = tasks.config({"task": "t"})
+    assert list_items(config)[0].ids == expected
+    tasks.write_file(
+        "t",
+        {
+            "include": "templates/base",
+            "task": "t",
+            "dataset_kwargs": {"data_dir": "data", "data_files": {"test": "t_test.jsonl"}},
+        },
+    )
+    assert list_items(config)[0].ids == expected
+
+
+def test_relative_data_of_a_task_defined_in_a_group_start_at_the_group_file(tasks):
+    tasks.write("t")
+    config = {
+        "task": "inner",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": ["t_test.jsonl"]}},
+        "test_split": "test",
+        "output_type": "loglikelihood",
+        "doc_to_text": "question",
+        "doc_to_target": "word",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    tasks.write_file("g", {"group": "g", "task": [config]})
+    (items,) = list_items(tasks.config({"task": "g"}))
+    assert (items.task, len(items.ids)) == ("g::inner", 24)
+
+
+def test_an_unknown_task_is_named_with_the_nearest(tasks, monkeypatch):
+    monkeypatch.setattr("evomerge.fitness.tasks.lm_eval_loading._built_in_index", dict)
+    tasks.write("addition")
+    (tasks.folder / "torn.yaml").write_text("task: [")
+    message = refused(tasks.config({"task": "addition"}, {"task": "adition"}))
+    assert message.startswith("fitness.tasks[1].task: no task 'adition' in ")
+    assert "did you mean addition?" in message
+    assert "torn.yaml cannot be read" in message
+
+
+def test_built_in_tasks_are_found_without_the_full_scan(tasks, monkeypatch):
+    monkeypatch.setattr("evomerge.fitness.tasks.lm_eval_loading._built_in_index", pytest.fail)
+    message = refused(tasks.config({"task": "arc_easy"}, allow_test_sets=True))
+    assert "fitness.tasks[0].task: 'arc_easy': its data cannot be read" in message
+    assert "offline" in message
+
+
+def test_a_missing_data_file_is_one_message(tasks):
+    tasks.write("t")
+    (tasks.folder / "t_test.jsonl").unlink()
+    assert "its data cannot be read" in refused(tasks.config({"task": "t"}))
+
+
+def test_a_damaged_data_file_is_one_message_with_the_reason(tasks):
+    tasks.write("t")
+    (tasks.folder / "t_test.jsonl").write_text('{"question": "w1"')
+    message = refused(tasks.config({"task": "t"}))
+    assert "fitness.tasks[0].task: 't' cannot be loaded: DatasetGenerationError" in message
+    assert "JSON parse error" in message
+
+
+def test_a_missing_include_path_is_named(tasks, tmp_path):
+    config = tasks.config({"task": "t"}, include_path=str(tmp_path / "nowhere"))
+    assert refused(config).startswith("fitness.include_path: ")
+
+
+def test_an_unknown_metric_lists_the_tasks_metrics(tasks):
+    tasks.write("t")
+    message = refused(tasks.config({"task": "t", "metric": "acc_nrm"}))
+    assert message == (
+        "fitness.tasks[0].metric: t has no metric 'acc_nrm'; it has: acc,none, acc_norm,none; "
+        "did you mean 'acc_norm'?"
+    )
+    assert "has no metric 'acc,strict'" in refused(
+        tasks.config({"task": "t", "metric": "acc,strict"})
+    )
+
+
+def test_a_metric_that_is_no_mean_over_documents_is_refused(tasks):
+    tasks.write("t", "loglikelihood")
+    message = refused(tasks.config({"task": "t", "metric": "perplexity"}))
+    assert "is not a mean of one number per document; usable: acc" in message
+
+
+def test_several_filters_ask_for_one(tasks):
+    take = [{"function": "take_first"}]
+    filters = [{"name": "strict", "filter": take}, {"name": "loose", "filter": take}]
+    tasks.write("t", "generate_until", filter_list=filters)
+    message = refused(tasks.config({"task": "t", "metric": "print"}))
+    assert "name one: 'print,strict', 'print,loose'" in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"kind": "loglikelihood_rolling", "doc_to_target": "word"}, "output_type loglikelihood_r"),
+        ({"unsafe_code": True}, "runs code the model writes"),
+        ({"doc_to_text": "{{missing.field}}"}, "cannot be loaded: UndefinedError"),
+        ({"num_fewshot": 99}, "requests of 't' cannot be built: ValueError"),
+    ],
+)
+def test_tasks_that_cannot_be_scored_are_refused(keys, message, tasks):
+    tasks.write("t", **keys)
+    metric = "word_perplexity" if "kind" in keys else "acc"
+    assert message in refused(tasks.config({"task": "t", "metric": metric}))
+
+
+def test_what_depends_on_the_model_is_said_before_scoring(lm, llama, tokenizer, tasks):
+    tasks.write("t", "generate_until")
+    entry = {"task": "t", "metric": "print"}
+    short = make_lm(llama(length=6), tokenizer, batch_size=8)
+    with pytest.raises(InputError, match="may generate 6 tokens, but the model reads 6"):
+        TaskSet(tasks.config(entry), Local(short))
+    lm.tokenizer.chat_template = None
+    with pytest.raises(InputError, match="no chat template"):
+        TaskSet(tasks.config({**entry, "apply_chat_template": True}), Local(lm))
+
+
+def test_every_item_has_an_id_of_its_own(lm, tasks, docs):
+    tasks.write("t", test=[*docs(5), *docs(5)])
+    ids = everything(TaskSet(tasks.config({"task": "t"}), Local(lm)))["t"]
+    assert len(set(ids)) == 10

@@ -1,0 +1,250 @@
+"""Checkpoints written tensor by tensor: the format, kills and resumes, and peak memory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from filelock import FileLock
+from safetensors.torch import save_file
+
+from evomerge.common.errors import InputError
+from evomerge.config import DtypeConfig, ModelsConfig
+from evomerge.materialize.disk import checkpoint
+from evomerge.materialize.disk.checkpoint import export_checkpoint
+from evomerge.materialize.disk.shard import Entry, write_shard
+from evomerge.materialize.kernel import Kernel
+from evomerge.models.checks.checked_models import check_models
+from evomerge.models.files.pages import Releaser
+from evomerge.models.files.shards import read_stored
+from evomerge.recipe import BASE, Merge, Recipe, Slot
+
+SHARD_BYTES = 12_000
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    paths = tiny.save_family(tmp_path_factory.mktemp("family"), ("math",), tie_word_embeddings=True)
+    return check_models(ModelsConfig(base=str(paths["base"]), experts={"math": str(paths["math"])}))
+
+
+def recipe_of(models, weight=0.5):
+    merges = [
+        Merge(
+            slot=slot,
+            group="layer" if slot is not None else "embeddings",
+            method="task_arithmetic",
+            experts={"math": {"weight": weight}},
+        )
+        for slot in (None, *range(models.layout.layers))
+    ]
+    return Recipe(
+        sources={name: source.digest for name, source in models.sources.items()},
+        path=[Slot(source=BASE, layer=layer) for layer in range(models.layout.layers)],
+        merges=merges,
+    )
+
+
+def export(models, to, weight=0.5, **dtype):
+    return export_checkpoint(
+        recipe_of(models, weight), models, DtypeConfig(**dtype), to, shard_bytes=SHARD_BYTES
+    )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def killed_export(models, to, moment, monkeypatch, **options):
+    """Export in a child that kills itself at the n-th merged tensor, or before the renaming."""
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        filled, fill = [], Kernel.fill
+
+        def counting(self, out, step, seed):
+            filled.append(step.name)
+            if len(filled) == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fill(self, out, step, seed)
+
+        monkeypatch.setattr(Kernel, "fill", counting)
+        if moment is None:
+            kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+            monkeypatch.setattr(checkpoint, "_publish", kill)
+        export(models, to, **options)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert not to.exists()
+    return to.with_name(f".{to.name}.partial")
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("moment", [1, 8, 15, None])
+def test_a_killed_export_goes_on_at_the_last_complete_shard(models, tmp_path, monkeypatch, moment):
+    expected = contents(export(models, tmp_path / "expected"))
+    assert sum(name.endswith(".safetensors") for name in expected) > 3
+    partial = killed_export(models, tmp_path / "out", moment, monkeypatch)
+    complete = {path.name: path.stat() for path in partial.glob("*.safetensors")}
+    assert (len(complete) > 0) == (moment != 1)
+    filled, fill = [], Kernel.fill
+
+    def counting(self, out, step, seed):
+        filled.append(step.name)
+        fill(self, out, step, seed)
+
+    monkeypatch.setattr(Kernel, "fill", counting)
+    out = export(models, tmp_path / "out")
+    assert contents(out) == expected
+    for name, before in complete.items():
+        after = (out / name).stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    written = sum(len(stored_names(out / name)) for name in complete)
+    assert len(filled) == len(models.layout.names) - written
+    assert not partial.exists()
+
+
+def stored_names(path):
+    header = path.read_bytes()
+    names = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
+    return names.keys() - {"__metadata__"}
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("before", [{"weight": 0.25}, {"weights": "float32"}])
+def test_what_a_killed_export_of_another_checkpoint_left_is_not_used(
+    models, tmp_path, monkeypatch, before
+):
+    expected = contents(export(models, tmp_path / "expected"))
+    partial = killed_export(models, tmp_path / "out", None, monkeypatch, **before)
+    assert len(list(partial.glob("*.safetensors"))) > 3
+    assert contents(export(models, tmp_path / "out")) == expected
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_truncated_shard_is_written_again(models, tmp_path, monkeypatch):
+    expected = contents(export(models, tmp_path / "expected"))
+    partial = killed_export(models, tmp_path / "out", None, monkeypatch)
+    shard = min(partial.glob("*.safetensors"))
+    os.truncate(shard, shard.stat().st_size - 2)
+    assert contents(export(models, tmp_path / "out")) == expected
+
+
+def test_ctrl_c_keeps_the_shards_and_an_error_does_not(models, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    def failed(*_):
+        raise InputError("no")
+
+    partial = tmp_path / ".out.partial"
+    monkeypatch.setattr(checkpoint, "_publish", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        export(models, tmp_path / "out")
+    assert len(list(partial.glob("*.safetensors"))) > 3
+    monkeypatch.setattr(checkpoint, "_publish", failed)
+    with pytest.raises(InputError, match="no"):
+        export(models, tmp_path / "out")
+    assert not partial.exists()
+
+
+def test_two_processes_do_not_write_one_checkpoint(models, tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    with (
+        FileLock(tmp_path / ".out.partial" / ".lock"),
+        pytest.raises(InputError, match="another process"),
+    ):
+        export(models, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shard_has_the_bytes_that_safetensors_would_write(tmp_path, dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"b.weight": (3, 5), "a": (7,), "é": (2, 2, 2)}
+    tensors = {n: torch.randn(s, generator=generator).to(dtype) for n, s in shapes.items()}
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    write_shard(
+        tmp_path / "ours", [Entry(n, shapes[n], dtype, lambda n=n: tensors[n]) for n in tensors]
+    )
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_tensors_of_several_dtypes_share_a_shard(tmp_path):
+    tensors = {
+        "a": torch.ones(3, dtype=torch.bfloat16),
+        "b": torch.arange(4.0),
+        "c": torch.full((1,), 2.0, dtype=torch.float64),
+    }
+    write_shard(
+        tmp_path / "model.safetensors",
+        [Entry(n, tuple(t.shape), t.dtype, lambda t=t: t) for n, t in tensors.items()],
+    )
+    read = read_stored(tmp_path, allow_pickle=False)
+    for name, tensor in tensors.items():
+        assert torch.equal(read[name].tensor, tensor)
+        assert read[name].tensor.dtype == tensor.dtype
+
+
+def test_released_tensors_read_the_same_again_and_those_in_memory_keep_their_values(tmp_path):
+    values = torch.arange(1 << 20, dtype=torch.float32)
+    save_file({"w": values}, tmp_path / "model.safetensors")
+    mapped = read_stored(tmp_path, allow_pickle=False)["w"].tensor
+    private = values.clone()
+    releaser = Releaser(limit=0)
+    releaser.add([mapped, private, mapped.view(1024, 1024).T])
+    assert torch.equal(mapped, values)
+    assert torch.equal(private, values)
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from evomerge.config import DtypeConfig, ModelsConfig
+from evomerge.export.checkpoint import export_checkpoint
+from evomerge.models.checks.checked_models import check_models
+from test_streaming import recipe_of
+
+folder = Path(sys.argv[1])
+experts = {"math": str(folder / "math")}
+models = check_models(ModelsConfig(base=str(folder / "base"), experts=experts))
+export_checkpoint(recipe_of(models), models, DtypeConfig(), folder / "out")
+# getrusage would tell the peak of the process that started this one, where that is higher
+status = Path("/proc/self/status").read_text()
+print(status.partition("VmHWM:")[2].split()[0])
+"""
+
+
+def peak(folder, layers):
+    """MiB held at most while two models of 14 MB a layer are merged."""
+    tiny.save_family(
+        folder,
+        ("math",),
+        dtype=torch.float32,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        tie_word_embeddings=True,
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", PEAK, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    return int(ran.stdout.split()[-1]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+def test_peak_memory_does_not_grow_with_the_model(tmp_path):
+    small, large = peak(tmp_path / "small", 9), peak(tmp_path / "large", 18)
+    more = sum(path.stat().st_size for path in (tmp_path / "large").glob("*/*.safetensors"))
+    more -= sum(path.stat().st_size for path in (tmp_path / "small").glob("*/*.safetensors"))
+    assert more / 2**20 > 230
+    assert large - small < 40, (small, large)

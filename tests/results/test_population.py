@@ -1,0 +1,199 @@
+"""Who is kept, who solves what, and where a recipe comes from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from invented import COUNTS, Invented
+
+from evomerge.recipe import Recipe
+from evomerge.report.figures.archive import archive_state, elites, item_matrix, niches
+from evomerge.report.figures.coefficients import heat_map
+from evomerge.report.figures.lineage import data_flow, lineage
+from evomerge.results.ancestry import lineage_summary, path_summary
+from evomerge.results.coefficients import coefficient_summary, population_coefficients
+from evomerge.results.population import (
+    grid_summary,
+    item_summary,
+    niche_summary,
+    population_of,
+    state_summary,
+)
+from evomerge.results.summary import search_summary
+
+N = COUNTS["search"]
+
+
+def solving(*numbers, tasks=("add", "mul")):
+    """Items of each task of which those of these numbers are solved."""
+    return {task: np.isin(np.arange(N), numbers) * 1.0 for task in tasks}
+
+
+@pytest.fixture
+def archived(tmp_path):
+    """Four trials; the optimizer kept those of ask 0, 2 and 3 when the last of them arrived."""
+    run = Invented(tmp_path / "run", optimizer="m2n2").yardsticks()
+    states = [[], [0], [0], [0, 2, 3]]
+    solved = [range(0, 20), range(0, 2), range(10, 30), range(0, 20)]
+    for members, numbers in zip(states, solved, strict=True):
+        state = {"members": members, "coverage": 0.1 * len(members), "entropy": 0.5}
+        run.add(run.recipe(), items=solving(*numbers), state=state)
+    return run
+
+
+def trials(run):
+    return [e for e in run.study.evaluations() if e.optimizers_own]
+
+
+def test_the_population_is_what_the_optimizer_kept_the_best_first(archived):
+    population = population_of(archived.study)
+    assert population.kept
+    assert [e.ask for e in population.trials] == [0, 2, 3]
+    archived.add(archived.recipe(), 0.99, state={"members": [1, 2]})
+    assert [e.ask for e in population_of(archived.study).trials] == [2, 1]
+
+
+def test_without_an_archive_the_best_stand_in_every_recipe_once(tmp_path):
+    run = Invented(tmp_path / "run").yardsticks().search([0.5, 0, 0.9], {1: "oom"})
+    run.add(Recipe.from_json(trials(run)[2].recipe), 0.9)
+    run.add(run.recipe(), 1.0, stopped=20)
+    population = population_of(run.study)
+    assert not population.kept
+    assert [e.ask for e in population.trials] == [2, 0], "an estimate is never among the best"
+
+
+def test_niches_add_up_to_what_is_solved_and_tell_what_is_solved_by_one_alone(archived):
+    first, *_, last = niche_summary(archived.study, population_of(archived.study))
+    assert first["trial"] == trials(archived)[2].number
+    assert first["alone"] == pytest.approx(10 / N)
+    assert first["share"] == pytest.approx((10 + 10 / 3) / N)
+    assert (last["alone"], last["share"]) == (0, pytest.approx((10 / 2 + 10 / 3) / N))
+    figure = niches(niche_summary(archived.study, population_of(archived.study)))
+    drawn = sum(sum(bars.x) for bars in figure.data)
+    assert drawn == pytest.approx(30 / N), "their shares are the share of items anyone solves"
+
+
+def test_a_member_stopped_on_a_rung_has_no_niche_and_gaps_for_what_was_not_measured(archived):
+    archived.add(archived.recipe(), items=solving(*range(N)), stopped=8, state={"members": [0, 1]})
+    archived.add(archived.recipe(), 0.5, state={"members": [0, 4]})
+    population = population_of(archived.study)
+    assert [e.ask for e in population.trials] == [0, 4], "estimates come last"
+    assert [one["trial"] for one in niche_summary(archived.study, population)] == [
+        trials(archived)[0].number
+    ]
+    found = item_summary(archived.study, population, "")
+    assert found["rows"][-1]["estimated"]
+    for task in found["tasks"]:
+        assert task["values"][-1].count(None) == N - 8
+        assert task["values"][-2].count(None) == 0
+    figure = item_matrix(found)
+    assert figure.layout.yaxis.ticktext[-1].endswith("(est.)")
+    assert "not measured" in [t.name for t in figure.data]
+
+
+def test_the_matrix_holds_every_item_of_parents_and_members_easiest_first(archived):
+    population = population_of(archived.study)
+    found = item_summary(archived.study, population, population.trials[1].digest)
+    assert [row["name"] for row in found["rows"][:3]] == ["base", "math", "lang"]
+    assert [row["role"] for row in found["rows"]] == ["parent"] * 3 + ["member", "winner", "member"]
+    [add, _mul] = found["tasks"]
+    members = np.array(add["values"])[3:]
+    assert members.sum(axis=1).tolist() == [20, 20, 20]
+    assert (np.diff(members.mean(axis=0)) <= 0).all()
+    [base] = [e for e in archived.study.evaluations() if e.name == "base" and e.split == "search"]
+    assert sum(add["values"][0]) == base.scores["add"].sum()
+    figure = item_matrix(found)
+    assert [list(row) for row in figure.data[0].z] == add["values"]
+    assert figure.layout.yaxis.ticktext[4].endswith("★")
+
+
+def test_losses_are_turned_and_scaled_from_the_worst_to_the_best(tmp_path):
+    run = Invented(tmp_path / "run", tasks=("loss",), lower_is_better=("loss",))
+    run.add(run.recipe(), items={"loss": np.linspace(1.0, 3.0, N)})
+    [task] = item_summary(run.study, population_of(run.study), "")["tasks"]
+    assert (task["values"][0][0], task["values"][0][-1]) == (1, 0)
+
+
+def test_many_items_share_columns_as_means(monkeypatch, archived):
+    monkeypatch.setattr("evomerge.results.population.COLUMNS", 20)
+    [add, _] = item_summary(archived.study, population_of(archived.study), "")["tasks"]
+    assert add["together"] == 4
+    assert len(add["values"][3]) == N / 4
+    assert sum(add["values"][3]) == pytest.approx(20 / 4)
+
+
+def test_coverage_and_entropy_are_drawn_as_they_were_recorded(archived):
+    found = state_summary(archived.study)
+    numbers = [e.number for e in trials(archived)]
+    assert found["coverage"] == {"trial": numbers, "value": pytest.approx([0, 0.1, 0.1, 0.3])}
+    assert [tuple(t.y) for t in archive_state(found).data] == [
+        tuple(found["coverage"]["value"]),
+        tuple(found["entropy"]["value"]),
+    ]
+
+
+def test_elites_stand_in_the_cells_of_their_measures(tmp_path):
+    run = Invented(tmp_path / "run", optimizer="map_elites").yardsticks().search([0.3, 0.8])
+    state = {"members": [0, 1], "cells": [[2, 3], [9, 9]], "measures": ["add", "mul"]}
+    run.add(run.recipe(), 0.1, state=state)
+    grid = grid_summary(run.study)
+    assert (grid["shape"], grid["bounds"]) == ([10, 10], [[0, 1], [0, 1]])
+    figure = elites(grid)
+    [heat] = figure.data
+    assert heat.z[3][2] == trials(run)[0].value
+    assert heat.z[9][9] == trials(run)[1].value
+    assert sum(value is not None for row in heat.z for value in row) == 2
+    assert (heat.x0 + 2 * heat.dx, heat.y0 + 3 * heat.dy) == pytest.approx((0.25, 0.35))
+    assert figure.layout.xaxis.title.text == "add"
+
+
+def test_the_populations_coefficients_are_means_and_deviations_of_its_recipes(tmp_path):
+    run = Invented(tmp_path / "run")
+    low, high = (run.recipe([value] * len(run.genes)).to_json() for value in (0.25, 0.75))
+    high["merges"] = high["merges"][:-1]  # a group that only one of them has
+    found = population_coefficients(run.study, [low, high])["weight"]
+    assert found["rows"] == coefficient_summary(run.study, low)["weight"]["rows"]
+    assert found["values"][0] == [0.5, 0.5]
+    assert found["spread"][0] == [0.25, 0.25]
+    assert (found["values"][-1], found["spread"][-1]) == ([0.25, 0.25], [0.0, 0.0])
+    assert heat_map("weight", found).data[0].z[0] == [0.5, 0.5]
+
+
+def test_a_family_holds_every_ancestor_once_with_its_generation(tmp_path):
+    run = Invented(tmp_path / "run", optimizer="m2n2").yardsticks()
+    parents = [(), (), (), (0, 1), (3,), (3, 4, 77)]
+    for level, own in zip([0.2, 0.3, 0.9, 0.4, 0.5, 0.8], parents, strict=True):
+        run.add(run.recipe(), level, parents=own, stopped=10 if own == (3,) else None)
+    numbers = [e.number for e in trials(run)]
+    family = lineage_summary(run.study, numbers[5])["trials"]
+    assert [one["trial"] for one in family] == [numbers[i] for i in (0, 1, 3, 4, 5)]
+    assert [one["generation"] for one in family] == [2, 2, 1, 1, 0]
+    assert family[-1]["parents"] == [numbers[3], numbers[4]], "what is not on record is left out"
+    assert lineage_summary(run.study, numbers[0]) is None
+    figure = lineage({"trials": family}, search_summary(run.study), "winner", "score")
+    marks = {t.name: t for t in figure.data}
+    assert list(marks["beginning"].x) == numbers[:2]
+    assert list(marks["ancestor"].marker.symbol) == ["circle", "circle", "circle-open"]
+    assert list(marks["other trials"].x) == [numbers[2]]
+
+
+def test_a_path_names_the_source_of_every_slot_and_the_bases_own_is_no_news(tmp_path):
+    run = Invented(tmp_path / "run").yardsticks()
+    recipe = run.recipe().to_json()
+    assert path_summary(run.study, recipe) is None
+    recipe["path"] = [
+        {"source": "lang", "layer": 2, "scale": 1.0},
+        {"source": "base", "layer": 0, "scale": 0.5},
+        {"source": "math", "layer": 2, "scale": 1.0},
+    ]
+    recipe["merges"] = [merge for merge in recipe["merges"] if merge["slot"] == 1]
+    path = path_summary(run.study, recipe)
+    assert [slot["source"] for slot in path] == ["lang", "merged", "math"]
+    figure = data_flow(path, [path[:2]])
+    marks = {t.name: t for t in figure.data if t.mode != "lines"}
+    assert {name: (t.x[0], t.y[0]) for name, t in marks.items()} == {
+        "lang": (0, 2),
+        "merged": (1, 0),
+        "math": (2, 2),
+    }
+    assert marks["merged"].text == ("×0.50",)

@@ -1,0 +1,138 @@
+"""What is said of a winner that was the best of many: in the terminal, in JSON, on the page."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from invented import Invented
+from rich.console import Console
+
+from evomerge.export.card import _scores
+from evomerge.judging.best_of_many import on_new_items
+from evomerge.judging.intervals import holm, interval
+from evomerge.recipe import Recipe
+from evomerge.report.pages.report import report_page
+from evomerge.report.tables import best_table, short
+from evomerge.results.selection_bias import test_sets_line as told_of
+from evomerge.results.summary import best_summary, trial_summary
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    """A finished campaign whose winner was chosen among four of equal worth."""
+    run = Invented(tmp_path_factory.mktemp("chosen"), budget=5)
+    run.yardsticks().search([0.6, 0.6, 0.6, 0.6, 0.1])
+    top = [e for e in run.study.evaluations() if e.optimizers_own][:4]
+    on_select = [
+        run.add(Recipe.from_json(e.recipe), 0.6, split="select", role="finalist") for e in top
+    ]
+    winner = max(on_select, key=lambda e: e.value)
+    run.yardsticks("select").yardsticks("test")
+    run.add(Recipe.from_json(winner.recipe), 0.6, split="test", role="finalist")
+    run.opened({"trials": 5, "winner": winner.digest})
+    digests = [e.digest for e in on_select]
+    facts = {"winner": winner.digest, "finalists": digests, "trials": 5}
+    run.study.set_note("concluded", facts)
+    return run, winner, on_select
+
+
+def printed(best):
+    console = Console(width=400)
+    with console.capture() as capture:
+        console.print(best_table(best))
+    return " ".join(capture.get().split())
+
+
+def test_the_select_score_of_the_best_of_many_is_corrected(chosen):
+    run, winner, on_select = chosen
+    choice = best_summary(run.study)["choice"]
+    expected = on_new_items(run.judge, [e.scores for e in on_select])
+    assert (choice["finalists"], choice["select"]) == (4, winner.value)
+    assert choice["expected"] == pytest.approx(expected)
+    excess, span = winner.value - expected, interval(run.judge, winner.scores)
+    assert excess > 0.02
+    assert (choice["low"], choice["high"]) == pytest.approx((span.low - excess, span.high - excess))
+
+
+def test_the_correction_is_printed_and_stands_on_page_and_card(chosen):
+    best = best_summary(chosen[0].study)
+    select, expected = best["choice"]["select"], best["choice"]["expected"]
+    for text, number in (
+        (printed(best), short),
+        (" ".join(report_page(chosen[0].study).split()), short),
+        (" ".join(_scores(best)), "{:.3f}".format),
+    ):
+        assert f"Best of 4 on select: {number(select)} there is too high by about" in text
+        assert f"on new documents {number(expected)} [{number(best['choice']['low'])}," in text
+        assert "The test split had no part in the choice: its intervals need no correction" in text
+
+
+def test_only_those_among_whom_the_winner_was_chosen_count(chosen):
+    """An extended campaign has scored others on select before."""
+    run, winner, on_select = chosen
+    others = [e for e in on_select if e is not winner][:1]
+    facts = {"winner": winner.digest, "finalists": [e.digest for e in [winner, *others]]}
+    before = run.study.note("concluded")
+    run.study.set_note("concluded", {**before, **facts})
+    assert best_summary(run.study)["choice"]["finalists"] == 2
+    run.study.set_note("concluded", {"winner": winner.digest, "trials": 5})  # an older study's
+    assert best_summary(run.study)["choice"]["finalists"] == 4
+    run.study.set_note("concluded", before)
+
+
+def test_nothing_is_corrected_where_nothing_was_chosen(chosen, finished, midway):
+    assert best_summary(midway.study)["choice"] is None
+    choice = best_summary(finished.study)["choice"]
+    assert choice["finalists"] == 1
+    assert choice["expected"] == choice["select"]
+    run, winner, on_select = chosen
+    other = next(e for e in on_select if e.digest != winner.digest)
+    assert trial_summary(run.study, other)["choice"] is None
+
+
+def test_p_values_are_of_mcnemars_test_and_corrected_for_the_rows(chosen):
+    best = best_summary(chosen[0].study)
+    for split in ("search", "select", "test"):
+        rows = [*best["parents"].values(), *best["baselines"].values()]
+        found = [row[split]["winner_minus_this"] for row in rows]
+        assert {one["test"] for one in found} == {"mcnemar"}
+        assert [one["p_holm"] for one in found] == holm([one["p"] for one in found])
+    text = printed(best)
+    assert "p: exact McNemar test, two-sided, Holm-corrected for 5 rows" in text
+    paired = best["baselines"]["ties default"]["test"]["winner_minus_this"]
+    assert paired["p"] < paired["p_holm"]
+    row = text.partition("ties default")[2].partition("average")[0]
+    assert row.split()[-1] == short(paired["p_holm"])
+    card = " ".join(_scores(best))
+    assert f"p = {paired['p_holm']:.3f}" in card
+
+
+def test_scores_between_right_and_wrong_have_a_permutation_test(tmp_path):
+    run = Invented(tmp_path / "run", budget=1).yardsticks()
+    run.search([0.8])
+    for evaluation in run.study.evaluations():
+        for values in evaluation.scores.values():
+            values *= np.linspace(0.5, 1, len(values))
+    best = best_summary(run.study)
+    assert best["parents"]["base"]["search"]["winner_minus_this"]["test"] == "permutation"
+    assert "p: paired permutation test, two-sided" in printed(best)
+
+
+def test_public_test_sets_are_told_of_a_few_by_name(chosen):
+    run = chosen[0]
+    tasks = run.study.note("tasks")
+    run.study.set_note("tasks", [{**task, "test_set": "a/b, split test"} for task in tasks])
+    best = best_summary(run.study)
+    assert best["test_sets"] == ["add", "mul"]
+    for text in (printed(best), " ".join(_scores(best)), report_page(run.study)):
+        assert "add, mul are public test sets, and the search has seen a part" in text
+    run.study.set_note("tasks", tasks)
+    assert best_summary(run.study)["test_sets"] == []
+    assert told_of(["a", "b", "c", "d", "e"]).startswith("a, b, c and 2 more are public test sets")
+
+
+def test_the_grid_is_a_group_of_its_own_on_the_page(chosen):
+    run = chosen[0]
+    run.add(run.recipe([7] * len(run.genes)), 0.5, role="grid", name="ties weight 0.5")
+    page = " ".join(report_page(run.study).split())
+    assert 'ties weight 0.5 (best of 1 on a grid) <span class="soft">grid</span>' in page

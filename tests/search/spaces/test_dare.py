@@ -1,0 +1,140 @@
+"""DARE in a campaign: task vectors thinned out at random before they are merged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from spaces import DIGESTS, layout
+
+from evomerge.common.errors import InputError
+from evomerge.config import SpaceConfig, WeightsConfig
+from evomerge.search.spaces.build import build_space
+
+WEIGHTS = {"method": "ties", "genes": {"weight": [0, 1.5]}}
+GROUPS = ["embeddings", "layer_0", "layer_1", "layer_2", "final_norm", "head"]
+
+
+def space(dare, path="none", **weights):
+    section = {**WEIGHTS, **weights, "dare": dare}
+    return build_space(SpaceConfig(weights=section, path=path), layout(), DIGESTS, seed=1)
+
+
+def densities(recipe):
+    return [None if merge.drop is None else merge.drop.density for merge in recipe.merges]
+
+
+def with_params(s, **params):
+    named = {name.replace("__", "."): value for name, value in params.items()}
+    return s.genome_of(named)
+
+
+def test_one_gene_thins_out_the_whole_model():
+    s = space({"density": [0.2, 1], "rescale": "l1"})
+    assert [gene.name for gene in s.genes][:2] == ["dare.density", "weight.embeddings.math"]
+    recipe = s.decode(with_params(s, dare__density=0.6))
+    assert densities(recipe) == pytest.approx([0.6] * 6)
+    assert {merge.drop.rescale for merge in recipe.merges} == {"l1"}
+    assert recipe.seed == 1
+    assert s.statistics(with_params(s, dare__density=0.6))["dare.density"] == pytest.approx(0.6)
+
+
+def test_a_gene_of_every_group_stands_where_the_groups_begin():
+    s = space({"density": [0.2, 1], "per": "group"})
+    names = [gene.name for gene in s.genes]
+    assert [name for name in names if name.startswith("dare")] == [
+        f"dare.density.{group}" for group in GROUPS
+    ]
+    assert [names[cut] for cut in s.cuts] == [f"dare.density.{group}" for group in GROUPS]
+    recipe = s.decode(with_params(s, dare__density__layer_1=0.5))
+    assert {m.slot: m.drop.density for m in recipe.merges if m.drop} == {1: 0.5}
+
+
+def test_a_group_whose_weights_are_fixed_has_its_gene_all_the_same():
+    genes = {"weight": [0, 1.5], "weight.layer_1.*": 0.5, "weight.head.*": 0.5}
+    s = space({"density": [0.2, 1], "per": "group"}, genes=genes)
+    wanted = dict(zip(GROUPS, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8), strict=True))
+    genome = s.genome_of({f"dare.density.{group}": value for group, value in wanted.items()})
+    assert sorted(densities(s.decode(genome))) == pytest.approx(list(wanted.values()))
+    assert s.decode(s.initial).merges[1].experts["math"]["weight"] == pytest.approx(0.5)
+
+
+def test_the_weights_genes_mean_what_they_mean_without_it():
+    plain = build_space(SpaceConfig(weights=WEIGHTS), layout(), DIGESTS, seed=1)
+    s = space({"density": [0.2, 1], "per": "group"})
+    genome = np.random.default_rng(0).random(plain.dimension)
+    params = plain.params(genome)
+    ones = {f"dare.density.{group}": 1.0 for group in GROUPS}
+    assert s.decode(s.genome_of({**params, **ones})).digest == plain.decode(genome).digest
+
+
+@pytest.mark.parametrize("per", ["model", "group"])
+def test_the_search_begins_where_nothing_is_dropped(per):
+    plain = build_space(SpaceConfig(weights=WEIGHTS), layout(), DIGESTS, seed=1)
+    s = space({"per": per})
+    assert s.decode(s.initial).digest == plain.decode(plain.initial).digest
+    assert s.baselines().keys() == plain.baselines().keys()
+    assert s.grid(2).keys() == plain.grid(2).keys()
+
+
+@pytest.mark.parametrize("per", ["model", "group"])
+def test_a_density_with_a_value_is_no_gene(per):
+    s = space({"density": 0.4, "per": per})
+    assert s.genes[0].name == "weight.embeddings.math"
+    assert densities(s.decode(s.initial)) == [0.4] * 6
+
+
+def test_with_lines_task_vectors_are_thinned_out_and_scaled():
+    s = space({"density": [0.2, 1], "per": "group"}, lines={"alpha": 0.5, "beta": [0, 1]})
+    assert [gene.name for gene in s.genes][:2] == ["lines.beta", "dare.density.embeddings"]
+    recipe = s.decode(s.genome_of({"lines.beta": 1.0, "dare.density.layer_2": 0.5}))
+    [merge] = [merge for merge in recipe.merges if merge.slot == 2]
+    assert (merge.parameters["lambda"], merge.drop.density) == (1.5, 0.5)
+    assert {s.genes[cut].name for cut in s.cuts[1:]} == {f"dare.density.{g}" for g in GROUPS}
+
+
+def test_crossovers_leave_each_side_to_one_parent():
+    s = space({"per": "group"})
+    a, b = np.zeros(s.dimension), np.ones(s.dimension)
+    for cut in s.cuts[1:]:
+        child = s.recombine(a, b, cut, 1.0)
+        assert (set(child[:cut]), set(child[cut:])) == ({0.0}, {1.0})
+
+
+def test_a_path_runs_through_thinned_layers():
+    s = space({"density": 0.4}, path={"kind": "given", "layers": [0, 1, 2, 2]})
+    recipe = s.decode(s.initial)
+    assert [m.drop.density for m in recipe.merges if m.slot is not None] == [0.4] * 4
+    assert recipe.seed == 1
+
+
+def test_studies_without_it_keep_their_identity():
+    assert "dare" not in WeightsConfig(**WEIGHTS).model_dump(mode="json")
+    given = WeightsConfig(**WEIGHTS, dare={"density": 0.4}).model_dump(mode="json")
+    assert given["dare"] == {"density": 0.4, "rescale": "density", "per": "model"}
+
+
+def test_a_space_without_it_does_not_take_such_a_recipe_for_its_own():
+    plain = build_space(SpaceConfig(weights=WEIGHTS), layout(), DIGESTS, seed=1)
+    s = space({"density": 0.4})
+    with pytest.raises(InputError, match="drops entries at random"):
+        plain.encode(s.decode(s.initial))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("linear", r"space\.weights\.dare: linear has no task vectors"),
+        ("dare_ties", r"space\.weights\.dare: dare_ties drops entries at random itself"),
+        (["ties", "della"], r"space\.weights\.dare: della drops entries at random itself"),
+    ],
+)
+def test_what_cannot_be_thinned_out_is_refused_before_the_search(method, message):
+    with pytest.raises(InputError, match=message):
+        space({}, method=method)
+
+
+@pytest.mark.parametrize("density", [0, 1.5, [0, 1], [0.5, 1.2], [0.7, 0.7], [0.8, 0.2]])
+def test_densities_are_probabilities(density):
+    with pytest.raises(ValidationError, match="density"):
+        WeightsConfig(**WEIGHTS, dare={"density": density})
