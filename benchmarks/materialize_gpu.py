@@ -24,7 +24,7 @@ from functools import partial
 import torch
 from transformers import LlamaConfig
 
-from evomerge.materialize.feed import Held
+from evomerge.materialize.feed import DeviceCache
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
 from evomerge.models.layout import Layout, build_skeleton, layout_of
@@ -108,7 +108,7 @@ def floor(layout: Layout, device: str) -> float:
 def measured(
     method: str, layout: Layout, sources: Mapping[str, Invented], arguments: argparse.Namespace
 ) -> float:
-    kernel = Kernel(sources, feed=Held(sources, arguments.device))  # type: ignore[arg-type]
+    kernel = Kernel(sources, feed=DeviceCache(sources, arguments.device))  # type: ignore[arg-type]
     out = {t.name: torch.empty_like(sources[BASE].read(t.name)) for t in layout.tensors}
     recipes = (recipe_of(method, layout, number) for number in range(arguments.repeats + 2))
     spent = []

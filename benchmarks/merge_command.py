@@ -109,7 +109,7 @@ def compare(method: str, folder: Path, arguments: argparse.Namespace) -> dict[st
     file, out = folder / f"{method}.yaml", folder / "out"
     file.write_text(mergekit_text(method, folder), encoding="utf-8")
     commands = {
-        "evomerge": [sys.executable, "-m", "evomerge.cli", "merge", str(file), "--to", str(out)],
+        "evomerge": [sys.executable, "-m", "evomerge", "merge", str(file), "--to", str(out)],
         "mergekit": [str(SCRIPTS / "mergekit-yaml"), str(file), str(out)],
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}

@@ -175,7 +175,7 @@ class Soak:
         workers = {"kind": "ray", "address": address, "count": NODES, "cpus_per_worker": 1}
         given = [f"workers={json.dumps(workers)}", f"budget.trials={plan.trials}"]
         given += [f"study.storage={plan.storage}"] if plan.storage else []
-        command = [sys.executable, "-m", "evomerge.cli", "search", plan.campaign, "--out", plan.out]
+        command = [sys.executable, "-m", "evomerge", "search", plan.campaign, "--out", plan.out]
         command += [part for override in given for part in ("--set", override)]
         plan.out.mkdir(parents=True, exist_ok=True)
         with open(plan.out / "driver.log", "ab") as log:

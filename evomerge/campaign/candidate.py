@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from evomerge.recipe import Recipe
 from evomerge.search.optimizers import Proposal
-from evomerge.study.record import Climb, Evaluation
+from evomerge.study.record import Evaluation, RungProgress
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Candidate:
     proposal: Proposal | None = None
     attempt: int = 1
     ticket: int | None = None  # the slot of its marker, once it has one
-    climb: Climb | None = None  # with rungs: how far up it is
+    climb: RungProgress | None = None  # with rungs: how far up it is
 
     @property
     def key(self) -> tuple[str, str]:

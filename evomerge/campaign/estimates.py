@@ -22,7 +22,7 @@ MOST = 100
 """A fit rests on the latest so many."""
 
 
-class Learner:
+class ScoreEstimator:
     """Estimates from the record alone: the same record in the same order, the same estimates."""
 
     def __init__(

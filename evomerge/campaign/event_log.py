@@ -21,7 +21,7 @@ LONGEST = 300
 """Characters of one."""
 
 
-class Logbook:
+class EventLog:
     """The campaign's events, of all its drivers."""
 
     def __init__(self, study: Study, listener: Listener) -> None:

@@ -19,7 +19,7 @@ Key = tuple[str, str, int | None]
 """Digest, split and ask index, which tells two candidates with one recipe apart."""
 
 
-class Flights:
+class InFlight:
     """Candidates in flight by ticket, and what was in flight when the last driver stopped.
 
     A candidate whose recipe is in flight already waits beside it, for the same result.

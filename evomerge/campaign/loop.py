@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from evomerge.campaign.candidate import Candidate, finalist, named
-from evomerge.campaign.event_log import Logbook
-from evomerge.campaign.in_flight import ATTEMPTS, Flights
+from evomerge.campaign.event_log import EventLog
+from evomerge.campaign.in_flight import ATTEMPTS, InFlight
 from evomerge.campaign.listener import Listener
-from evomerge.campaign.rungs import Ladder, open_ladder
+from evomerge.campaign.rungs import SuccessiveHalving, open_ladder
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import EvomergeError
 from evomerge.judging.scores import Judge
@@ -29,7 +29,7 @@ from evomerge.judging.selection import Judged, best, by_preference, leading
 from evomerge.recipe import BASE
 from evomerge.search.optimizers.replay import tell
 from evomerge.study.judged import judge_on, judged, known_of, scores_of
-from evomerge.study.record import Climb, Evaluation
+from evomerge.study.record import Evaluation, RungProgress
 from evomerge.study.sessions import begin_session
 from evomerge.study.study import Study
 from evomerge.workers.build import Executor, Job
@@ -57,15 +57,15 @@ class Campaign:
         self._study = study
         self._executor = executor
         self._listener = listener
-        self._flights = Flights(study, apart=executor.apart)
+        self._flights = InFlight(study, apart=executor.apart)
         self._queue: deque[Candidate] = deque()  # to be measured whatever the budget says
-        self._logbook = Logbook(study, listener)
+        self._logbook = EventLog(study, listener)
         self._versions = {name: version(name) for name in PACKAGES}
         self._known = known_of(study.evaluations())
         self._facts: Mapping[str, int] = study.note("engine") or {}
         self._optimizer = setup.optimizer()
         self._judges: dict[str, Judge] = {}
-        self._ladder: Ladder | None = None
+        self._ladder: SuccessiveHalving | None = None
         self._trials: list[Evaluation] = []  # the optimizer's own, in the order of the tells
         self._spent = 0  # items they were asked for
         own = [e for e in study.evaluations() if e.optimizers_own]
@@ -245,7 +245,7 @@ class Campaign:
         left = self._left
         proposal = left.popleft() if left else self._optimizer.ask(next(self._asks))
         recipe = self._setup.space.decode(proposal.genome)
-        climb = Climb() if self._ladder else None
+        climb = RungProgress() if self._ladder else None
         candidate = Candidate(recipe, "search", "search", proposal=proposal, climb=climb)
         return self._flights.again(candidate)
 

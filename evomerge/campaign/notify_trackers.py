@@ -1,4 +1,4 @@
-"""Telling trackers what a campaign records: every trial once, and no harm if one of them fails."""
+"""Tell trackers of what a campaign records: every trial once, and no harm if one of them fails."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tracked(
     if not trackers:
         yield listener
         return
-    telling = Telling(trackers, study, folder, listener)
+    telling = TrackerDispatch(trackers, study, folder, listener)
     outcome = Outcome("stopped")
     try:
         yield telling
@@ -70,7 +70,7 @@ def tracked(
         telling.close(outcome)
 
 
-class Telling:
+class TrackerDispatch:
     """A campaign's `Listener`: passes on what it hears, and tells trackers what is recorded."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Telling:
             done=is_concluded(study),
             say=self._messages.put,
         )
-        self._tellers = [Teller(name, tracker, run) for name, tracker in trackers.items()]
+        self._tellers = [TrackerThread(name, tracker, run) for name, tracker in trackers.items()]
         for evaluation in record:
             self._tell(evaluation)
 
@@ -149,7 +149,7 @@ class Telling:
                 return
 
 
-class Teller:
+class TrackerThread:
     """One tracker in its thread."""
 
     def __init__(self, name: str, tracker: Tracker, run: Run) -> None:

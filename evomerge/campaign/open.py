@@ -16,7 +16,7 @@ from evomerge.materialize.statistics.store import tidy
 from evomerge.models.checks.digests import keep_digests
 from evomerge.models.opening import alignments_of
 from evomerge.search.spaces.distributions import distribution
-from evomerge.study.access import Patience
+from evomerge.study.access import OutagePolicy
 from evomerge.study.record import Evaluation
 from evomerge.study.run_folder import (
     check_folder,
@@ -79,7 +79,7 @@ def open_study(
         identity=setup.identity,
         campaign=shown_campaign(config),
         genes={gene.name: distribution(gene) for gene in space.genes},
-        patience=Patience(60 * config.study.wait_minutes, listener.said),
+        patience=OutagePolicy(60 * config.study.wait_minutes, listener.said),
     )
     with study:
         study.set_items(setup.items)

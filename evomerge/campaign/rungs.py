@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evomerge.campaign.estimates import Learner
+from evomerge.campaign.estimates import ScoreEstimator
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.setup import Setup
 from evomerge.config import FitnessConfig
@@ -15,14 +15,14 @@ from evomerge.judging.estimators import Estimates
 from evomerge.judging.pruning_test import is_stopped, on
 from evomerge.judging.rungs import Rungs, fix_rungs
 from evomerge.judging.scores import Judge
-from evomerge.study.record import Climb, Evaluation, Step
+from evomerge.study.record import Evaluation, RungProgress, RungResult
 from evomerge.study.study import Study
 
 Ids = Mapping[str, Sequence[str]]
 
 
 @dataclass
-class Ladder:
+class SuccessiveHalving:
     """The rungs of one campaign.
 
     Attributes:
@@ -37,29 +37,31 @@ class Ladder:
     items: Ids
     judge: Judge
     fitness: FitnessConfig
-    estimator: Learner
+    estimator: ScoreEstimator
 
     def __post_init__(self) -> None:
         self._entered = 0
         self._rivals: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in self.rungs.counts]
 
-    def wanted(self, climb: Climb) -> dict[str, list[str]]:
+    def wanted(self, climb: RungProgress) -> dict[str, list[str]]:
         """task → ids of the items that the candidate's rung adds to those it was measured on."""
         places = self.rungs.new(len(climb.steps))
         return {task: [self.items[task][i] for i in found] for task, found in places.items()}
 
-    def among(self, climb: Climb, items: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    def among(
+        self, climb: RungProgress, items: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray] | None:
         """What `wanted` asks for, if it is among items measured elsewhere (NaN: not measured)."""
         found = on(items, self.rungs.new(len(climb.steps)))
         return found if all(np.isfinite(v).all() for v in found.values()) else None
 
-    def asked(self, climb: Climb) -> int:
+    def asked(self, climb: RungProgress) -> int:
         """How many items it has been asked for, the rung in flight included."""
         return self.rungs.total(len(climb.steps))
 
     def landed(
-        self, climb: Climb, measured: Mapping[str, np.ndarray], seconds: Mapping[str, float]
-    ) -> Climb:
+        self, climb: RungProgress, measured: Mapping[str, np.ndarray], seconds: Mapping[str, float]
+    ) -> RungProgress:
         """The climb with what its rung gave; it has taken no step yet."""
         scores = {
             task: climb.scores[task].copy() if climb.scores else np.full(size, np.nan)
@@ -71,19 +73,19 @@ class Ladder:
         spent = {stage: climb.seconds.get(stage, 0.0) + seconds.get(stage, 0.0) for stage in stages}
         return replace(climb, scores=scores, seconds=spent)
 
-    def at_top(self, climb: Climb) -> bool:
+    def at_top(self, climb: RungProgress) -> bool:
         """Whether it is on the last rung."""
         return len(climb.steps) == len(self.rungs) - 1
 
-    def step(self, climb: Climb) -> tuple[Climb, Estimates]:
+    def step(self, climb: RungProgress) -> tuple[RungProgress, Estimates]:
         """The climb with what its present rung makes of it, and the tasks' estimates."""
         estimates = self.estimator(climb.scores)
         means, errors = np.array([estimates[task] for task in self.judge.tasks]).T
         value = float(self.judge.value(means))
-        taken = Step(self.asked(climb), value, self.judge.error(means, errors))
+        taken = RungResult(self.asked(climb), value, self.judge.error(means, errors))
         return replace(climb, steps=(*climb.steps, taken)), estimates
 
-    def stops(self, climb: Climb, trials: Sequence[Evaluation]) -> bool:
+    def stops(self, climb: RungProgress, trials: Sequence[Evaluation]) -> bool:
         """Whether it loses the race on its rung, against the recorded trials measured on it.
 
         `trials`: those of the last call, and later ones.
@@ -109,7 +111,9 @@ class Ladder:
         self._entered = len(trials)
 
 
-def open_ladder(setup: Setup, study: Study, judge: Judge, listener: Listener) -> Ladder | None:
+def open_ladder(
+    setup: Setup, study: Study, judge: Judge, listener: Listener
+) -> SuccessiveHalving | None:
     """The campaign's ladder, its rungs fixed and recorded at the first call; None without rungs.
 
     Parents and baselines must have been measured on search. `listener` is told when the
@@ -132,5 +136,5 @@ def open_ladder(setup: Setup, study: Study, judge: Judge, listener: Listener) ->
         study.set_rungs(stored)
     rungs = Rungs.from_json(stored)
     below = [rungs.places(rung) for rung in range(len(rungs) - 1)]
-    learner = Learner(fitness.estimator, below, yardsticks, listener)
-    return Ladder(rungs, setup.items["search"], judge, fitness, learner)
+    learner = ScoreEstimator(fitness.estimator, below, yardsticks, listener)
+    return SuccessiveHalving(rungs, setup.items["search"], judge, fitness, learner)

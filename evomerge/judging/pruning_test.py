@@ -47,7 +47,7 @@ def beaten_by(judge: Judge, ours: Items, others: Items, confidence: float) -> ND
             difference = theirs - slopes[:, [place]] * ours[task]
             variance += difference.var(axis=-1, ddof=1) / n
     bound = NormalDist().inv_cdf(confidence)
-    margin = judge.aims(rivals) - judge.aims(means) - bound * np.sqrt(variance)
+    margin = judge.objectives_of(rivals) - judge.objectives_of(means) - bound * np.sqrt(variance)
     return np.all(margin > TIE, axis=-1)
 
 

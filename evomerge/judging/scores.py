@@ -32,7 +32,7 @@ class Scores:
         metrics: measures by name, in their natural direction: each task's mean.
         signs: task → −1 where a smaller metric is better; others count as +1.
         beside: tasks of weight 0, measured beside the score.
-        aims: what is made of means in the order of `metrics`, shape (..., metrics) → (...,
+        objectives_of: what is made of means in the order of `metrics`, shape (..., metrics) → (...,
             objectives); None: unknown.
     """
 
@@ -46,7 +46,7 @@ class Scores:
     metrics: Mapping[str, float] = field(default_factory=dict)
     signs: Mapping[str, float] = field(default_factory=dict)
     beside: frozenset[str] = frozenset()
-    aims: Callable[[Values], Values] | None = None
+    objectives_of: Callable[[Values], Values] | None = None
 
     def __post_init__(self) -> None:
         if not self.objectives:
@@ -63,7 +63,7 @@ class Scores:
         return self.value if self.violation <= 0 else -1e9 * (1 + self.violation)
 
     @property
-    def standing(self) -> tuple[bool, float]:
+    def best_key(self) -> tuple[bool, float]:
         """By what memories of bests compare: whatever was measured comes before an estimate, whose
         luck would hold the place for good.
         """
@@ -145,7 +145,7 @@ class Judge:
                 zip(self.tasks, np.broadcast_to(self.signs, len(means)).tolist(), strict=True)
             ),
             beside=frozenset(t for t, w in zip(self.tasks, self.weights, strict=True) if w == 0),
-            aims=self.aims,
+            objectives_of=self.objectives_of,
         )
 
     def error(self, means: Values, errors: Values) -> float:
@@ -154,7 +154,7 @@ class Judge:
         slopes = (above - below) / (2 * STEP)
         return float(np.sqrt(np.sum((slopes * errors) ** 2)))
 
-    def aims(self, means: Values) -> Values:
+    def objectives_of(self, means: Values) -> Values:
         """What is maximised, of raw task means, often one value: (..., tasks) → (..., goals)."""
         goals = self.objective.goals
         if goals is None:
@@ -163,9 +163,11 @@ class Judge:
         return goals(means * self.signs, self.weights, **given)
 
     def slopes(self, means: Values) -> Values:
-        """The derivatives of `aims` by task means: shape (..., tasks) → (..., goals, tasks)."""
+        """The derivatives of `objectives_of` by task means: shape (..., tasks) → (..., goals,
+        tasks).
+        """
         steps = np.stack([np.eye(len(self.tasks)), -np.eye(len(self.tasks))]) * STEP
-        around = self.aims(means[..., None, None, :] + steps)
+        around = self.objectives_of(means[..., None, None, :] + steps)
         return np.swapaxes(around[..., 0, :, :] - around[..., 1, :, :], -1, -2) / (2 * STEP)
 
     def _around(self, means: Values) -> Values:
@@ -202,7 +204,7 @@ class Judge:
 
     def _goals(self, means: Values) -> tuple[float, ...]:
         """None where the value is the only one, which `Scores` fills in."""
-        return () if self.objective.goals is None else tuple(self.aims(means).tolist())
+        return () if self.objective.goals is None else tuple(self.objectives_of(means).tolist())
 
     @cached_property
     def _known(self) -> dict[str, Any]:

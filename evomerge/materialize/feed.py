@@ -33,7 +33,7 @@ class Feed(Protocol):
         """
 
 
-class Mapped:
+class MemoryMapped:
     """The tensors as the sources have them, mapped from their files.
 
     Where a model is spread over several GPUs, they are copied to the target's each time.
@@ -50,7 +50,7 @@ class Mapped:
             yield [_read(self._sources, step, name).to(out.device) for name in step.reads]
 
 
-class Held:
+class DeviceCache:
     """Copies on the device, made when a tensor is first read and kept for all later candidates."""
 
     def __init__(self, sources: Mapping[str, Source], device: torch.device | str) -> None:
@@ -69,7 +69,7 @@ class Held:
         return self._held[key]
 
 
-class Lane(Protocol):
+class CopyStream(Protocol):
     """How tensors are copied to a device while it computes."""
 
     @property
@@ -100,34 +100,34 @@ class CudaLane:
         self._stream = torch.cuda.Stream(self.device)
 
     def pinned(self, tensor: Tensor) -> Tensor:
-        """As `Lane.pinned`. Pinned memory is used again only when copies from it are done: torch
-        sees to that.
+        """As `CopyStream.pinned`. Pinned memory is used again only when copies from it are done:
+        torch sees to that.
         """
         return tensor.pin_memory()
 
     def send(self, tensor: Tensor) -> tuple[Tensor, Any]:
-        """As `Lane.send`."""
+        """As `CopyStream.send`."""
         with torch.cuda.stream(self._stream):
             copy = tensor.to(self.device, non_blocking=True)
             return copy, self._stream.record_event()
 
     def receive(self, tensor: Tensor, sent: Any) -> Tensor:
-        """As `Lane.receive`."""
+        """As `CopyStream.receive`."""
         current = torch.cuda.current_stream(self.device)
         current.wait_event(sent)
         tensor.record_stream(current)  # its memory is the other stream's
         return tensor
 
     def mark(self) -> Any:
-        """As `Lane.mark`."""
+        """As `CopyStream.mark`."""
         return torch.cuda.current_stream(self.device).record_event()
 
     def wait(self, mark: Any) -> None:
-        """As `Lane.wait`."""
+        """As `CopyStream.wait`."""
         mark.synchronize()
 
 
-class Streamed:
+class Prefetched:
     """Tensors copied to the device for every candidate, the next step's while one is merged.
 
     At most `AHEAD` + 2 steps' tensors are on the device at a time: those that are merged, those
@@ -136,7 +136,7 @@ class Streamed:
     time, which takes a pass over the host's memory.
     """
 
-    def __init__(self, sources: Mapping[str, Source], lane: Lane, room: int) -> None:
+    def __init__(self, sources: Mapping[str, Source], lane: CopyStream, room: int) -> None:
         self._sources, self._lane, self._room = sources, lane, room
         self.device = lane.device
         self._pinned: dict[tuple[str, str], Tensor] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 from evomerge.common.errors import NonFiniteError
 from evomerge.materialize.compiled import Compiler
 from evomerge.materialize.dare_view import thinned
-from evomerge.materialize.feed import Feed, Mapped, Target
+from evomerge.materialize.feed import Feed, MemoryMapped, Target
 from evomerge.materialize.plan import TensorStep, as_tensors
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.methods.entries import part_of
@@ -50,7 +50,7 @@ class Kernel:
 
     @cached_property
     def _feed(self) -> Feed:
-        return self.feed or Mapped(self.sources)
+        return self.feed or MemoryMapped(self.sources)
 
     @property
     def device(self) -> torch.device:

@@ -19,7 +19,7 @@ Settings = Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
-class Stretch:
+class LayerSpan:
     """Consecutive layers of the result, each merged from the same layer of each of its models.
 
     Attributes:
@@ -57,7 +57,7 @@ class _Place:
     """
 
     spec: TensorSpec
-    stretch: Stretch
+    stretch: LayerSpan
     t: float
     slot: int | None
     name: str
@@ -84,7 +84,7 @@ class MergekitMerge:
     notes: tuple[str, ...]
     method: str
     settings: Settings
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[LayerSpan, ...]
     tokenizer: str = BASE
     chat_template: str | None = None
     name: str | None = None

@@ -18,7 +18,7 @@ from evomerge.common.data_files import read_text
 from evomerge.common.errors import InputError
 from evomerge.common.plugins import nearest
 from evomerge.mergekit.document import Document, ModelEntry, parse_documents
-from evomerge.mergekit.merge import MergekitMerge, Settings, Stretch
+from evomerge.mergekit.merge import LayerSpan, MergekitMerge, Settings
 from evomerge.mergekit.methods import FORMS, Pairing, Parameter, pairings
 from evomerge.mergekit.settings import Setting, Value, parse_setting
 from evomerge.recipe.recipe import BASE
@@ -208,10 +208,10 @@ class _Reading:
         plain = self._pairing.form.base == "ignored" or self.file.base_model is None
         return self._pairing.needs_no_base and plain
 
-    def _stretches(self, names: Mapping[str, str]) -> Iterator[Stretch]:
+    def _stretches(self, names: Mapping[str, str]) -> Iterator[LayerSpan]:
         if self.file.models:
             entries = {f"models[{i}]": entry for i, entry in enumerate(self.file.models)}
-            yield Stretch(0, None, self._inputs(entries, names, "models"), {})
+            yield LayerSpan(0, None, self._inputs(entries, names, "models"), {})
             return
         first = None
         slices = self.file.slices or []
@@ -233,7 +233,7 @@ class _Reading:
                 )
             sources = {f"{key}.sources[{i}]": s for i, s in enumerate(entry.sources)}
             settings = self._settings(entry.parameters, f"{key}.parameters")
-            stretch = Stretch(start, stop - start, self._inputs(sources, names, key), settings)
+            stretch = LayerSpan(start, stop - start, self._inputs(sources, names, key), settings)
             first = first or stretch
             if entry is slices[-1] and len(stretch.models) > len(first.models):
                 raise InputError(

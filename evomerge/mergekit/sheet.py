@@ -9,8 +9,8 @@ from typing import Any
 
 from evomerge.mergekit.methods import FORMS, Form, Parameter
 from evomerge.mergekit.settings import Value
-from evomerge.mergekit.tensors import Found, Run, Tensor, Way, place, runs
-from evomerge.mergekit.values import Spot, impossible, setting
+from evomerge.mergekit.tensors import Found, MergeMode, Run, Tensor, place, runs
+from evomerge.mergekit.values import Position, impossible, setting
 from evomerge.recipe.recipe import BASE
 
 Place = str | tuple[str, str]
@@ -59,7 +59,7 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class MergekitDocument:
     """A merge of one way.
 
     Attributes:
@@ -67,7 +67,7 @@ class Sheet:
     """
 
     family: Family
-    way: Way
+    way: MergeMode
     path: Sequence[Run]
     sources: Sequence[str] | None
     tensors: Sequence[Tensor]
@@ -174,7 +174,7 @@ class Sheet:
             yield from (value for (_, name), value in tensor.per_model.items() if name == "density")
 
 
-def make_sheet(found: Found, layers: Sequence[int], family: Family) -> Sheet:
+def make_sheet(found: Found, layers: Sequence[int], family: Family) -> MergekitDocument:
     """The sheet of tensors of one way, or of copies alone.
 
     Args:
@@ -182,12 +182,12 @@ def make_sheet(found: Found, layers: Sequence[int], family: Family) -> Sheet:
     """
     ways = {t.way for _, _, t in found if t is not None and t.way is not None}
     sources = None if ways else _whole(found, len(layers))
-    [way] = ways or {Way("linear") if sources is None else Way("passthrough")}
+    [way] = ways or {MergeMode("linear") if sources is None else MergeMode("passthrough")}
     path = list(runs(layers, sources))
     tensors = place(found, path, family.prefix, family.tied)
     for tensor in tensors:
         _fill(tensor, way)
-    sheet = Sheet(family, way, path, sources, tensors)
+    sheet = MergekitDocument(family, way, path, sources, tensors)
     if "weight" in FORMS[way.method].per_model and way.models is None:
         for tensor in tensors:  # a model without a weight for a tensor takes no part in it
             for source in sheet.inputs if tensor.treatment is not None else ():
@@ -211,7 +211,7 @@ def _whole(found: Found, slots: int) -> list[str] | None:
     return [next(iter(own), BASE) for own in sources]
 
 
-def _fill(tensor: Tensor, way: Way) -> None:
+def _fill(tensor: Tensor, way: MergeMode) -> None:
     """Put what mergekit must be told of one tensor into it."""
     treatment = tensor.treatment
     if treatment is None:
@@ -239,7 +239,7 @@ def _fill(tensor: Tensor, way: Way) -> None:
 
 def _settings(
     wanted: Mapping[str, Sequence[Value | None]],
-    spots: Sequence[Spot],
+    spots: Sequence[Position],
     known: Mapping[str, Parameter],
 ) -> dict[str, Any]:
     """The settings of parameters, left out where no tensor minds what mergekit takes by default."""

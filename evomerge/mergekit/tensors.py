@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.mergekit.methods import BASE_WEIGHT, TASK_VECTORS, Pairing, pairings
 from evomerge.mergekit.settings import Value, depth
-from evomerge.mergekit.values import Spot, impossible
+from evomerge.mergekit.values import Position, impossible
 from evomerge.methods.core.dare_in_recipes import as_dare_method
 from evomerge.methods.registry import find_method
 from evomerge.recipe.recipe import BASE, Merge, Recipe, merge_name
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Way:
+class MergeMode:
     """How a document merges: by mergekit's `method` and, where none can be muted by a weight of 0,
     of which models, the base first where there is one.
     """
@@ -28,17 +28,17 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Treatment:
+class TensorSettings:
     """How the recipe makes one tensor: by `way`, or (None) as `source`'s own times `scale`."""
 
-    way: Way | None
+    way: MergeMode | None
     experts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     source: str = BASE
     scale: float = 1.0
 
 
-Found = Sequence[tuple[int | None, "TensorSpec", Treatment | None]]
+Found = Sequence[tuple[int | None, "TensorSpec", TensorSettings | None]]
 """The tensors of the result: slot, place in the models, treatment (None: anything will do)."""
 
 
@@ -63,32 +63,34 @@ class Tensor:
         per_model: (source, parameter) → value.
     """
 
-    inner: Spot
-    outer: Spot
+    inner: Position
+    outer: Position
     group: str
     run: int
     slot: int | None
-    treatment: Treatment | None
+    treatment: TensorSettings | None
     per_model: dict[tuple[str, str], Value] = field(default_factory=dict)
     shared: dict[str, Value] = field(default_factory=dict)
 
 
-def treatments(recipe: Recipe, layout: Layout) -> list[tuple[int | None, TensorSpec, Treatment]]:
+def treatments(
+    recipe: Recipe, layout: Layout
+) -> list[tuple[int | None, TensorSpec, TensorSettings]]:
     """Every tensor of the result, by the slot that it stands in.
 
     Raises:
         InputError: a merge has a method or a parameter that mergekit lacks.
     """
     rules = {(merge.slot, merge.group): _treatment(merge, recipe) for merge in recipe.merges}
-    found: list[tuple[int | None, TensorSpec, Treatment]] = []
+    found: list[tuple[int | None, TensorSpec, TensorSettings]] = []
     for index, slot in enumerate(recipe.path):
-        plain = Treatment(None, source=slot.source)
+        plain = TensorSettings(None, source=slot.source)
         for spec in layout.tensors_of_layer(slot.layer):
             rule = next((rules[index, g] for g in spec.groups if (index, g) in rules), plain)
             found.append((index, spec, rule))
     for spec in layout.tensors:
         if spec.layer is None:
-            found.append((None, spec, rules.get((None, spec.group), Treatment(None))))
+            found.append((None, spec, rules.get((None, spec.group), TensorSettings(None))))
     return found
 
 
@@ -114,7 +116,7 @@ def place(found: Found, path: list[Run], prefix: str, tied: Mapping[str, str]) -
         index, n, run = where[slot]
         t = depth(n, run.stop - run.start)
         inner, outer = (
-            Spot(f"{prefix}.{layer}.{spec.suffix}", layer, spec.suffix, t)
+            Position(f"{prefix}.{layer}.{spec.suffix}", layer, spec.suffix, t)
             for layer in (run.start + n, slot)
         )
         tensors.append(Tensor(inner, outer, spec.group, index, slot, treatment))
@@ -123,14 +125,14 @@ def place(found: Found, path: list[Run], prefix: str, tied: Mapping[str, str]) -
     return tensors
 
 
-def _outside(name: str, group: str, treatment: Treatment | None, count: int) -> Tensor:
+def _outside(name: str, group: str, treatment: TensorSettings | None, count: int) -> Tensor:
     """Embeddings come with the first run, the last norm and the head with the last."""
-    spot = Spot(name, None, "", 0.0)
+    spot = Position(name, None, "", 0.0)
     run = 0 if group == "embeddings" else count - 1
     return Tensor(spot, spot, group, run, None, treatment)
 
 
-def _treatment(merge: Merge, recipe: Recipe) -> Treatment:
+def _treatment(merge: Merge, recipe: Recipe) -> TensorSettings:
     """A merge with the method's defaults filled in and named as mergekit does."""
     where = f"recipe: {merge_name(merge)}"
     if merge.drop is not None:
@@ -142,7 +144,7 @@ def _treatment(merge: Merge, recipe: Recipe) -> Treatment:
     parameters = {**defaults, **merge.parameters}
     if method.name == "passthrough":
         source = next(iter(ordered), BASE)
-        return Treatment(None, source=source, scale=float(parameters["scale"]))
+        return TensorSettings(None, source=source, scale=float(parameters["scale"]))
     pairing = pairings().get(method.name)
     if pairing is None:
         raise impossible(f"mergekit has no method like evomerge's {method.name}")
@@ -164,7 +166,7 @@ def _treatment(merge: Merge, recipe: Recipe) -> Treatment:
     if pairing.weighs_base:
         experts[BASE] = {"weight": float(parameters[BASE_WEIGHT])}
     models = _models(pairing, list(ordered), bool(parameters.get(TASK_VECTORS, True)))
-    return Treatment(Way(pairing.name, models), experts, shared)
+    return TensorSettings(MergeMode(pairing.name, models), experts, shared)
 
 
 def _as_dare_method(merge: Merge) -> Merge:

@@ -12,7 +12,7 @@ from evomerge.mergekit.settings import Value, evaluate, parse_setting
 
 
 @dataclass(frozen=True)
-class Spot:
+class Position:
     """A tensor as a setting sees it.
 
     Attributes:
@@ -28,7 +28,7 @@ class Spot:
     t: float
 
 
-def setting(wanted: Sequence[Value | None], spots: Sequence[Spot]) -> Any:
+def setting(wanted: Sequence[Value | None], spots: Sequence[Position]) -> Any:
     """The setting, as YAML data, that gives each spot its value; None: any value.
 
     Layers get a gradient with one entry each; tensors outside the layers, which mergekit evaluates
@@ -63,9 +63,9 @@ def impossible(reason: str) -> InputError:
     return InputError(f"mergekit cannot express this recipe: {reason}")
 
 
-def _layers(values: Sequence[Value], spots: Sequence[Spot]) -> Iterator[dict[str, Any]]:
+def _layers(values: Sequence[Value], spots: Sequence[Position]) -> Iterator[dict[str, Any]]:
     """Entries for the tensors in layers: the commonest list of values last, without a filter."""
-    columns: dict[str, dict[int, tuple[Value, Spot]]] = {}
+    columns: dict[str, dict[int, tuple[Value, Position]]] = {}
     for spot, value in zip(spots, values, strict=True):
         if spot.layer is not None:
             columns.setdefault(spot.suffix, {})[spot.layer] = (value, spot)
@@ -90,7 +90,7 @@ def _by_component(suffixes: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _column(
-    column: Mapping[int, tuple[Value, Spot]], component: str | None
+    column: Mapping[int, tuple[Value, Position]], component: str | None
 ) -> Iterator[dict[str, Any]]:
     """One value a layer: a scalar or a gradient, after the layers where its rounding shows."""
     values = [value for value, _ in column.values()]

@@ -18,7 +18,7 @@ import yaml
 
 from evomerge.mergekit.methods import FORMS
 from evomerge.mergekit.sheet import Family, Place, make_sheet
-from evomerge.mergekit.tensors import Found, Treatment, Way, treatments
+from evomerge.mergekit.tensors import Found, MergeMode, TensorSettings, treatments
 from evomerge.mergekit.values import impossible
 from evomerge.recipe.recipe import BASE, Recipe
 
@@ -80,10 +80,10 @@ def to_mergekit(
 
 
 def _in_stages(
-    found: Sequence[tuple[int | None, Any, Treatment]],
+    found: Sequence[tuple[int | None, Any, TensorSettings]],
     layers: Sequence[int],
     family: Family,
-    host: Way | None,
+    host: MergeMode | None,
     dtype: str,
 ) -> MergekitFile:
     """One merge for each way, with the copies in `host`'s or their own, and one that chooses."""
@@ -100,7 +100,7 @@ def _in_stages(
         caveats |= dict.fromkeys(sheet.caveats())
     first = next(iter(stages.values()))
     chosen: Found = [
-        (slot, spec, Treatment(None, source=BASE if stages[stage] == first else stages[stage]))
+        (slot, spec, TensorSettings(None, source=BASE if stages[stage] == first else stages[stage]))
         for (slot, spec, _), stage in zip(found, stage_of, strict=True)
     ]
     names = {BASE if name == first else name: name for name in stages.values()}
@@ -109,7 +109,7 @@ def _in_stages(
     return MergekitFile("---\n".join(texts), tuple(caveats), stages=True)
 
 
-def _bears(way: Way, copy: Treatment) -> bool:
+def _bears(way: MergeMode, copy: TensorSettings) -> bool:
     """Whether a merge of this way can leave a tensor as one model has it, times a number."""
     if way.method == "linear":
         return True

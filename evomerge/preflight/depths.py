@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from evomerge.campaign.setup import Setup
-from evomerge.materialize.memory.layers import Content, content_of
+from evomerge.materialize.memory.layers import WeightKey, content_of
 from evomerge.materialize.plan import plan
 from evomerge.recipe import Recipe
 
@@ -50,7 +50,7 @@ def _distinct(recipe: Recipe, setup: Setup) -> Iterator[tuple[int, int]]:
     """Each layer that a recipe uses, and of how many kinds its weights are there."""
     steps = plan(recipe, setup.models.layout, setup.models.sources)
     inside = [step for step in steps if step.slot is not None]
-    kinds: dict[int, list[Content]] = {}
+    kinds: dict[int, list[WeightKey]] = {}
     for index, group in groupby(inside, key=lambda step: step.slot):
         found = kinds.setdefault(recipe.path[index or 0].layer, [])
         content = content_of(list(group), recipe.seed)

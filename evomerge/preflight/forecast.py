@@ -18,7 +18,7 @@ from evomerge.materialize.statistics.store import RESERVE
 from evomerge.models.opening import alignments_of
 from evomerge.preflight.depths import Depths, depths_of
 from evomerge.preflight.machine import free_disk, this_machine
-from evomerge.preflight.observe import Observation, Order, Unobserved, observe
+from evomerge.preflight.observe import Probe, ProbeFailed, ProbeSpec, observe
 from evomerge.preflight.work import Part, Work, work_of
 from evomerge.recipe import BASE
 from evomerge.workers.devices import compute_dtype, device_of, threads_per_worker
@@ -71,16 +71,16 @@ class Forecast:
     free: int
     fit: int
     workers: int
-    found: Observation | Unobserved | None
+    found: Probe | ProbeFailed | None
     depth: float
     work: Work
     export: int
     disk: int
 
     @property
-    def observed(self) -> Observation | None:
+    def observed(self) -> Probe | None:
         """What one candidate takes, where that is known."""
-        return self.found if isinstance(self.found, Observation) else None
+        return self.found if isinstance(self.found, Probe) else None
 
     @property
     def item_seconds(self) -> float:
@@ -99,7 +99,7 @@ def foresee(
     setup: Setup,
     run: Path,
     trials: int,
-    look: Callable[[Order], Observation | Unobserved] | None = observe,
+    look: Callable[[ProbeSpec], Probe | ProbeFailed] | None = observe,
 ) -> Forecast:
     """Observe one candidate and say what follows.
 
@@ -114,12 +114,12 @@ def foresee(
     config, machine = setup.config, this_machine()
     device, depths = device_of(config), depths_of(setup)
     model = _model_bytes(setup, depths)
-    found: Observation | Unobserved | None = None
+    found: Probe | ProbeFailed | None = None
     if look and device == "cuda" and not machine.gpus:
-        found = Unobserved("workers compute on CUDA, which this machine has not", fatal=False)
+        found = ProbeFailed("workers compute on CUDA, which this machine has not", fatal=False)
     elif look:
         found = look(_order(setup, model))
-    observed = found if isinstance(found, Observation) else None
+    observed = found if isinstance(found, Probe) else None
     memory = _memory(setup, device, model, observed, depths, run)
     rooms = [machine.memory] if device == "cpu" else list(machine.gpus)
     fit, count = sum(room // max(1, memory.own) for room in rooms), config.workers.count
@@ -136,7 +136,7 @@ def foresee(
     )
 
 
-def _order(setup: Setup, model: int) -> Order:
+def _order(setup: Setup, model: int) -> ProbeSpec:
     config, sources = setup.config, setup.models.sources
     real = not setup.models.unread
     made = with_recipes_made(config.models) if real else config.models
@@ -147,7 +147,7 @@ def _order(setup: Setup, model: int) -> Order:
         alignments=alignments_of(sources),
     )
     dtypes = {n: str(s.dtype(setup.models.layout.names[0])) for n, s in sources.items()}
-    return Order(
+    return ProbeSpec(
         spec=spec,
         folder=sources[BASE].folder,
         dtypes={name: dtype.removeprefix("torch.") for name, dtype in dtypes.items()},
@@ -173,7 +173,7 @@ def _memory(
     setup: Setup,
     device: str,
     model: int,
-    observed: Observation | None,
+    observed: Probe | None,
     depths: Depths,
     run: Path,
 ) -> Memory:

@@ -2,8 +2,8 @@
 
 Where the models are here, candidates are merged and scored as a worker does it; where only their
 configs are, both are rehearsed (`evomerge.preflight.scoring`, `evomerge.preflight.merging`). The
-memory that scoring takes is always rehearsed, on the longest items, which a candidate may meet late; if
-the model that answers is elsewhere, it takes none here, and its seconds are not rehearsed.
+memory that scoring takes is always rehearsed, on the longest items, which a candidate may meet
+late; if the model that answers is elsewhere, it takes none here, and its seconds are not rehearsed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FIRST, _GROWTH = 2, 4
 
 
 @dataclass(frozen=True)
-class Order:
+class ProbeSpec:
     """What to observe; small, and picklable.
 
     Attributes:
@@ -57,7 +57,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Observation:
+class Probe:
     """What was found.
 
     Attributes:
@@ -84,14 +84,14 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Unobserved:
+class ProbeFailed:
     """Why nothing was found; `fatal`: and why no candidate ever will be scored."""
 
     reason: str
     fatal: bool
 
 
-def observe(order: Order) -> Observation | Unobserved:
+def observe(order: ProbeSpec) -> Probe | ProbeFailed:
     """Observe in a new process.
 
     Raises:
@@ -102,14 +102,14 @@ def observe(order: Order) -> Observation | Unobserved:
         try:
             return pool.submit(observed, order).result()
         except BrokenProcessPool:
-            return Unobserved(
+            return ProbeFailed(
                 "a worker was killed while it tried one candidate, most likely for want of memory; "
                 "lower fitness.engine.batch_tokens or fitness.batch_size, or take a larger machine",
                 fatal=True,
             )
 
 
-def observed(order: Order) -> Observation | Unobserved:
+def observed(order: ProbeSpec) -> Probe | ProbeFailed:
     """Observe in this process."""
     try:
         return _observed(order)
@@ -117,13 +117,13 @@ def observed(order: Order) -> Observation | Unobserved:
         raise
     # A model's code may ask more of its tensors than a rehearsal gives them.
     except Exception as error:
-        return Unobserved(
+        return ProbeFailed(
             f"one candidate could not be tried ({type(error).__name__}: {reason(error)})",
             fatal=False,
         )
 
 
-def _observed(order: Order) -> Observation | Unobserved:
+def _observed(order: ProbeSpec) -> Probe | ProbeFailed:
     import torch
 
     from evomerge.fitness.tasks.task_set import list_items
@@ -143,7 +143,7 @@ def _observed(order: Order) -> Observation | Unobserved:
     if rehearsal:
         score, asked = rehearsal.seconds(items, Products(device_of(config)))
     merging = _rehearsed_merging(order)
-    return Observation(
+    return Probe(
         libraries=libraries,
         merging=merging.bytes,
         statistics=merging.statistics,
@@ -156,7 +156,7 @@ def _observed(order: Order) -> Observation | Unobserved:
     )
 
 
-def _rehearsal(order: Order) -> Rehearsal:
+def _rehearsal(order: ProbeSpec) -> Rehearsal:
     import torch
 
     from evomerge.preflight.scoring import DEPTH, Rehearsal
@@ -176,7 +176,7 @@ def _rehearsal(order: Order) -> Rehearsal:
     return Rehearsal(config.fitness, shallow, tokenizer)
 
 
-def _rehearsed_merging(order: Order) -> Any:
+def _rehearsed_merging(order: ProbeSpec) -> Any:
     import torch
 
     from evomerge.materialize.kernel import Kernel
@@ -195,14 +195,14 @@ def _rehearsed_merging(order: Order) -> Any:
     )
 
 
-def _config_of(order: Order) -> Any:
+def _config_of(order: ProbeSpec) -> Any:
     from evomerge.models.checkpoint import load_config
 
     trusted = order.spec.config.models.trust_remote_code
     return load_config(order.folder, trusted).get_text_config(decoder=True)
 
 
-def _measured(order: Order, libraries: int, scoring: Line) -> Observation | Unobserved:
+def _measured(order: ProbeSpec, libraries: int, scoring: Line) -> Probe | ProbeFailed:
     """The base, a merge, and both again: only the first merge computes what the sources decide."""
     from evomerge.preflight.machine import Meter
 
@@ -216,12 +216,12 @@ def _measured(order: Order, libraries: int, scoring: Line) -> Observation | Unob
             seconds[name].append(taken)
         except CandidateError as error:
             if name == "base":
-                return Unobserved(f"the base model itself cannot be scored: {error}", fatal=True)
+                return ProbeFailed(f"the base model itself cannot be scored: {error}", fatal=True)
             failed = str(error)
     taken = meter.most()
     score, asked = _scored(worker, order.base if failed else order.merge, parts)
     first, again = seconds["base" if failed else "merge"]
-    return Observation(
+    return Probe(
         libraries=libraries,
         merging=max(0, taken - order.model),
         statistics=0,

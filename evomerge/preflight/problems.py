@@ -12,12 +12,12 @@ from evomerge.campaign.setup import Setup
 from evomerge.fitness.engines import scores_here
 from evomerge.preflight.forecast import Forecast, Memory
 from evomerge.preflight.machine import free_disk, this_machine
-from evomerge.preflight.observe import Unobserved
+from evomerge.preflight.observe import ProbeFailed
 
 
 def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
     """Each names the key and the way out; `run` is the run's folder."""
-    if isinstance(forecast.found, Unobserved) and forecast.found.fatal:
+    if isinstance(forecast.found, ProbeFailed) and forecast.found.fatal:
         yield forecast.found.reason
     if setup.config.workers.address is None:
         yield from _too_many(setup, forecast)
@@ -38,7 +38,7 @@ def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
 def notes(setup: Setup, forecast: Forecast) -> Iterator[str]:
     """One line each."""
     config, memory, observed = setup.config, forecast.memory, forecast.observed
-    if isinstance(forecast.found, Unobserved) and not forecast.found.fatal:
+    if isinstance(forecast.found, ProbeFailed) and not forecast.found.fatal:
         yield f"{forecast.found.reason}; its seconds and part of its memory are left out"
     if not scores_here(config):
         unknown = ", in seconds not known here" if math.isnan(forecast.item_seconds) else ""

@@ -40,7 +40,7 @@ from evomerge.study.study import Study
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """One figure with what stands beside it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class View:
+class StudyView:
     """What a page about a study shows.
 
     Attributes:
@@ -77,21 +77,21 @@ class View:
     leader: str
     rows: scores.Rows
     population: Population
-    sections: Mapping[str, Sequence[Picture]]
+    sections: Mapping[str, Sequence[Figure]]
 
     @property
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self) -> Iterator[Figure]:
         """All figures, in the order of the page."""
         return (picture for section in self.sections.values() for picture in section)
 
 
-def view_of(study: Study) -> View:
+def view_of(study: Study) -> StudyView:
     """Everything to be seen of a study as it stands."""
     with study.still():
         return _view_of(study)
 
 
-def _view_of(study: Study) -> View:
+def _view_of(study: Study) -> StudyView:
     running = running_summary(study)
     status, facts = status_summary(study, running), facts_summary(study)
     try:
@@ -100,7 +100,7 @@ def _view_of(study: Study) -> View:
         best = None
     split = shown_split(best) if best else "search"
     leader = "winner" if split == "test" else "best so far"
-    view = View(
+    view = StudyView(
         status=status,
         facts=facts,
         running=running,
@@ -115,24 +115,24 @@ def _view_of(study: Study) -> View:
     return replace(view, sections=sections)
 
 
-def _scores(study: Study, view: View) -> Iterator[Picture]:
+def _scores(study: Study, view: StudyView) -> Iterator[Figure]:
     if view.best:
         figure = scores.forest(view.rows, _scale(view.facts))
-        yield Picture("figure-scores", "Scores with intervals", figure)
+        yield Figure("figure-scores", "Scores with intervals", figure)
 
 
-def _front(study: Study, view: View) -> Iterator[Picture]:
+def _front(study: Study, view: StudyView) -> Iterator[Figure]:
     points = (view.best or {}).get("front") or []
     if view.best and points:
         draw = scores.front if len(points[0]["search"]) == 2 else scores.front_lines
         figure = draw(points, view.best["digest"], view.leader)
-        yield Picture("figure-front", "The front of the goals", figure)
+        yield Figure("figure-front", "The front of the goals", figure)
 
 
-def _tasks(study: Study, view: View) -> Iterator[Picture]:
+def _tasks(study: Study, view: StudyView) -> Iterator[Figure]:
     found = task_summary(study, view.best, view.leader) if view.best else {}
     for place, (task, summary) in enumerate(found.items() if len(found) > 1 else (), 1):
-        yield Picture(
+        yield Figure(
             f"figure-task-{place}",
             f"Scores on {task}",
             scores.forest(summary["scores"], _metric(summary), legend=False),
@@ -141,7 +141,7 @@ def _tasks(study: Study, view: View) -> Iterator[Picture]:
         )
 
 
-def _search(study: Study, view: View) -> Iterator[Picture]:
+def _search(study: Study, view: StudyView) -> Iterator[Figure]:
     if view.best:
         on_search = {
             row: found["mean"]
@@ -150,18 +150,18 @@ def _search(study: Study, view: View) -> Iterator[Picture]:
         }
         marked = (view.best["trial"], view.leader)
         figure = progress.progress(search_summary(study), on_search, marked, _scale(view.facts))
-        yield Picture("figure-progress", "Best so far, trial by trial", figure)
+        yield Figure("figure-progress", "Best so far, trial by trial", figure)
 
 
-def _failures(study: Study, view: View) -> Iterator[Picture]:
+def _failures(study: Study, view: StudyView) -> Iterator[Figure]:
     if view.status["failures"]:
         figure = running.failures(view.status["failures"])
-        yield Picture("figure-failures", "Failed trials by reason", figure)
+        yield Figure("figure-failures", "Failed trials by reason", figure)
 
 
-def _archive(study: Study, view: View) -> Iterator[Picture]:
+def _archive(study: Study, view: StudyView) -> Iterator[Figure]:
     if series := state_summary(study):
-        yield Picture(
+        yield Figure(
             "figure-archive-state",
             "Coverage and entropy of the archive",
             archive.archive_state(series),
@@ -171,9 +171,9 @@ def _archive(study: Study, view: View) -> Iterator[Picture]:
     if grid := grid_summary(study):
         figure = archive.elites(grid)
         label = "Elites of the grid"
-        yield Picture("figure-elites", label, figure, "elites", "the best of every cell, by score")
+        yield Figure("figure-elites", label, figure, "elites", "the best of every cell, by score")
     if members := niche_summary(study, view.population):
-        yield Picture(
+        yield Figure(
             "figure-niches",
             "Niches: what falls to each member",
             archive.niches(members),
@@ -183,24 +183,24 @@ def _archive(study: Study, view: View) -> Iterator[Picture]:
         )
 
 
-def _matrix(study: Study, view: View) -> Iterator[Picture]:
+def _matrix(study: Study, view: StudyView) -> Iterator[Figure]:
     if view.population.trials and view.best:
         found = item_summary(study, view.population, view.best["digest"])
         figure = archive.item_matrix(found)
-        yield Picture("figure-items", "Who solves which item", figure)
+        yield Figure("figure-items", "Who solves which item", figure)
 
 
-def _flow(study: Study, view: View) -> Iterator[Picture]:
+def _flow(study: Study, view: StudyView) -> Iterator[Figure]:
     path = path_summary(study, view.best["recipe"]) if view.best else None
     if path:
         theirs = [path_summary(study, e.recipe) or [] for e in view.population.trials]
         ways = {tuple(slot["layer"] for slot in other): other for other in theirs if other}
         ways.pop(tuple(slot["layer"] for slot in path), None)
         figure = lineage.data_flow(path, list(ways.values()))
-        yield Picture("figure-flow", "The path through the models' layers", figure)
+        yield Figure("figure-flow", "The path through the models' layers", figure)
 
 
-def _coefficients(study: Study, view: View) -> Iterator[Picture]:
+def _coefficients(study: Study, view: StudyView) -> Iterator[Figure]:
     if view.best is None:
         return
     bounds = searched_bounds(view.facts["weights"])
@@ -209,7 +209,7 @@ def _coefficients(study: Study, view: View) -> Iterator[Picture]:
     who = f"{len(view.population.trials)} recipes"
     for place, (name, table) in enumerate(found.items(), 1):
         low, high = bounds[name]
-        yield Picture(
+        yield Figure(
             f"figure-coefficients-{place}",
             f"{name}, {view.leader}, by layer and expert",
             coefficients.heat_map(name, table),
@@ -218,7 +218,7 @@ def _coefficients(study: Study, view: View) -> Iterator[Picture]:
         )
         if len(view.population.trials) < 2 or name not in pooled:
             continue
-        yield Picture(
+        yield Figure(
             f"figure-population-{place}",
             f"{name}, mean of the population",
             coefficients.heat_map(name, pooled[name]),
@@ -226,7 +226,7 @@ def _coefficients(study: Study, view: View) -> Iterator[Picture]:
             note=f"mean of {who}",
         )
         spread = {**pooled[name], "values": pooled[name]["spread"], "bounds": [0, (high - low) / 2]}
-        yield Picture(
+        yield Figure(
             f"figure-spread-{place}",
             f"{name}, spread in the population",
             coefficients.heat_map(name, spread),
@@ -235,25 +235,25 @@ def _coefficients(study: Study, view: View) -> Iterator[Picture]:
         )
 
 
-def _lineage(study: Study, view: View) -> Iterator[Picture]:
+def _lineage(study: Study, view: StudyView) -> Iterator[Figure]:
     family = lineage_summary(study, view.best["trial"]) if view.best else None
     if family:
         figure = lineage.lineage(family, search_summary(study), view.leader, _scale(view.facts))
-        yield Picture("figure-lineage", "Parents and ancestors", figure)
+        yield Figure("figure-lineage", "Parents and ancestors", figure)
 
 
-def _running(study: Study, view: View) -> Iterator[Picture]:
+def _running(study: Study, view: StudyView) -> Iterator[Figure]:
     found = view.running
     if found["trials"]["time"]:
         figure = running.pace(found)
-        yield Picture("figure-pace", "Trials over time, and the time left", figure, "pace")
+        yield Figure("figure-pace", "Trials over time, and the time left", figure, "pace")
     if found["busy"] and found["busy"]["share"] is not None:
         share = f"{found['busy']['share']:.0%} of the workers' time was spent in evaluations"
         figure = running.busy(found)
-        yield Picture("figure-busy", "Workers at work over time", figure, "workers at work", share)
+        yield Figure("figure-busy", "Workers at work over time", figure, "workers at work", share)
     if found["cost"]:
         figure = running.cost(found)
-        yield Picture("figure-cost", "The workers' time by purpose", figure, "cost")
+        yield Figure("figure-cost", "The workers' time by purpose", figure, "cost")
 
 
 _SECTIONS = {

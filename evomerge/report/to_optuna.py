@@ -6,7 +6,7 @@ import optuna
 import plotly.graph_objects as go
 
 from evomerge.common.errors import InputError
-from evomerge.report.all_figures import Picture, view_of
+from evomerge.report.all_figures import Figure, view_of
 from evomerge.report.figures.style import COLORS, FAINT, shown
 from evomerge.study.storage import close, errors_explained, open_for_writing
 from evomerge.study.study import Study
@@ -50,7 +50,7 @@ def save_figures(study: Study, storage: str) -> list[str]:
         close(rdb)
 
 
-def adapted(picture: Picture) -> go.Figure:
+def adapted(picture: Figure) -> go.Figure:
     """The figure with a title of its own, in optuna-dashboard's height and on its colours."""
     figure = go.Figure(picture.figure)
     figure.update_layout(

@@ -32,7 +32,7 @@ DRIVER = "driver"
 
 
 @dataclass
-class Patience:
+class OutagePolicy:
     """How long a database that has gone away is waited for, and who is told.
 
     Attributes:
@@ -48,7 +48,7 @@ class Access:
     """The storage of one study. A writable one holds the driver's lock."""
 
     def __init__(
-        self, url: str, study: str, *, writable: bool, patience: Patience | None = None
+        self, url: str, study: str, *, writable: bool, patience: OutagePolicy | None = None
     ) -> None:
         """Open the storage, under the driver's lock when `writable`.
 
@@ -56,7 +56,7 @@ class Access:
             InputError: it cannot be opened, or another driver is running.
         """
         self._url, self._study = url, study
-        self._patience = patience or Patience()
+        self._patience = patience or OutagePolicy()
         self._signed: tuple[int, dict[str, Any]] | None = None
         self._ended: EvomergeError | None = None
         self._lock = driver_lock(url, study) if writable else None

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.study.record import Climb, Evaluation, Marker, Step
+from evomerge.study.record import Evaluation, Marker, RungProgress, RungResult
 
 CHUNK = 59_000
 """Characters per packed attribute: a multiple of 4, so that each chunk is base64 by itself."""
@@ -148,7 +148,7 @@ def decode_evaluation(
             n=plain.get("n", 0),
             estimated=plain.get("estimated", False),
             estimates={task: (mean, se) for task, (mean, se) in plain.get("estimates", {}).items()},
-            steps=tuple(Step(*step) for step in plain.get("steps", ())),
+            steps=tuple(RungResult(*step) for step in plain.get("steps", ())),
             asked=plain.get("asked"),
             scores=_split_scores(plain.get("tasks", {}), unpack("scores", packed) or b""),
             reason=plain.get("reason"),
@@ -206,15 +206,17 @@ def decode_markers(attributes: Mapping[str, Any]) -> list[Marker]:
     return sorted(markers, key=lambda marker: marker.slot)
 
 
-def _from_climb(climb: Climb) -> dict[str, Any]:
+def _from_climb(climb: RungProgress) -> dict[str, Any]:
     scores = {task: np.asarray(values, float).tolist() for task, values in climb.scores.items()}
     steps = [astuple(step) for step in climb.steps]
     return {"steps": steps, "scores": scores, "seconds": dict(climb.seconds)}
 
 
-def _to_climb(facts: Mapping[str, Any]) -> Climb:
+def _to_climb(facts: Mapping[str, Any]) -> RungProgress:
     scores = {task: np.array(values, np.float64) for task, values in facts["scores"].items()}
-    return Climb(tuple(Step(*step) for step in facts["steps"]), scores, facts["seconds"])
+    return RungProgress(
+        tuple(RungResult(*step) for step in facts["steps"]), scores, facts["seconds"]
+    )
 
 
 def _to_bytes(values: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Step:
+class RungResult:
     """What was thought of a candidate on a rung below the last.
 
     Attributes:
@@ -26,10 +26,10 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Climb:
+class RungProgress:
     """How far up the rungs a candidate in flight is: `len(steps)` is the rung it is on."""
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[RungResult, ...] = ()
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Task -> float64 [items], NaN where not measured; empty on the first rung."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Evaluation:
     """Whether `value` estimates items that were not scored: it was stopped on a rung (PRUNED)."""
     estimates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Of an estimated one: task -> mean over all items, and its standard error."""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[RungResult, ...] = ()
     """The rungs below the last that it climbed, the one it was stopped on included."""
     asked: int | None = None
     """With rungs: how many items it was asked for, which is what it costs."""
@@ -132,7 +132,7 @@ class Marker:
     genome: np.ndarray | None = None
     """float64 [genes]"""
     parents: tuple[int, ...] = ()
-    climb: Climb | None = None
+    climb: RungProgress | None = None
     """What the rungs below the one in flight gave."""
     blameless: bool = False
     """Whether the driver's death meanwhile is no attempt of the candidate's."""

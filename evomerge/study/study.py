@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 import evomerge
 from evomerge.common.errors import InputError
 from evomerge.study import codec
-from evomerge.study.access import Access, Patience
+from evomerge.study.access import Access, OutagePolicy
 from evomerge.study.identity import as_json, check_identity
 from evomerge.study.lock import driven
 from evomerge.study.record import Evaluation, Marker
@@ -42,7 +42,7 @@ class Study:
     """A campaign's durable record. Make one with `create_or_resume` or `read`."""
 
     def __init__(
-        self, storage: str, name: str, *, writable: bool, patience: Patience | None = None
+        self, storage: str, name: str, *, writable: bool, patience: OutagePolicy | None = None
     ) -> None:
         """Open the storage, under the driver's lock when `writable`."""
         self.name = name
@@ -65,7 +65,7 @@ class Study:
         identity: Mapping[str, Any],
         campaign: Mapping[str, Any],
         genes: Mapping[str, BaseDistribution],
-        patience: Patience | None = None,
+        patience: OutagePolicy | None = None,
     ) -> Study:
         """Open the study for the one driver that writes it; make it if there is none.
 

@@ -10,7 +10,7 @@ LEAST = 120.0
 """Seconds that anything may take."""
 
 
-class Patience:
+class Timeouts:
     """Limits derived from measured times: of building a worker, writing a recipe, scoring an item.
 
     The first recipe with a method has no limit: it may compute what the models alone decide, which

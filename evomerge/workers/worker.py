@@ -73,7 +73,7 @@ class Worker:
         """
         import torch
 
-        from evomerge.fitness.engines import Workplace, build_engine
+        from evomerge.fitness.engines import EngineContext, build_engine
         from evomerge.fitness.tasks.task_set import TaskSet
         from evomerge.materialize.kernel import Kernel
         from evomerge.materialize.statistics.statistics import Statistics
@@ -97,7 +97,7 @@ class Worker:
         )
         write = partial(_write, spec, sources)
         self._engine = build_engine(
-            Workplace(config, sources[BASE], kernel, compute_dtype(config), write, spec.facts)
+            EngineContext(config, sources[BASE], kernel, compute_dtype(config), write, spec.facts)
         )
         self._tasks = TaskSet(config.fitness, self._engine)
         if elsewhere:

@@ -98,7 +98,7 @@ def test_a_larger_budget_extends_the_study_and_says_that_the_test_was_seen(tiny_
 
 def kill_and_resume(folder, out, moments):
     """Start the campaign, kill -9 it at each moment (s after start), then let it finish."""
-    command = [sys.executable, "-m", "evomerge.cli", "search", "campaign.yaml", "--out", str(out)]
+    command = [sys.executable, "-m", "evomerge", "search", "campaign.yaml", "--out", str(out)]
     for moment in [*moments, None]:
         process = subprocess.Popen(
             command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -83,7 +83,7 @@ def test_a_campaign_over_both_killed_and_resumed_is_the_uninterrupted_one(folder
     whole = run(folder, "whole")
     sources = prepare(load_campaign(folder / "campaign.yaml")).items["search"]
     assert {task: len(ids) for task, ids in sources.items()} == {"pick": 30, "closeness": 20}
-    command = [sys.executable, "-m", "evomerge.cli", "search", "campaign.yaml", "--out", "run"]
+    command = [sys.executable, "-m", "evomerge", "search", "campaign.yaml", "--out", "run"]
     command += ["--trials", "8"]
     first = whole.rungs()["counts"][0]["closeness"]
     # Killed while a parent is scored on the whole split, and when a trial has climbed to the top.

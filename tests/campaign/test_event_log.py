@@ -9,7 +9,7 @@ from rich.console import Console
 from running import evaluations, run
 from silent import Silent
 
-from evomerge.campaign.event_log import LATEST, LONGEST, Logbook
+from evomerge.campaign.event_log import LATEST, LONGEST, EventLog
 from evomerge.report.tables import status_table
 from evomerge.results.summary import status_summary
 from evomerge.study.run_folder import open_run
@@ -33,7 +33,7 @@ class Notes:
 def test_events_are_counted_for_ever_and_the_latest_kept_in_words():
     study = Notes()
     for driver in range(3):
-        logbook = Logbook(study, Silent())
+        logbook = EventLog(study, Silent())
         for number in range(100):
             logbook.write([Event("workers died", f"{driver}.{number} " + "x" * 1000)], 2)
             logbook.write([Event("workers joined")], 3)

@@ -10,7 +10,7 @@ import pytest
 from executors import TwoSlots
 from running import evaluations, facts, run
 
-from evomerge.campaign.estimates import Learner
+from evomerge.campaign.estimates import ScoreEstimator
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
@@ -159,7 +159,9 @@ def test_an_estimator_for_metrics_between_0_and_1_gives_way_to_the_mean(climbed,
     said, trial = [], next(t for t in own(climbed[0]) if t.estimated)
     listener = SimpleNamespace(said=said.append)
     items = {"pick": 7 * np.ones(30)}
-    learner = Learner("gmp_irt", [{"pick": np.arange(6)}], {"a": items, "b": items}, listener)
+    learner = ScoreEstimator(
+        "gmp_irt", [{"pick": np.arange(6)}], {"a": items, "b": items}, listener
+    )
     assert learner(trial.scores) == mean(trial.scores)
     assert len(said) == 1
     assert "gmp_irt is switched off" in said[0]

@@ -190,7 +190,7 @@ def _heeding_interrupts():
 
 
 def test_interrupting_is_exit_code_three_and_resumable(tiny_folder):
-    command = [sys.executable, "-m", "evomerge.cli", "search", "campaign.yaml", "--out", "run"]
+    command = [sys.executable, "-m", "evomerge", "search", "campaign.yaml", "--out", "run"]
     command += ["--trials", "4000"]
     process = subprocess.Popen(
         command,

@@ -191,7 +191,7 @@ def test_quickstart_overwrites_nothing(tmp_path):
 
 
 def test_quickstart_is_a_quick_command():
-    code = "import sys; from evomerge import quickstart; sys.exit('torch' in sys.modules)"
+    code = "import sys; from evomerge.cli import quickstart; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

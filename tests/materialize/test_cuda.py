@@ -6,7 +6,7 @@ import pytest
 import torch
 from merges import open_family, random_recipe
 
-from evomerge.materialize.feed import CudaLane, Held, Mapped, Streamed
+from evomerge.materialize.feed import CudaLane, DeviceCache, MemoryMapped, Prefetched
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
 from evomerge.methods.registry import View, methods
@@ -56,8 +56,8 @@ def merged(models, recipe, feed, **options):
 @torch.no_grad()
 def test_a_gpu_gives_the_cpus_weights(models, name, compiled):
     recipe = random_recipe(models, name)
-    expected = merged(models, recipe, Mapped(models.sources))
-    found = merged(models, recipe, Held(models.sources, "cuda"), compiled=compiled)
+    expected = merged(models, recipe, MemoryMapped(models.sources))
+    found = merged(models, recipe, DeviceCache(models.sources, "cuda"), compiled=compiled)
     for tensor, value in expected.items():
         if name in ENTRYWISE:
             assert torch.equal(found[tensor], value), tensor
@@ -69,8 +69,8 @@ def test_a_gpu_gives_the_cpus_weights(models, name, compiled):
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "della"])
 @torch.no_grad()
 def test_streamed_sources_give_the_same_bytes_as_held_ones(models, name, room):
-    held = Held(models.sources, "cuda")
-    streamed = Streamed(models.sources, CudaLane("cuda"), room)
+    held = DeviceCache(models.sources, "cuda")
+    streamed = Prefetched(models.sources, CudaLane("cuda"), room)
     for seed in range(3):
         recipe = random_recipe(models, name, seed)
         expected = merged(models, recipe, held)

@@ -10,7 +10,7 @@ import torch
 from merges import open_family, random_recipe
 
 from evomerge.common.errors import NonFiniteError
-from evomerge.materialize.feed import AHEAD, Held, Mapped, Streamed
+from evomerge.materialize.feed import AHEAD, DeviceCache, MemoryMapped, Prefetched
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
@@ -74,17 +74,17 @@ def assert_same_bytes(ours, theirs):
 @pytest.mark.parametrize("name", methods())
 def test_every_way_to_the_device_gives_the_same_bytes(models, name):
     sources = models.sources
-    held, streamed = Held(sources, "cpu"), Streamed(sources, HostLane(), ROOMY)
+    held, streamed = DeviceCache(sources, "cpu"), Prefetched(sources, HostLane(), ROOMY)
     for seed in range(2):
         recipe = recipe_of(models, name, seed)
-        expected = filled(models, recipe, Mapped(sources))
+        expected = filled(models, recipe, MemoryMapped(sources))
         assert_same_bytes(filled(models, recipe, held), expected)
         assert_same_bytes(filled(models, recipe, streamed), expected)
 
 
 def test_a_resident_model_is_written_through_a_feed(models):
     written = []
-    for feed in (None, Streamed(models.sources, HostLane(), 0)):
+    for feed in (None, Prefetched(models.sources, HostLane(), 0)):
         resident = Resident(models.layout, Kernel(models.sources, feed=feed), torch.float32)
         for seed in range(2):
             resident.write(recipe_of(models, "ties", seed))
@@ -96,7 +96,7 @@ def consumed(models, lane, room=ROOMY):
     """Take all steps through a stream, noting where each is merged."""
     steps = plan(recipe_of(models, "linear"), models.layout, models.sources)
     targets = [(torch.empty(step.tensor.shape), step) for step in steps]
-    for index, _ in enumerate(Streamed(models.sources, lane, room).each(targets)):
+    for index, _ in enumerate(Prefetched(models.sources, lane, room).each(targets)):
         lane.log.append(f"merge {index}")
     return steps
 
@@ -122,7 +122,7 @@ def test_no_step_is_sent_before_the_device_has_done_with_the_one_three_before_it
 @pytest.mark.parametrize("room", [0, 20_000, ROOMY])
 def test_pinned_copies_are_kept_as_far_as_there_is_room(models, room):
     lane, recipe = HostLane(), recipe_of(models, "linear")
-    feed = Streamed(models.sources, lane, room)
+    feed = Prefetched(models.sources, lane, room)
     expected = filled(models, recipe, feed)
     once = lane.pins
     assert_same_bytes(filled(models, recipe, feed), expected)
@@ -138,7 +138,7 @@ def test_tensors_held_on_the_device_are_read_once(models, monkeypatch):
     source = type(models.sources[BASE])
     read = source.read
     monkeypatch.setattr(source, "read", lambda self, name: reads.append(name) or read(self, name))
-    feed = Held(models.sources, "cpu")
+    feed = DeviceCache(models.sources, "cpu")
     for seed in range(3):
         filled(models, recipe_of(models, "linear", seed), feed)
     assert reads

@@ -21,11 +21,11 @@ from evomerge.preflight.depths import depths_of
 from evomerge.preflight.forecast import foresee
 from evomerge.preflight.lines import Line
 from evomerge.preflight.machine import Machine
-from evomerge.preflight.observe import Observation, Unobserved, observed
+from evomerge.preflight.observe import Probe, ProbeFailed, observed
 from evomerge.preflight.work import work_of
 from evomerge.study.run_folder import open_run
 
-FOUND = Observation(
+FOUND = Probe(
     libraries=400_000_000,
     merging=10_000_000,
     statistics=0,
@@ -196,9 +196,9 @@ def test_models_larger_than_the_memory_are_told(unread, tmp_path, monkeypatch):
 def test_a_base_that_cannot_be_scored_is_a_reason_and_a_rehearsal_that_fails_is_not(
     unread, tmp_path
 ):
-    found = foresee(unread, tmp_path, 12, lambda order: Unobserved("it cannot", fatal=True))
+    found = foresee(unread, tmp_path, 12, lambda order: ProbeFailed("it cannot", fatal=True))
     assert told(unread, found, tmp_path) == "it cannot"
-    found = foresee(unread, tmp_path, 12, lambda order: Unobserved("no way", fatal=False))
+    found = foresee(unread, tmp_path, 12, lambda order: ProbeFailed("no way", fatal=False))
     assert told(unread, found, tmp_path) == ""
     assert "no way" in next(problems.notes(unread, found))
 

@@ -18,7 +18,7 @@ from evomerge.cli import app
 from evomerge.config import load_campaign
 from evomerge.preflight import scoring
 from evomerge.preflight.forecast import foresee
-from evomerge.preflight.observe import Unobserved, observed
+from evomerge.preflight.observe import ProbeFailed, observed
 from evomerge.preflight.problems import problems
 from evomerge.preflight.show import preflight_table
 
@@ -68,7 +68,7 @@ def test_a_base_that_cannot_be_scored_is_found_out(family, tmp_path):
     save_file(tensors, file, {"format": "pt"})
     setup = prepare(load_campaign(path))
     found = foresee(setup, tmp_path, 12, observed)
-    assert isinstance(found.found, Unobserved)
+    assert isinstance(found.found, ProbeFailed)
     [reason] = problems(setup, found, tmp_path)
     assert "the base model itself cannot be scored: lm_head.weight" in reason
 

@@ -24,7 +24,7 @@ from evomerge.report.tables import best_table, status_table
 from evomerge.results.summary import best_summary, status_summary
 from evomerge.study.judged import searched
 from evomerge.study.others import best_own_params, best_params
-from evomerge.study.record import Evaluation, Step
+from evomerge.study.record import Evaluation, RungResult
 from evomerge.study.run_folder import open_run, study_place
 
 GUESS = 0.98765
@@ -48,7 +48,7 @@ def stopped(tmp_path_factory):
             n=MEASURED * len(run.tasks),
             estimated=True,
             estimates=dict.fromkeys(run.tasks, (GUESS, 0.01)),
-            steps=(Step(MEASURED * len(run.tasks), GUESS, 0.01),),
+            steps=(RungResult(MEASURED * len(run.tasks), GUESS, 0.01),),
             asked=MEASURED * len(run.tasks),
             scores={t: np.where(holes, np.nan, 1.0) for t in run.tasks},
             params=dict.fromkeys(run.genes, 0.25),

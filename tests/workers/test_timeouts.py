@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from evomerge.workers.timeouts import FACTOR, LEAST, Patience
+from evomerge.workers.timeouts import FACTOR, LEAST, Timeouts
 
 TIES, DELLA = {"ties"}, {"della"}
 
 
 def measured(*evaluations):
-    patience = Patience(least=1.0)
+    patience = Timeouts(least=1.0)
     for methods, items, writing, scoring in evaluations:
         patience.measured(methods, items, {"materialize": writing, "score": scoring})
     return patience
 
 
 def test_nothing_has_a_limit_before_something_was_measured():
-    assert Patience().to_measure(TIES, 100) is None
-    assert Patience().to_build() is None
+    assert Timeouts().to_measure(TIES, 100) is None
+    assert Timeouts().to_build() is None
 
 
 def test_the_limit_grows_with_the_items_and_the_slowest():
@@ -35,7 +35,7 @@ def test_the_first_recipe_with_a_method_may_take_any_time():
 
 
 def test_quick_work_has_time_enough():
-    patience = Patience()
+    patience = Timeouts()
     patience.measured(TIES, 10, {"materialize": 0.01, "score": 0.01})
     assert patience.to_measure(TIES, 10) == LEAST
     patience.built(1.0)

@@ -1,7 +1,7 @@
 """Scoring engines: what answers a campaign's requests with a candidate, one file each.
 
 An engine is a class in a file of this folder under `@engine("name")`. Its constructor takes a
-`Workplace` and then keyword-only options, whose annotations and defaults are the schema of the
+`EngineContext` and then keyword-only options, whose annotations and defaults are the schema of the
 campaign file's `fitness.engine` section. Torch is imported inside, so that listing stays quick.
 """
 
@@ -33,7 +33,7 @@ class Response(NamedTuple):
     tokens: int | None = None
 
 
-class Answerer(Protocol):
+class RequestAnswerer(Protocol):
     """Answers lm-eval's requests.
 
     Attributes:
@@ -62,7 +62,7 @@ class Answerer(Protocol):
 
 
 @dataclass(frozen=True)
-class Workplace:
+class EngineContext:
     """What a worker offers its engine.
 
     Attributes:
@@ -83,13 +83,13 @@ class Workplace:
 
 
 class Engine(ABC):
-    """Answers requests with the candidate that was loaded last; an `Answerer`."""
+    """Answers requests with the candidate that was loaded last; an `RequestAnswerer`."""
 
     lm: Any
     here: ClassVar[bool] = True
     """Whether the model that answers is in the worker's own memory."""
 
-    def __init__(self, place: Workplace) -> None:
+    def __init__(self, place: EngineContext) -> None:
         self.place = place
 
     @abstractmethod
@@ -103,11 +103,11 @@ class Engine(ABC):
 
     @abstractmethod
     def prepare(self, requests: Sequence[Instance]) -> None:
-        """See `Answerer`."""
+        """See `RequestAnswerer`."""
 
     @abstractmethod
     def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
-        """See `Answerer`."""
+        """See `RequestAnswerer`."""
 
     @property
     def facts(self) -> Mapping[str, int]:
@@ -178,7 +178,7 @@ def scores_here(config: CampaignConfig) -> bool:
     return kind.here
 
 
-def build_engine(place: Workplace) -> Engine:
+def build_engine(place: EngineContext) -> Engine:
     """The engine that the campaign names.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.common.plugins import nearest
 from evomerge.config import CampaignConfig
-from evomerge.fitness.engines import Engine, Response, Workplace, engine
+from evomerge.fitness.engines import Engine, EngineContext, Response, engine
 from evomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Api(Engine):
 
     def __init__(
         self,
-        place: Workplace,
+        place: EngineContext,
         *,
         url: str,
         checkpoint: str,

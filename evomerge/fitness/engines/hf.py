@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from evomerge.fitness.engines import Engine, Response, Workplace, engine
+from evomerge.fitness.engines import Engine, EngineContext, Response, engine
 from evomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class HuggingFace(Engine):
     """
 
     def __init__(
-        self, place: Workplace, *, batch_tokens: Annotated[int, Field(ge=1)] | None = None
+        self, place: EngineContext, *, batch_tokens: Annotated[int, Field(ge=1)] | None = None
     ) -> None:
         super().__init__(place)
         import torch

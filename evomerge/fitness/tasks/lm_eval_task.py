@@ -1,4 +1,4 @@
-"""Leaf tasks made ready to score: metric chosen, few-shot examples drawn, requests built."""
+"""Prepare lm-eval tasks for scoring: choose metrics, draw few-shot examples, build requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from evomerge.fitness.tasks.documents import document_hash, item_ids
 from evomerge.fitness.tasks.lm_eval_loading import LoadedTasks, dataset_of, load_tasks
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
-from evomerge.fitness.tasks.score_source import Source
+from evomerge.fitness.tasks.score_source import ScoreSource
 
 _SCORING_KEYS = ("output_type", "repeats", "filter_list", "metric_list", "process_results")
 """Of a task's configuration, what turns answers into values; prompts are taken as rendered."""
@@ -32,7 +32,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaf(Source):
+class LmEvalMetric(ScoreSource):
     """One metric of one lm-eval task.
 
     Attributes:
@@ -55,7 +55,7 @@ class Leaf(Source):
         return digest.hexdigest()
 
     def values(self, places: Sequence[int]) -> list[float]:
-        """See `Source`; from the requests' responses."""
+        """See `ScoreSource`; from the requests' responses."""
         if not places:
             return []
         if self.filter == RESPONSE_TOKENS:
@@ -95,7 +95,7 @@ class Leaf(Source):
 
 def load_leaves(
     position: int, spec: TaskConfig, config: FitnessConfig, manager: TaskManager, lm: Any | None
-) -> list[Leaf]:
+) -> list[LmEvalMetric]:
     """The leaf tasks of one entry of `fitness.tasks`, and the measures beside them.
 
     Args:
@@ -114,7 +114,7 @@ def load_leaves(
 
 def _build(
     where: str, config: FitnessConfig, spec: TaskConfig, loaded: LoadedTasks, lm: Any | None
-) -> list[Leaf]:
+) -> list[LmEvalMetric]:
     """The leaves of one entry."""
     for task in loaded.tasks.values():
         _configure(task, spec, config.fewshot_seed)
@@ -127,7 +127,7 @@ def _build(
     sizes = {name: len(ids[name]) - len(excluded[name]) for name in loaded.tasks}
     shares = _shares(sizes, spec, loaded.group)
     return [
-        Leaf(
+        LmEvalMetric(
             name=f"{name}.{metric}" if beside else name,
             kind=task.OUTPUT_TYPE,
             task=task,

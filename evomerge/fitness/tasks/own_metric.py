@@ -22,13 +22,13 @@ from evomerge.common.data_files import json_data
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.config import CallableConfig
 from evomerge.fitness.tasks.documents import item_ids
-from evomerge.fitness.tasks.score_source import Source
+from evomerge.fitness.tasks.score_source import ScoreSource
 
 Function = Callable[[Any, Any, list[Any]], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnMetric(Source):
+class OwnMetric(ScoreSource):
     """A function, and the documents it scores.
 
     Attributes:
@@ -49,7 +49,7 @@ class OwnMetric(Source):
         return digest.hexdigest()
 
     def values(self, places: Sequence[int]) -> list[float]:
-        """See `Source`; the function's numbers."""
+        """See `ScoreSource`; the function's numbers."""
         if not places:
             return []
         items = [deepcopy(self.documents[place]) for place in places]

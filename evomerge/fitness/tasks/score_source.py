@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(ABC):
+class ScoreSource(ABC):
     """One metric, and the documents it is measured on.
 
     Attributes:

@@ -11,14 +11,14 @@ from lm_eval.api.instance import Instance
 
 from evomerge.common.errors import InputError
 from evomerge.config import CallableConfig, FitnessConfig
-from evomerge.fitness.engines import Answerer
+from evomerge.fitness.engines import RequestAnswerer
 from evomerge.fitness.tasks.documents import marks
 from evomerge.fitness.tasks.lm_eval_loading import open_manager
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tasks.lm_eval_task import load_leaves
 from evomerge.fitness.tasks.own_metric import load_callable
 from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
-from evomerge.fitness.tasks.score_source import Source
+from evomerge.fitness.tasks.score_source import ScoreSource
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TaskSet:
     stock `lm_eval` run.
     """
 
-    def __init__(self, config: FitnessConfig, answerer: Answerer) -> None:
+    def __init__(self, config: FitnessConfig, answerer: RequestAnswerer) -> None:
         """Load tasks and data, build and prepare the requests.
 
         Raises:
@@ -156,7 +156,7 @@ class TaskSet:
                 f"{task}: no item {missing}; the task's documents have changed since it was named"
             ) from None
 
-    def _prepare(self, source: Source) -> None:
+    def _prepare(self, source: ScoreSource) -> None:
         try:
             self._answerer.prepare([request for group in source.requests for request in group])
         except InputError as error:
@@ -186,7 +186,7 @@ def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
     return tuple(_describe(source) for source in load_sources(config, None))
 
 
-def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[Source]:
+def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[ScoreSource]:
     """Every source of scores, in the order of `fitness.tasks`.
 
     Args:
@@ -199,7 +199,7 @@ def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[Source]:
         manager = open_manager(config)
     held: dict[str, str] = {}
     for position, spec in enumerate(config.tasks):
-        found: Sequence[Source]
+        found: Sequence[ScoreSource]
         if isinstance(spec, CallableConfig):
             found = [load_callable(f"fitness.tasks[{position}]", spec, lm)]
         else:
@@ -213,7 +213,7 @@ def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[Source]:
         yield from found
 
 
-def _describe(source: Source) -> TaskItems:
+def _describe(source: ScoreSource) -> TaskItems:
     return TaskItems(
         task=source.name,
         kind=source.kind,

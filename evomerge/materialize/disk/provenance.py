@@ -36,7 +36,7 @@ class Sources(Strict):
     weights: Literal["checkpoint"] | FloatType
     tokenizer: str = BASE
     chat_template: str | None = None
-    recipes: dict[str, Lineage] = Field(default_factory=dict)
+    recipes: dict[str, Provenance] = Field(default_factory=dict)
     made: WeightsRecord | None = None
 
     @model_validator(mode="after")
@@ -47,7 +47,7 @@ class Sources(Strict):
         return self
 
 
-class Lineage(Strict):
+class Provenance(Strict):
     """A merge among the sources: its `recipe.json` and its own `evomerge.json`."""
 
     recipe: dict[str, Any]
@@ -90,7 +90,7 @@ def check_trust(sources: Sources, path: Path, trust: Trust) -> None:
             )
 
 
-def lineage_of(folder: Path) -> Lineage | None:
+def lineage_of(folder: Path) -> Provenance | None:
     """How a model was made that evomerge exported; None of any other.
 
     Without the record of its weights: the recipe that uses it holds their digest.
@@ -99,7 +99,7 @@ def lineage_of(folder: Path) -> Lineage | None:
         return None
     recipe = load_recipe(folder / RECIPE_FILE)
     sources = load_sources(folder / SOURCES_FILE).model_copy(update={"made": None})
-    return Lineage(recipe=recipe.to_json(), sources=sources)
+    return Provenance(recipe=recipe.to_json(), sources=sources)
 
 
 def load_sources(path: Path) -> Sources:

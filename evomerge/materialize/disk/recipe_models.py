@@ -17,7 +17,7 @@ from evomerge.config import ModelsConfig
 from evomerge.materialize.disk.provenance import (
     RECIPE_FILE,
     SOURCES_FILE,
-    Lineage,
+    Provenance,
     Trust,
     check_trust,
     load_sources,
@@ -42,7 +42,7 @@ def with_recipes_made(models: ModelsConfig) -> ModelsConfig:
     return models.model_copy(update={"base": base, "experts": made})
 
 
-def kept(lineage: Lineage) -> str:
+def kept(lineage: Provenance) -> str:
     """A folder with the files of a recipe whose own are gone, to be given as a model."""
     folder = _cache() / f"{content_digest(lineage.model_dump(mode='json'))}-recipe"
     lineage.write(folder)

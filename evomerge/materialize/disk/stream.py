@@ -35,8 +35,8 @@ def write_weights(
     already are kept: the caller knows that they are of this recipe, dtype and `shard_bytes`.
     Returns the files of the checkpoint.
 
-    Held are one merged tensor (of a mixture, those whose pieces are being written), what is mapped
-    of the sources' tensors that it is made of, and some of those before.
+    At most held are one merged tensor (of a mixture, those whose pieces are being written), what is
+    mapped of the sources' tensors that it is made of, and some of those before.
 
     Raises:
         InputError: the recipe does not fit the models, was made from other weights, scales in a

@@ -15,17 +15,17 @@ from evomerge.models.depth import set_layers
 from evomerge.models.layout import Layout
 from evomerge.recipe.recipe import Slot
 
-Content = tuple[tuple[str, str | None, MergeRule | None, int], ...]
+WeightKey = tuple[tuple[str, str | None, MergeRule | None, int], ...]
 """What a layer's weights are made of: (tensor, source where it is a copy, rule, seed) each."""
 
 
-def content_of(steps: Sequence[TensorStep], seed: int) -> Content:
+def content_of(steps: Sequence[TensorStep], seed: int) -> WeightKey:
     """The content of a slot; slots of equal content have the same weights."""
     return tuple((s.tensor.name, None if s.rule else s.source, s.rule, seed) for s in steps)
 
 
 @dataclass
-class Holder:
+class LayerWeights:
     """The weights of one layer, and modules that share them, each with its own part of the cache.
 
     Attributes:
@@ -34,7 +34,7 @@ class Holder:
     """
 
     module: nn.Module
-    content: Content | None = None
+    content: WeightKey | None = None
     tensors: dict[str, Tensor] = field(init=False)
     _views: list[nn.Module] = field(init=False)
 
@@ -65,18 +65,18 @@ class Layers:
         self._config = model.config
         self._original = config
         modules = list(model.get_submodule(layout.prefix).children())
-        self._holders = {layer: [Holder(module)] for layer, module in enumerate(modules)}
+        self._holders = {layer: [LayerWeights(module)] for layer, module in enumerate(modules)}
         self._wired: tuple[int, ...] = tuple(range(len(modules)))
         self._hooks: list[Any] = []
 
-    def assign(self, layers: Sequence[int], contents: Sequence[Content]) -> list[Holder]:
+    def assign(self, layers: Sequence[int], contents: Sequence[WeightKey]) -> list[LayerWeights]:
         """A holder for each slot, one for slots of equal content.
 
         Those whose `content` is not the slot's are to be written.
         """
         for hook in self._hooks:  # before any module is copied
             hook.remove()
-        wanted: dict[int, list[Content]] = {}
+        wanted: dict[int, list[WeightKey]] = {}
         for layer, content in zip(layers, contents, strict=True):
             if content not in wanted.setdefault(layer, []):
                 wanted[layer].append(content)
@@ -86,7 +86,7 @@ class Layers:
             for layer, content in zip(layers, contents, strict=True)
         ]
 
-    def _choose(self, layer: int, distinct: list[Content]) -> list[Holder]:
+    def _choose(self, layer: int, distinct: list[WeightKey]) -> list[LayerWeights]:
         """A holder for each content: the one that has it, else the one longest out of use."""
         held = self._holders[layer]
         kept = {distinct.index(h.content): h for h in held if h.content in distinct}
@@ -98,10 +98,10 @@ class Layers:
         self._holders[layer] = [*free, *chosen]
         return chosen
 
-    def _new(self, layer: int) -> Holder:
-        return Holder(_copied(self._holders[layer][0].module, self._config, share=False))
+    def _new(self, layer: int) -> LayerWeights:
+        return LayerWeights(_copied(self._holders[layer][0].module, self._config, share=False))
 
-    def wire(self, holders: Sequence[Holder], path: Sequence[Slot]) -> None:
+    def wire(self, holders: Sequence[LayerWeights], path: Sequence[Slot]) -> None:
         """Make the model run through the holders' layers, each slot's input times its scale."""
         used: dict[int, int] = {}
         modules = []

@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.gpu_memory import placement, spread
-from evomerge.materialize.memory.layers import Content, Holder, Layers, content_of
+from evomerge.materialize.memory.layers import Layers, LayerWeights, WeightKey, content_of
 from evomerge.materialize.plan import plan
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Recipe
@@ -71,7 +71,7 @@ class Resident:
         slots = [list(group) for _, group in groupby(inside, key=lambda step: step.slot)]
         contents = [content_of(slot, recipe.seed) for slot in slots]
         holders = self._layers.assign([slot.layer for slot in recipe.path], contents)
-        written: dict[int, tuple[Holder, Content]] = {}
+        written: dict[int, tuple[LayerWeights, WeightKey]] = {}
         for holder, slot, content in zip(holders, slots, contents, strict=True):
             if holder.content != content and id(holder) not in written:
                 written[id(holder)] = holder, content

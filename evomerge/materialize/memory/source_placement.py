@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from transformers import PretrainedConfig
 
-from evomerge.materialize.feed import AHEAD, Feed, Held, Lane, Streamed
+from evomerge.materialize.feed import AHEAD, CopyStream, DeviceCache, Feed, Prefetched
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 
-Residence = Literal["held", "streamed", "too large"]
+SourcePlacement = Literal["held", "streamed", "too large"]
 """Sources on the GPU, or brought there for every candidate; or it lacks room without them, too."""
 
 TOKENS = 2048
@@ -52,7 +52,7 @@ class Needs:
         return self.sources + self.candidate + self.scoring + self.step
 
 
-def residence(needs: Needs, free: int) -> Residence:
+def residence(needs: Needs, free: int) -> SourcePlacement:
     """What fits into `free` bytes, of which statistics have their share."""
     room = free - statistics_limit(free)
     if needs.all <= room:
@@ -103,8 +103,10 @@ def _per_request(config: PretrainedConfig, vocabulary: int, compute: torch.dtype
     return TOKENS * per_token * compute.itemsize + 2 * ANSWER * vocabulary * 4
 
 
-def feed_of(chosen: Residence, sources: Mapping[str, Source], lane: Lane, room: int) -> Feed:
+def feed_of(
+    chosen: SourcePlacement, sources: Mapping[str, Source], lane: CopyStream, room: int
+) -> Feed:
     """The feed that keeps the sources as chosen; `room` bytes of the host may be pinned."""
     if chosen == "held":
-        return Held(sources, lane.device)
-    return Streamed(sources, lane, room)
+        return DeviceCache(sources, lane.device)
+    return Prefetched(sources, lane, room)

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from evomerge.common.errors import InputError
 from evomerge.config import SPLITS
-from evomerge.report.all_figures import View, view_of
+from evomerge.report.all_figures import StudyView, view_of
 from evomerge.report.figures.scores import Rows
 from evomerge.report.tables import (
     constraint_lines,
@@ -63,7 +63,7 @@ def report_page(study: Study) -> str:
     )
 
 
-def shown_in_page(view: View) -> dict[str, Any]:
+def shown_in_page(view: StudyView) -> dict[str, Any]:
     """What the template of a page's content names."""
     best = view.best
     return {

@@ -54,7 +54,7 @@ class DifferentialEvolution(Optimizer):
         self._crossover_rate = default_rate if crossover_rate is None else crossover_rate
         self._discrete = domain.discrete
         self._members: dict[int, tuple[Genome, tuple[bool, float], int]] = {}
-        """Slot → genome, standing, ask."""
+        """Slot → genome, best_key, ask."""
 
     def members(self) -> Sequence[int]:
         """The population."""
@@ -79,8 +79,8 @@ class DifferentialEvolution(Optimizer):
         slot = proposal.ask % self._population
         if scores is None:
             return
-        if slot not in self._members or scores.standing >= self._members[slot][1]:
-            self._members[slot] = proposal.genome, scores.standing, proposal.ask
+        if slot not in self._members or scores.best_key >= self._members[slot][1]:
+            self._members[slot] = proposal.genome, scores.best_key, proposal.ask
 
     def _mutant(self, genomes: tuple[Genome, ...], generator: np.random.Generator) -> Genome:
         exchanged = generator.random(self.domain.dimension) < self._scale

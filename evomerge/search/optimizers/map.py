@@ -99,7 +99,7 @@ class Map(Optimizer):
         self._interactions = interactions
         self._bayesian = bayesian
         self._results: list[Result] = []
-        self._aims: Callable[[Values], Values] | None = None
+        self._objectives_of: Callable[[Values], Values] | None = None
         self._surfaces: tuple[int, Surfaces] | None = None  # through so many results
         self._front: tuple[int, Genome] | None = None  # on the surfaces through so many
 
@@ -151,9 +151,9 @@ class Map(Optimizer):
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         if scores is None or not np.isfinite([*scores.objectives, *scores.metrics.values()]).all():
             return
-        told = tuple(scores.metrics.values()) if scores.aims else scores.objectives
+        told = tuple(scores.metrics.values()) if scores.objectives_of else scores.objectives
         items = min((len(values) for values in scores.items.values()), default=scores.n)
-        self._aims = scores.aims
+        self._objectives_of = scores.objectives_of
         self._results.append(
             Result(
                 self._features(proposal.genome),
@@ -218,7 +218,7 @@ class Map(Optimizer):
 
         def goals(points: Genome) -> tuple[Values, Values]:
             means = np.stack([task(points) for task in tasks], axis=-1)
-            aims = means if self._aims is None else self._aims(means)
+            aims = means if self._objectives_of is None else self._objectives_of(means)
             return aims, surfaces.violations(points)
 
         return goals

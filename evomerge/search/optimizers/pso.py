@@ -21,7 +21,7 @@ class _Seen:
     """A place, how good it is, and which ask led there."""
 
     genome: Genome
-    standing: tuple[bool, float]
+    best_key: tuple[bool, float]
     ask: int
 
 
@@ -108,10 +108,10 @@ class ParticleSwarm(Optimizer):
         slot = proposal.ask % self._count
         particle = self._swarm.get(slot)
         if scores is not None:
-            seen = _Seen(proposal.genome, scores.standing, proposal.ask)
-            if self._best is None or seen.standing > self._best.standing:
+            seen = _Seen(proposal.genome, scores.best_key, proposal.ask)
+            if self._best is None or seen.best_key > self._best.best_key:
                 self._best = seen
-            if self._worst is None or seen.standing < self._worst.standing:
+            if self._worst is None or seen.best_key < self._worst.best_key:
                 self._worst = seen
             if particle is None:
                 self._swarm[slot] = _Particle(seen, self._first_velocity(seen), seen)
@@ -123,7 +123,7 @@ class ParticleSwarm(Optimizer):
     def _move(self, particle: _Particle, seen: _Seen, length: float) -> None:
         particle.velocity = (seen.genome - particle.at.genome) / length
         particle.at = seen
-        if seen.standing > particle.best.standing:
+        if seen.best_key > particle.best.best_key:
             particle.best, particle.stale = seen, -1
 
     def _rest_if_stale(self, particle: _Particle) -> None:

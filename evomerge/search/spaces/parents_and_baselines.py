@@ -22,7 +22,7 @@ MOST_OF_GRID = 256
 """Merges of a grid: it is scored whole, before the search."""
 
 
-class Straight:
+class LayerOrderRecipes:
     """Makes recipes of the models' own depth and order."""
 
     def __init__(

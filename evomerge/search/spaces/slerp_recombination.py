@@ -93,7 +93,7 @@ class SourceGrams:
         )
 
 
-class Lineage:
+class LinearCombinations:
     """SLERP of genomes whose genes are linear coefficients of the sources, group by group.
 
     Each group of tensors is joined along its own great circle (as the paper does on each side of

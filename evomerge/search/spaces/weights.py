@@ -19,8 +19,12 @@ from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.search.spaces.bounds import Searched, read_tuning
 from evomerge.search.spaces.genes import Condition, Gene, Genome, Value
 from evomerge.search.spaces.granularity import tuned_groups
-from evomerge.search.spaces.parents_and_baselines import Straight
-from evomerge.search.spaces.slerp_recombination import Lineage, SourceGrams, owners_of_coefficients
+from evomerge.search.spaces.parents_and_baselines import LayerOrderRecipes
+from evomerge.search.spaces.slerp_recombination import (
+    LinearCombinations,
+    SourceGrams,
+    owners_of_coefficients,
+)
 from evomerge.search.spaces.space import Space
 
 _BASE_ALONE: Mapping[str, float] = {"weight": 0.0, "base_weight": 1.0}
@@ -89,7 +93,7 @@ class WeightSpace(Space):
         self._layers = layout.layers
         self.groups = list(tuned_groups(weights, layout))
         self._tensors = [group.tensors(layout) for group in self.groups]
-        self._straight = Straight(digests, self.groups, layout.layers, seed)
+        self._straight = LayerOrderRecipes(digests, self.groups, layout.layers, seed)
         tuning = read_tuning(self.methods, weights.genes, f"{where}.genes")
         self._fixed, self._searched = tuning.fixed, tuning.searched
         if not tuning.searched and len(self.methods) == 1:
@@ -181,7 +185,7 @@ class WeightSpace(Space):
 
     def recombine(self, a: Genome, b: Genome, split: int, weight: float) -> Genome:
         """SLERP of what the genomes stand for, where genes are linear coefficients of the sources
-        (`Lineage`); elsewhere the genes themselves, linearly.
+        (`LinearCombinations`); elsewhere the genes themselves, linearly.
         """
         if self._lineage is None or self._lineage.grams is None:
             return super().recombine(a, b, split, weight)
@@ -227,7 +231,7 @@ class WeightSpace(Space):
         if self._lineage and self._lineage.grams:
             self._lineage.grams.folder = folder
 
-    def _find_lineage(self, sources: Mapping[str, Source] | None) -> Lineage | None:
+    def _find_lineage(self, sources: Mapping[str, Source] | None) -> LinearCombinations | None:
         """The genes as linear coefficients of the sources; None where they are not."""
         if (
             len(self.methods) > 1
@@ -251,7 +255,7 @@ class WeightSpace(Space):
         grams = None
         if sources is not None:
             grams = SourceGrams(sources, self._tensors, task_vectors=None not in owners)
-        return Lineage(owners, np.array(blocks), self.genes, grams)
+        return LinearCombinations(owners, np.array(blocks), self.genes, grams)
 
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome; every parameter of its methods stands in it, defaults too."""
@@ -351,11 +355,13 @@ class WeightSpace(Space):
         return self._straight.parents()
 
     def baselines(self) -> dict[str, Recipe]:
-        """Merges that need no search: uniform and default ones (see `Straight.baselines`)."""
+        """Uniform and default merges, which need no search (`LayerOrderRecipes.baselines`)."""
         return self._straight.baselines(self.methods, self._fixed)
 
     def grid(self, points: int) -> dict[str, Recipe]:
-        """Uniform merges at `points` values of every searched parameter (see `Straight.grid`)."""
+        """Uniform merges at `points` values of every searched parameter (see
+        `LayerOrderRecipes.grid`).
+        """
         return self._straight.grid(self.methods, self._fixed, self._searched, points)
 
 

@@ -13,7 +13,7 @@ import ray
 from evomerge import __version__
 from evomerge.common.errors import EvomergeError, InputError
 from evomerge.workers.build import Job, Outcome, attempt
-from evomerge.workers.ray.file_copies import Parcel, unpacked
+from evomerge.workers.ray.file_copies import FileSet, unpacked
 from evomerge.workers.worker import PACKAGES, Worker, WorkerSpec
 
 
@@ -36,7 +36,7 @@ class Actor:
         self,
         spec: WorkerSpec,
         versions: Mapping[str, str],
-        parcels: Mapping[str, Parcel],
+        parcels: Mapping[str, FileSet],
         porter: Any,
     ) -> Refusal | None:
         """Build the worker on this node; None once it stands.
@@ -62,7 +62,7 @@ class Actor:
         return attempt(job, self._worker.measure)
 
 
-class Porter:
+class FileServer:
     """Reads the driver's files for nodes that do not see them."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:

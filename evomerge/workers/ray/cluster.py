@@ -18,8 +18,8 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from evomerge.common.errors import EvomergeError, InputError
-from evomerge.workers.ray.actor import Porter
-from evomerge.workers.ray.file_copies import Parcel
+from evomerge.workers.ray.actor import FileServer
+from evomerge.workers.ray.file_copies import FileSet
 from evomerge.workers.worker import WorkerSpec
 
 PORT = 6379
@@ -63,13 +63,13 @@ def join(spec: WorkerSpec) -> None:
     ray._private.worker._worker_logs_enabled = False
 
 
-def porter(parcels: dict[str, Parcel]) -> Any:
+def porter(parcels: dict[str, FileSet]) -> Any:
     """An actor on the driver's own node."""
     folders: dict[str, Path] = {key: parcel.folder for key, parcel in parcels.items()}
     here = ray.get_runtime_context().get_node_id()
     affinity = NodeAffinitySchedulingStrategy(here, soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": affinity, "max_restarts": -1}
-    return ray.remote(Porter).options(**options).remote(folders)
+    return ray.remote(FileServer).options(**options).remote(folders)
 
 
 def death(error: RayError) -> tuple[str, str]:

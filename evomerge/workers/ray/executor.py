@@ -17,7 +17,7 @@ from evomerge.workers.ray.actor import Actor, Refusal, own_versions
 from evomerge.workers.ray.cluster import DISK_FULL, NODE_LOST, cause, death, join, last_line, porter
 from evomerge.workers.ray.file_copies import parcels_of
 from evomerge.workers.ray.nodes import EVERY, Nodes
-from evomerge.workers.timeouts import Patience
+from evomerge.workers.timeouts import Timeouts
 from evomerge.workers.worker import WorkerSpec
 
 AGAIN = 5.0
@@ -32,7 +32,7 @@ State = Literal["empty", "placed", "building", "idle", "busy"]
 
 
 @dataclass(eq=False)
-class Place:
+class WorkerSlot:
     """Where one worker is, or is to be.
 
     Attributes:
@@ -83,8 +83,8 @@ class RayExecutor:
         """
         self._config = spec.config.workers
         self._sizes = {s: sum(map(len, tasks.values())) for s, tasks in spec.items.items()}
-        self._patience = Patience()
-        self._places: list[Place] = []
+        self._patience = Timeouts()
+        self._places: list[WorkerSlot] = []
         self._events: list[Event] = []
         self._outcomes: deque[Outcome] = deque()
         self._failures: list[EvomergeError] = []  # of workers that never stood
@@ -212,13 +212,13 @@ class RayExecutor:
         """As many places as the campaign file asks for, or as the cluster has room for."""
         count = self._config.count
         wanted = self._nodes.room if count == "auto" else count
-        self._places += [Place() for _ in range(wanted - len(self._places))]
+        self._places += [WorkerSlot() for _ in range(wanted - len(self._places))]
         for place in [p for p in self._places if p.state in ("empty", "placed")][::-1]:
             if len(self._places) > wanted:
                 self._vacate(place)
                 self._places.remove(place)
 
-    def _settle(self, place: Place, alone: frozenset[str]) -> None:
+    def _settle(self, place: WorkerSlot, alone: frozenset[str]) -> None:
         options: dict[str, Any] = {
             "num_cpus": self._nodes.threads,
             "num_gpus": self._config.gpus_per_worker,
@@ -232,7 +232,7 @@ class RayExecutor:
         place.apart_from, place.node, place.written = alone, "", ""
         place.enter("placed", place.actor.where.remote())
 
-    def _vacate(self, place: Place, pause: float = 0.0) -> None:
+    def _vacate(self, place: WorkerSlot, pause: float = 0.0) -> None:
         """End the place's worker, if there is one; another may come after `pause` seconds."""
         if place.actor is not None:
             ray.kill(place.actor)
@@ -240,7 +240,7 @@ class RayExecutor:
         place.enter("empty")
         place.since += pause
 
-    def _take(self, place: Place) -> None:
+    def _take(self, place: WorkerSlot) -> None:
         """What a place's worker answered, or that there is none any more.
 
         Raises:
@@ -266,7 +266,7 @@ class RayExecutor:
         else:
             self._refuse(place, found)
 
-    def _land(self, place: Place, outcome: Outcome) -> None:
+    def _land(self, place: WorkerSlot, outcome: Outcome) -> None:
         """An evaluation is done, well or not."""
         job, done = outcome.job, outcome.measurement
         if done is not None:
@@ -283,7 +283,7 @@ class RayExecutor:
             self._vacate(place)
         self._outcomes.append(outcome)
 
-    def _refuse(self, place: Place, refusal: Refusal) -> None:
+    def _refuse(self, place: WorkerSlot, refusal: Refusal) -> None:
         """A node on which no worker can be built."""
         if not self.workers:
             kind = InputError if refusal.given else EvomergeError
@@ -291,7 +291,7 @@ class RayExecutor:
         self._nodes.leave_alone(place.node, refusal.reason)
         self._vacate(place)
 
-    def _lose(self, place: Place, error: RayError) -> None:
+    def _lose(self, place: WorkerSlot, error: RayError) -> None:
         """A worker is gone: in the middle of an evaluation, or before it stood."""
         kind, reason = death(error)
         if place.state != "placed":
@@ -305,7 +305,7 @@ class RayExecutor:
             self._nodes.leave_alone(place.node, None if kind == NODE_LOST else reason)
         self._vacate(place, AGAIN if place.state == "placed" else 0.0)
 
-    def _give_up(self, place: Place) -> None:
+    def _give_up(self, place: WorkerSlot) -> None:
         """A worker that has hung."""
         if place.state == "building":
             self._nodes.leave_alone(place.node, f"no worker stood within {place.limit:.0f} s")
@@ -315,7 +315,7 @@ class RayExecutor:
             self._outcomes.append(Outcome(place.job, reason=reason, lost=True))
         self._vacate(place)
 
-    def _tell(self, place: Place, kind: str, reason: str) -> None:
+    def _tell(self, place: WorkerSlot, kind: str, reason: str) -> None:
         recipe = f" (recipe {place.job.recipe.digest[:12]})" if place.job else ""
         self._events.append(Event(kind, f"node {self._nodes.name(place.node)}: {reason}{recipe}"))
 

@@ -33,7 +33,7 @@ Read = Callable[[str, str, int, int], bytes]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class FileSet:
     """A folder of the driver's: its files by their path within it, with their sizes in bytes."""
 
     folder: Path
@@ -41,7 +41,7 @@ class Parcel:
     name: str
 
 
-def parcels_of(config: CampaignConfig) -> dict[str, Parcel]:
+def parcels_of(config: CampaignConfig) -> dict[str, FileSet]:
     """The folders of a campaign's models, that of its tasks, if it has one, and callables' files.
 
     Raises:
@@ -64,7 +64,7 @@ def parcels_of(config: CampaignConfig) -> dict[str, Parcel]:
     return found
 
 
-def unpacked(spec: WorkerSpec, parcels: Mapping[str, Parcel], read: Read) -> WorkerSpec:
+def unpacked(spec: WorkerSpec, parcels: Mapping[str, FileSet], read: Read) -> WorkerSpec:
     """The worker's spec with everything on this machine, copied if it is not there yet.
 
     Raises:
@@ -103,7 +103,7 @@ def _moved(task: AnyTask, places: Mapping[str, str]) -> AnyTask:
     return task.model_copy(update=update)
 
 
-def _parcel(folder: Path, pattern: str) -> Parcel:
+def _parcel(folder: Path, pattern: str) -> FileSet:
     files = {
         path.relative_to(folder).as_posix(): path.stat()
         for path in sorted(folder.glob(pattern))
@@ -111,10 +111,10 @@ def _parcel(folder: Path, pattern: str) -> Parcel:
     }
     states = [[file, found.st_size, found.st_mtime_ns] for file, found in files.items()]
     name = f"{folder.name}-{content_digest([str(folder.resolve()), states])}"
-    return Parcel(folder, {file: found.st_size for file, found in files.items()}, name)
+    return FileSet(folder, {file: found.st_size for file, found in files.items()}, name)
 
 
-def _unpack(key: str, parcel: Parcel, to: Path, read: Read) -> Path:
+def _unpack(key: str, parcel: FileSet, to: Path, read: Read) -> Path:
     to.mkdir(parents=True, exist_ok=True)
     place, partial = to / parcel.name, to / f"{parcel.name}.partial"
     with FileLock(f"{place}.lock"):

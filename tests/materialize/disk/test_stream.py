@@ -11,6 +11,7 @@ import tiny
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
+from streamed_recipe import recipe_of
 
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
@@ -21,7 +22,6 @@ from evomerge.materialize.kernel import Kernel
 from evomerge.models.checks.checked_models import check_models
 from evomerge.models.files.pages import Releaser
 from evomerge.models.files.shards import read_stored
-from evomerge.recipe import BASE, Merge, Recipe, Slot
 
 SHARD_BYTES = 12_000
 
@@ -30,23 +30,6 @@ SHARD_BYTES = 12_000
 def models(tmp_path_factory):
     paths = tiny.save_family(tmp_path_factory.mktemp("family"), ("math",), tie_word_embeddings=True)
     return check_models(ModelsConfig(base=str(paths["base"]), experts={"math": str(paths["math"])}))
-
-
-def recipe_of(models, weight=0.5):
-    merges = [
-        Merge(
-            slot=slot,
-            group="layer" if slot is not None else "embeddings",
-            method="task_arithmetic",
-            experts={"math": {"weight": weight}},
-        )
-        for slot in (None, *range(models.layout.layers))
-    ]
-    return Recipe(
-        sources={name: source.digest for name, source in models.sources.items()},
-        path=[Slot(source=BASE, layer=layer) for layer in range(models.layout.layers)],
-        merges=merges,
-    )
 
 
 def export(models, to, weight=0.5, **dtype):
@@ -207,7 +190,7 @@ from pathlib import Path
 from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.export.checkpoint import export_checkpoint
 from evomerge.models.checks.checked_models import check_models
-from test_streaming import recipe_of
+from streamed_recipe import recipe_of
 
 folder = Path(sys.argv[1])
 experts = {"math": str(folder / "math")}

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from evomerge.config import load_campaign
-from evomerge.materialize.feed import AHEAD, Held, Streamed
+from evomerge.materialize.feed import AHEAD, DeviceCache, Prefetched
 from evomerge.materialize.memory.source_placement import (
     Needs,
     feed_of,
@@ -73,9 +73,9 @@ def test_what_a_batch_needs_is_known_of_other_architectures(sources, kind):
 
 def test_the_feed_is_the_chosen_one(sources):
     lane = SimpleNamespace(device=torch.device("cpu"))
-    assert isinstance(feed_of("held", sources, lane, 0), Held)
-    assert isinstance(feed_of("streamed", sources, lane, 0), Streamed)
-    assert isinstance(feed_of("too large", sources, lane, 0), Streamed)
+    assert isinstance(feed_of("held", sources, lane, 0), DeviceCache)
+    assert isinstance(feed_of("streamed", sources, lane, 0), Prefetched)
+    assert isinstance(feed_of("too large", sources, lane, 0), Prefetched)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`python -m evomerge.cli`."""
+"""`python -m evomerge`."""
 
 from evomerge.cli import main
 
