@@ -48,7 +48,7 @@ class SimulatedWorkers:
         busy: (start, end) of each job, in virtual seconds.
     """
 
-    apart = True
+    isolated = True
 
     def __init__(self, setup: Setup, workers: int, mean: float, seed: int) -> None:
         """`mean`: seconds of an evaluation on all items of the search split."""
@@ -95,7 +95,7 @@ class SimulatedWorkers:
         }
         return Outcome(job, Measurement(scores, {"materialize": 0.0, "score": 0.0}))
 
-    def news(self) -> list[Event]:
+    def drain_events(self) -> list[Event]:
         """Nothing happens to them."""
         return []
 

@@ -29,12 +29,12 @@ class InFlight:
         waiting: ticket → candidate, of those that wait for another's result.
     """
 
-    def __init__(self, study: Study, *, apart: bool) -> None:
+    def __init__(self, study: Study, *, isolated: bool) -> None:
         """`apart`: no candidate can be to blame for the driver's death."""
         self.flying: dict[int, Candidate] = {}
         self.waiting: dict[int, Candidate] = {}
         self._study = study
-        self._apart = apart
+        self._isolated = isolated
         self._left = {(m.digest, m.split, m.ask): m for m in study.markers()}
         self._taken: set[int | None] = {marker.slot for marker in self._left.values()}
 
@@ -66,7 +66,7 @@ class InFlight:
         The driver's death is laid on it where both are one process: not with workers apart, and not
         at a last attempt, which is made apart. So whoever kills the driver retires no candidate.
         """
-        ticket = self._mark(candidate, self._apart or candidate.attempt == ATTEMPTS)
+        ticket = self._mark(candidate, self._isolated or candidate.attempt == ATTEMPTS)
         self.flying[ticket] = candidate
         return ticket
 

@@ -57,7 +57,7 @@ class Campaign:
         self._study = study
         self._executor = executor
         self._listener = listener
-        self._flights = InFlight(study, apart=executor.apart)
+        self._flights = InFlight(study, isolated=executor.isolated)
         self._queue: deque[Candidate] = deque()  # to be measured whatever the budget says
         self._logbook = EventLog(study, listener)
         self._versions = {name: version(name) for name in PACKAGES}
@@ -270,15 +270,15 @@ class Campaign:
     def _land(self) -> None:
         """Wait for one outcome and record it; a candidate whose worker died flies again."""
         outcome = self._executor.wait()
-        self._logbook.write(self._executor.news(), self._executor.workers)
+        self._logbook.write(self._executor.drain_events(), self._executor.workers)
         if outcome is None:
             return
         candidate = self._flights.land(outcome.job.ticket)
-        if outcome.excused:
+        if outcome.machine_fault:
             self._queue.appendleft(candidate)
-        elif outcome.lost and candidate.attempt < ATTEMPTS:
+        elif outcome.retryable and candidate.attempt < ATTEMPTS:
             self._queue.appendleft(replace(candidate, attempt=candidate.attempt + 1))
-        elif outcome.lost:
+        elif outcome.retryable:
             self._fail(candidate, f"{outcome.reason} ({ATTEMPTS} attempts)")
         elif outcome.measurement is None:
             self._fail(candidate, outcome.reason)

@@ -31,16 +31,17 @@ class Job:
 class Outcome:
     """What became of a job: a measurement, or a reason why there is none.
 
-    `lost`: the worker died under it, so that it may be tried again; a failure that is not lost is
-    the candidate's own. `excused`: what went wrong is the machine's fault, and no attempt of the
-    candidate's.
+    Attributes:
+        retryable: the worker died, so the job may be tried again; any other failure is the
+            candidate's own.
+        machine_fault: the machine failed, not the candidate: this is no attempt of it.
     """
 
     job: Job
     measurement: Measurement | None = None
     reason: str | None = None
-    lost: bool = False
-    excused: bool = False
+    retryable: bool = False
+    machine_fault: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ class Executor(Protocol):
     """Runs jobs on workers, which may come and go.
 
     Attributes:
-        apart: whether workers are processes of their own, so that no candidate can take the driver
-            down with it. Elsewhere a `last` attempt is made in such a process.
+        isolated: workers are processes of their own, so no candidate can take the driver down
+            with it. Otherwise a `last` attempt is made in such a process.
     """
 
-    apart: bool
+    isolated: bool
 
     @property
     def workers(self) -> int:
@@ -75,8 +76,8 @@ class Executor(Protocol):
     def wait(self) -> Outcome | None:
         """The next outcome; None when there is none yet, but `free` or time may have changed."""
 
-    def news(self) -> list[Event]:
-        """What happened since the last call."""
+    def drain_events(self) -> list[Event]:
+        """Return what happened since the last call, and forget it."""
 
     def close(self) -> None:
         """Let the workers go."""
@@ -85,7 +86,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """One worker in the driver's own process: `wait` does the work."""
 
-    apart = False
+    isolated = False
     workers = 1
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -119,7 +120,7 @@ class LocalExecutor:
         assert self._job is not None, "nothing was submitted"
         job, self._job = self._job, None
         outcome = self._apart(job) if job.last or self._device_lost else self._here(job)
-        if outcome.excused:
+        if outcome.machine_fault:
             raise EvomergeError(f"this machine is at fault: {outcome.reason}; mend it and go on")
         return outcome
 
@@ -127,7 +128,7 @@ class LocalExecutor:
         self._worker = self._worker or Worker(self._spec)
         outcome = attempt(job, self._worker.measure)
         # After an error on a device a process cannot use it again.
-        self._device_lost = outcome.lost
+        self._device_lost = outcome.retryable
         return outcome
 
     def _apart(self, job: Job) -> Outcome:
@@ -137,7 +138,7 @@ class LocalExecutor:
         self._worker = None
         return measured_apart(job, self._spec)
 
-    def news(self) -> list[Event]:
+    def drain_events(self) -> list[Event]:
         """None ever."""
         return []
 
@@ -167,8 +168,8 @@ def attempt(job: Job, measure: Callable[..., Measurement]) -> Outcome:
         return Outcome(
             job,
             reason=f"{type(error).__name__}: {first}",
-            lost=machine or is_device_fault(error),
-            excused=machine,
+            retryable=machine or is_device_fault(error),
+            machine_fault=machine,
         )
 
 

@@ -24,7 +24,7 @@ def measured_apart(job: Job, spec: WorkerSpec) -> Outcome:
     try:
         found: Outcome | InputError = ours.recv()
     except EOFError:
-        return Outcome(job, reason="its worker died", lost=True)
+        return Outcome(job, reason="its worker died", retryable=True)
     finally:
         ours.close()
         process.kill()

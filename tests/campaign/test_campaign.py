@@ -303,7 +303,7 @@ class FlakyExecutor(LocalExecutor):
         if self.lose[digest] > 0:
             self.lose[digest] -= 1
             job, self._job = self._job, None
-            return Outcome(job, reason="its worker died", lost=True)
+            return Outcome(job, reason="its worker died", retryable=True)
         if digest in self.fail:
             job, self._job = self._job, None
             return Outcome(job, reason="out of memory")

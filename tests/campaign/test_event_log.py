@@ -60,9 +60,9 @@ class Unlucky(TwoSlots):
         if self.waits % 2:
             return None
         self.events.append(Event("nodes left alone", "node a/b is left alone for 5 s: [Errno 28]"))
-        return Outcome(self.jobs.pop(0), reason="[Errno 28]", lost=True, excused=True)
+        return Outcome(self.jobs.pop(0), reason="[Errno 28]", retryable=True, machine_fault=True)
 
-    def news(self):
+    def drain_events(self):
         events, self.events = self.events, []
         return events
 

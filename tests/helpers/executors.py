@@ -37,7 +37,7 @@ def crash(folder, out, monkeypatch, at):
 class TwoSlots(LocalExecutor):
     """Two places, as if apart, served in the order of submission; the driver dies at a moment."""
 
-    apart = True
+    isolated = True
     left = -1
 
     def __init__(self, spec):

@@ -49,13 +49,13 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 )
 def test_a_full_disk_is_no_fault_of_the_candidates(error):
     outcome = attempt(JOB, failing(error))
-    assert (outcome.lost, outcome.excused) == (True, True)
+    assert (outcome.retryable, outcome.machine_fault) == (True, True)
     assert type(error).__name__ in outcome.reason
 
 
 def test_after_a_devices_fault_the_worker_is_lost_and_the_attempt_counts():
     outcome = attempt(JOB, failing(torch.AcceleratorError("CUDA error: illegal access")))
-    assert (outcome.lost, outcome.excused) == (True, False)
+    assert (outcome.retryable, outcome.machine_fault) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_after_a_devices_fault_the_worker_is_lost_and_the_attempt_counts():
 )
 def test_what_else_goes_wrong_is_the_candidates_own(error, reason):
     outcome = attempt(JOB, failing(error))
-    assert (outcome.lost, outcome.excused, outcome.reason) == (False, False, reason)
+    assert (outcome.retryable, outcome.machine_fault, outcome.reason) == (False, False, reason)
 
 
 def test_bad_input_is_wrong_for_every_candidate():
@@ -115,7 +115,7 @@ def test_a_process_whose_device_failed_uses_it_no_more(local, monkeypatch):
     executor, apart = local
     fail_with(monkeypatch, torch.AcceleratorError("CUDA error"))
     executor.submit(JOB)
-    assert executor.wait().lost
+    assert executor.wait().retryable
     executor.submit(JOB)
     assert executor.wait().reason == "measured apart"
     assert apart == [JOB]

@@ -71,7 +71,7 @@ class RayExecutor:
     as lost. Nothing here waits for one worker while others could work.
     """
 
-    apart = True
+    isolated = True
 
     def __init__(self, spec: WorkerSpec) -> None:
         """Start or join Ray, and wait for the first worker.
@@ -142,9 +142,9 @@ class RayExecutor:
             self._take(awaited[answer])
         return self._outcomes.popleft() if self._outcomes else None
 
-    def news(self) -> list[Event]:
+    def drain_events(self) -> list[Event]:
         """What happened since the last call."""
-        events, self._events = [*self._events, *self._nodes.news()], []
+        events, self._events = [*self._events, *self._nodes.drain_events()], []
         return events
 
     def close(self) -> None:
@@ -272,10 +272,10 @@ class RayExecutor:
         if done is not None:
             self._patience.measured(_methods(job), self._items(job), done.seconds)
             self._nodes.proved(place.node)
-        if not outcome.lost:
+        if not outcome.retryable:
             place.job = None
             place.enter("idle")
-        elif outcome.excused:
+        elif outcome.machine_fault:
             self._nodes.leave_alone(place.node, str(outcome.reason))
             self._vacate(place)
         else:
@@ -297,8 +297,10 @@ class RayExecutor:
         if place.state != "placed":
             self._tell(place, kind, reason)
         if place.job is not None:
-            excused = isinstance(error, OutOfDiskError)
-            self._outcomes.append(Outcome(place.job, reason=reason, lost=True, excused=excused))
+            machine_fault = isinstance(error, OutOfDiskError)
+            self._outcomes.append(
+                Outcome(place.job, reason=reason, retryable=True, machine_fault=machine_fault)
+            )
         else:
             self._failures.append(EvomergeError(f"a Ray worker did not start: {last_line(error)}"))
         if place.node and (place.state == "building" or kind in (NODE_LOST, DISK_FULL)):
@@ -312,7 +314,7 @@ class RayExecutor:
         elif place.job is not None:
             reason = f"not done within {place.limit:.0f} s"
             self._tell(place, "timed out", reason)
-            self._outcomes.append(Outcome(place.job, reason=reason, lost=True))
+            self._outcomes.append(Outcome(place.job, reason=reason, retryable=True))
         self._vacate(place)
 
     def _tell(self, place: WorkerSlot, kind: str, reason: str) -> None:

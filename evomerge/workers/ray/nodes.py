@@ -105,7 +105,7 @@ class Nodes:
         """A node has done what was asked: earlier faults are forgotten."""
         self._faults.pop(node, None)
 
-    def news(self) -> list[Event]:
+    def drain_events(self) -> list[Event]:
         """What happened since the last call."""
         events, self._events = self._events, []
         return events

@@ -105,7 +105,7 @@ def until(executor, happened):
         assert time.monotonic() < end, (outcomes, events, executor._places)
         outcome = executor.wait()
         outcomes += [outcome] if outcome else []
-        events += executor.news()
+        events += executor.drain_events()
     return outcomes, [event.kind for event in events], " ".join(event.text for event in events)
 
 
@@ -131,7 +131,7 @@ def test_workers_come_and_go_with_their_nodes_and_nothing_in_flight_is_forgotten
     assert executor.free == 0
     cluster.remove_node(third, allow_graceful=False)
     [outcome], kinds, _ = until(executor, landed(1))
-    assert (outcome.lost, outcome.excused) == (True, False)
+    assert (outcome.retryable, outcome.machine_fault) == (True, False)
     assert outcome.reason == "its node was lost"
     assert "workers lost with their node" in kinds
     _, kinds, text = until(executor, lambda _, events: "nodes lost" in {e.kind for e in events})
@@ -150,7 +150,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_candidate_is_lost(open_
     outcomes, kinds, text = until(executor, landed(2))
     reasons = {outcome.job.ticket: outcome.reason for outcome in outcomes}
     assert reasons == {0: "its worker died", 1: "not done within 2 s"}
-    assert all(outcome.lost and not outcome.excused for outcome in outcomes)
+    assert all(outcome.retryable and not outcome.machine_fault for outcome in outcomes)
     assert {"workers died", "timed out"} < {*kinds, "workers joined"}
     assert "its worker died (recipe die 0)" in text
     until(executor, lambda *_: executor.free == 2)
@@ -169,9 +169,9 @@ def test_a_node_with_a_full_disk_is_left_alone_and_no_candidate_is_blamed(
     executor.submit(job(0))
     executor.submit(job(1))
     outcomes, kinds, text = until(executor, landed(2))
-    fault = next(outcome for outcome in outcomes if outcome.lost)
+    fault = next(outcome for outcome in outcomes if outcome.retryable)
     assert fault.excused
-    assert next(o for o in outcomes if not o.lost).measurement.scores["t"] == good
+    assert next(o for o in outcomes if not o.retryable).measurement.scores["t"] == good
     assert "nodes left alone" in kinds
     assert f"/{bad[:6]} is left alone for 2 s: OSError: [Errno 28] No space left" in text
     _, kinds, _ = until(executor, lambda *_: executor.workers == 2)
@@ -221,7 +221,7 @@ def test_a_worker_that_fills_the_memory_is_killed_by_ray_and_its_candidate_is_lo
         executor = RayExecutor(WorkerSpec(config, {"search": {"t": ["i"]}}, 1))
         executor.submit(job(0, "fill"))
         [outcome], kinds, _ = until(executor, landed(1))
-        assert (outcome.lost, outcome.reason) == (True, "its worker ran out of memory")
+        assert (outcome.retryable, outcome.reason) == (True, "its worker ran out of memory")
         assert "workers out of memory" in kinds
         until(executor, lambda *_: executor.free == 1)
         executor.close()
