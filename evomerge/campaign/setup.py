@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-
 from evomerge.campaign.initial_points import starts
 from evomerge.campaign.notify_trackers import build_trackers
 from evomerge.common.digest import content_digest
@@ -17,10 +15,9 @@ from evomerge.common.errors import InputError
 from evomerge.config import SPLITS, CallableConfig, CampaignConfig, TaskConfig
 from evomerge.fitness.engines import check_engine, engine_identity, has_template
 from evomerge.fitness.tasks.task_set import TaskItems, list_items
-from evomerge.judging.constraints import Constraints
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.rungs import check_rungs
-from evomerge.judging.scores import Judge
+from evomerge.judging.scores import Judge, JudgedTask, build_judge
 from evomerge.judging.splits import Marks, deal
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.models.checks.checked_models import CheckedModels, check_models
@@ -192,22 +189,9 @@ def _space(config: CampaignConfig, models: CheckedModels) -> Space:
 
 def _judge(config: CampaignConfig, models: CheckedModels, tasks: Sequence[TaskItems]) -> Judge:
     """The objective and the constraints, over the tasks that there are."""
-    names = [t.task for t in tasks]
-    signs = [1.0 if t.higher_is_better else -1.0 for t in tasks]
-    wanted = config.fitness.objective
-    constraints = Constraints(
-        config.fitness.constraints,
-        dict(zip(names, signs, strict=True)),
-        beside=[t.task for t in tasks if t.weight == 0],
-    )
-    constraints.check(names, list(models.sources))
-    return Judge(
-        objective=find_objective(wanted.kind, "fitness.objective", wanted.options, names),
-        tasks=names,
-        weights=np.array([t.weight for t in tasks]),
-        signs=np.array(signs),
-        constraints=constraints,
-    )
+    fitness = config.fitness
+    judged = [JudgedTask(t.task, t.weight, t.higher_is_better) for t in tasks]
+    return build_judge(judged, fitness.objective, fitness.constraints, list(models.sources))
 
 
 def _check_depths(config: CampaignConfig, models: CheckedModels) -> None:

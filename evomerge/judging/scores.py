@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.config import ConstraintConfig, ObjectiveConfig
 from evomerge.judging.constraints import Check, Constraints, Items, Values
-from evomerge.judging.objectives import Objective
+from evomerge.judging.objectives import Objective, find_objective
 
 STEP = 1e-6
 """Half the distance over which derivatives by task means are taken."""
@@ -214,6 +215,58 @@ class Judge:
 
     def _means(self, items: Items) -> Values:
         return np.array([np.mean(items[task]) for task in self.tasks])
+
+
+@dataclass(frozen=True)
+class JudgedTask:
+    """One task, or measure beside a task, as the judge sees it.
+
+    Attributes:
+        name: as in the campaign file.
+        weight: of its mean in the objective; 0 for what is measured beside the score.
+        higher_is_better: the direction of its metric.
+    """
+
+    name: str
+    weight: float
+    higher_is_better: bool
+
+
+def build_judge(
+    tasks: Sequence[JudgedTask],
+    objective: ObjectiveConfig,
+    constraints: Sequence[ConstraintConfig],
+    models: Sequence[str] | None = None,
+) -> Judge:
+    """Build the judge of a campaign, from its config or from what its study recorded.
+
+    It knows no parents' items yet: `Judge.against` adds them.
+
+    Args:
+        tasks: in the order of the study.
+        objective: `fitness.objective` of the campaign file.
+        constraints: `fitness.constraints`.
+        models: names that constraints may compare with; None leaves the constraints unchecked.
+
+    Raises:
+        InputError: the objective or a constraint names what does not exist; names the key.
+    """
+    names = [task.name for task in tasks]
+    signs = [1.0 if task.higher_is_better else -1.0 for task in tasks]
+    bounds = Constraints(
+        constraints,
+        dict(zip(names, signs, strict=True)),
+        beside=[task.name for task in tasks if task.weight == 0],
+    )
+    if models is not None:
+        bounds.check(names, models)
+    return Judge(
+        objective=find_objective(objective.kind, "fitness.objective", objective.options, names),
+        tasks=names,
+        weights=np.array([task.weight for task in tasks]),
+        signs=np.array(signs),
+        constraints=bounds,
+    )
 
 
 def _standard_error(values: Values) -> float:

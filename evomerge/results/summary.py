@@ -12,11 +12,10 @@ import numpy as np
 from evomerge import __version__
 from evomerge.common.errors import InputError
 from evomerge.config import SPLITS, ConstraintConfig, ObjectiveConfig
-from evomerge.judging.constraints import Constraints
 from evomerge.judging.estimators.calibration import calibrate, switched_off_after
 from evomerge.judging.intervals import compare, interval
 from evomerge.judging.objectives import find_objective
-from evomerge.judging.scores import Judge, Values
+from evomerge.judging.scores import Judge, JudgedTask, Values, build_judge
 from evomerge.judging.selection import Judged, best, by_preference
 from evomerge.recipe import BASE
 from evomerge.results.progress import is_concluded, running_summary, split_size
@@ -232,23 +231,14 @@ def facts_summary(study: Study) -> dict[str, Any]:
 
 def judge_of(study: Study) -> Judge:
     """The campaign's judge, from what the study says of its tasks; it knows no parents yet."""
-    tasks = study.note("tasks") or []
-    names = [task["task"] for task in tasks]
-    signs = [1.0 if task["higher_is_better"] else -1.0 for task in tasks]
+    tasks = [
+        JudgedTask(task["task"], task["weight"], task["higher_is_better"])
+        for task in study.note("tasks") or []
+    ]
     fitness = study.campaign["fitness"]
-    wanted = ObjectiveConfig.model_validate(fitness["objective"])
+    objective = ObjectiveConfig.model_validate(fitness["objective"])
     constraints = [ConstraintConfig.model_validate(c) for c in fitness.get("constraints", [])]
-    return Judge(
-        objective=find_objective(wanted.kind, "fitness.objective", wanted.options),
-        tasks=names,
-        weights=np.array([task["weight"] for task in tasks]),
-        signs=np.array(signs),
-        constraints=Constraints(
-            constraints,
-            dict(zip(names, signs, strict=True)),
-            beside=[task["task"] for task in tasks if task["weight"] == 0],
-        ),
-    )
+    return build_judge(tasks, objective, constraints)
 
 
 def objective_label(objective: str | Mapping[str, Any]) -> str:
