@@ -4,21 +4,26 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-slow lint docs bench clean
+.PHONY: quickstart test test-all test-slow lint docs bench clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/evomerge search search_spaces/quickstart/quickstart.yaml --out runs/quickstart
 	$(BIN)/evomerge report runs/quickstart
 
 test: $(VENV)/.dev
+	@echo "Some 5,000 tests: about 8 minutes on two cores."
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow and not gpu"
 
+# Everything: the tests of `make test`, then those that take long and seldom fail.
+test-all: test test-slow
+
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "slow and not gpu"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 docs: $(VENV)/.dev
@@ -39,13 +44,15 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/surrogates.py
 
 $(VENV)/.run: pyproject.toml constraints.txt
+	@echo "Installing evomerge into $(VENV): 1 to 5 minutes, torch is the largest part."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
+	@echo "Installing evomerge and its development tools into $(VENV): 2 to 6 minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.run
 
 clean:

@@ -6,9 +6,11 @@ mkdocs calls `on_files`; nothing that it writes is kept, so that no page can fal
 from __future__ import annotations
 
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -30,6 +32,9 @@ from evomerge.search.optimizers.base import optimizers
 from evomerge.search.spaces.paths import path_kinds
 from evomerge.trackers.base import trackers
 
+sys.path.insert(0, str(Path(__file__).parent))
+import rooms
+
 SOURCE = griffe.load("evomerge")
 
 
@@ -46,6 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "paths": plugs("Paths", "kind of path", path_kinds()),
         "engines": plugs("Engines", "engine", engines()),
         "trackers": plugs("Trackers", "tracker", trackers()),
+        "files": rooms.page(),
     }
     for name, text in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))

@@ -1,5 +1,4 @@
-"""The models of a campaign, each opened as what it is: a checkpoint, the language
-tower of one, or an adapter on the base."""
+"""Open a campaign's models, each as what it is: a checkpoint, a language tower, an adapter."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Every figure of a study, named and explained: what the report, the dashboard and
-optuna-dashboard show.
-"""
+"""Every figure of a study, named and explained, for report, dashboard and optuna-dashboard."""
 
 from __future__ import annotations
 

@@ -20,6 +20,9 @@ from evomerge.search.optimizers import base
 from evomerge.search.spaces.genes import Domain, Gene
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+import rooms  # noqa: E402
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -61,6 +64,16 @@ def test_commands_have_the_options_that_they_are_shown_with(line):
     name, *arguments = shlex.split(line, comments=True)[1:]
     command = typer.main.get_command(app).commands[name]
     command.make_context(name, arguments)
+
+
+def test_contributing_says_where_things_live_in_the_rooms_own_words():
+    text = rooms.GUIDE.read_text(encoding="utf-8")
+    assert rooms.with_table(text) == text, "run: python docs/rooms.py"
+
+
+def test_every_file_says_what_it_is_for():
+    files = [*rooms.PACKAGE.rglob("*.py")]
+    assert [file for file in files if not rooms.first_line(file).endswith((".", ":"))] == []
 
 
 def test_the_tutorials_campaign_is_the_quickstarts():

@@ -1,4 +1,4 @@
-"""What would fail after hours, found before the first candidate: do these models merge at all?"""
+"""Open a campaign's models and check that they can be merged with each other."""
 
 from __future__ import annotations
 
