@@ -1,72 +1,48 @@
-"""An export with everything that explains it: card, mergekit file, and where the models lie."""
+"""An export: a checkpoint folder with a card and mergekit's file, or one file alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evomerge import __version__
 from evomerge.common.errors import InputError
-from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.export.card import model_card
+from evomerge.export.mergekit_file import mergekit_file, mergekit_text
 from evomerge.export.metadata import TaskScore
 from evomerge.export.parents import parents_of
-from evomerge.materialize.disk.checkpoint import export_checkpoint
-from evomerge.materialize.disk.provenance import RECIPE_FILE, Sources, lineage_of, recipe_text
-from evomerge.materialize.disk.scales import embedding_factor
+from evomerge.materialize.disk.checkpoint import write_merge
+from evomerge.materialize.disk.provenance import RECIPE_FILE, MergeInputs, recipe_text
 from evomerge.materialize.disk.stream import SHARD_BYTES
-from evomerge.materialize.kernel import Kernel
-from evomerge.materialize.plan import is_straight
-from evomerge.mergekit import MergekitFile, Place, to_mergekit
-from evomerge.methods.registry import find_method
-from evomerge.models.adapter import Adapter
-from evomerge.models.alignment.git_rebasin import Aligned
-from evomerge.models.checkpoint import Checkpoint
-from evomerge.models.checks.checked_models import CheckedModels
-from evomerge.models.depth import config_of_path
-from evomerge.models.files.shards import read_stored
-from evomerge.models.layout import Layout
-from evomerge.models.opening import as_stored
-from evomerge.recipe import BASE, Merge, Recipe, load_recipe
+from evomerge.mergekit import MergekitFile
+from evomerge.recipe import Recipe, load_recipe
 
 Format = Literal["hf", "mergekit", "recipe"]
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a recipe comes from.
+class Measured:
+    """How well a recipe does, as its card and the hub say it.
 
     Attributes:
-        config: its models as the user named them.
-        models: the same, opened.
-        dtype: what its weights are rounded to.
-        summary: `report.summary`'s account of it, when it comes from a run.
+        summary: its account as `evomerge.results.summary` gives it, when it comes from a run.
         commands: the stock lm_eval commands that give its scores on the export.
         scores: its tasks as measured on the test split.
-        tokenizer: the source whose tokenizer and generation settings the export has.
-        chat_template: a Jinja template instead of that tokenizer's own.
-        statistics: the folder of a run's statistics of the models, if it comes from one.
     """
 
-    config: ModelsConfig
-    models: CheckedModels
-    dtype: DtypeConfig
     summary: Mapping[str, Any] | None = None
     commands: Sequence[str] = ()
     scores: Sequence[TaskScore] = ()
-    tokenizer: str = BASE
-    chat_template: str | None = None
-    statistics: Path | None = None
 
 
 def export_recipe(
     recipe: Recipe,
-    origin: Origin,
+    inputs: MergeInputs,
     to: Path,
     format: Format = "hf",
     shard_bytes: int = SHARD_BYTES,
+    measured: Measured = Measured(),
 ) -> Path:
     """Write a recipe as a checkpoint folder, or as one file: `mergekit` or `recipe`.
 
@@ -78,38 +54,23 @@ def export_recipe(
     if format == "recipe":
         return _write_file(to, RECIPE_FILE, recipe_text(recipe))
     if format == "mergekit":
-        return _write_file(to, "mergekit.yaml", mergekit_text(mergekit_file(recipe, origin)))
+        return _write_file(to, "mergekit.yaml", mergekit_text(mergekit_file(recipe, inputs)))
     try:
-        file: MergekitFile | str = mergekit_file(recipe, origin)
+        file: MergekitFile | str = mergekit_file(recipe, inputs)
     except InputError as error:
         file = str(error)
-    texts = {}
-    if isinstance(file, MergekitFile):
-        texts["mergekit.yaml"] = mergekit_text(file)
-    if origin.chat_template is not None:
-        texts["chat_template.jinja"] = origin.chat_template
+    texts = {} if isinstance(file, str) else {"mergekit.yaml": mergekit_text(file)}
     texts["README.md"] = model_card(
         recipe,
-        origin.models.layout,
+        inputs.models.layout,
         to.resolve().name,
-        parents_of(recipe, origin.models),
+        parents_of(recipe, inputs.models),
         file,
-        origin.summary,
-        origin.commands,
-        origin.scores,
+        measured.summary,
+        measured.commands,
+        measured.scores,
     )
-    return export_checkpoint(
-        recipe,
-        origin.models,
-        origin.dtype,
-        to,
-        shard_bytes,
-        texts=texts,
-        tokenizer=origin.tokenizer,
-        trust_remote_code=origin.config.trust_remote_code,
-        statistics=origin.statistics,
-        sources=_sources_of(origin),
-    )
+    return write_merge(recipe, inputs, to, shard_bytes, texts)
 
 
 def holds(folder: Path, recipe: Recipe) -> bool:
@@ -117,166 +78,6 @@ def holds(folder: Path, recipe: Recipe) -> bool:
     written = folder / RECIPE_FILE
     there = written.is_file() and (folder / "config.json").is_file()
     return there and load_recipe(written).digest == recipe.digest
-
-
-def mergekit_file(recipe: Recipe, origin: Origin) -> MergekitFile:
-    """The recipe for mergekit.
-
-    Raises:
-        InputError: mergekit would not make the same of it; says why.
-    """
-    models = origin.models
-    kernel = Kernel(models.sources, origin.dtype.weights)
-    dtypes = {str(kernel.dtype(n)).removeprefix("torch.") for n in models.layout.names}
-    if len(dtypes) > 1:
-        raise InputError(
-            "mergekit cannot express this recipe: the base's tensors have several dtypes "
-            f"({', '.join(sorted(dtypes))}), and mergekit writes one"
-        )
-    for name, source in models.sources.items():
-        if source.layout.vocab_size != models.layout.vocab_size:
-            raise InputError(
-                f"mergekit cannot express this recipe: {name} has another number of vocabulary "
-                "rows than the base"
-            )
-    _check_aligned(recipe, models)
-    _check_config(recipe, origin)
-    file = to_mergekit(
-        _folded(recipe, models.layout),
-        models.layout,
-        {n: _place(as_stored(s)) for n, s in models.sources.items()},
-        dtypes.pop(),
-    )
-    if "filter:" in file.text:
-        _check_names(origin)
-    used = [as_stored(models.sources[name]) for name in recipe.active_experts()]
-    return replace(
-        file,
-        caveats=(*file.caveats, *_stack_caveat(recipe, models.layout)),
-        adapters=any(isinstance(source, Adapter) for source in used),
-    )
-
-
-def _stack_caveat(recipe: Recipe, layout: Layout) -> Iterator[str]:
-    whole = sorted({merge.method for merge in recipe.merges if not _entrywise(merge.method)})
-    if whole and any(tensor.matrices > 1 for tensor in layout.tensors):
-        yield (
-            f"where the model stacks its experts, evomerge's {' and '.join(whole)} looks at each "
-            "matrix by itself and mergekit's at the stack; these tensors will not be the same"
-        )
-
-
-def _entrywise(method: str) -> bool:
-    found = find_method(method, "recipe")
-    return found.elementwise and found.measure is None
-
-
-def _check_aligned(recipe: Recipe, models: CheckedModels) -> None:
-    """mergekit reads every model as it is stored.
-
-    Raises:
-        InputError: the recipe uses one whose units are permuted first.
-    """
-    for name in recipe.active_experts():
-        source = models.sources[name]
-        if isinstance(source, Aligned) and source.alignment.moves:
-            raise InputError(
-                f"mergekit cannot express this recipe: {name} is aligned to the base first "
-                "(models.align), and mergekit has no step for it"
-            )
-
-
-def _check_config(recipe: Recipe, origin: Origin) -> None:
-    """mergekit gives the base's config another number of layers and changes nothing else in it.
-
-    Raises:
-        InputError: it says more layer by layer, which the path's layers need otherwise.
-    """
-    if is_straight(recipe, origin.models.layout):
-        return
-    config = origin.models.sources[BASE].config
-    layers = [slot.layer for slot in recipe.path]
-    trusted = origin.config.trust_remote_code
-    ours = config_of_path(config, layers, trust_remote_code=trusted).to_dict()
-    theirs = config.to_dict()
-    differing = [name for name in ours if ours[name] != theirs.get(name)]
-    if set(differing) - {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}:
-        raise InputError(
-            f"mergekit cannot express this recipe: it leaves {', '.join(differing)} of the base's "
-            "config as they are for layers in another order or number; export a checkpoint, "
-            "whose config evomerge writes"
-        )
-
-
-def _folded(recipe: Recipe, layout: Layout) -> Recipe:
-    """The recipe with an input scale of its first slot in the embeddings, where that is the same.
-
-    Raises:
-        InputError: the path has other scales, or the embeddings are merged by a method.
-    """
-    factor = embedding_factor(recipe, layout)
-    if factor == 1:
-        return recipe
-    outside = (None, "embeddings")
-    found = [merge for merge in recipe.merges if (merge.slot, merge.group) == outside]
-    if any(merge.method != "passthrough" for merge in found):
-        raise InputError(
-            f"mergekit cannot express this recipe: path[0] scales the embeddings by {factor:g}, "
-            f"and they are merged by {found[0].method}, which has no word for it"
-        )
-    scale = factor * float(found[0].parameters.get("scale", 1.0)) if found else factor
-    embeddings = Merge(
-        slot=None,
-        group="embeddings",
-        method="passthrough",
-        experts=found[0].experts if found else {},
-        parameters={"scale": scale},
-    )
-    others = [merge for merge in recipe.merges if merge not in found]
-    first = recipe.path[0].model_copy(update={"scale": 1.0})
-    return recipe.model_copy(
-        update={"path": (first, *recipe.path[1:]), "merges": (*others, embeddings)}
-    )
-
-
-def _place(source: Checkpoint) -> Place:
-    return (source.base.spec, source.spec) if isinstance(source, Adapter) else source.spec
-
-
-def mergekit_text(file: MergekitFile) -> str:
-    """The file with its caveats as comments above."""
-    caveats = [f"# Note: {caveat}." for caveat in file.caveats]
-    return "\n".join(["# For mergekit 0.1.5, written by evomerge.", *caveats, file.text])
-
-
-def _sources_of(origin: Origin) -> Sources:
-    found = {name: lineage_of(source.folder) for name, source in origin.models.sources.items()}
-    return Sources(
-        evomerge=__version__,
-        models={BASE: origin.config.base, **origin.config.experts},
-        align=origin.config.align,
-        allow_pickle=origin.config.allow_pickle,
-        trust_remote_code=origin.config.trust_remote_code,
-        weights=origin.dtype.weights,
-        tokenizer=origin.tokenizer,
-        chat_template=origin.chat_template,
-        recipes={name: made for name, made in found.items() if made is not None},
-    )
-
-
-def _check_names(origin: Origin) -> None:
-    """mergekit's filters meet the names of its own tables, which are those tensors are stored by.
-
-    Raises:
-        InputError: the base stores tensors under other names than transformers has for them.
-    """
-    stored = read_stored(origin.models.sources[BASE].folder, origin.config.allow_pickle)
-    for name in origin.models.layout.names:
-        if name not in stored:
-            raise InputError(
-                f"mergekit cannot express this recipe: the base stores {name} under another name, "
-                "so that mergekit's filters may not meet it"
-            )
 
 
 def _write_file(to: Path, name: str, text: str) -> Path:

@@ -13,7 +13,7 @@ from evomerge.export.card import span, table
 from evomerge.export.folder import Format, export_recipe, holds
 from evomerge.export.metadata import front_matter
 from evomerge.export.parents import parents_of
-from evomerge.export.trial import origin_of
+from evomerge.export.trial import inputs_of, measured_of
 from evomerge.materialize.disk.checkpoint import checkpoint_size
 from evomerge.materialize.disk.provenance import RECIPE_FILE
 from evomerge.materialize.disk.recipe_models import with_recipes_made
@@ -63,12 +63,13 @@ def export_many(
     if format == "hf":
         sizes = (checkpoint_size(recipes[name], models, config.dtype) for name in missing)
         check_room(to, sum(sizes))
+    inputs = inputs_of(config, models, run)
     for name in missing:
         place = to / name
-        origin = origin_of(config, study, models, summaries[name], place, run)
         if format == "recipe":
             place.mkdir(exist_ok=True)
-        export_recipe(recipes[name], origin, place, format, shard_bytes)
+        measured = measured_of(config, study, summaries[name], place)
+        export_recipe(recipes[name], inputs, place, format, shard_bytes, measured)
     index = {
         "study": study.name,
         "kind": kind,

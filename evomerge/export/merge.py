@@ -5,27 +5,26 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from evomerge.common.errors import InputError
-from evomerge.config import DtypeConfig, ModelsConfig, resolve_spec
-from evomerge.export.again import compared
-from evomerge.export.folder import Origin, export_recipe, holds
+from evomerge.config import resolve_spec
+from evomerge.export.folder import export_recipe, holds
+from evomerge.export.remerge_check import compared
 from evomerge.materialize.disk.checkpoint import check_free
-from evomerge.materialize.disk.provenance import (
-    NO_TRUST,
-    SOURCES_FILE,
-    Sources,
-    Trust,
-    check_trust,
-    load_sources,
+from evomerge.materialize.disk.provenance import NO_TRUST, MergeInputs, Trust
+from evomerge.materialize.disk.recipe_models import (
+    check_given,
+    open_inputs,
+    open_recipe,
+    resolved,
 )
-from evomerge.materialize.disk.recipe_models import kept, with_recipes_made
 from evomerge.materialize.disk.stream import SHARD_BYTES
 from evomerge.mergekit import MergekitMerge, load_stages
-from evomerge.models.checks.checked_models import CheckedModels, check_models
+from evomerge.models.checks.checked_models import CheckedModels
 from evomerge.models.checks.tokenizer import load_tokenizer, tokens_by_id
-from evomerge.recipe import BASE, Recipe, load_recipe
+from evomerge.recipe import BASE, Recipe
 
 
 def merge_file(
@@ -60,51 +59,10 @@ def merge_file(
     """
     if path.suffix in (".yaml", ".yml"):
         return _merge_stages(load_stages(path), path, to, given, weights, shard_bytes, trust)
-    recipe = load_recipe(path)
-    beside = path.parent / SOURCES_FILE
-    sources = load_sources(beside) if beside.is_file() else None
-    if sources is not None:
-        check_trust(sources, beside, trust)
-    origin = _origin(recipe, sources, path, given, weights, trust)
-    folder = export_recipe(recipe, origin, to, shard_bytes=shard_bytes)
-    told = compared(folder, recipe, sources)
-    return folder, [*origin.models.notes, *([told] if told else [])]
-
-
-def _origin(
-    recipe: Recipe,
-    sources: Sources | None,
-    path: Path,
-    given: Mapping[str, str],
-    weights: str | None,
-    trust: Trust,
-) -> Origin:
-    """A recipe names its sources by digest; where they lie is given, or stands beside it."""
-    _check_given(given, recipe.sources, path)
-    specs = {**(_places(sources) if sources else {}), **_resolved(given)}
-    lacking = [_option(name) for name in recipe.sources if name not in specs]
-    if lacking:
-        raise InputError(
-            f"{path}: a recipe holds its models' digests, not their places, and there is no "
-            f"{SOURCES_FILE} beside it that says them; add {' '.join(lacking)}"
-        )
-    align = [name for name in sources.align if name in recipe.sources] if sources else []
-    config = _config({name: specs[name] for name in recipe.sources}, trust, align)
-    stated = sources.weights if sources else "checkpoint"
-    return Origin(
-        config,
-        _open(config, path),
-        _dtype(weights or stated),
-        tokenizer=sources.tokenizer if sources else BASE,
-        chat_template=sources.chat_template if sources else None,
-    )
-
-
-def _places(sources: Sources) -> dict[str, str]:
-    """Where the models lie; of merges that are gone, where they can be made again."""
-    models = _resolved(sources.models)
-    gone = {n: made for n, made in sources.recipes.items() if not Path(models[n]).exists()}
-    return {**models, **{name: kept(made) for name, made in gone.items()}}
+    recipe, inputs, before = open_recipe(path, given, weights, trust)
+    folder = export_recipe(recipe, inputs, to, shard_bytes=shard_bytes)
+    told = compared(folder, recipe, before)
+    return folder, [*inputs.models.notes, *([told] if told else [])]
 
 
 def _merge_stages(
@@ -116,7 +74,7 @@ def _merge_stages(
     shard_bytes: int,
     trust: Trust,
 ) -> tuple[Path, Sequence[str]]:
-    _check_given(given, {name: "" for stage in stages for name in stage.models}, path)
+    check_given(given, dict.fromkeys(n for stage in stages for n in stage.models), path)
     to = check_free(to)
     folder = to.with_name(f"{to.name}-stages")
     made: dict[str | None, Path] = {}
@@ -124,10 +82,10 @@ def _merge_stages(
     for number, stage in enumerate(stages, 1):
         last = stage is stages[-1]
         place = to if last else folder / f"{number}-{_slug(stage.name or '')}"
-        recipe, origin = _stage(stage, path, given, made, weights if last else None, trust)
-        notes |= dict.fromkeys([*origin.models.notes, *stage.notes])
+        recipe, inputs = _stage(stage, path, given, made, weights if last else None, trust)
+        notes |= dict.fromkeys([*inputs.models.notes, *stage.notes])
         if last or not holds(place, recipe):
-            export_recipe(recipe, origin, place, shard_bytes=shard_bytes)
+            export_recipe(recipe, inputs, place, shard_bytes=shard_bytes)
         made[stage.name] = place
     if len(stages) > 1:
         notes[f"the stages are in {folder}; the result's recipe is over them"] = None
@@ -141,7 +99,7 @@ def _stage(
     made: Mapping[str | None, Path],
     weights: str | None,
     trust: Trust,
-) -> tuple[Recipe, Origin]:
+) -> tuple[Recipe, MergeInputs]:
     """A merge names its models by path: an earlier stage, else from the file's own folder, else
     from the current one.
     """
@@ -156,19 +114,16 @@ def _stage(
     own = {
         name: spec for name, spec in given.items() if merge.models.get(name) not in (None, *made)
     }
-    config = _config({**places, **_resolved(own)}, trust)
-    models = _open(config, path)
+    specs = {**places, **resolved(own)}
+    inputs = open_inputs(specs, path, weights or merge.weights, trust, tokenizer=merge.tokenizer)
     if merge.tokenizer != BASE:
-        _check_tokenizer(models, merge.tokenizer, merge.where, trust)
-    digests = {name: source.digest for name, source in models.sources.items()}
+        _check_tokenizer(inputs.models, merge.tokenizer, merge.where, trust)
     template = merge.chat_template
-    return merge.recipe(models.layout, digests), Origin(
-        config,
-        models,
-        _dtype(weights or merge.weights),
-        tokenizer=merge.tokenizer,
-        chat_template=_commonest_template(models, trust) if template == "auto" else template,
-    )
+    if template == "auto":
+        template = _commonest_template(inputs.models, trust)
+    digests = {name: source.digest for name, source in inputs.models.sources.items()}
+    recipe = merge.recipe(inputs.models.layout, digests)
+    return recipe, replace(inputs, chat_template=template)
 
 
 def _check_tokenizer(models: CheckedModels, name: str, where: str, trust: Trust) -> None:
@@ -200,50 +155,5 @@ def _templates(models: CheckedModels, trust: Trust) -> Iterator[str]:
             yield template.strip()
 
 
-def _check_given(given: Mapping[str, str], known: Mapping[str, str], path: Path) -> None:
-    for name in given:
-        if name not in known:
-            raise InputError(
-                f"--expert {name}: {path} has no such source; it has {', '.join(known)}"
-            )
-
-
-def _resolved(given: Mapping[str, str]) -> dict[str, str]:
-    return {name: resolve_spec(spec, Path.cwd()) for name, spec in given.items()}
-
-
-def _dtype(weights: str) -> DtypeConfig:
-    return DtypeConfig.model_validate({"weights": weights})
-
-
 def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")
-
-
-def _config(specs: Mapping[str, str], trust: Trust, align: Sequence[str] = ()) -> ModelsConfig:
-    """What a file says is merged as it says: a model that looks locked is told, not refused."""
-    base, experts = specs[BASE], {name: spec for name, spec in specs.items() if name != BASE}
-    # A campaign needs an expert, which is why the config asks for one; a copy of a model has none.
-    make = ModelsConfig if experts else ModelsConfig.model_construct
-    return make(
-        base=base,
-        experts=experts,
-        align=list(align),
-        allow_locked=True,
-        allow_pickle=trust.pickle,
-        trust_remote_code=trust.remote_code,
-    )
-
-
-def _open(config: ModelsConfig, path: Path) -> CheckedModels:
-    try:
-        return check_models(with_recipes_made(config), base_again=True)
-    except InputError as error:
-        raise InputError(
-            f"{error}\n{path}: if a model lies elsewhere now, say so: "
-            f"{' '.join(_option(name) for name in (BASE, *config.experts))}"
-        ) from None
-
-
-def _option(name: str) -> str:
-    return "--base PATH" if name == BASE else f"--expert {name}=PATH"

@@ -9,16 +9,15 @@ from typing import Any
 from evomerge.common.errors import InputError
 from evomerge.config import CampaignConfig
 from evomerge.export.command import stock_commands
-from evomerge.export.folder import Format, Origin, export_recipe, holds
+from evomerge.export.folder import Format, Measured, export_recipe, holds
 from evomerge.export.metadata import TaskScore
+from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.disk.stream import SHARD_BYTES
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.recipe import Recipe
 from evomerge.results.summary import best_summary, task_summary, trial_summary
-from evomerge.study.run_folder import (
-    statistics_folder,
-)
+from evomerge.study.run_folder import statistics_folder
 from evomerge.study.study import Study
 
 
@@ -46,29 +45,22 @@ def export_trial(
     recipe = Recipe.from_json(summary["recipe"])
     if again and holds(to, recipe):
         return to
-    models = check_models(with_recipes_made(config.models))
-    origin = origin_of(config, study, models, summary, to, run)
-    return export_recipe(recipe, origin, to, format, shard_bytes)
+    inputs = inputs_of(config, check_models(with_recipes_made(config.models)), run)
+    measured = measured_of(config, study, summary, to)
+    return export_recipe(recipe, inputs, to, format, shard_bytes, measured)
 
 
-def origin_of(
-    config: CampaignConfig,
-    study: Study,
-    models: CheckedModels,
-    summary: Mapping[str, Any],
-    to: Path,
-    run: Path | None,
-) -> Origin:
-    """Where the recipe of a summary comes from; it will be written to `to`."""
-    return Origin(
-        config=config.models,
-        models=models,
-        dtype=config.dtype,
-        summary=summary,
-        commands=scoring_commands(config, study, to),
-        scores=_task_scores(study, summary),
-        statistics=statistics_folder(run) if run else None,
-    )
+def inputs_of(config: CampaignConfig, models: CheckedModels, run: Path | None) -> MergeInputs:
+    """The models of a campaign, opened, as what its recipes are merged from."""
+    statistics = statistics_folder(run) if run else None
+    return MergeInputs(config.models, models, config.dtype, statistics=statistics)
+
+
+def measured_of(
+    config: CampaignConfig, study: Study, summary: Mapping[str, Any], to: Path
+) -> Measured:
+    """The scores of the recipe of a summary, and the commands that give them on the export."""
+    return Measured(summary, scoring_commands(config, study, to), _task_scores(study, summary))
 
 
 def _summary_of(study: Study, trial: int) -> dict[str, Any]:

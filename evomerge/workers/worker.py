@@ -133,10 +133,10 @@ def _write(
     spec: WorkerSpec, sources: Mapping[str, Checkpoint], recipe: Recipe, folder: Path
 ) -> Path:
     """Write a recipe as a checkpoint into a new folder."""
-    from evomerge.materialize.disk.checkpoint import export_checkpoint
+    from evomerge.materialize.disk.checkpoint import write_checkpoint
     from evomerge.models.checks.checked_models import CheckedModels
 
-    return export_checkpoint(
+    return write_checkpoint(
         recipe,
         CheckedModels(sources[BASE].layout, sources, ()),
         spec.config.dtype,

@@ -25,9 +25,10 @@ from transformers import (
 
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig, load_campaign
-from evomerge.export.folder import Origin, export_recipe
+from evomerge.export.folder import export_recipe
 from evomerge.export.merge import merge_file
 from evomerge.export.trial import export_trial
+from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
@@ -46,7 +47,7 @@ def some_recipe(models, method="ties", **weights):
 
 
 def exported(config, recipe, to):
-    return export_recipe(recipe, Origin(config, check_models(config), DtypeConfig()), to)
+    return export_recipe(recipe, MergeInputs(config, check_models(config), DtypeConfig()), to)
 
 
 def assert_resident_like_the_export(models, recipe, out):
@@ -201,7 +202,7 @@ def test_a_recipe_is_merged_once(tiny_folder, blend, monkeypatch):
         update={"experts": {"blend": str(folder)}}
     )
     first = with_recipes_made(config)
-    monkeypatch.setattr("evomerge.export.merge.merge_file", None)
+    monkeypatch.setattr("evomerge.materialize.disk.recipe_models.write_merge", None)
     assert with_recipes_made(config) == first
     made = Path(first.experts["blend"])
     weights = (made / "model.safetensors").read_bytes()

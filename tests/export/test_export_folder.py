@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import tiny
@@ -19,10 +18,11 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.export.card import model_card
-from evomerge.export.folder import Origin, export_recipe, mergekit_file
+from evomerge.export.folder import Measured, export_recipe
+from evomerge.export.mergekit_file import mergekit_file
 from evomerge.export.metadata import TaskScore
 from evomerge.export.parents import Parent, licence_of
-from evomerge.materialize.disk.provenance import load_sources
+from evomerge.materialize.disk.provenance import MergeInputs, load_sources
 from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import Merge, Recipe, Slot, load_recipe
 
@@ -39,7 +39,7 @@ def origin_of(folder, weights="checkpoint"):
         base=str(folder / "base"),
         experts={"math": str(folder / "math"), "lang": str(folder / "lang")},
     )
-    return Origin(config, check_models(config), DtypeConfig(weights=weights))
+    return MergeInputs(config, check_models(config), DtypeConfig(weights=weights))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_an_export_of_an_export_has_its_own_recipe_and_sources(origin, family, t
     first = export_recipe(some_recipe(origin), origin, tmp_path / "first")
     config = ModelsConfig(base=str(first), experts={"math": str(family / "math")})
     models = check_models(config)
-    again = Origin(config, models, DtypeConfig())
+    again = MergeInputs(config, models, DtypeConfig())
     digests = {name: source.digest for name, source in models.sources.items()}
     recipe = Recipe(sources=digests, path=[Slot(source="base", layer=i) for i in (0, 1)])
     second = export_recipe(recipe, again, tmp_path / "second")
@@ -241,7 +241,9 @@ def test_scores_stand_in_the_card_in_the_hubs_model_index_form(origin, tmp_path)
         TaskScore("gsm8k.response_tokens", "response_tokens", 81.5, 80, 83, 400, "openai/gsm8k"),
         TaskScore("mine", "acc", 0.25, 0.2, 0.3, 100),
     ]
-    out = export_recipe(some_recipe(origin), replace(origin, scores=scores), tmp_path / "out")
+    out = export_recipe(
+        some_recipe(origin), origin, tmp_path / "out", measured=Measured(scores=scores)
+    )
     data = ModelCard.load(out / "README.md").data
     assert data.model_name == "out"
     found = {r.dataset_name: r for r in data.eval_results}

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.export.folder import Origin, export_recipe
+from evomerge.export.folder import export_recipe
+from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.models import depth
 from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import Recipe, Slot
@@ -70,7 +71,7 @@ def test_a_deeper_model_of_trusted_code_is_exported_and_loads(family, tmp_path, 
     monkeypatch.setattr(
         depth, "build_skeleton", lambda c, **flags: trusted.append(flags) or build(c, **flags)
     )
-    out = export_recipe(recipe, Origin(config, models, DtypeConfig()), tmp_path / "out")
+    out = export_recipe(recipe, MergeInputs(config, models, DtypeConfig()), tmp_path / "out")
     assert trusted
     assert all(flags == {"trust_remote_code": True} for flags in trusted)
     loaded = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)

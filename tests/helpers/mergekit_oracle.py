@@ -14,7 +14,7 @@ from mergekit.scripts.multimerge import main as mergekit_multi
 from safetensors.torch import load_file
 
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.materialize.disk.checkpoint import export_checkpoint
+from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.mergekit import from_mergekit, to_mergekit
 from evomerge.models.checks.checked_models import check_models
 
@@ -63,9 +63,7 @@ def digests(models):
 def assert_mergekit_agrees(models, recipe, folder, dtype="float32", **tolerance):
     """Merge by both tools and compare every tensor; returns mergekit's file."""
     file = to_mergekit(recipe, models.layout, specs(models), dtype)
-    ours = tensors_in(
-        export_checkpoint(recipe, models, DtypeConfig(weights=dtype), folder / "ours")
-    )
+    ours = tensors_in(write_checkpoint(recipe, models, DtypeConfig(weights=dtype), folder / "ours"))
     theirs = merged_by_mergekit(file.text, folder / "theirs")
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -85,8 +83,8 @@ def assert_round_trip(models, recipe, folder, text):
     base, *experts = merge.models.items()
     make = ModelsConfig if experts else ModelsConfig.model_construct
     opened = check_models(make(base=base[1], experts=dict(experts)))
-    one = tensors_in(export_checkpoint(recipe, models, DtypeConfig(), folder / "one"))
+    one = tensors_in(write_checkpoint(recipe, models, DtypeConfig(), folder / "one"))
     two = tensors_in(
-        export_checkpoint(again, opened, DtypeConfig(weights=merge.weights), folder / "two")
+        write_checkpoint(again, opened, DtypeConfig(weights=merge.weights), folder / "two")
     )
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from evomerge.common.errors import InputError, NonFiniteError
 from evomerge.config import DtypeConfig, ModelsConfig, SpaceConfig
 from evomerge.materialize.disk import stream
-from evomerge.materialize.disk.checkpoint import export_checkpoint
+from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
@@ -140,7 +140,7 @@ def test_an_export_loads_in_transformers_and_gives_the_resident_models_logits(tm
         resident.model.get_output_embeddings().weight,
     )
     assert (embedding.data_ptr() == head.data_ptr()) is tied
-    out = export_checkpoint(recipe, models, DtypeConfig(), tmp_path / "out")
+    out = write_checkpoint(recipe, models, DtypeConfig(), tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     tokens = torch.arange(1, 20)[None]
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_an_export_loads_in_transformers_and_gives_the_resident_models_logits(tm
 
 
 def test_weights_can_be_rounded_to_another_dtype(models, tmp_path):
-    out = export_checkpoint(
+    out = write_checkpoint(
         some_recipe(models), models, DtypeConfig(weights="bfloat16"), tmp_path / "out"
     )
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
@@ -274,7 +274,7 @@ def test_a_recipe_made_from_other_weights_is_refused(models, tmp_path):
     recipe = some_recipe(models)
     other = recipe.model_copy(update={"sources": {**recipe.sources, "math": "0" * 32}})
     with pytest.raises(InputError, match="made from another 'math'"):
-        export_checkpoint(other, models, DtypeConfig(), tmp_path / "out")
+        write_checkpoint(other, models, DtypeConfig(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -282,7 +282,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(models, tmp_path, mon
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(stream.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match="the disk has"):
-        export_checkpoint(some_recipe(models), models, DtypeConfig(), tmp_path / "out")
+        write_checkpoint(some_recipe(models), models, DtypeConfig(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -290,7 +290,7 @@ def test_an_existing_folder_is_not_overwritten(models, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("mine")
     with pytest.raises(InputError, match="not an empty folder"):
-        export_checkpoint(some_recipe(models), models, DtypeConfig(), tmp_path / "out")
+        write_checkpoint(some_recipe(models), models, DtypeConfig(), tmp_path / "out")
     assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
 
 
@@ -343,7 +343,7 @@ def test_exports_of_other_architectures_load_with_the_resident_models_logits(tmp
     recipe = some_recipe(models, "ties", granularity="module")
     resident = Resident(models.layout, Kernel(models.sources), torch.float32)
     resident.write(recipe)
-    out = export_checkpoint(recipe, models, DtypeConfig(), tmp_path / "out")
+    out = write_checkpoint(recipe, models, DtypeConfig(), tmp_path / "out")
     loaded, info = AutoModelForCausalLM.from_pretrained(
         out, dtype=torch.float32, output_loading_info=True
     )
@@ -360,11 +360,11 @@ def test_a_disk_that_fills_up_after_the_check_is_one_message(models, tmp_path, m
 
     monkeypatch.setattr(stream, "write_shard", full)
     with pytest.raises(InputError, match=r"cannot be written \(No space left"):
-        export_checkpoint(some_recipe(models), models, DtypeConfig(), tmp_path / "out")
+        write_checkpoint(some_recipe(models), models, DtypeConfig(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_current_folder_can_be_exported_to(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    out = export_checkpoint(some_recipe(models), models, DtypeConfig(), Path())
+    out = write_checkpoint(some_recipe(models), models, DtypeConfig(), Path())
     assert (out / "config.json").is_file()

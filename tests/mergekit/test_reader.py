@@ -11,7 +11,7 @@ from mergekit_oracle import merged_by_mergekit, tensors_in
 
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.materialize.disk.checkpoint import export_checkpoint
+from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.mergekit import from_mergekit, load_mergekit
 from evomerge.mergekit.settings import depth, evaluate, parse_setting
 from evomerge.models.checks.checked_models import check_models
@@ -41,7 +41,7 @@ def assert_mergekit_agrees(text, folder, out):
     digests = {name: source.digest for name, source in models.sources.items()}
     recipe = merge.recipe(models.layout, digests)
     ours = tensors_in(
-        export_checkpoint(recipe, models, DtypeConfig(weights=merge.weights), out / "ours")
+        write_checkpoint(recipe, models, DtypeConfig(weights=merge.weights), out / "ours")
     )
     theirs = merged_by_mergekit(text, out / "theirs")
     for name in theirs:

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, SpaceConfig
-from evomerge.export.folder import Origin, export_recipe
+from evomerge.export.folder import export_recipe
+from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
@@ -149,7 +150,7 @@ def test_a_mixture_is_the_same_in_search_and_in_the_export(method, mixtrals, cam
     config, models = open_three(mixtrals, campaign, experts=1 if method == "slerp" else 2)
     recipe = recipe_of(models, method, "module")
     assert {"router"} < {merge.group for merge in recipe.merges if merge.slot is not None}
-    out = export_recipe(recipe, Origin(config, models, DtypeConfig()), tmp_path / "out")
+    out = export_recipe(recipe, MergeInputs(config, models, DtypeConfig()), tmp_path / "out")
     resident = Resident(models.layout, Kernel(models.sources), torch.float32)
     resident.write(recipe)
     loaded = AutoModelForCausalLM.from_pretrained(out).state_dict()
@@ -159,17 +160,17 @@ def test_a_mixture_is_the_same_in_search_and_in_the_export(method, mixtrals, cam
 
 def test_an_export_has_the_names_that_transformers_saves(mixtrals, campaign, tmp_path):
     config, models = open_three(mixtrals, campaign)
-    origin = Origin(config, models, DtypeConfig())
+    origin = MergeInputs(config, models, DtypeConfig())
     out = export_recipe(recipe_of(models, "ties"), origin, tmp_path / "out")
     assert set(tensors_in(out)) == set(tensors_in(mixtrals / "base"))
 
 
 def test_shards_of_a_mixture_are_listed_by_the_names_they_hold(mixtrals, campaign, tmp_path):
-    from evomerge.materialize.disk.checkpoint import export_checkpoint
+    from evomerge.materialize.disk.checkpoint import write_checkpoint
 
     _, models = open_three(mixtrals, campaign)
     recipe = recipe_of(models, "task_arithmetic")
-    out = export_checkpoint(recipe, models, DtypeConfig(), tmp_path / "out", shard_bytes=20_000)
+    out = write_checkpoint(recipe, models, DtypeConfig(), tmp_path / "out", shard_bytes=20_000)
     index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
     assert set(index) == set(tensors_in(out))
     assert len(set(index.values())) > 2
@@ -179,7 +180,7 @@ def test_shards_of_a_mixture_are_listed_by_the_names_they_hold(mixtrals, campaig
 def test_a_trim_looks_at_each_matrix_by_itself(mixtrals, campaign, tmp_path):
     config, models = open_three(mixtrals, campaign)
     recipe = recipe_of(models, "ties")
-    out = export_recipe(recipe, Origin(config, models, DtypeConfig()), tmp_path / "out")
+    out = export_recipe(recipe, MergeInputs(config, models, DtypeConfig()), tmp_path / "out")
     assert "looks at each matrix by itself" in (out / "mergekit.yaml").read_text()
     base, one, two = (tensors_in(mixtrals / name) for name in ("base", "a", "b"))
     layer = next(m for m in recipe.merges if (m.slot, m.group) == (1, "layer"))
@@ -194,7 +195,7 @@ def test_a_trim_looks_at_each_matrix_by_itself(mixtrals, campaign, tmp_path):
 def test_mergekit_merges_a_mixture_alike_entry_by_entry(mixtrals, campaign, tmp_path):
     config, models = open_three(mixtrals, campaign)
     recipe = recipe_of(models, "task_arithmetic")
-    out = export_recipe(recipe, Origin(config, models, DtypeConfig()), tmp_path / "ours")
+    out = export_recipe(recipe, MergeInputs(config, models, DtypeConfig()), tmp_path / "ours")
     merged_by_mergekit((out / "mergekit.yaml").read_text(), tmp_path / "theirs")
     theirs = open_checkpoint("base", str(tmp_path / "theirs"))
     ours = open_checkpoint("base", str(out))

@@ -14,7 +14,8 @@ from transformers import (
 
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, SpaceConfig
-from evomerge.export.folder import Origin, export_recipe
+from evomerge.export.folder import export_recipe
+from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.models.checks.checked_models import check_models
@@ -114,7 +115,7 @@ def test_whole_models_and_plain_ones_merge_into_the_tower_and_the_rest_is_the_ba
     config = campaign(folders["base"], whole=folders["whole"], plain=folders["plain"])
     models = check_models(config)
     recipe = recipe_of(models)
-    out = export_recipe(recipe, Origin(config, models, DtypeConfig()), tmp_path / "out")
+    out = export_recipe(recipe, MergeInputs(config, models, DtypeConfig()), tmp_path / "out")
 
     merged, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"]
@@ -180,7 +181,7 @@ def test_a_path_through_a_tower_cannot_be_exported(family, campaign, tmp_path):
     digests = {name: source.digest for name, source in models.sources.items()}
     recipe = Recipe(sources=digests, path=[Slot(source="plain", layer=1)])
     with pytest.raises(InputError, match="language tower keep their order and number"):
-        export_recipe(recipe, Origin(config, models, DtypeConfig()), tmp_path / "out")
+        export_recipe(recipe, MergeInputs(config, models, DtypeConfig()), tmp_path / "out")
 
 
 def test_a_tower_that_is_no_language_model_of_its_own_is_refused_by_name(tmp_path, campaign):

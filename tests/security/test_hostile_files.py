@@ -23,6 +23,7 @@ from evomerge.campaign import setup
 from evomerge.config import ModelsConfig, load_campaign
 from evomerge.export import merge
 from evomerge.export.parents import licence_of
+from evomerge.materialize.disk import recipe_models
 from evomerge.models.checks.checked_models import check_models
 from evomerge.models.checks.tokenizer import load_tokenizer, tokenizer_digest, tokens_by_id
 from evomerge.models.opening import open_models
@@ -67,7 +68,7 @@ def opened_once(family, place, monkeypatch):
         return family if same and not models.align else check_models(models, **flags)
 
     monkeypatch.setattr(setup, "check_models", known)
-    monkeypatch.setattr(merge, "check_models", known)
+    monkeypatch.setattr(recipe_models, "check_models", known)
 
 
 def _models(place, **experts):

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.export.folder import Origin, export_recipe
+from evomerge.export.folder import export_recipe
 from evomerge.export.merge import merge_file
 from evomerge.export.parents import licence_of
+from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.models.checkpoint import load_config
 from evomerge.models.checks.checked_models import check_models
@@ -109,7 +110,7 @@ def test_a_recipe_from_elsewhere_cannot_grant_itself_trust(models, tmp_path, fla
         sources={name: source.digest for name, source in opened.sources.items()},
         path=[Slot(source="math", layer=0), Slot(source="base", layer=1)],
     )
-    origin = Origin(_config(models, **{flag: True}), opened, DtypeConfig())
+    origin = MergeInputs(_config(models, **{flag: True}), opened, DtypeConfig())
     out = export_recipe(recipe, origin, tmp_path / "out")
     option = f"--{flag.replace('_', '-')}"
     with pytest.raises(InputError, match=rf"evomerge.json: .*with {flag}.*{option}"):
@@ -134,7 +135,7 @@ def refuse(*where, **_):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from evomerge.config import load_campaign
 from evomerge.export.merge import merge_file
-from evomerge.setup import prepare
+from evomerge.campaign.setup import prepare
 
 folder = Path(sys.argv[1])
 prepare(load_campaign(folder / "campaign.yaml"))
@@ -170,7 +171,8 @@ def test_a_model_card_takes_no_markup_from_a_parents(models, tmp_path):
         sources={name: source.digest for name, source in opened.sources.items()},
         path=[Slot(source="math", layer=0), Slot(source="base", layer=1)],
     )
-    out = export_recipe(recipe, Origin(_config(models), opened, DtypeConfig()), tmp_path / "out")
+    inputs = MergeInputs(_config(models), opened, DtypeConfig())
+    out = export_recipe(recipe, inputs, tmp_path / "out")
     card = (out / "README.md").read_text()
     [row] = [line for line in card.splitlines() if "evil.example" in line]
     assert r"mit \| \</script\>\<script\>" in row

@@ -21,6 +21,7 @@ from evomerge.config import DtypeConfig
 from evomerge.materialize.disk.provenance import (
     RECIPE_FILE,
     SOURCES_FILE,
+    MergeInputs,
     Sources,
     recipe_text,
     sources_text,
@@ -46,7 +47,37 @@ _OWN = ("config.json", RECIPE_FILE, SOURCES_FILE)
 _OF_TRAINING = ("trainer_state.json",)
 
 
-def export_checkpoint(
+def write_merge(
+    recipe: Recipe,
+    inputs: MergeInputs,
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Write a checkpoint with its provenance: `evomerge.json`, and the record of its weights.
+
+    Args:
+        texts: further files, name → content.
+
+    Raises:
+        InputError, NonFiniteError: see `write_checkpoint`.
+    """
+    template = inputs.chat_template
+    return write_checkpoint(
+        recipe,
+        inputs.models,
+        inputs.dtype,
+        folder,
+        shard_bytes,
+        texts={**texts, **({} if template is None else {"chat_template.jinja": template})},
+        tokenizer=inputs.tokenizer,
+        trust_remote_code=inputs.config.trust_remote_code,
+        statistics=inputs.statistics,
+        sources=inputs.sources(),
+    )
+
+
+def write_checkpoint(
     recipe: Recipe,
     models: CheckedModels,
     dtype: DtypeConfig,

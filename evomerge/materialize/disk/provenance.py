@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from evomerge import __version__
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.errors import InputError
-from evomerge.config import FloatType, Strict
+from evomerge.config import DtypeConfig, FloatType, ModelsConfig, Strict
 from evomerge.materialize.disk.weight_record import WeightsRecord
+from evomerge.models.checks.checked_models import CheckedModels
 from evomerge.recipe import BASE, Recipe, load_recipe
 
 RECIPE_FILE = "recipe.json"
@@ -23,7 +25,7 @@ class Sources(Strict):
     """`evomerge.json`: what `recipe.json` does not hold but merging it again needs.
 
     `models` is source name → folder or hub id, and `recipes` how those among them that are merges
-    were made, for when their folders are gone. `tokenizer` and `chat_template` are `Origin`'s,
+    were made, for when their folders are gone. `tokenizer` and `chat_template` are `MergeInputs`',
     `made` is what came out; the other fields mean what the campaign's do. That pickles or code were
     trusted says what merging it again needs; it is no leave to trust them, see `check_trust`.
     """
@@ -90,7 +92,44 @@ def check_trust(sources: Sources, path: Path, trust: Trust) -> None:
             )
 
 
-def lineage_of(folder: Path) -> Provenance | None:
+@dataclass(frozen=True)
+class MergeInputs:
+    """The models of a recipe, and the settings of the checkpoint that is made of them.
+
+    Attributes:
+        config: the models as the user named them.
+        models: the same, opened.
+        dtype: the dtypes of weights and computing; merged weights are rounded to the former.
+        tokenizer: the source whose tokenizer and generation settings the checkpoint has.
+        chat_template: a Jinja template instead of that tokenizer's own.
+        statistics: the folder of a run's statistics of the models, if the recipe is a run's.
+    """
+
+    config: ModelsConfig
+    models: CheckedModels
+    dtype: DtypeConfig
+    tokenizer: str = BASE
+    chat_template: str | None = None
+    statistics: Path | None = None
+
+    def sources(self) -> Sources:
+        """The content of `evomerge.json`, without the record of the weights."""
+        opened = self.models.sources.items()
+        found = {name: provenance_of(source.folder) for name, source in opened}
+        return Sources(
+            evomerge=__version__,
+            models={BASE: self.config.base, **self.config.experts},
+            align=self.config.align,
+            allow_pickle=self.config.allow_pickle,
+            trust_remote_code=self.config.trust_remote_code,
+            weights=self.dtype.weights,
+            tokenizer=self.tokenizer,
+            chat_template=self.chat_template,
+            recipes={name: made for name, made in found.items() if made is not None},
+        )
+
+
+def provenance_of(folder: Path) -> Provenance | None:
     """How a model was made that evomerge exported; None of any other.
 
     Without the record of its weights: the recipe that uses it holds their digest.

@@ -1,33 +1,40 @@
-"""Recipes as models: each is merged once, kept, and then a checkpoint like any other.
+"""Models to merge: those a file names are opened, and recipes among them are merged first.
 
-They are kept in `$EVOMERGE_CACHE/recipes`, by default in the user's cache, and not in a run's
-folder: a recipe has the same weights in every run, and models are opened before there is a run.
+A recipe given as a model is merged once, into `$EVOMERGE_CACHE/recipes` (by default in the user's
+cache), and is a checkpoint like any other from then on. It does not lie in a run's folder: a recipe
+has the same weights in every run, and models are opened before there is a run.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
-from evomerge.config import ModelsConfig
+from evomerge.config import DtypeConfig, ModelsConfig, resolve_spec
+from evomerge.materialize.disk.checkpoint import write_merge
 from evomerge.materialize.disk.provenance import (
+    NO_TRUST,
     RECIPE_FILE,
     SOURCES_FILE,
+    MergeInputs,
     Provenance,
+    Sources,
     Trust,
     check_trust,
     load_sources,
 )
+from evomerge.models.checks.checked_models import check_models
 from evomerge.models.messages import campaign_key
-from evomerge.recipe import BASE, load_recipe
+from evomerge.recipe import BASE, Recipe, load_recipe
 
 
 def with_recipes_made(models: ModelsConfig) -> ModelsConfig:
-    """The same models, with the checkpoint in place of every recipe.
+    """Return the same models with a checkpoint in place of every recipe, merging what is not yet.
 
     Raises:
         InputError: a recipe cannot be merged; names it.
@@ -42,14 +49,126 @@ def with_recipes_made(models: ModelsConfig) -> ModelsConfig:
     return models.model_copy(update={"base": base, "experts": made})
 
 
-def kept(lineage: Provenance) -> str:
-    """A folder with the files of a recipe whose own are gone, to be given as a model."""
-    folder = _cache() / f"{content_digest(lineage.model_dump(mode='json'))}-recipe"
-    lineage.write(folder)
+def open_recipe(
+    path: Path,
+    given: Mapping[str, str] | None = None,
+    weights: str | None = None,
+    trust: Trust = NO_TRUST,
+) -> tuple[Recipe, MergeInputs, Sources | None]:
+    """Open the models of a recipe's file.
+
+    A recipe names its sources by digest; where they lie is given, or stands in the `evomerge.json`
+    beside it.
+
+    Args:
+        given: source name → folder or hub id, before what `evomerge.json` says.
+        weights: the dtype of the result, before what `evomerge.json` says.
+        trust: what may be opened. A file that needs more is refused: whoever wrote it is not who
+            merges it.
+
+    Returns:
+        The recipe, its models, and the content of `evomerge.json` if there is one.
+
+    Raises:
+        InputError: a file or a model cannot be used.
+    """
+    given = given or {}
+    recipe, beside = load_recipe(path), path.parent / SOURCES_FILE
+    sources = load_sources(beside) if beside.is_file() else None
+    if sources is not None:
+        check_trust(sources, beside, trust)
+    check_given(given, recipe.sources, path)
+    specs = {**(_places(sources) if sources else {}), **resolved(given)}
+    lacking = [_option(name) for name in recipe.sources if name not in specs]
+    if lacking:
+        raise InputError(
+            f"{path}: a recipe holds its models' digests, not their places, and there is no "
+            f"{SOURCES_FILE} beside it that says them; add {' '.join(lacking)}"
+        )
+    inputs = open_inputs(
+        {name: specs[name] for name in recipe.sources},
+        path,
+        weights or (sources.weights if sources else "checkpoint"),
+        trust,
+        align=[name for name in sources.align if name in recipe.sources] if sources else (),
+        tokenizer=sources.tokenizer if sources else BASE,
+        chat_template=sources.chat_template if sources else None,
+    )
+    return recipe, inputs, sources
+
+
+def open_inputs(
+    specs: Mapping[str, str],
+    path: Path,
+    weights: str,
+    trust: Trust,
+    *,
+    align: Sequence[str] = (),
+    tokenizer: str = BASE,
+    chat_template: str | None = None,
+) -> MergeInputs:
+    """Open the models that the file at `path` merges: source name → folder, hub id or recipe.
+
+    The file is taken at its word: a model that looks locked is told of, not refused.
+
+    Raises:
+        InputError: a model cannot be used, or they do not fit together.
+    """
+    # A campaign needs an expert, which is why the config asks for one; a copy of a model has none.
+    make = ModelsConfig if len(specs) > 1 else ModelsConfig.model_construct
+    config = make(
+        base=specs[BASE],
+        experts={name: spec for name, spec in specs.items() if name != BASE},
+        align=list(align),
+        allow_locked=True,
+        allow_pickle=trust.pickle,
+        trust_remote_code=trust.remote_code,
+    )
+    try:
+        models = check_models(with_recipes_made(config), base_again=True)
+    except InputError as error:
+        raise InputError(
+            f"{error}\n{path}: if a model lies elsewhere now, say so: "
+            f"{' '.join(_option(name) for name in (BASE, *config.experts))}"
+        ) from None
+    dtype = DtypeConfig.model_validate({"weights": weights})
+    return MergeInputs(config, models, dtype, tokenizer, chat_template)
+
+
+def check_given(given: Mapping[str, str], known: Collection[str], path: Path) -> None:
+    """Refuse `--expert NAME=PATH` for a name that the file at `path` does not have.
+
+    Raises:
+        InputError: says which names it has.
+    """
+    for name in given:
+        if name not in known:
+            raise InputError(
+                f"--expert {name}: {path} has no such source; it has {', '.join(known)}"
+            )
+
+
+def resolved(specs: Mapping[str, str]) -> dict[str, str]:
+    """Return the specs with relative folders taken from the current one."""
+    return {name: resolve_spec(spec, Path.cwd()) for name, spec in specs.items()}
+
+
+def _places(sources: Sources) -> dict[str, str]:
+    """Where the models lie; of merges that are gone, the recipe to make them of again."""
+    models = resolved(sources.models)
+    gone = {n: made for n, made in sources.recipes.items() if not Path(models[n]).exists()}
+    return {**models, **{name: _recipe_folder(made) for name, made in gone.items()}}
+
+
+def _recipe_folder(provenance: Provenance) -> str:
+    """A folder in the cache with the two files of a recipe whose own are gone."""
+    folder = _cache() / f"{content_digest(provenance.model_dump(mode='json'))}-recipe"
+    provenance.write(folder)
     return str(folder)
 
 
 def _made(name: str, spec: str, trust: Trust) -> str:
+    """The folder of a model: its own, or that of the checkpoint made of a recipe."""
     path = _recipe_at(Path(spec))
     if path is None:
         return spec
@@ -69,9 +188,8 @@ def _recipe_at(place: Path) -> Path | None:
 
 
 def _checkpoint_of(path: Path, trust: Trust) -> Path:
-    from evomerge.export.merge import merge_file  # which makes the recipes among its sources
-
-    recipe, beside = load_recipe(path), path.parent / SOURCES_FILE
+    """The cached checkpoint of a recipe, written if it is not there yet."""
+    beside = path.parent / SOURCES_FILE
     if not beside.is_file():
         raise InputError(
             f"{path}: there is no {SOURCES_FILE} beside it that says where its models lie; merge "
@@ -80,12 +198,16 @@ def _checkpoint_of(path: Path, trust: Trust) -> Path:
     sources = load_sources(beside)
     check_trust(sources, beside, trust)
     decisive = {"weights", "tokenizer", "chat_template"}
-    key = {"recipe": recipe.digest, **sources.model_dump(mode="json", include=decisive)}
+    key = {
+        "recipe": load_recipe(path).digest,
+        **sources.model_dump(mode="json", include=decisive),
+    }
     folder = _cache() / content_digest(key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            merge_file(path, folder, {}, None, trust=trust)
+            recipe, inputs, _ = open_recipe(path, trust=trust)  # makes recipes among its models
+            write_merge(recipe, inputs, folder)
     return folder
 
 
@@ -93,3 +215,7 @@ def _cache() -> Path:
     given = os.environ.get("EVOMERGE_CACHE")
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(given or f"{home}/evomerge").expanduser().resolve() / "recipes"
+
+
+def _option(name: str) -> str:
+    return "--base PATH" if name == BASE else f"--expert {name}=PATH"

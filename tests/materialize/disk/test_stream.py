@@ -16,7 +16,7 @@ from streamed_recipe import recipe_of
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.materialize.disk import checkpoint
-from evomerge.materialize.disk.checkpoint import export_checkpoint
+from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.materialize.disk.shard import Entry, write_shard
 from evomerge.materialize.kernel import Kernel
 from evomerge.models.checks.checked_models import check_models
@@ -33,7 +33,7 @@ def models(tmp_path_factory):
 
 
 def export(models, to, weight=0.5, **dtype):
-    return export_checkpoint(
+    return write_checkpoint(
         recipe_of(models, weight), models, DtypeConfig(**dtype), to, shard_bytes=SHARD_BYTES
     )
 
@@ -188,14 +188,14 @@ PEAK = """
 import sys
 from pathlib import Path
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.export.checkpoint import export_checkpoint
+from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.models.checks.checked_models import check_models
 from streamed_recipe import recipe_of
 
 folder = Path(sys.argv[1])
 experts = {"math": str(folder / "math")}
 models = check_models(ModelsConfig(base=str(folder / "base"), experts=experts))
-export_checkpoint(recipe_of(models), models, DtypeConfig(), folder / "out")
+write_checkpoint(recipe_of(models), models, DtypeConfig(), folder / "out")
 # getrusage would tell the peak of the process that started this one, where that is higher
 status = Path("/proc/self/status").read_text()
 print(status.partition("VmHWM:")[2].split()[0])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge import __version__
 from evomerge.export.merge import merge_file
-from evomerge.materialize.disk.provenance import Sources, lineage_of, load_sources, sources_text
+from evomerge.materialize.disk.provenance import Sources, load_sources, provenance_of, sources_text
 from evomerge.materialize.disk.weight_record import difference, record_weights, signed_sums
 from evomerge.models.checkpoint import open_checkpoint
 from evomerge.recipe import Merge, Recipe, Slot
@@ -171,4 +171,4 @@ def test_a_recipe_without_a_record_is_merged_without_a_word(exported):
 
 def test_a_merge_of_merges_keeps_how_its_parents_were_made_but_not_their_records(exported):
     assert load_sources(exported / "evomerge.json").made is not None
-    assert lineage_of(exported).sources.made is None
+    assert provenance_of(exported).sources.made is None

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig
 from evomerge.fitness.inference.local_model import Local, make_lm
-from evomerge.materialize.disk.checkpoint import export_checkpoint
+from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.models.depth import config_of_path
@@ -37,7 +37,7 @@ def test_a_repeated_path_is_the_same_with_and_without_cache_and_as_export(tmp_pa
     torch.testing.assert_close(expected, by_hand(models, REPEATED), atol=1e-5, rtol=0)
     torch.testing.assert_close(stepped_logits(resident.model), expected, atol=1e-4, rtol=0)
 
-    out = export_checkpoint(recipe, models, DtypeConfig(), tmp_path / "out")
+    out = write_checkpoint(recipe, models, DtypeConfig(), tmp_path / "out")
     loaded, info = AutoModelForCausalLM.from_pretrained(
         out, dtype=torch.float32, output_loading_info=True
     )
@@ -123,7 +123,7 @@ def test_a_repeated_layer_may_be_merged_differently_in_each_slot(llama, tmp_path
     base, math = (llama.sources[s].read(name) for s in ("base", "math"))
     for slot, weight in ((1, 0.2), (2, 0.7), (3, 0.2)):
         torch.testing.assert_close(layers[slot].mlp.up_proj.weight, base + weight * (math - base))
-    out = export_checkpoint(recipe, llama, DtypeConfig(), tmp_path / "out")
+    out = write_checkpoint(recipe, llama, DtypeConfig(), tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     assert torch.equal(logits(loaded), logits(resident.model))
 
@@ -154,7 +154,7 @@ def test_a_scale_on_the_first_slot_is_folded_into_the_embeddings(llama, tmp_path
     recipe = recipe_of(llama, [("base", 0, 0.7), ("math", 2), ("base", 1)])
     resident = resident_of(llama)
     resident.write(recipe)
-    out = export_checkpoint(recipe, llama, DtypeConfig(), tmp_path / "out")
+    out = write_checkpoint(recipe, llama, DtypeConfig(), tmp_path / "out")
     loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     torch.testing.assert_close(logits(loaded), logits(resident.model), atol=1e-5, rtol=0)
 
@@ -162,19 +162,17 @@ def test_a_scale_on_the_first_slot_is_folded_into_the_embeddings(llama, tmp_path
 def test_scales_that_no_checkpoint_can_say_are_refused_with_the_reason(llama, tmp_path):
     inner = recipe_of(llama, [("base", 0), ("math", 2, 0.9)])
     with pytest.raises(InputError, match=r"path\[1\] scales its input by 0.9.*epsilon"):
-        export_checkpoint(inner, llama, DtypeConfig(), tmp_path / "out")
+        write_checkpoint(inner, llama, DtypeConfig(), tmp_path / "out")
     tied = open_models(tmp_path / "tied", "gpt2")
     with pytest.raises(InputError, match="the head is tied"):
-        export_checkpoint(
-            recipe_of(tied, [("base", 0, 0.9)]), tied, DtypeConfig(), tmp_path / "out"
-        )
+        write_checkpoint(recipe_of(tied, [("base", 0, 0.9)]), tied, DtypeConfig(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_layers_that_a_config_cannot_place_are_refused_before_anything_is_written(tmp_path):
     models = open_models(tmp_path, "gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(InputError, match=r"layer 0 is the model's layer 1: attn\.scaling"):
-        export_checkpoint(recipe_of(models, [("base", 1)]), models, DtypeConfig(), tmp_path / "out")
+        write_checkpoint(recipe_of(models, [("base", 1)]), models, DtypeConfig(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
