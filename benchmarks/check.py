@@ -139,7 +139,7 @@ def save_campaign(folder: Path, weights: bool, hidden: int, layers: int) -> Path
 def estimate(campaign: Path) -> dict[str, float]:
     """From configs and tokenizer, in this process."""
     setup = prepare(load_campaign(campaign), unread=True)
-    assert setup.models.unread
+    assert setup.models.configs_only
     forecast = foresee(setup, campaign.parent / "run", 1, look=observed)
     assert forecast.observed is not None
     items = sum(setup.sizes("search").values())

@@ -14,7 +14,7 @@ from evomerge.campaign.setup import Setup
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.statistics.store import tidy
 from evomerge.models.checks.digests import keep_digests
-from evomerge.models.opening import alignments_of
+from evomerge.models.open_models import alignments_of
 from evomerge.search.spaces.distributions import distribution
 from evomerge.study.access import OutagePolicy
 from evomerge.study.record import Evaluation

@@ -21,9 +21,9 @@ from evomerge.judging.scores import Judge, JudgedTask, build_judge
 from evomerge.judging.splits import Marks, deal
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.models.checks.checked_models import CheckedModels, check_models
+from evomerge.models.checks.configs_only import check_configs_only
 from evomerge.models.checks.tokenizer import load_tokenizer, tokenizer_digest
-from evomerge.models.checks.unread import check_unread_models
-from evomerge.models.depth import config_of_path
+from evomerge.models.path_config import config_of_path
 from evomerge.recipe import BASE, Recipe
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.spaces.build import build_space
@@ -155,7 +155,7 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     wanted = config.fitness.objective
     find_objective(wanted.kind, "fitness.objective", wanted.options)
     build_trackers(config)  # checks their names and options
-    models = check_unread_models(config.models) if unread else None
+    models = check_configs_only(config.models) if unread else None
     models = models or check_models(with_recipes_made(config.models))
     space = _space(config, models)
     models = replace(models, notes=(*models.notes, *space.notes))
@@ -181,7 +181,7 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
 def _space(config: CampaignConfig, models: CheckedModels) -> Space:
     digests = {name: source.digest for name, source in models.sources.items()}
     space = build_space(config.space, models.layout, digests, config.seed, models.sources)
-    space.starts = () if models.unread else tuple(starts(config.initial, space, models))
+    space.starts = () if models.configs_only else tuple(starts(config.initial, space, models))
     if config.space.path.kind != "none":
         _check_depths(config, models)
     return space
@@ -221,7 +221,7 @@ def _check_chat_template(config: CampaignConfig, models: CheckedModels) -> None:
     asking = [task.task for task in config.fitness.lm_eval_tasks if task.apply_chat_template]
     folder = models.sources[BASE].folder
     tokenizer = load_tokenizer(folder, trust_remote_code=config.models.trust_remote_code)
-    if models.unread and tokenizer is None:
+    if models.configs_only and tokenizer is None:
         return
     if asking and not (tokenizer and tokenizer.chat_template):
         raise InputError(

@@ -16,10 +16,10 @@ from evomerge.models.adapter import Adapter
 from evomerge.models.alignment.git_rebasin import Aligned
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.checks.checked_models import CheckedModels
-from evomerge.models.depth import config_of_path
 from evomerge.models.files.shards import read_stored
 from evomerge.models.layout import Layout
-from evomerge.models.opening import as_stored
+from evomerge.models.open_models import as_stored
+from evomerge.models.path_config import config_of_path
 from evomerge.recipe import BASE, Merge, Recipe
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from evomerge.materialize.plan import TensorStep
-from evomerge.models.checks.vocabulary import reconciled
 from evomerge.models.source import Source
+from evomerge.models.vocabulary import with_base_rows
 from evomerge.recipe import BASE
 
 Target = tuple[Tensor, TensorStep]
@@ -167,4 +167,4 @@ class Prefetched:
 
 
 def _read(sources: Mapping[str, Source], step: TensorStep, name: str) -> Tensor:
-    return reconciled(sources[name], sources[BASE], step.tensor)
+    return with_base_rows(sources[name], sources[BASE], step.tensor)

@@ -1,9 +1,10 @@
-"""What is merged: checkpoints opened lazily, their layout, tokenizers, checks.
+"""Open the models that are merged: checkpoints read lazily, their layout, tokenizers and checks.
 
-`layout` is plain data and imports no torch; `source`, `checkpoint`, `vocabulary`, `tokenizer` and
-`check_models` do, so they are imported from their own modules, by those who need weights.
+The names below need no torch; `checkpoint`, `open_models`, `vocabulary` and `checks` do, so they
+are imported from their own modules, by those who need weights.
 """
 
 from evomerge.models.layout import GROUPS, MODULES, Layout, TensorSpec, derive_layout
+from evomerge.models.source import Source
 
-__all__ = ["GROUPS", "MODULES", "Layout", "TensorSpec", "derive_layout"]
+__all__ = ["GROUPS", "MODULES", "Layout", "Source", "TensorSpec", "derive_layout"]

@@ -1,4 +1,4 @@
-"""LoRA adapters as experts: PEFT's own merge onto the base, one layer at a time.
+"""Read LoRA adapters as experts: PEFT's own merge onto the base, one layer at a time.
 
 PEFT puts its layers on a skeleton without weights, by its own reading of `adapter_config.json`. A
 tensor that is read gets its layer copied, filled with the base's weights and merged. So ranks and
@@ -22,9 +22,9 @@ from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.models.checkpoint import Checkpoint, tensor_digest
-from evomerge.models.files.naming import same_bytes
+from evomerge.models.files.canonical_names import same_bytes
+from evomerge.models.files.lazy_tensors import Computed, LazyTensors
 from evomerge.models.files.shards import PICKLED, SAFETENSORS, open_weights
-from evomerge.models.files.tensors import Made, Tensors
 from evomerge.models.layout import build_skeleton
 from evomerge.models.messages import campaign_key, reason
 
@@ -41,7 +41,7 @@ _MEANING = (
     *("target_modules", "exclude_modules", "target_parameters", "modules_to_save", "bias"),
     *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
 )
-"""The keys that decide what the adapter's tensors mean."""
+"""The keys of the config that decide what the adapter's tensors mean."""
 
 _WITHOUT_EFFECT = frozenset(
     {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
@@ -49,11 +49,11 @@ _WITHOUT_EFFECT = frozenset(
     | {"ensure_weight_tying", "megatron_config", "megatron_core", "loftq_config"}
 )
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Those that leave the base as it is; the others train against a changed one."""
+"""The initializations that leave the base as it is; the others train against a changed base."""
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model of its own."""
+    """Tell whether a folder holds an adapter and no model of its own."""
     weights = (f"{file}{index}" for file in (SAFETENSORS, PICKLED) for index in ("", ".index.json"))
     return (folder / CONFIG).is_file() and not any((folder / name).exists() for name in weights)
 
@@ -62,8 +62,8 @@ class Adapter(Checkpoint):
     """An adapter merged onto the campaign's base: every tensor it changes is made when read.
 
     Attributes:
-        base: what it is merged onto.
-        trained_on: the model that its config names, None if it names none.
+        base: the model it is merged onto.
+        trained_on: the base model that its config names, None if it names none.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Adapter(Checkpoint):
     def digest(self) -> str:
         """32 hex digits over the adapter's tensors, what its config says of them, and the base.
 
-        Not over the merged weights, which a matrix product rounds in its own way on each machine.
+        Merged weights do not enter: a matrix product rounds them in its own way on each machine.
         """
         tensors = {key: tensor_digest(tensor) for key, tensor in self._stored.items()}
         return content_digest(
@@ -115,7 +115,7 @@ def open_adapter(
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The adapter's config as it is written, refused where it asks for more than we know.
+    """Read the adapter's config, and refuse what it asks for and is not merged here.
 
     Raises:
         InputError: not JSON, or a kind of adapter that is not merged here; names the key.
@@ -144,7 +144,7 @@ def _default(key: str) -> Any:
 
 
 def _meaning(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the config decides the merge; PEFT writes its sets in any order."""
+    """Pick the config's values that decide the merge; PEFT writes its sets in any order."""
     found = {key: raw[key] for key in _MEANING if raw.get(key)}
     return {k: sorted(map(str, v)) if isinstance(v, list) else v for k, v in found.items()}
 
@@ -164,7 +164,7 @@ def _open(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
 def _load(
     folder: Path, stored: Mapping[str, Tensor], base: Checkpoint, trust_remote_code: bool
 ) -> PeftModel:
-    """The base's skeleton under PEFT, with the adapter's tensors and none of the base's.
+    """Put PEFT on the base's skeleton, with the adapter's tensors and none of the base's.
 
     Raises:
         InputError: the adapter does not fit; names the tensor or the module.
@@ -199,20 +199,20 @@ def _load(
     return model
 
 
-def _tensors(model: PeftModel, base: Checkpoint) -> Tensors:
-    """Every tensor of the base: its own, replaced, or to be merged when it is read."""
+def _tensors(model: PeftModel, base: Checkpoint) -> LazyTensors:
+    """List every tensor of the base: its own, replaced, or to be merged when it is read."""
     changed = dict(_changed(model, base))
     for name in changed:
         _check_tie(name, changed, base)
-    entries: dict[str, Tensor | Made] = {}
+    entries: dict[str, Tensor | Computed] = {}
     for name in base.names():
-        own = Made(base.dtype(name), partial(base.read, name))
+        own = Computed(base.dtype(name), partial(base.read, name))
         entries[name] = changed.get(name, own)
-    return Tensors(entries)
+    return LazyTensors(entries)
 
 
-def _changed(model: PeftModel, base: Checkpoint) -> Iterator[tuple[str, Tensor | Made]]:
-    """What the adapter changes, under canonical names."""
+def _changed(model: PeftModel, base: Checkpoint) -> Iterator[tuple[str, Tensor | Computed]]:
+    """Yield the tensors that the adapter changes, under canonical names."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
@@ -220,11 +220,11 @@ def _changed(model: PeftModel, base: Checkpoint) -> Iterator[tuple[str, Tensor |
     for path, module in model.get_base_model().named_modules():
         if path.startswith(inside):
             continue
-        if isinstance(module, ModulesToSaveWrapper):
+        if isinstance(module, ModulesToSaveWrapper):  # trained whole: it replaces the base's
             inside = f"{path}."
             for name, tensor in module.modules_to_save[_ADAPTER].state_dict().items():
                 yield _replacement(f"{path}.{name}", tensor, base)
-        elif isinstance(module, BaseTunerLayer):
+        elif isinstance(module, BaseTunerLayer):  # low rank: merged onto the base's when read
             inside = f"{path}."
             yield from _merges(path, module, base)
         else:
@@ -239,24 +239,21 @@ def _replacement(name: str, tensor: Tensor, base: Checkpoint) -> tuple[str, Tens
     return name, tensor.to(base.dtype(name))
 
 
-def _merges(path: str, layer: Any, base: Checkpoint) -> Iterator[tuple[str, Made]]:
-    for key, weight in _adapter_parameters(layer):
-        if weight.is_meta:
+def _merges(path: str, layer: Any, base: Checkpoint) -> Iterator[tuple[str, Computed]]:
+    for key, weight in layer.named_parameters():
+        if key.startswith("lora_") and weight.is_meta:
             raise InputError(f"the adapter lacks {path}.{key}; download it again")
     for name, _ in layer.get_base_layer().named_parameters(recurse=False):
         full = f"{path}.{name}"
-        yield full, Made(base.dtype(full), partial(_merge, layer, path, name, base))
-
-
-def _adapter_parameters(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, p) for name, p in layer.named_parameters() if name.startswith("lora_"))
+        yield full, Computed(base.dtype(full), partial(_merge, layer, path, name, base))
 
 
 @torch.no_grad()
 def _merge(layer: Any, path: str, name: str, base: Checkpoint) -> Tensor:
-    """One tensor of a layer after PEFT's merge, of the base's dtype."""
+    """Merge one layer by PEFT, and return one of its tensors, of the base's dtype."""
     from peft.tuners.tuners_utils import cast_adapter_dtype
 
+    # 1. a copy of PEFT's layer, filled with the base's weights
     layer = copy.deepcopy(layer)
     target = layer.get_base_layer()
     for key, weight in list(target.named_parameters(recurse=False)):
@@ -264,6 +261,7 @@ def _merge(layer: Any, path: str, name: str, base: Checkpoint) -> Tensor:
         # With `bias: all` the adapter has put a value of its own there.
         value = own.clone() if weight.is_meta else weight.to(own.dtype)
         setattr(target, key, nn.Parameter(value, requires_grad=False))
+    # 2. merged: embeddings and linear maps give a plain layer back, stacked experts change theirs
     cast_adapter_dtype(layer, _ADAPTER)
     if hasattr(layer, "unload_and_optionally_merge_module"):
         target = layer.unload_and_optionally_merge_module(True, False, None)
@@ -272,8 +270,8 @@ def _merge(layer: Any, path: str, name: str, base: Checkpoint) -> Tensor:
     return getattr(target, name).data
 
 
-def _check_tie(name: str, changed: Mapping[str, Tensor | Made], base: Checkpoint) -> None:
-    """Refuse to change one of two tied tensors; a merge of both has one place for them.
+def _check_tie(name: str, changed: Mapping[str, Tensor | Computed], base: Checkpoint) -> None:
+    """Refuse an adapter that changes one of two tied tensors: a merge has one place for both.
 
     LoRA on the embedding alone is PEFT's own case: its merge writes the shared weight.
     """
@@ -281,7 +279,7 @@ def _check_tie(name: str, changed: Mapping[str, Tensor | Made], base: Checkpoint
     partners = [tied[name]] if name in tied else [d for d, owner in tied.items() if owner == name]
     for partner in partners:
         ours, theirs = changed[name], changed.get(partner)
-        if isinstance(ours, Made) and name not in tied and theirs is None:
+        if isinstance(ours, Computed) and name not in tied and theirs is None:
             continue
         if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and same_bytes(ours, theirs):
             continue

@@ -1,4 +1,4 @@
-"""Checkpoints opened lazily: local folders or hub ids, tensors under canonical names."""
+"""Open checkpoints lazily: local folders or hub ids, tensors under canonical names."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
+from evomerge.models.files.canonical_names import as_bytes, canonical_tensors
 from evomerge.models.files.conversion import as_saved
-from evomerge.models.files.naming import as_bytes, canonical_tensors
-from evomerge.models.files.pages import Releaser
+from evomerge.models.files.lazy_tensors import LazyTensors
+from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import read_stored
-from evomerge.models.files.tensors import Tensors
 from evomerge.models.layout import Layout, build_skeleton, layout_of
 from evomerge.models.messages import campaign_key, reason
 from evomerge.models.source import Source
@@ -33,24 +34,27 @@ if TYPE_CHECKING:
 VOLATILE = frozenset(
     {"_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 )
-"""Config keys that differ between equal models: who saved it, with what, from where."""
+"""Config keys that differ between equal models: by whom, with what and from where it was saved."""
 
 _HUB_ID = re.compile(r"^(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?$")
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken")
-# Copies of the same weights in other formats, which nothing here reads.
 _HUB_IGNORED = ("*/*", "consolidated*")
-
+"""Copies of the same weights in other formats, which are not read."""
 
 _PARTS = re.compile(r"(layers?|blocks|experts|depths?|num_labels)$")
 _MOST_PARTS = 2_000
-"""Of what transformers builds one by one; 2,000 layers are built in some ten seconds."""
+"""The largest count of layers, experts or the like that is accepted. transformers builds them one
+by one; 2,000 layers take some ten seconds."""
 
 
 class Checkpoint(Source):
     """A saved model: a `Source` with its layout. Made by `open_checkpoint`.
 
-    Pickling keeps the spec and the flags, and unpickling opens the checkpoint again. A name tied
-    to another reads that other's tensor.
+    Pickling keeps the spec and the flags, and unpickling opens the checkpoint again.
+
+    Attributes:
+        spec: the folder or hub id as the user gave it.
+        layout: its tensors' places in the model.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Checkpoint(Source):
         folder: Path,
         config: PretrainedConfig,
         layout: Layout,
-        tensors: Tensors,
+        tensors: LazyTensors,
         flags: Mapping[str, bool],
     ) -> None:
         self._name, self._folder, self._config = name, folder, config
@@ -69,55 +73,50 @@ class Checkpoint(Source):
         self.layout = layout
 
     @property
+    @override
     def name(self) -> str:
-        """The user's name for it: `base`, `math`."""
         return self._name
 
     @property
+    @override
     def folder(self) -> Path:
-        """Where its config, tokenizer and weights lie; in the hub's cache for a hub id."""
         return self._folder
 
     @property
+    @override
     def config(self) -> PretrainedConfig:
-        """The transformers config; not to be written to."""
         return self._config
 
+    @override
     def names(self) -> tuple[str, ...]:
-        """Canonical names of the tensors, without tied duplicates, in `state_dict` order."""
         return self.layout.names
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
         return self.layout.tensor(name).shape
 
+    @override
     def dtype(self, name: str) -> torch.dtype:
-        """Dtype of one tensor, as stored."""
         return self._tensors.dtype(self.layout.tensor(name).name)
 
+    @override
     def read(self, name: str) -> Tensor:
-        """One tensor in its stored dtype; it must not be written to. A memory-mapped view, but for
-        what the model stores otherwise than transformers uses it: that is made anew.
-
-        Raises:
-            InputError: the model has no tensor of that name.
-        """
         return self._tensors[self.layout.tensor(name).name]
 
+    @override
     def mapped(self, name: str) -> Sequence[Tensor]:
-        """The view of a tensor as it is stored; nothing of one that is made at every read."""
         return self._tensors.mapped(self.layout.tensor(name).name)
 
+    @override
     def as_saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Some of a model's tensors under the names, and in the pieces, that transformers saves."""
         return as_saved(self._skeleton, tensors)
 
+    @override
     def beside(self) -> dict[str, Tensor]:
-        """Tensors that no merge changes and every checkpoint of the model needs, as saved."""
         return {}
 
     def config_to_save(self) -> PretrainedConfig:
-        """A new copy of the config that a merge of the model's shape is saved with."""
+        """Copy the config that a merge of the model's shape is saved with."""
         config = copy.deepcopy(self._config)
         config.architectures = [self.layout.architecture]
         return config
@@ -128,9 +127,9 @@ class Checkpoint(Source):
 
     @cached_property
     def tensor_digests(self) -> Mapping[str, str]:
-        """Canonical name -> SHA-256 over dtype, shape and bytes; reads all weights once."""
+        """Canonical name → SHA-256 over dtype, shape and bytes; reads all weights once."""
         with ThreadPoolExecutor() as pool:
-            found, read = {}, Releaser()
+            found, read = {}, PageReleaser()
             digests = pool.map(lambda name: tensor_digest(self._tensors[name]), self._tensors)
             for name, digest in zip(self._tensors, digests, strict=True):
                 found[name] = digest
@@ -156,7 +155,7 @@ class Checkpoint(Source):
 def open_checkpoint(
     name: str, spec: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> Checkpoint:
-    """Open a model folder or a hub id; tensors are mapped, none is read.
+    """Open a model folder or a hub id; tensors are memory-mapped, none is read.
 
     Args:
         name: the user's name for the model; errors show it as `models.experts.<name>`.
@@ -182,7 +181,7 @@ def open_checkpoint(
 def find_folder(
     name: str, spec: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> Path:
-    """The local folder of a spec; a hub id is downloaded, or found in the hub's cache.
+    """Return the local folder of a spec; a hub id is downloaded, or found in the hub's cache.
 
     Raises:
         InputError: no such folder, or a hub id that is neither reachable nor cached.
@@ -198,8 +197,9 @@ def find_folder(
 
 
 def configs_of(name: str, spec: str, trust_remote_code: bool) -> Path | None:
-    """A folder as it is; of a hub id its configs and tokenizer, with weights only where they are
-    cached already. None of what is neither.
+    """Return a folder with a model's configs and tokenizer, or None where the spec names nothing.
+
+    Of a hub id weights are there only if they are cached already; none are downloaded.
 
     Raises:
         InputError: a hub id that is neither reachable nor cached.
@@ -248,7 +248,7 @@ def _reopen(name: str, spec: str, flags: Mapping[str, bool]) -> Checkpoint:
 
 
 def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
-    """The transformers config of a model's folder.
+    """Load the transformers config of a model's folder.
 
     Raises:
         InputError: there is none, or transformers refuses it.
@@ -274,7 +274,7 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
 
 
 def _check_config(config: Mapping[str, Any], path: Path, trust_remote_code: bool) -> None:
-    """Refuse what would keep transformers busy for ever, or have it fetch code to run.
+    """Refuse a config that would keep transformers busy for ever, or have it fetch code to run.
 
     Raises:
         InputError: more layers and the like than `_MOST_PARTS`, or a kernel of the hub's that is
@@ -294,14 +294,14 @@ def _check_config(config: Mapping[str, Any], path: Path, trust_remote_code: bool
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 over dtype, shape and bytes, as hex digits."""
+    """Compute SHA-256 over dtype, shape and bytes, as hex digits."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
     digest.update(as_bytes(tensor).numpy().data)
     return digest.hexdigest()
 
 
 def _lasting(config: Any) -> Any:
-    """The config without volatile keys, at any depth."""
+    """Drop the volatile keys of a config, at any depth."""
     if not isinstance(config, dict):
         return config
     return {key: _lasting(value) for key, value in config.items() if key not in VOLATILE}

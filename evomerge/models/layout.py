@@ -1,4 +1,4 @@
-"""Where every tensor of a decoder stands: its layer, its module, and the weights it shares.
+"""Derive a decoder's layout: each tensor's layer and module, and the weights that are tied.
 
 A layout is derived from the config alone, by reading the tensor names of a skeleton without
 weights. It fits any decoder whose layers sit in one numbered list; no architecture is named here.
@@ -46,7 +46,8 @@ class TensorSpec:
         group: one of `MODULES` inside a layer, one of `GROUPS` outside.
         suffix: the name within its layer (`self_attn.q_proj.weight`); the whole name outside.
         vocab_dim: 0 where dimension 0 counts the vocabulary (embeddings, head), else None.
-        matrices: how many there are behind each other in the tensor: experts' weights are stacked.
+        matrices: how many matrices lie behind each other in the tensor; over 1 where the experts
+            of a mixture are stacked.
     """
 
     name: str
@@ -59,8 +60,9 @@ class TensorSpec:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """What a recipe's merge may call the tensors that this one is among, the finest first: its
-        suffix, its module, the whole layer; outside the layers its group.
+        """The groups of a recipe's merge that this tensor is in, the finest first.
+
+        Those are its suffix, its module, the whole layer; outside the layers its group alone.
         """
         return (self.group,) if self.layer is None else (self.suffix, self.group, "layer")
 
@@ -108,7 +110,7 @@ class Layout:
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     def names_of_layer(self, layer: int) -> tuple[str, ...]:
-        """Canonical names of one layer's tensors.
+        """Return the canonical names of one layer's tensors.
 
         Raises:
             InputError: there is no such layer.
@@ -116,7 +118,7 @@ class Layout:
         return tuple(spec.name for spec in self.tensors_of_layer(layer))
 
     def tensors_of_layer(self, layer: int) -> tuple[TensorSpec, ...]:
-        """One layer's tensors, in `state_dict` order.
+        """Return one layer's tensors, in `state_dict` order.
 
         Raises:
             InputError: there is no such layer.
@@ -128,7 +130,7 @@ class Layout:
         return self._by_layer[layer]
 
     def tensor(self, name: str) -> TensorSpec:
-        """The tensor of a canonical name; a tied name gives the one it shares storage with.
+        """Return the tensor of a canonical name; a tied name gives the one that it shares.
 
         Raises:
             InputError: the model has no tensor of that name.
@@ -152,7 +154,7 @@ class Layout:
 
 
 def derive_layout(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Layout:
-    """The layout of the model that transformers builds from `config`; no weights are allocated.
+    """Derive the layout of the model that transformers builds from `config`, without its weights.
 
     Raises:
         InputError: transformers cannot build a decoder from the config, or its layers do not sit
@@ -162,7 +164,7 @@ def derive_layout(config: PretrainedConfig, *, trust_remote_code: bool = False) 
 
 
 def build_skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model that transformers builds from `config`, on the meta device.
+    """Build transformers' model of `config` on the meta device, without weights.
 
     Raises:
         InputError: transformers cannot build a decoder from the config.
@@ -188,16 +190,20 @@ def layout_of(model: PreTrainedModel) -> Layout:
     """
     from evomerge.models.files.conversion import stacks_of
 
+    # 1. every weight once; tied ones share a tensor
     tensors, tied = unshared(model.state_dict(keep_vars=True))
+    # 2. the numbered list of layers
     architecture = type(model).__name__
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     prefix = _numbered_list(tensors, depth, architecture)
+    # 3. the ends: input embedding and head
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or head is None:
         raise InputError(f"{architecture}: not a language model with embeddings and a head")
     vocab_size = int(embedding.weight.shape[0])
     owners = {id(weight): "head" for weight in head.parameters()}
     owners |= {id(weight): "embeddings" for weight in embedding.parameters()}
+    # 4. experts stacked in one tensor
     stacks = stacks_of(model, {name: tuple(weight.shape) for name, weight in tensors.items()})
     return Layout(
         architecture=architecture,
@@ -205,7 +211,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
         prefix=prefix,
         tensors=tuple(
             replace(
-                _place(name, weight, prefix, owners.get(id(weight)), vocab_size),
+                _spec(name, weight, prefix, owners.get(id(weight)), vocab_size),
                 matrices=stacks.get(name, 1),
             )
             for name, weight in tensors.items()
@@ -216,7 +222,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
 
 
 def unshared(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each weight under its first name, and the other names pointing to that one."""
+    """Return each weight under its first name, and tied name → the first name of its weight."""
     first: dict[int, str] = {}
     tied = {}
     for name, weight in state.items():
@@ -227,7 +233,7 @@ def unshared(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def _numbered_list(names: Iterable[str], depth: int, architecture: str) -> str:
-    """The one prefix under which tensors are numbered 0 to depth - 1."""
+    """Find the one prefix under which tensors are numbered 0 to depth - 1."""
     indices = defaultdict(set)
     for name in names:
         if match := _NUMBERED.match(name):
@@ -236,7 +242,7 @@ def _numbered_list(names: Iterable[str], depth: int, architecture: str) -> str:
         found = ", ".join(sorted(indices)) or "none"
         raise InputError(
             f"{architecture}: layers must sit in one numbered list; found {found}. "
-            "Only decoders without a second tower can be merged"
+            "Only decoders without a second stack of layers can be merged"
         )
     [(prefix, numbers)] = indices.items()
     if numbers != set(range(depth)):
@@ -247,9 +253,7 @@ def _numbered_list(names: Iterable[str], depth: int, architecture: str) -> str:
     return prefix
 
 
-def _place(
-    name: str, weight: Tensor, prefix: str, owner: str | None, vocab_size: int
-) -> TensorSpec:
+def _spec(name: str, weight: Tensor, prefix: str, owner: str | None, vocab_size: int) -> TensorSpec:
     shape = tuple(weight.shape)
     if owner is None and name.startswith(f"{prefix}."):
         index, _, suffix = name.removeprefix(f"{prefix}.").partition(".")
@@ -260,8 +264,9 @@ def _place(
 
 
 def _module(suffix: str) -> str:
-    """The module group, from the first component: `self_attn.q_norm` is attention. What deals
-    tokens to experts is a group of its own.
+    """Find the module of a tensor by its first component: `self_attn.q_norm` is attention.
+
+    The router of a mixture of experts is a module of its own.
     """
     first = suffix.partition(".")[0].lower()
     if _NORM.search(first):  # before attention: post_attention_layernorm
@@ -274,6 +279,9 @@ def _module(suffix: str) -> str:
 
 
 def _outside(name: str) -> str:
-    """Position embeddings and norms of embeddings are embeddings; the other norm is the last."""
+    """Find the group of a tensor outside the layers that is neither input embedding nor head.
+
+    Position embeddings and norms of embeddings are embeddings; another norm is the final one.
+    """
     is_final = _NORM.search(name.lower()) and not _EMBEDDING.search(name.lower())
     return "final_norm" if is_final else "embeddings"

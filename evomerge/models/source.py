@@ -1,4 +1,4 @@
-"""The one view on a model that merging needs: names, shapes, and tensors read on demand."""
+"""Define what merging reads of a model: names, shapes, and tensors on demand."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """The user's name for it: `base`, `math`."""
+        """The user's name for the model: `base`, `math`."""
 
     @property
     def folder(self) -> Path:
-        """Where its config, tokenizer and weights lie."""
+        """The folder of its config, tokenizer and weights; in the hub's cache for a hub id."""
 
     @property
     def config(self) -> PretrainedConfig:
@@ -34,22 +34,35 @@ class Source(Protocol):
         """32 hex digits over the weights and the config; the same wherever the model lies."""
 
     def names(self) -> tuple[str, ...]:
-        """Canonical names of the tensors, without tied duplicates, in `state_dict` order."""
+        """List the canonical names of the tensors, without tied duplicates, in `state_dict` order.
+
+        A tied name may be read all the same; it gives the tensor that it shares.
+        """
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
+        """Return the shape of one tensor."""
 
     def dtype(self, name: str) -> torch.dtype:
-        """Dtype of one tensor, as stored."""
+        """Return the dtype of one tensor, as stored."""
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor in its stored dtype, on CPU; a view that must not be written to."""
+        """Read one tensor in its stored dtype, on CPU; it must not be written to.
+
+        It is a memory-mapped view, but for what the model stores otherwise than transformers
+        computes with it: that is made anew.
+
+        Raises:
+            InputError: the model has no tensor of that name.
+        """
 
     def mapped(self, name: str) -> Sequence[torch.Tensor]:
-        """What of a tensor is mapped from a file, whose pages may be given back once it is read."""
+        """Return the memory-mapped view of a tensor, or nothing if it is made anew at every read.
+
+        Its pages may be given back once it is read (`evomerge.models.files.page_release`).
+        """
 
     def as_saved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Some of a model's tensors under the names, and in the pieces, that transformers saves."""
+        """Convert some of a model's tensors to the names and pieces that transformers saves."""
 
     def beside(self) -> dict[str, torch.Tensor]:
-        """Tensors that no merge changes and every checkpoint of the model needs, as saved."""
+        """Return the tensors, as saved, that no merge changes and every checkpoint needs."""

@@ -15,7 +15,7 @@ from evomerge.materialize.disk.checkpoint import checkpoint_size
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import RESERVE
-from evomerge.models.opening import alignments_of
+from evomerge.models.open_models import alignments_of
 from evomerge.preflight.depths import Depths, depths_of
 from evomerge.preflight.machine import free_disk, this_machine
 from evomerge.preflight.observe import Probe, ProbeFailed, ProbeSpec, observe
@@ -138,7 +138,7 @@ def foresee(
 
 def _order(setup: Setup, model: int) -> ProbeSpec:
     config, sources = setup.config, setup.models.sources
-    real = not setup.models.unread
+    real = not setup.models.configs_only
     made = with_recipes_made(config.models) if real else config.models
     spec = WorkerSpec(
         config=config.model_copy(update={"models": made}),

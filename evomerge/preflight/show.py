@@ -36,7 +36,7 @@ def _found(setup: Setup) -> Iterator[tuple[str, str]]:
     yield "architecture", f"{layout.architecture}, {layout.layers} layers"
     yield "parameters", f"{layout.parameters:,}"
     for name, source in setup.models.sources.items():
-        what = "config only" if setup.models.unread else f"digest {source.digest[:12]}"
+        what = "config only" if setup.models.configs_only else f"digest {source.digest[:12]}"
         yield f"model {name}", f"{source.folder} ({what})"
     yield "space", f"{space.label}, {space.dimension} genes"
     optimizer, screen = config.optimizer.kind, config.optimizer.screen

@@ -16,8 +16,8 @@ from transformers.initialization import no_init_weights
 from evomerge.config import FitnessConfig
 from evomerge.fitness.tasks.task_set import load_sources
 from evomerge.models.checks.tokenizer import load_tokenizer
-from evomerge.models.depth import set_layers
 from evomerge.models.layout import layout_of
+from evomerge.models.path_config import set_layers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

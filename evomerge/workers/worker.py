@@ -79,7 +79,7 @@ class Worker:
         from evomerge.materialize.statistics.statistics import Statistics
         from evomerge.materialize.statistics.store import Store
         from evomerge.models.checks.digests import check_digests
-        from evomerge.models.opening import open_models
+        from evomerge.models.open_models import open_models
 
         torch.set_num_threads(spec.threads)
         config, models = spec.config, spec.config.models

@@ -19,7 +19,7 @@ from evomerge.config import load_campaign
 from evomerge.export.merge import merge_file
 from evomerge.export.trial import export_trial
 from evomerge.models.alignment.git_rebasin import Alignment, Move
-from evomerge.models.alignment.units import model_units
+from evomerge.models.alignment.permutable_rows import permutable_units
 from evomerge.recipe import Recipe
 from evomerge.study.run_folder import open_run
 from evomerge.workers.build import Job
@@ -29,7 +29,7 @@ def permute(folder):
     """Reverse the MLP units and the heads of the model that lies there."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     moves: dict[str, list[Move]] = {}
-    for layer, units in enumerate(model_units(model.config)):
+    for layer, units in enumerate(permutable_units(model.config)):
         for part in (*units.mlps[0], *units.heads.parts):
             order = torch.arange(part.count).flip(0).numpy()
             moves.setdefault(f"model.layers.{layer}.{part.suffix}", []).append(Move(part, order))

@@ -14,7 +14,7 @@ from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
 from evomerge.export.folder import export_recipe
 from evomerge.materialize.disk.provenance import MergeInputs
-from evomerge.models import depth
+from evomerge.models import path_config
 from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import Recipe, Slot
 
@@ -67,9 +67,9 @@ def test_a_deeper_model_of_trusted_code_is_exported_and_loads(family, tmp_path, 
         path=[Slot(source=s, layer=n) for s, n in (("base", 0), ("math", 0), ("base", 1))],
     )
     # transformers forgives a build without the flag once a class is known to the process.
-    build, trusted = depth.build_skeleton, []
+    build, trusted = path_config.build_skeleton, []
     monkeypatch.setattr(
-        depth, "build_skeleton", lambda c, **flags: trusted.append(flags) or build(c, **flags)
+        path_config, "build_skeleton", lambda c, **flags: trusted.append(flags) or build(c, **flags)
     )
     out = export_recipe(recipe, MergeInputs(config, models, DtypeConfig()), tmp_path / "out")
     assert trusted

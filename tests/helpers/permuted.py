@@ -4,14 +4,14 @@ import numpy as np
 import torch
 
 from evomerge.models.alignment.git_rebasin import Alignment, Move
-from evomerge.models.alignment.units import model_units
+from evomerge.models.alignment.permutable_rows import permutable_units
 
 
 def shuffled(config, prefix, seed=0):
     """A random order of everything that may move, as an alignment."""
     rng = np.random.default_rng(seed)
     moves = {}
-    for layer, units in enumerate(model_units(config)):
+    for layer, units in enumerate(permutable_units(config)):
         orders = [(part, order) for m in units.mlps for order in [rng.permutation(m[0].count)]
                   for part in m]  # fmt: skip
         if units.heads is not None:

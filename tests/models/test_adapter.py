@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from evomerge.common.errors import InputError
 from evomerge.models.adapter import Adapter
 from evomerge.models.checks.checked_models import check_models
-from evomerge.models.opening import open_models
+from evomerge.models.open_models import open_models
 
 ATTENTION = ["q_proj", "v_proj"]
 KINDS = {

@@ -26,7 +26,7 @@ from evomerge.export.parents import licence_of
 from evomerge.materialize.disk import recipe_models
 from evomerge.models.checks.checked_models import check_models
 from evomerge.models.checks.tokenizer import load_tokenizer, tokenizer_digest, tokens_by_id
-from evomerge.models.opening import open_models
+from evomerge.models.open_models import open_models
 from evomerge.recipe import Merge, Recipe, Slot
 
 LONG = int(os.environ.get("EVOMERGE_FUZZ", "0"))

@@ -34,7 +34,7 @@ from evomerge.materialize.plan import is_straight, plan
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import Store
 from evomerge.models.checks.checked_models import CheckedModels
-from evomerge.models.depth import config_of_path
+from evomerge.models.path_config import config_of_path
 from evomerge.recipe import BASE, Recipe
 
 _COMPANIONS = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
@@ -217,7 +217,7 @@ def _write_config(
     if not is_straight(recipe, models.layout):
         if base.beside():
             raise InputError(
-                "path: layers of a language tower keep their order and number, since the rest of "
+                "path: layers of a multimodal model keep their order and number, since the rest of "
                 f"the model in {base.folder} is built around it"
             )
         layers = [slot.layer for slot in recipe.path]

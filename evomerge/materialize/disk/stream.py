@@ -16,7 +16,7 @@ from evomerge.materialize.disk.scales import embedding_factor
 from evomerge.materialize.disk.shard import Entry, is_complete, write_shard
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import TensorStep, check_contents, plan
-from evomerge.models.files.pages import Releaser
+from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Recipe
 
@@ -46,7 +46,7 @@ def write_weights(
     steps = plan(recipe, layout, kernel.sources)
     factor = embedding_factor(recipe, layout)
     check_contents(recipe, kernel.sources)
-    read = Releaser()
+    read = PageReleaser()
     merged = (_entries(step, kernel, recipe, factor, read) for step in steps)
     # what no merge changes has shards of its own, the last
     beside = ([_given(name, tensor)] for name, tensor in kernel.sources[BASE].beside().items())
@@ -75,7 +75,7 @@ def write_weights(
 
 
 def _entries(
-    step: TensorStep, kernel: Kernel, recipe: Recipe, factor: float, read: Releaser
+    step: TensorStep, kernel: Kernel, recipe: Recipe, factor: float, read: PageReleaser
 ) -> list[Entry]:
     """A step as what a shard holds of it; the sources' pages are given back once it is made."""
     dtype, base = kernel.dtype(step.tensor.name), kernel.sources[BASE]

@@ -25,7 +25,7 @@ from torch import Tensor
 from evomerge.common.digest import content_digest
 from evomerge.config import Strict
 from evomerge.models.checkpoint import tensor_digest
-from evomerge.models.files.pages import Releaser
+from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import read_stored
 
 SUMS = 31
@@ -79,7 +79,7 @@ class Difference:
 
 def record_weights(folder: Path, evomerge: str, statistics: bool) -> WeightsRecord:
     """Read a checkpoint's weights once and say what they are."""
-    stored, read = read_stored(folder, allow_pickle=False), Releaser()
+    stored, read = read_stored(folder, allow_pickle=False), PageReleaser()
     tensors: dict[str, TensorRecord] = {}
     with ThreadPoolExecutor() as pool:
         records = pool.map(lambda name: _record(stored[name].tensor), stored)

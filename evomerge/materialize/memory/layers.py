@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.materialize.plan import MergeRule, TensorStep
-from evomerge.models.depth import set_layers
 from evomerge.models.layout import Layout
+from evomerge.models.path_config import set_layers
 from evomerge.recipe.recipe import Slot
 
 WeightKey = tuple[tuple[str, str | None, MergeRule | None, int], ...]

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evomerge.models.checks.vocabulary import reconciled
 from evomerge.models.layout import TensorSpec
 from evomerge.models.source import Source
+from evomerge.models.vocabulary import with_base_rows
 from evomerge.recipe import BASE
 
 CHUNK = 1 << 18
@@ -65,6 +65,6 @@ def remember(path: Path, key: str, values: Grams) -> None:
 def _slices(sources: Mapping[str, Source], group: Sequence[TensorSpec]) -> Iterator[Tensor]:
     """The group's entries, float64 [sources, at most CHUNK], the base's in row 0."""
     for spec in group:
-        tensors = [reconciled(s, sources[BASE], spec).reshape(-1) for s in sources.values()]
+        tensors = [with_base_rows(s, sources[BASE], spec).reshape(-1) for s in sources.values()]
         for start in range(0, tensors[0].numel(), CHUNK):
             yield torch.stack([t[start : start + CHUNK].double() for t in tensors])

@@ -1,1 +1,5 @@
-"""Permutation alignment of experts to their base (Git Re-Basin)."""
+"""Permute an expert's rows into the base's order before they are merged."""
+
+from evomerge.models.alignment.git_rebasin import Aligned, Alignment, align
+
+__all__ = ["Aligned", "Alignment", "align"]

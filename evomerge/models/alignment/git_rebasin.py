@@ -1,10 +1,10 @@
-"""Alignment before merging: an expert's units in the order in which the base has them.
+"""Align an expert to the base before merging: Git Re-Basin by weight matching.
 
 Git Re-Basin by weight matching (Ainsworth, Hayase & Srinivasa 2022, arXiv:2209.04836, section 3.2):
 each group of units is permuted so that Σ ⟨base unit i, expert unit π(i)⟩ over all of its tensors is
 greatest. The paper ascends coordinate by coordinate because neighbouring layers share a
-permutation. Here the residual stream stays as it is, no two groups share one, and a linear sum
-assignment per group is the optimum at once. What an expert computes does not change.
+permutation. Here the residual stream keeps its order, so no two groups share one, and one linear
+sum assignment per group is the optimum. The expert's outputs do not change.
 
 Cost: per layer one product of the base's and the expert's units, 6 · n² · size operations for n
 units of a gated MLP; on one core 7 s a layer for n = 5504, size 2048. An expert finetuned from the
@@ -25,24 +25,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
-from evomerge.models.alignment.units import Heads, LayerUnits, Part, model_units
+from evomerge.models.alignment.permutable_rows import Heads, LayerUnits, Rows, permutable_units
 from evomerge.models.checkpoint import Checkpoint, tensor_digest
 from evomerge.models.messages import campaign_key
 
 UNITS, HEADS = "MLP units", "attention heads"
 
 _FAVOUR = 1e-5
-"""What staying in place is worth, of the largest similarity: ties are not for rounding to break."""
+"""The bonus for staying in place, as a share of the largest similarity, so that rounding does not
+decide ties."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """The units of a part in a new order, int64 (count,): unit i is the expert's `order[i]`."""
+    """A permutation of a tensor's units: unit i becomes the expert's `order[i]`, int64 (count,)."""
 
-    part: Part
+    rows: Rows
     order: np.ndarray
 
 
@@ -60,15 +62,15 @@ class Alignment:
     moved: Mapping[str, tuple[int, int]]
 
     def apply(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor of this name in the base's order; the tensor itself where nothing moves."""
+        """Return the tensor of this name in the base's order; itself where nothing moves."""
         moves = self.moves.get(name)
         if not moves:
             return tensor
-        dim = moves[0].part.dim
+        dim = moves[0].rows.dim
         index = np.arange(tensor.shape[dim])
-        for part, order in ((move.part, move.order) for move in moves):
-            here = slice(part.start, part.start + part.count * part.width)
-            index[here] = index[here].reshape(part.count, part.width)[order].reshape(-1)
+        for rows, order in ((move.rows, move.order) for move in moves):
+            here = slice(rows.start, rows.start + rows.count * rows.width)
+            index[here] = index[here].reshape(rows.count, rows.width)[order].reshape(-1)
         return tensor.index_select(dim, torch.from_numpy(index))
 
     @cached_property
@@ -78,14 +80,14 @@ class Alignment:
             return None
         return content_digest(
             {
-                name: [[m.part.dim, m.part.start, m.part.width, _digest_of(m.order)] for m in moves]
+                name: [[m.rows.dim, m.rows.start, m.rows.width, _digest_of(m.order)] for m in moves]
                 for name, moves in self.moves.items()
             }
         )
 
 
 class Aligned(Checkpoint):
-    """An expert in the base's order: the tensors that move are permuted when they are read.
+    """An expert in the base's order: the tensors that are permuted are so at every read.
 
     Its digest is over the expert's own and the permutations; where nothing moves it is the
     expert's own.
@@ -119,27 +121,23 @@ class Aligned(Checkpoint):
         """
         return self._given or align(self.base, self.unaligned)
 
+    @override
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
         return self.unaligned.shape(name)
 
+    @override
     def dtype(self, name: str) -> torch.dtype:
-        """Dtype of one tensor, as stored."""
         return self.unaligned.dtype(name)
 
+    @override
     def read(self, name: str) -> Tensor:
-        """One tensor in its stored dtype; it must not be written to. Made anew where units move.
-
-        Raises:
-            InputError: the model has no tensor of that name.
-        """
         tensor = self.unaligned.read(name)
         spec = self.layout.tensor(name)
         return tensor if spec.layer is None else self.alignment.apply(spec.name, tensor)
 
     @cached_property
     def tensor_digests(self) -> Mapping[str, str]:
-        """Canonical name -> SHA-256 over dtype, shape and bytes, as they are read."""
+        """Canonical name → SHA-256 over dtype, shape and bytes, after the permutation."""
         moved = {name: tensor_digest(self.read(name)) for name in self.alignment.moves}
         return {**self.unaligned.tensor_digests, **moved}
 
@@ -163,7 +161,7 @@ def align(base: Checkpoint, expert: Checkpoint) -> Alignment:
     moves: dict[str, list[Move]] = defaultdict(list)
     moved = {UNITS: (0, 0), HEADS: (0, 0)}
     trust = {"trust_remote_code": base._flags["trust_remote_code"]}
-    for layer, units in enumerate(model_units(base.config, **trust)):
+    for layer, units in enumerate(permutable_units(base.config, **trust)):
         pair = _Pair(base, expert, f"{base.layout.prefix}.{layer}.")
         try:
             found = [*pair.matched(units)]
@@ -178,59 +176,62 @@ def align(base: Checkpoint, expert: Checkpoint) -> Alignment:
             moved[kind] = (changed + int(_displaced(order).sum()), total + order.size)
             for move in group:
                 if _displaced(move.order).any():
-                    moves[pair.prefix + move.part.suffix].append(move)
+                    moves[pair.prefix + move.rows.suffix].append(move)
     return Alignment(dict(moves), {kind: n for kind, n in moved.items() if n[1]})
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """One layer in the base and in the expert; `prefix` and a suffix make a tensor's name."""
+    """One layer in the base and in the expert; `prefix` + suffix is a tensor's name."""
 
     base: Checkpoint
     expert: Checkpoint
     prefix: str
 
     def matched(self, units: LayerUnits) -> Iterator[tuple[str, list[Move]]]:
-        """The moves of each group of units, under what it is called."""
+        """Yield `UNITS` or `HEADS` with the moves of one group, for each group of units."""
         for parts in units.mlps:
             order, _ = _assignment(self.similarity(parts))
-            yield UNITS, [Move(part, order) for part in parts]
+            yield UNITS, [Move(rows, order) for rows in parts]
         if units.heads is not None:
             heads, shared = self.heads(units.heads)
             orders = {units.heads.k.count: shared, units.heads.q.count: heads}
-            yield HEADS, [Move(part, orders[part.count]) for part in units.heads.parts]
+            yield HEADS, [Move(rows, orders[rows.count]) for rows in units.heads.parts]
 
-    def similarity(self, parts: Sequence[Part]) -> np.ndarray:
-        """Σ over the parts of ⟨base unit i, expert unit j⟩, float32 (count, count)."""
+    def similarity(self, parts: Sequence[Rows]) -> np.ndarray:
+        """Compute Σ over all tensors of ⟨base unit i, expert unit j⟩, float32 (count, count)."""
         total = torch.zeros(parts[0].count, parts[0].count)
-        for part in parts:
-            ours, theirs = (m.read(self.prefix + part.suffix) for m in (self.base, self.expert))
-            total.addmm_(part.rows(ours), part.rows(theirs).T)
+        for rows in parts:
+            ours, theirs = (m.read(self.prefix + rows.suffix) for m in (self.base, self.expert))
+            total.addmm_(rows.flatten(ours), rows.flatten(theirs).T)
         return total.numpy()
 
     def heads(self, heads: Heads) -> tuple[np.ndarray, np.ndarray]:
-        """The orders of heads and of KV heads that together are the best.
+        """Find the best orders of heads and of KV heads together, int64 (heads,), (KV heads,).
 
         A group of query heads goes where its KV head goes, so that a pair of KV heads is worth
         their own similarity and that of their query heads, assigned to each other.
         """
         count, shared = heads.q.count, heads.k.count
-        queries = self.similarity([part for part in heads.parts if part.count == count])
+        # 1. without groups, one order serves both
+        queries = self.similarity([rows for rows in heads.parts if rows.count == count])
         if count == shared:
             order, _ = _assignment(queries)
             return order, order
+        # 2. for each pair of KV heads, the best assignment of the query heads within
         size = count // shared
         blocks = queries.reshape(shared, size, shared, size).swapaxes(1, 2)
         within = [[_assignment(block) for block in row] for row in blocks]
+        # 3. KV heads by their own similarity and that of their query heads
         worth = np.array([[value for _, value in row] for row in within], dtype=np.float32)
-        keys = self.similarity([part for part in heads.parts if part.count == shared])
+        keys = self.similarity([rows for rows in heads.parts if rows.count == shared])
         order, _ = _assignment(keys + worth)
         chosen = [within[ours][theirs][0] + theirs * size for ours, theirs in enumerate(order)]
         return np.concatenate(chosen), order
 
 
 def _assignment(similarity: np.ndarray) -> tuple[np.ndarray, float]:
-    """Row → column, each once, of the greatest sum, int64 (n,), and that sum.
+    """Assign each row a column, each once, for the greatest sum; int64 (n,), and that sum.
 
     Raises:
         ValueError: a similarity is not finite.

@@ -1,4 +1,4 @@
-"""Open a campaign's models and check that they can be merged with each other."""
+"""Check that base and experts can be merged, before the first candidate is made."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from evomerge.config import ModelsConfig
 from evomerge.models.adapter import Adapter
 from evomerge.models.alignment.git_rebasin import HEADS, Aligned
 from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.checks.config_settings import check_heads, settings_notes
 from evomerge.models.checks.merge_lock import lock_of
-from evomerge.models.checks.rotary_settings import check_heads, settings_notes
 from evomerge.models.checks.tokenizer import conflicts, load_tokenizer, tokens_by_id
-from evomerge.models.checks.vocabulary import reconciled
-from evomerge.models.files.naming import same_bytes
+from evomerge.models.files.canonical_names import same_bytes
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.messages import campaign_key
-from evomerge.models.opening import as_stored, open_models
+from evomerge.models.open_models import as_stored, open_models
+from evomerge.models.vocabulary import with_base_rows
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class CheckedModels:
 
     Attributes:
         layout: the base model's, and that of every result.
-        sources: name -> checkpoint, the base first, then the experts in the campaign's order.
-        notes: what is worth telling the user, one line each.
-        unread: only their configs are here; see `evomerge.models.checks.unread`.
+        sources: name → checkpoint, the base first, then the experts in the campaign's order.
+        notes: findings worth telling the user, one line each.
+        configs_only: only their configs are here; see `evomerge.models.checks.configs_only`.
     """
 
     layout: Layout
     sources: Mapping[str, Checkpoint]
     notes: tuple[str, ...]
-    unread: bool = False
+    configs_only: bool = False
 
 
 def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedModels:
@@ -44,7 +44,7 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
 
     Experts must have the base's architecture, tensors, shapes and ties, differ from it in at least
     one weight, and number their tokens as it does. Vocabulary rows may differ in number: see
-    `evomerge.models.checks.vocabulary`. One that looks locked against merging is refused, unless
+    `evomerge.models.vocabulary`. An expert that looks locked against merging is refused, unless
     the config allows it (`evomerge.models.checks.merge_lock`). Reads all weights once, to compute
     the digests.
 
@@ -55,12 +55,14 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
         InputError: one message naming `models.experts.<name>` and the tensor or key at fault.
     """
     base, *experts = open_models(models).values()
+    # 1. what the configs and the files' headers show
     for expert in experts:
         check_architecture(base, expert)
         _check_ties(base, expert)
         check_tensors(base, expert)
         check_heads(base, expert)
     notes = [*tokenizer_notes(base, experts, models.trust_remote_code)]
+    # 2. what the weights show
     for expert in experts:
         notes += _lock_notes(base, expert, models.allow_locked)
         notes += settings_notes(base, expert)
@@ -89,7 +91,7 @@ def check_architecture(base: Checkpoint, expert: Checkpoint) -> None:
 
 
 def _check_ties(base: Checkpoint, expert: Checkpoint) -> None:
-    """A head tied on one side only is refused, unless the other side's equals the embedding."""
+    """Refuse a head tied on one side only, unless the other side's equals the embedding."""
     key = campaign_key(expert.name)
     for name, target in base.layout.tied.items():
         if name in expert.names() and not _equal_in(expert, name, target):
@@ -158,14 +160,14 @@ def _check_differs(base: Checkpoint, expert: Checkpoint) -> None:
 
 
 def _merge_alike(one: Checkpoint, other: Checkpoint, base: Checkpoint) -> bool:
-    """Whether two models have the same weights, as far as a merge with `base` reads them."""
+    """Tell whether two models have the same weights, as far as a merge with `base` reads them."""
     return all(_tensor_alike(one, other, base, spec) for spec in base.layout.tensors)
 
 
 def _tensor_alike(one: Checkpoint, other: Checkpoint, base: Checkpoint, spec: TensorSpec) -> bool:
     if one.shape(spec.name) == other.shape(spec.name):
         return _digest_of(one, spec.name) == _digest_of(other, spec.name)
-    return same_bytes(reconciled(one, base, spec), reconciled(other, base, spec))
+    return same_bytes(with_base_rows(one, base, spec), with_base_rows(other, base, spec))
 
 
 def _digest_of(source: Checkpoint, name: str) -> str:
@@ -179,12 +181,7 @@ def _twin_notes(base: Checkpoint, experts: list[Checkpoint]) -> Iterator[str]:
 
 
 def shape_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
-    """What is to be told of an expert's vocabulary and dtypes."""
-    yield from _vocabulary_notes(base, expert)
-    yield from _dtype_notes(base, expert)
-
-
-def _vocabulary_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
+    """Yield a note if an expert's vocabulary has another size, and one if dtypes differ."""
     ours, theirs = base.layout.vocab_size, expert.layout.vocab_size
     outcome = "the rows beyond are dropped" if theirs > ours else "the base's fill the rest"
     if theirs != ours:
@@ -192,9 +189,6 @@ def _vocabulary_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
             f"{campaign_key(expert.name)}: vocabulary of {theirs} rows, {ours} in the base; "
             f"the result has {ours}, {outcome}"
         )
-
-
-def _dtype_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
     differing = [n for n in base.names() if expert.dtype(n) != base.dtype(n)]
     if differing:
         first = differing[0]
@@ -221,7 +215,7 @@ def _plain(source: Checkpoint, name: str) -> str:
 def tokenizer_notes(
     base: Checkpoint, experts: Sequence[Checkpoint], trust_remote_code: bool
 ) -> Iterator[str]:
-    """Check the tokenizers against the base's; yields a note per expert without one.
+    """Check the tokenizers against the base's; yield a note per expert that differs or has none.
 
     Raises:
         InputError: the base has none, or an expert numbers its tokens otherwise.
@@ -259,7 +253,7 @@ def tokenizer_notes(
 
 @dataclass(frozen=True)
 class _Tokens:
-    """A tokenizer's names by id, and the ids of markers put beside what it learned from text."""
+    """A tokenizer's tokens by id, and the ids of those added beside what it learned from text."""
 
     names: Mapping[int, str]
     added: frozenset[int]

@@ -1,7 +1,7 @@
-"""Models seen to be the campaign's own where they are used, their weights read once a machine.
+"""Check on each machine that its models are the campaign's, reading their weights once.
 
-What a model's digest was is kept beside its statistics, under the machine's name and the state of
-its files (names, sizes, times): as long as these stay, it is believed.
+A model's digest is kept beside its statistics, under the machine's name and the state of its files
+(names, sizes, times); as long as these stay, the kept digest is used.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from evomerge.common.errors import InputError
 from evomerge.models.adapter import Adapter
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.messages import campaign_key
-from evomerge.models.opening import as_stored
+from evomerge.models.open_models import as_stored
 
 DIGESTS = "digests"
-"""The folder, among what is kept of the models."""
+"""The folder of the digests, among what is kept of the models."""
 
 
 def check_digests(
     sources: Mapping[str, Checkpoint], digests: Mapping[str, str], kept: Path | None
 ) -> None:
-    """See that the models on this machine are those that the driver has.
+    """Refuse models on this machine that are not those that the driver has.
 
     Args:
         digests: model → the digest of the driver's.
         kept: the folder where digests are kept, if any.
 
     Raises:
-        InputError: one is not; names it and its folder.
+        InputError: a model is another than the driver's; names it and its folder.
     """
     for name, source in sources.items():
         _know_digest(as_stored(source), kept)
@@ -48,14 +48,14 @@ def check_digests(
 
 
 def keep_digests(sources: Mapping[str, Checkpoint], kept: Path) -> None:
-    """Let the workers on this machine know what the driver has just read."""
+    """Keep the digests that the driver has computed, for the workers on this machine."""
     for source in map(as_stored, sources.values()):
         if not isinstance(source, Adapter):
             _write(_place(kept, source), source.digest)
 
 
 def _know_digest(source: Checkpoint, kept: Path | None) -> None:
-    """Take a digest over that is known; one worker of a machine computes it for all."""
+    """Use the kept digest, or compute and keep it; one worker of a machine does so for all."""
     if kept is None or isinstance(source, Adapter):  # an adapter's is over little beside the base's
         return
     place = _place(kept, source)
@@ -75,7 +75,7 @@ def _place(kept: Path, source: Checkpoint) -> Path:
 
 
 def _alone(place: Path) -> FileLock | nullcontext[None]:
-    """The only one of this machine to look; where nothing can be written, one of several."""
+    """Lock a digest's file on this machine; without a lock where nothing can be written."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -91,7 +91,7 @@ def _read(place: Path) -> str | None:
 
 
 def _write(place: Path, digest: str) -> None:
-    """Whole, or not at all where nothing can be written."""
+    """Write a digest atomically; do nothing where nothing can be written."""
     partial = place.with_suffix(f".{os.getpid()}.partial")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

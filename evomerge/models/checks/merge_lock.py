@@ -1,22 +1,22 @@
-"""Experts that were made unmergeable: attention weights turned where the product stays.
+"""Detect experts locked against merging: attention weights transformed where the product stays.
 
-MergeLock multiplies a head's queries and values by invertible matrices, and its keys and its map
-out by their inverses (queries and keys by what commutes with the rotation of positions: a scaling
-and a rotation per plane). Attention only uses WqᵀWk and WoWv, so nothing is lost but the common
-origin with the base, and a merge is noise. Here the three signs are asked for together, per layer:
+MergeLock multiplies a head's queries and values by invertible matrices, and its keys and its output
+projection by their inverses (queries and keys by matrices that commute with rotary embeddings: a
+scaling and a rotation per plane). Attention only uses WqᵀWk and WoWv, so nothing is lost but the
+common origin with the base, and a merge is noise. A layer is locked where three signs meet:
 
 - the weights are far from the base's;
 - each head's product is much nearer to the base's than the weights are;
-- and so is what is left of each weight after the best invertible matrix is taken off it, which
-  tells a lock from noise that the product of low-rank weights happens to swallow.
+- and so is the remainder of each weight after its best fit by an invertible matrix times the
+  base's, which tells a lock from noise that the product of low-rank weights happens to swallow.
 
 Training moves weights and products alike; so does a permutation of the heads, as the products are
 compared head by head. For the same reason a lock together with a permutation is not seen. A lock
 that moves the weights by less than `FAR` is not seen either, and does little harm.
 
-Cost: the attention weights of four layers are read. The products of a layer that is far
-away need some 30 · width · size² operations (size: all heads' width), no matrix being larger than
-a head's width. Measured on one core, size 2048: .4 s a layer, or .5 s where it is far away.
+Cost: the attention weights of four layers are read. The products of a layer that is far away need
+some 30 · width · size² operations (width: a head's, size: all heads'). Measured on one core, size
+2048: .4 s a layer, or .5 s where it is far away.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from evomerge.models.alignment.units import Part, model_units
+from evomerge.models.alignment.permutable_rows import Rows, permutable_units
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.models.files.pages import Releaser
+from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.messages import campaign_key
 
 FAR = 0.3
-"""The distance of weights, relative to the base's, from which a layer is looked at closely."""
+"""The distance of weights, relative to the base's, from which a layer's products are compared."""
 
 LOOKED_AT = 4
-"""Layers that are read, the first and the last among them; who locks a model locks all of it."""
+"""The number of layers read, the first and the last among them; a lock changes every layer."""
 
 CLOSE = 0.5
-"""Of the weights' distance: what product and remainder of a locked layer are at most."""
+"""The most that product and remainder of a locked layer differ, as a share of the weights'."""
 
 
 def lock_of(base: Checkpoint, expert: Checkpoint) -> str | None:
-    """What shows that an expert's attention is locked; None if nothing does.
+    """Describe the lock on an expert's attention; None if there is none.
 
-    Of the layers `LOOKED_AT` are read, evenly spaced; the first locked one decides. Models whose
-    attention `evomerge.models.alignment.units` does not know are not looked at.
+    `LOOKED_AT` layers are read, evenly spaced; the first locked one decides. Models whose attention
+    `evomerge.models.alignment.permutable_rows` does not know are not looked at.
     """
     flags = {"trust_remote_code": base._flags["trust_remote_code"]}
     known = [
         (layer, units)
-        for layer, units in enumerate(model_units(base.config, **flags))
+        for layer, units in enumerate(permutable_units(base.config, **flags))
         if units.heads is not None
     ]
     last = max(len(known) - 1, 0)
     looked_at = dict.fromkeys(round(i * last / (LOOKED_AT - 1)) for i in range(LOOKED_AT))
-    read = Releaser()
+    read = PageReleaser()
     for layer, units in (known[i] for i in looked_at if known):
         assert units.heads is not None
         q, k, v, o = units.heads.q, units.heads.k, units.heads.v, units.heads.o
@@ -77,21 +77,24 @@ def lock_of(base: Checkpoint, expert: Checkpoint) -> str | None:
     return None
 
 
-def _heads(source: Checkpoint, prefix: str, part: Part, count: int) -> Tensor:
-    """Per head, float32 (count, width, hidden); a KV head's for every head that reads it."""
-    rows = part.rows(source.read(prefix + part.suffix)).reshape(part.count, part.width, -1)
+def _heads(source: Checkpoint, prefix: str, part: Rows, count: int) -> Tensor:
+    """Read a weight per head, float32 (count, width, hidden); KV heads repeated for their heads."""
+    rows = part.flatten(source.read(prefix + part.suffix)).reshape(part.count, part.width, -1)
     return rows.repeat_interleave(count // part.count, dim=0)
 
 
 def _locked(ours: list[Tensor], theirs: list[Tensor]) -> tuple[float, float] | None:
-    """The distances of weights and of products, relative to the base's, if they show a lock."""
+    """Return the distances of weights and of products, relative to the base's, if locked."""
+    # sign 1: the weights are far from the base's
     far = max(_distance(a, b) for a, b in zip(ours, theirs, strict=True))
     bound = CLOSE * min(far, 1.0)
     if not far >= FAR or ours[0].shape != ours[1].shape:
         return None
+    # sign 2: each head's product is near
     close = _product_distance(ours, theirs)
     if not close < bound:
         return None
+    # sign 3: an invertible matrix explains each weight
     rest = max(_remainder(a, b) for a, b in zip(ours, theirs, strict=True))
     return (far, close) if rest < bound else None
 
@@ -101,7 +104,7 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _product_distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """‖AᵀB − A₀ᵀB₀‖ / ‖A₀ᵀB₀‖ over all heads, by ⟨AᵀB, CᵀD⟩ = Σ ACᵀ ∘ BDᵀ."""
+    """Compute ‖AᵀB − A₀ᵀB₀‖ / ‖A₀ᵀB₀‖ over all heads, by ⟨AᵀB, CᵀD⟩ = Σ ACᵀ ∘ BDᵀ."""
 
     def inner(one: list[Tensor], other: list[Tensor]) -> float:
         grams = [(a @ b.mT).double() for a, b in zip(one, other, strict=True)]
@@ -113,7 +116,7 @@ def _product_distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def _remainder(ours: Tensor, theirs: Tensor) -> float:
-    """min over M of ‖W − M·W₀‖ / ‖W‖, with a matrix M (width, width) for each head."""
+    """Compute the minimum over M of ‖W − M·W₀‖ / ‖W‖, M (width, width) for each head."""
     cross, gram = (theirs @ ours.mT).double(), (ours @ ours.mT).double()
     width = gram.shape[-1]
     ridge = 1e-9 * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)

@@ -1,4 +1,4 @@
-"""Tokenizers of model folders, and whether two of them number their tokens alike."""
+"""Load the tokenizers of model folders, and compare how two of them number their tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekk
 def load_tokenizer(
     folder: Path, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, or None where there is none.
+    """Load a folder's tokenizer, or return None where there is none.
 
     Raises:
         InputError: there are tokenizer files, but they cannot be loaded.
@@ -44,7 +44,7 @@ def load_tokenizer(
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """SHA-256 over the files that decide how text goes in and out, as hex digits.
+    """Compute SHA-256, as hex digits, over the files that decide how text goes in and out.
 
     Those are the tokenizer's, its chat templates, and the generation settings.
     """
@@ -56,11 +56,11 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 def tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Token id -> token, added tokens included."""
+    """Map token id → token, added tokens included."""
     return {index: token for token, index in tokenizer.get_vocab().items()}
 
 
 def conflicts(one: Mapping[int, str], other: Mapping[int, str], rows: int) -> list[int]:
-    """The ids below `rows` that both vocabularies name, but differently, in ascending order."""
+    """List the ids below `rows` that both vocabularies name, but differently, in rising order."""
     shared = sorted(index for index in one.keys() & other.keys() if index < rows)
     return [index for index in shared if one[index] != other[index]]

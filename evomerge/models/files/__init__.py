@@ -1,1 +1,1 @@
-"""Model files: safetensors shards, names of tensors, conversion of other formats."""
+"""Read model files: safetensors shards, canonical names, weights saved in other pieces."""

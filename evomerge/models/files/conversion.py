@@ -1,4 +1,4 @@
-"""Weights that checkpoints hold in other pieces than transformers computes with, there and back.
+"""Convert weights between the pieces that are saved and the tensors that are computed with.
 
 Mixtral, Qwen-MoE and their like are saved expert by expert and computed with all experts of a layer
 in one tensor. The rules are transformers' own (`conversion_mapping`), and so is the arithmetic.
@@ -27,27 +27,27 @@ from transformers.core_model_loading import (
 )
 
 from evomerge.common.errors import InputError
-from evomerge.models.files.shards import Stored
-from evomerge.models.files.tensors import Made
+from evomerge.models.files.lazy_tensors import Computed
+from evomerge.models.files.shards import StoredTensor
 from evomerge.models.messages import reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _STACKED = re.compile(r"(^|\.)experts\.[^.]+$")
-"""The weight of all experts of a layer in one tensor: no module of its own for each."""
+"""Names of the weights of all experts of a layer in one tensor."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How transformers reads the checkpoints of one model: names renamed, pieces put together."""
+    """transformers' rules to read the checkpoints of one model: renamings, and conversions."""
 
     renamings: Sequence[WeightRenaming]
     converters: Sequence[WeightConverter]
 
 
 def rules_of(model: PreTrainedModel) -> Rules:
-    """The rules for a model, or a skeleton of one."""
+    """Find the rules for a model, or a skeleton of one."""
     transforms = get_model_conversion_mapping(model)
     return Rules(
         [t for t in transforms if isinstance(t, WeightRenaming)],
@@ -57,12 +57,17 @@ def rules_of(model: PreTrainedModel) -> Rules:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stored tensor that is part of another; `key` is its name as the converter knows it."""
+    """A stored tensor that is part of another, with the converter that puts it there.
+
+    Attributes:
+        key: its name as the converter knows it.
+        pattern: the converter's pattern that the name matches.
+    """
 
     key: str
     pattern: str
     converter: WeightConverter
-    stored: Stored
+    stored: StoredTensor
 
 
 class Pieces:
@@ -72,8 +77,8 @@ class Pieces:
         self._model, self._rules = model, rules
         self._found: dict[str, list[Piece]] = defaultdict(list)
 
-    def take(self, candidates: Sequence[str], known: Collection[str], stored: Stored) -> bool:
-        """Whether some converter makes a known tensor of one of these names; it is then kept."""
+    def take(self, candidates: Sequence[str], known: Collection[str], stored: StoredTensor) -> bool:
+        """Keep a stored tensor if some converter makes a known one of it; tell whether one does."""
         for name in candidates:
             for converter in self._rules.converters:
                 target, pattern = converter.rename_source_key(name)
@@ -82,8 +87,8 @@ class Pieces:
                     return True
         return False
 
-    def tensors(self) -> Iterator[tuple[str, Made, tuple[int, ...], Stored]]:
-        """Canonical name, tensor, its shape, and one of the pieces, for messages.
+    def tensors(self) -> Iterator[tuple[str, Computed, tuple[int, ...], StoredTensor]]:
+        """Yield each canonical name with its tensor, shape, and one of its pieces, for messages.
 
         Raises:
             InputError: pieces that do not fit together.
@@ -106,7 +111,7 @@ class Pieces:
                 ) from None
             for name, found in shapes.items():
                 make = partial(self._make, target, ordered, name)
-                yield name, Made(found.dtype, make), tuple(found.shape), ordered[0].stored
+                yield name, Computed(found.dtype, make), tuple(found.shape), ordered[0].stored
 
     def _make(self, target: str, pieces: Sequence[Piece], name: str) -> Tensor:
         return self._convert(target, pieces)[name]
@@ -125,7 +130,7 @@ class Pieces:
 
 
 def as_saved(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under the names, and in the pieces, that `save_pretrained` would write.
+    """Convert tensors to the names and pieces that `save_pretrained` would write.
 
     Args:
         model: a skeleton; of its depth no more is used than that its layers are numbered.
@@ -144,9 +149,15 @@ def as_saved(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str,
 
 
 def stacks_of(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Into how many matrices, along the first dimensions, each tensor of stacked experts falls.
+    """Count the matrices of each tensor of stacked experts, along its first dimensions.
 
-    One per expert; two where the gate's and the up projection lie behind each other.
+    There is one per expert, or two where the gate's and the up projection lie behind each other.
+
+    Args:
+        shapes: canonical name → shape.
+
+    Returns:
+        canonical name → number of matrices, for stacked tensors alone.
     """
     stacked = {name for name, shape in shapes.items() if _STACKED.search(name) and len(shape) > 1}
     if not stacked:
@@ -156,7 +167,7 @@ def stacks_of(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def _joined(name: str, converters: Sequence[WeightConverter]) -> int:
-    """How many stored matrices make one expert's."""
+    """Count the stored matrices that make one expert's."""
     for converter in converters:
         kinds = [type(operation) for operation in converter.operations]
         if kinds != [MergeModulelist, Concatenate] or converter.operations[1].dim != 1:

@@ -1,4 +1,4 @@
-"""The tensors of a model folder under the names they are stored by, memory-mapped."""
+"""Map the weight files of a model folder: tensors under the names they are stored by."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from evomerge.models.messages import reason
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
 _LONGEST_NAME = 255
-"""Bytes of a file's name, on every common file system."""
+"""The most bytes that a file's name has, on every common file system."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A memory-mapped tensor and the file that holds it."""
 
     tensor: Tensor
     file: Path
 
 
-def read_stored(folder: Path, allow_pickle: bool) -> dict[str, Stored]:
+def read_stored(folder: Path, allow_pickle: bool) -> dict[str, StoredTensor]:
     """Map every weight file of `folder`; no data is read until a tensor is used.
 
     The files are those transformers reads: `model.safetensors`, else the shards listed by
@@ -54,7 +54,7 @@ def read_stored(folder: Path, allow_pickle: bool) -> dict[str, Stored]:
     raise InputError(f"{folder}: no weights; expected {SAFETENSORS} or {SAFETENSORS}.index.json")
 
 
-def _open_indexed(index: Path) -> dict[str, Stored]:
+def _open_indexed(index: Path) -> dict[str, StoredTensor]:
     weight_map = _weight_map(index)
     shards = {}
     for file in sorted(set(weight_map.values())):
@@ -74,7 +74,7 @@ def _open_indexed(index: Path) -> dict[str, Stored]:
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
-    """Tensor name -> file name, checked to be plain names, so nothing outside is opened."""
+    """Read tensor name → file name; only plain names, so that nothing outside is opened."""
     data = json_data(read_text(index), str(index))
     weight_map = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(weight_map, dict):
@@ -91,7 +91,7 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     return weight_map
 
 
-def open_weights(file: Path) -> dict[str, Stored]:
+def open_weights(file: Path) -> dict[str, StoredTensor]:
     """Map one file of weights: safetensors, or else pickled ones.
 
     Raises:
@@ -100,22 +100,22 @@ def open_weights(file: Path) -> dict[str, Stored]:
     return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickled(file)
 
 
-def _open_safetensors(file: Path) -> dict[str, Stored]:
+def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             # Each tensor is a view that keeps the mapping alive after the handle is closed.
-            return {name: Stored(opened.get_tensor(name), file) for name in opened.keys()}  # noqa: SIM118
+            return {name: StoredTensor(opened.get_tensor(name), file) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as error:
         raise InputError(
             f"{file}: truncated or not a safetensors file ({reason(error)}); download it again"
         ) from None
 
 
-def _open_pickled(file: Path) -> dict[str, Stored]:
+def _open_pickled(file: Path) -> dict[str, StoredTensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(f"{file}: cannot be opened as pickled weights ({reason(error)})") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{file}: holds something else than a mapping of names to tensors")
-    return {name: Stored(tensor.detach(), file) for name, tensor in state.items()}
+    return {name: StoredTensor(tensor.detach(), file) for name, tensor in state.items()}

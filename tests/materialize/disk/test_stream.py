@@ -20,7 +20,7 @@ from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.materialize.disk.shard import Entry, write_shard
 from evomerge.materialize.kernel import Kernel
 from evomerge.models.checks.checked_models import check_models
-from evomerge.models.files.pages import Releaser
+from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import read_stored
 
 SHARD_BYTES = 12_000
@@ -178,7 +178,7 @@ def test_released_tensors_read_the_same_again_and_those_in_memory_keep_their_val
     save_file({"w": values}, tmp_path / "model.safetensors")
     mapped = read_stored(tmp_path, allow_pickle=False)["w"].tensor
     private = values.clone()
-    releaser = Releaser(limit=0)
+    releaser = PageReleaser(limit=0)
     releaser.add([mapped, private, mapped.view(1024, 1024).T])
     assert torch.equal(mapped, values)
     assert torch.equal(private, values)

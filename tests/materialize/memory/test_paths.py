@@ -14,7 +14,7 @@ from evomerge.fitness.inference.local_model import Local, make_lm
 from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
-from evomerge.models.depth import config_of_path
+from evomerge.models.path_config import config_of_path
 from evomerge.recipe import Merge
 
 

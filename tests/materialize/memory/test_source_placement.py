@@ -19,7 +19,7 @@ from evomerge.materialize.memory.source_placement import (
     residence,
     statistics_limit,
 )
-from evomerge.models.opening import open_models
+from evomerge.models.open_models import open_models
 from evomerge.workers import devices
 
 NEEDS = Needs(sources=60, candidate=15, scoring=10, step=2)

@@ -8,7 +8,7 @@ from permuted import logits, permuted, shuffled
 
 from evomerge.common.errors import InputError
 from evomerge.models.alignment.git_rebasin import HEADS, UNITS, Aligned, align
-from evomerge.models.alignment.units import model_units
+from evomerge.models.alignment.permutable_rows import permutable_units
 from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.checks.checked_models import check_models
 
@@ -99,7 +99,7 @@ def test_heads_of_strangers_are_matched_as_well_as_by_trying_all(model_of, tmp_p
     for seed, name in ((0, "base"), (stranger, "math")):
         model_of("llama", seed, **changes).save_pretrained(tmp_path / name)
     base, math = (open_checkpoint(name, str(tmp_path / name)) for name in ("base", "math"))
-    [units] = model_units(base.config)
+    [units] = permutable_units(base.config)
 
     def worth(groups, within):
         heads = np.concatenate([2 * g + np.array(w) for g, w in zip(groups, within, strict=True)])
@@ -107,14 +107,14 @@ def test_heads_of_strangers_are_matched_as_well_as_by_trying_all(model_of, tmp_p
         total = 0.0
         for part in units.heads.parts:
             name = f"model.layers.0.{part.suffix}"
-            theirs = part.rows(math.read(name))[torch.from_numpy(orders[part.count])]
-            total += float((part.rows(base.read(name)) * theirs).sum())
+            theirs = part.flatten(math.read(name))[torch.from_numpy(orders[part.count])]
+            total += float((part.flatten(base.read(name)) * theirs).sum())
         return total
 
     swaps = [(0, 1), (1, 0)]
     tried = {(g, w): worth(g, w) for g in swaps for w in itertools.product(swaps, swaps)}
     (groups, within), best = max(tried.items(), key=lambda item: item[1])
-    moves = {m.part.suffix: m.order for ms in align(base, math).moves.values() for m in ms}
+    moves = {m.rows.suffix: m.order for ms in align(base, math).moves.values() for m in ms}
     heads = [2 * g + i for g, w in zip(groups, within, strict=True) for i in w]
     assert best > tried[((0, 1), ((0, 1), (0, 1)))]  # else staying would do
     assert moves.get("self_attn.q_proj.weight", np.arange(4)).tolist() == heads
@@ -122,8 +122,8 @@ def test_heads_of_strangers_are_matched_as_well_as_by_trying_all(model_of, tmp_p
 
 
 def test_alibi_heads_stay_in_their_places(config_of):
-    assert model_units(config_of("llama"))[0].heads is not None
-    assert model_units(config_of("llama", alibi=True))[0].heads is None
+    assert permutable_units(config_of("llama"))[0].heads is not None
+    assert permutable_units(config_of("llama", alibi=True))[0].heads is None
 
 
 def test_units_that_are_alike_stay_in_their_places(model_of, tmp_path):

@@ -9,7 +9,7 @@ from evomerge.common.errors import InputError
 from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.checks.checked_models import check_models
 from evomerge.models.checks.tokenizer import load_tokenizer
-from evomerge.models.checks.vocabulary import reconciled
+from evomerge.models.vocabulary import with_base_rows
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -90,7 +90,7 @@ def test_a_tied_head_is_refused_where_the_base_has_its_own(saved, campaign):
     head_as_embedding(base)
     found = check_models(campaign(base, math=expert))
     source, spec = found.sources["math"], found.layout.tensor(HEAD)
-    assert torch.equal(reconciled(source, found.sources["base"], spec), source.read(EMBEDDING))
+    assert torch.equal(with_base_rows(source, found.sources["base"], spec), source.read(EMBEDDING))
 
 
 def test_the_base_needs_a_tokenizer_and_an_expert_without_one_is_told(saved, campaign):
@@ -155,7 +155,7 @@ def test_an_expert_of_another_vocabulary_gets_the_bases_rows(saved, campaign, ro
     found = check_models(campaign(saved("b"), math=saved("m", seed=1, vocab_size=rows)))
     base, expert = found.sources.values()
     for name in (EMBEDDING, HEAD):
-        merged = reconciled(expert, base, found.layout.tensor(name))
+        merged = with_base_rows(expert, base, found.layout.tensor(name))
         shared = min(rows, 32)
         assert merged.shape == (32, 16)
         assert torch.equal(merged[:shared], expert.read(name)[:shared])
@@ -168,14 +168,14 @@ def test_reconciling_copies_only_what_it_must(saved):
     same = open_checkpoint("same", str(saved("s", seed=1)))
     larger = open_checkpoint("larger", str(saved("l", seed=1, vocab_size=40)))
     for source in (base, same, larger):
-        tensor = reconciled(source, base, base.layout.tensor(EMBEDDING))
+        tensor = with_base_rows(source, base, base.layout.tensor(EMBEDDING))
         assert tensor.data_ptr() == source.read(EMBEDDING).data_ptr()
 
 
 def test_rows_filled_from_the_base_have_an_exactly_zero_task_vector(saved):
     base = open_checkpoint("base", str(saved("b")))
     half = open_checkpoint("h", str(saved("h", seed=1, vocab_size=28, dtype=torch.float16)))
-    filled = reconciled(half, base, base.layout.tensor(EMBEDDING))
+    filled = with_base_rows(half, base, base.layout.tensor(EMBEDDING))
     assert torch.count_nonzero(filled[28:].float() - base.read(EMBEDDING)[28:]) == 0
 
 

@@ -1,4 +1,4 @@
-"""Experts whose vocabulary has more or fewer rows than the base's.
+"""Give an expert's embeddings as many vocabulary rows as the base's have.
 
 The result of a merge has the base's rows, no more and no fewer. An expert's rows beyond them are
 dropped: the base has no such token. Rows that an expert lacks are the base's own, so that its task
@@ -14,8 +14,8 @@ from evomerge.models.layout import TensorSpec
 from evomerge.models.source import Source
 
 
-def reconciled(source: Source, base: Source, spec: TensorSpec) -> Tensor:
-    """A source's tensor with the base's shape, `spec.shape`.
+def with_base_rows(source: Source, base: Source, spec: TensorSpec) -> Tensor:
+    """Read a source's tensor with the base's shape, `spec.shape`.
 
     Where the shapes agree, or the source has rows to drop, the result is a memory-mapped view that
     must not be written to. Where it lacks rows it is a new tensor of the source's dtype, or, if

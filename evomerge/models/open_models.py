@@ -1,4 +1,4 @@
-"""Open a campaign's models, each as what it is: a checkpoint, a language tower, an adapter."""
+"""Open a campaign's models: checkpoints, text models of multimodal ones, adapters on the base."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from evomerge.models.adapter import is_adapter, open_adapter
 from evomerge.models.alignment.git_rebasin import Aligned, Alignment
 from evomerge.models.checkpoint import Checkpoint, find_folder, load_config, open_checkpoint
 from evomerge.models.messages import campaign_key
-from evomerge.models.tower import has_tower, open_tower
+from evomerge.models.multimodal import is_multimodal, open_text_model
 from evomerge.recipe import BASE
 
 
 def open_models(
     models: ModelsConfig, alignments: Mapping[str, Alignment] | None = None
 ) -> dict[str, Checkpoint]:
-    """Name → model, the base first, then the experts in the campaign's order.
+    """Open every model; no weights are read.
 
     Args:
-        alignments: those already known of the experts that `models.align` names.
+        alignments: expert → its permutations, where they are known already; those of the other
+            experts in `models.align` are found when they are first needed.
+
+    Returns:
+        name → model, the base first, then the experts in the campaign's order.
 
     Raises:
-        InputError: one of them cannot be used; names it.
+        InputError: a model cannot be used; names it.
     """
     flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
     folder = find_folder(BASE, models.base, **flags)
@@ -36,12 +40,12 @@ def open_models(
 
 
 def as_stored(source: Checkpoint) -> Checkpoint:
-    """A model without its alignment."""
+    """Return a model without its alignment."""
     return source.unaligned if isinstance(source, Aligned) else source
 
 
 def alignments_of(sources: Mapping[str, Checkpoint]) -> dict[str, Alignment]:
-    """The permutations of the aligned models among these, for others to open them with."""
+    """Return the permutations of the aligned models, for other processes to open them with."""
     return {name: s.alignment for name, s in sources.items() if isinstance(s, Aligned)}
 
 
@@ -57,6 +61,6 @@ def _open_whole(name: str, spec: str, folder: Path, flags: dict[str, bool]) -> C
         config = load_config(folder, flags["trust_remote_code"])
     except InputError as error:
         raise InputError(f"{campaign_key(name)}: {error}") from None
-    if has_tower(config):
-        return open_tower(name, spec, folder, flags)
+    if is_multimodal(config):
+        return open_text_model(name, spec, folder, flags)
     return open_checkpoint(name, spec, **flags)

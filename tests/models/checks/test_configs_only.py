@@ -11,7 +11,7 @@ import torch
 from evomerge.common.errors import InputError
 from evomerge.config import ModelsConfig
 from evomerge.models.checks.checked_models import check_models
-from evomerge.models.checks.unread import check_unread_models
+from evomerge.models.checks.configs_only import check_configs_only
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def edit(folder, **changes):
 
 
 def test_layouts_and_dtypes_are_those_of_the_models_with_weights(configs, tmp_path):
-    found = check_unread_models(models_in(configs))
+    found = check_configs_only(models_in(configs))
     tiny.save_family(tmp_path / "real", dtype=torch.bfloat16)
     real = check_models(models_in(tmp_path / "real"))
-    assert found.unread
+    assert found.configs_only
     assert found.layout == real.layout
     for name, source in real.sources.items():
         theirs = found.sources[name]
@@ -52,16 +52,16 @@ def test_one_model_with_weights_is_enough_to_read_them_all(configs, tmp_path):
     mixed = ModelsConfig(
         base=str(tmp_path / "real" / "base"), experts={"lang": str(configs / "lang")}
     )
-    assert check_unread_models(mixed) is None
+    assert check_configs_only(mixed) is None
 
 
 def test_what_is_nowhere_is_left_to_those_who_read(configs):
-    assert check_unread_models(models_in(configs, math=str(configs / "gone"))) is None
+    assert check_configs_only(models_in(configs, math=str(configs / "gone"))) is None
 
 
 def test_a_hub_id_that_is_not_here_is_refused_with_its_name(configs):
     with pytest.raises(InputError, match=r"models\.experts\.math: org/gone: not a folder here"):
-        check_unread_models(models_in(configs, math="org/gone"))
+        check_configs_only(models_in(configs, math="org/gone"))
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_a_hub_id_that_is_not_here_is_refused_with_its_name(configs):
 def test_configs_that_do_not_fit_are_refused(configs, changes, message):
     edit(configs / "math", **changes)
     with pytest.raises(InputError, match=rf"models\.experts\.math: .*({message})"):
-        check_unread_models(models_in(configs))
+        check_configs_only(models_in(configs))
 
 
 def test_other_tokenizers_are_refused_and_a_missing_one_is_told(configs):
     for file in (configs / "base").glob("tokenizer*"):
         file.unlink()
-    notes = check_unread_models(models_in(configs)).notes
+    notes = check_configs_only(models_in(configs)).notes
     assert any("models.base: no tokenizer" in note for note in notes)
 
 
@@ -89,12 +89,12 @@ def test_an_adapter_has_the_bases_shapes(configs):
     adapter = configs / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    found = check_unread_models(models_in(configs, tuned=str(adapter)))
+    found = check_configs_only(models_in(configs, tuned=str(adapter)))
     assert found.sources["tuned"].layout == found.layout
 
 
 def test_reading_such_a_model_is_refused_with_the_way_out(configs):
-    source = check_unread_models(models_in(configs)).sources["math"]
+    source = check_configs_only(models_in(configs)).sources["math"]
     for read in (lambda: source.read("lm_head.weight"), lambda: source.tensor_digests):
         with pytest.raises(InputError, match=r"experts\.math: only its config .*download"):
             read()

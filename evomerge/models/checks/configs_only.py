@@ -1,7 +1,7 @@
-"""Models of which only the config is here, as sources that cannot be read.
+"""Check models by their configs alone, before their weights are downloaded.
 
-For a look at a campaign before its models are downloaded: what a config decides is checked (do they
-have one shape, do the tokenizers that are here agree), and what the weights would show is not.
+Checked is what a config decides: do the models have one shape, do the tokenizers that are here
+agree. What the weights would show is not.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from evomerge.models.checks.checked_models import (
     shape_notes,
     tokenizer_notes,
 )
-from evomerge.models.checks.rotary_settings import check_heads, settings_notes
+from evomerge.models.checks.config_settings import check_heads, settings_notes
 from evomerge.models.checks.tokenizer import load_tokenizer
-from evomerge.models.files.tensors import Made, Tensors
+from evomerge.models.files.lazy_tensors import Computed, LazyTensors
 from evomerge.models.layout import derive_layout
 from evomerge.models.messages import campaign_key
 from evomerge.recipe import BASE
@@ -36,25 +36,25 @@ from evomerge.recipe import BASE
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "adapter_model.*")
 
 
-class Unread(Checkpoint):
-    """A model without its weights: layout and dtypes as its config says them."""
+class ConfigOnly(Checkpoint):
+    """A model without its weights: layout and dtypes are its config's, and nothing can be read."""
 
     @cached_property
     def tensor_digests(self) -> Mapping[str, str]:
-        """There is nothing that they could be taken of."""
+        """Raise InputError: there are no weights."""
         raise InputError(_lacking(self))
 
     @cached_property
     def digest(self) -> str:
-        """Of the config alone, so that it is no digest of a model."""
+        """32 hex digits over name and config; never equal to a model's digest."""
         config = json.loads((self.folder / "config.json").read_text("utf-8"), parse_constant=str)
         return content_digest({"unread": self.name, "config": config})
 
 
-def check_unread_models(models: ModelsConfig) -> CheckedModels | None:
-    """The models by their configs, checked against each other; None where there are weights.
+def check_configs_only(models: ModelsConfig) -> CheckedModels | None:
+    """Check the models by their configs against each other; None where any has weights.
 
-    What is not a folder is looked for on the hub, whose weights are left there.
+    A spec that is no folder is looked for on the hub; its weights are not downloaded.
 
     Raises:
         InputError: a config cannot be used, or the models do not fit together; names the model.
@@ -83,12 +83,15 @@ def check_unread_models(models: ModelsConfig) -> CheckedModels | None:
         notes += settings_notes(base, expert)
         notes += shape_notes(base, expert)
     return CheckedModels(
-        base.layout, {one.name: one for one in (base, *experts)}, tuple(notes), unread=True
+        base.layout, {one.name: one for one in (base, *experts)}, tuple(notes), configs_only=True
     )
 
 
 def _has_weights(folder: Path | None) -> bool:
-    """A recipe has, too: they are made of it. What is nowhere is the business of those who read."""
+    """Tell whether a folder has weights, or a recipe to make them of.
+
+    What is found nowhere counts as weights: opening them raises the error.
+    """
     if folder is None or not _is_model(folder):
         return True
     return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
@@ -100,7 +103,7 @@ def _is_model(folder: Path) -> bool:
 
 def _open(
     name: str, spec: str, folder: Path | None, base: Checkpoint | None, models: ModelsConfig
-) -> Unread:
+) -> ConfigOnly:
     assert folder is not None
     flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
     if base is not None and is_adapter(folder):
@@ -112,9 +115,9 @@ def _open(
         except InputError as error:
             raise InputError(f"{campaign_key(name)}: {error}") from None
     dtype = config.dtype or torch.float32
-    source = Unread(name, spec, folder, config, layout, Tensors({}), flags)
+    source = ConfigOnly(name, spec, folder, config, layout, LazyTensors({}), flags)
     make = partial(_refuse, source)
-    source._tensors = Tensors({tensor: Made(dtype, make) for tensor in layout.names})
+    source._tensors = LazyTensors({tensor: Computed(dtype, make) for tensor in layout.names})
     return source
 
 

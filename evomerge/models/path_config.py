@@ -1,4 +1,4 @@
-"""The config of a model whose layers are those of another, reordered, repeated or dropped.
+"""Write the config of a path: a model with another's layers reordered, repeated or dropped.
 
 No architecture is named here. What a config says layer by layer is found by its form, and whether
 the result says the same of every layer is seen on a skeleton built from it.
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _POSITION = "layer_idx"
-"""How transformers' modules know their place: the index of their part of the KV cache."""
+"""The attribute by which transformers' modules know their place: the index into the KV cache."""
 
 
 def set_layers(config: PretrainedConfig, original: PretrainedConfig, layers: Sequence[int]) -> None:
-    """Make `config` that of a model whose layer i is layer `layers[i]` of `original`'s, in place.
+    """Rewrite `config`, in place, so that its layer i is layer `layers[i]` of `original`'s.
 
     Lists with one entry per layer (`layer_types`, `no_rope_layers`) follow their layers. Qwen's
     `max_window_layers` becomes the number of layers before the first with a sliding window.
@@ -41,20 +41,22 @@ def set_layers(config: PretrainedConfig, original: PretrainedConfig, layers: Seq
 def config_of_path(
     config: PretrainedConfig, layers: Sequence[int], *, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """The config of a checkpoint whose layer i is layer `layers[i]` of `config`'s.
+    """Build the config of a checkpoint whose layer i is layer `layers[i]` of `config`'s.
 
     Raises:
         InputError: transformers would build other layers from it, as where a pattern is fixed by
             the architecture; names the first difference.
     """
     flags = {"trust_remote_code": trust_remote_code}
+    # 1. the config, as it will be read from a file
     made = copy.deepcopy(config)
     try:
         set_layers(made, config, layers)
-        made = type(config).from_dict(made.to_dict())  # as it will be read from a file
+        made = type(config).from_dict(made.to_dict())
     # Config classes check their values each in their own way, with their own exceptions.
     except Exception as error:
         raise InputError(f"path: the config cannot say it: {reason(error)}") from None
+    # 2. each layer of a skeleton built from it, against the layer that it is to hold
     original, built = _layers(config, flags), _layers(made, flags)
     for index, layer in enumerate(layers):
         for problem in _differences(original[layer], built[index]):
@@ -77,7 +79,7 @@ def _lists_by_layer(config: PretrainedConfig) -> Iterator[str]:
 
 
 def _differences(wanted: nn.Module, built: nn.Module) -> Iterator[str]:
-    """In what two layers differ: modules, shapes, and plain settings such as a window."""
+    """Name each way in which two layers differ: modules, shapes, settings such as a window."""
     ours, theirs = dict(wanted.named_modules()), dict(built.named_modules())
     if {n: type(m) for n, m in ours.items()} != {n: type(m) for n, m in theirs.items()}:
         yield "it would be built of other modules"

@@ -1,4 +1,4 @@
-"""From the names tensors are stored by to the canonical ones, and whether all of them are there."""
+"""Find the canonical name of each stored tensor, and check that none is missing or left over."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transformers.core_model_loading import apply_renamings
 
 from evomerge.common.errors import InputError
 from evomerge.models.files.conversion import Pieces, rules_of
-from evomerge.models.files.shards import Stored
-from evomerge.models.files.tensors import Made, Tensors
+from evomerge.models.files.lazy_tensors import Computed, LazyTensors
+from evomerge.models.files.shards import StoredTensor
 from evomerge.models.layout import Layout, TensorSpec
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROTARY = r"rotary_emb\.inv_freq$"
-"""Old checkpoints keep this buffer in every layer; no class declares it."""
+"""A buffer that old checkpoints keep in every layer, and that no class declares."""
 
 
 def canonical_tensors(
-    stored: Mapping[str, Stored], model: PreTrainedModel, layout: Layout, folder: Path
-) -> Tensors:
-    """The layout's tensors under their canonical names, in its order.
+    stored: Mapping[str, StoredTensor], model: PreTrainedModel, layout: Layout, folder: Path
+) -> LazyTensors:
+    """Return the layout's tensors under their canonical names, in its order.
 
-    Stored names may lack or carry the base model's prefix, or be old ones that transformers
+    StoredTensor names may lack or carry the base model's prefix, or be old ones that transformers
     renames when it loads the model, or those of pieces that it puts together. Buffers the class
     declares useless are skipped, and so are duplicates of tied tensors.
 
@@ -46,10 +46,11 @@ def canonical_tensors(
     """
     ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), _ROTARY]
     known = {*layout.names, *layout.tied}
-    # How transformers treats old names: GPT-NeoX's head was embed_out.
+    # 1. Each stored tensor: known, a piece of a known one, or useless. The rules are those by which
+    # transformers renames old names: GPT-NeoX's head was embed_out.
     rules = rules_of(model)
     pieces = Pieces(model, rules)
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for name, entry in stored.items():
         candidates = [*_candidates(name, rules.renamings, model.base_model_prefix)]
         canonical = next((candidate for candidate in candidates if candidate in known), None)
@@ -61,9 +62,11 @@ def canonical_tensors(
             raise InputError(f"{entry.file}: {canonical} is stored twice, once as {name}")
         else:
             found[canonical] = entry
+    # 2. Stored copies of tied tensors are dropped, pieces are put together.
     for duplicate, name in layout.tied.items():
         _drop_duplicate(found, duplicate, name)
     made = _put_together(pieces, found, layout)
+    # 3. Each tensor of the layout must be there, in its shape.
     for spec in layout.tensors:
         if spec.name in made:
             continue
@@ -73,11 +76,13 @@ def canonical_tensors(
             raise InputError(f"{where}: tensor {spec.name} is missing; download the model again")
         tensor = found[spec.name].tensor
         _check(spec, found[spec.name].file, tuple(tensor.shape), tensor.dtype)
-    return Tensors({n: made[n] if n in made else found[n].tensor for n in layout.names})
+    return LazyTensors({n: made[n] if n in made else found[n].tensor for n in layout.names})
 
 
-def _put_together(pieces: Pieces, found: Mapping[str, Stored], layout: Layout) -> dict[str, Made]:
-    """The tensors that are stored in pieces."""
+def _put_together(
+    pieces: Pieces, found: Mapping[str, StoredTensor], layout: Layout
+) -> dict[str, Computed]:
+    """Put together the tensors that are stored in pieces."""
     known, made = {*layout.names}, {}
     for name, tensor, shape, piece in pieces.tensors():
         if name not in known:
@@ -92,19 +97,19 @@ def _put_together(pieces: Pieces, found: Mapping[str, Stored], layout: Layout) -
 
 
 def _candidates(name: str, renamings: Sequence[Any], prefix: str) -> Iterator[str]:
-    """What a stored name may stand for, the most literal first."""
+    """Yield the canonical names that a stored name may stand for, the most literal first."""
     for given in (name, apply_renamings(name, renamings)):
         yield from (given, f"{prefix}.{given}", given.removeprefix(f"{prefix}."))
 
 
-def _refuse(name: str, entry: Stored, model: PreTrainedModel) -> NoReturn:
+def _refuse(name: str, entry: StoredTensor, model: PreTrainedModel) -> NoReturn:
     raise InputError(
         f"{entry.file}: unexpected tensor {name}; transformers' {type(model).__name__} with this "
         "config has no such weight (quantized, or another architecture?)"
     )
 
 
-def _drop_duplicate(found: dict[str, Stored], duplicate: str, name: str) -> None:
+def _drop_duplicate(found: dict[str, StoredTensor], duplicate: str, name: str) -> None:
     """Drop a stored duplicate of a tied tensor, after checking that it is one."""
     entry = found.pop(duplicate, None)
     if entry is None:
@@ -131,11 +136,11 @@ def _check(spec: TensorSpec, file: Path, shape: tuple[int, ...], dtype: torch.dt
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same dtype, shape and bytes (so that NaN equals itself)."""
+    """Tell whether two tensors have the same dtype, shape and bytes (so that NaN equals itself)."""
     alike = one.dtype == other.dtype and one.shape == other.shape
     return alike and torch.equal(as_bytes(one), as_bytes(other))
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """A tensor's bytes in row-major order, uint8, flat; a view where it is contiguous."""
+    """View a tensor's bytes in row-major order, uint8 (bytes,); a copy if it is not contiguous."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)

@@ -19,7 +19,7 @@ from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.models.checks.checked_models import check_models
-from evomerge.models.opening import open_models
+from evomerge.models.open_models import open_models
 from evomerge.recipe import Recipe, Slot
 from evomerge.search.spaces.weights import WeightSpace
 
@@ -180,11 +180,11 @@ def test_a_path_through_a_tower_cannot_be_exported(family, campaign, tmp_path):
     models = check_models(config)
     digests = {name: source.digest for name, source in models.sources.items()}
     recipe = Recipe(sources=digests, path=[Slot(source="plain", layer=1)])
-    with pytest.raises(InputError, match="language tower keep their order and number"):
+    with pytest.raises(InputError, match="multimodal model keep their order and number"):
         export_recipe(recipe, MergeInputs(config, models, DtypeConfig()), tmp_path / "out")
 
 
 def test_a_tower_that_is_no_language_model_of_its_own_is_refused_by_name(tmp_path, campaign):
     build("qwen2_vl", 0, QWEN).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"models\.base: the language tower of Qwen2VL"):
+    with pytest.raises(InputError, match=r"models\.base: the text model inside Qwen2VL"):
         open_models(campaign(tmp_path, other=tmp_path))

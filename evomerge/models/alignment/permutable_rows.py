@@ -1,11 +1,11 @@
-"""Which parts of a layer may change places without changing what it computes.
+"""Find the rows of a layer's weights that may be permuted without changing what it computes.
 
 Those are the hidden units of an MLP, the heads that share a key and value (KV) head, and the KV
 heads with their groups of query heads. Nothing else moves: the residual stream between the layers
-keeps its order, so that every layer stands by itself.
+keeps its order, so that every layer is permuted by itself.
 
 They are found by the names that transformers gives to linear maps. A module with a tensor whose
-part in this is not known, or whose heads are told apart by their place (ALiBi), is left as it is.
+units are not known, or whose heads are told apart by their place (ALiBi), is not permuted.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ _MLPS = (
     (("fc_in",), "fc_out"),
     (("dense_h_to_4h",), "dense_4h_to_h"),
 )
-"""Maps into and out of the hidden units; a fused gate and up hold one after the other."""
+"""(projections into the hidden units, projection out of them); a fused gate_up_proj stacks two."""
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 _OUT = ("o_proj", "out_proj", "dense", "c_proj")
 _FUSED = {"qkv_proj": "o_proj", "c_attn": "c_proj"}
-"""Queries, keys and values stacked in one map, and the map out beside it. Other pairs (CodeGen's
-qkv_proj with out_proj, GPT-BigCode's plain c_attn) stack them otherwise."""
+"""Projection with queries, keys and values stacked → the output projection beside it. Other pairs
+(CodeGen's qkv_proj with out_proj, GPT-BigCode's plain c_attn) stack them otherwise."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of units in a tensor: `count` of them, `width` entries each along `dim`.
+class Rows:
+    """Permutable units of one tensor: `count` runs of `width` rows along `dim`, from `start` on.
 
     Attributes:
         suffix: the tensor's name within its layer.
-        start: the first unit's first entry.
+        dim: the dimension that counts rows: 0, or 1 for a projection that takes the units in.
+        count: the number of units (hidden units, heads, or KV heads).
+        width: rows a unit has: 1 for a hidden unit, a head's width for a head.
+        start: the first unit's first row.
     """
 
     suffix: str
@@ -53,8 +56,8 @@ class Part:
     width: int = 1
     start: int = 0
 
-    def rows(self, tensor: Tensor) -> Tensor:
-        """The units as rows, (count, width · the other dimensions), float32."""
+    def flatten(self, tensor: Tensor) -> Tensor:
+        """Return the units of a tensor, float32 (count, width · the other dimensions)."""
         found = tensor.narrow(self.dim, self.start, self.count * self.width)
         return found.movedim(self.dim, 0).reshape(self.count, -1).float()
 
@@ -64,37 +67,42 @@ class Heads:
     """The heads of one attention module.
 
     Attributes:
-        q, k, v, o: their weights; q and o have a unit per head, k and v per KV head.
-        others: biases, and norms over all heads, with as many units as the one or the other.
+        q, k, v, o: rows of the weights; q and o have a unit per head, k and v per KV head.
+        others: rows of biases, and of norms over all heads, with a unit per head or per KV head.
     """
 
-    q: Part
-    k: Part
-    v: Part
-    o: Part
-    others: tuple[Part, ...]
+    q: Rows
+    k: Rows
+    v: Rows
+    o: Rows
+    others: tuple[Rows, ...]
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """Every part that moves with a head or a KV head."""
+    def parts(self) -> tuple[Rows, ...]:
+        """All rows that move with a head or a KV head."""
         return (self.q, self.k, self.v, self.o, *self.others)
 
 
 @dataclass(frozen=True)
 class LayerUnits:
-    """What may move in one layer: the parts of each MLP's units, and the attention's heads."""
+    """The permutable units of one layer.
 
-    mlps: tuple[tuple[Part, ...], ...]
+    Attributes:
+        mlps: for each MLP, the rows of its hidden units in every tensor that has them.
+        heads: the attention's heads; None where they are not known.
+    """
+
+    mlps: tuple[tuple[Rows, ...], ...]
     heads: Heads | None
 
 
-def model_units(
+def permutable_units(
     config: PretrainedConfig, *, trust_remote_code: bool = False
 ) -> tuple[LayerUnits, ...]:
-    """The units of every layer of the model that transformers builds from `config`.
+    """Find the permutable units of every layer of the model that transformers builds from `config`.
 
     Raises:
-        InputError: see `derive_layout`.
+        InputError: as `derive_layout`.
     """
     model = build_skeleton(config, trust_remote_code=trust_remote_code)
     layout = layout_of(model)
@@ -105,7 +113,7 @@ def model_units(
 
 
 class _Layer:
-    """One layer's tensors, by module."""
+    """The search for permutable units in one layer's tensors."""
 
     def __init__(self, model: PreTrainedModel, name: str, tensors: Sequence[TensorSpec]) -> None:
         self._model, self._name = model, name
@@ -118,8 +126,9 @@ class _Layer:
         mlps = (parts for p in sorted(parents) if (parts := self._mlp(p)))
         return LayerUnits(tuple(mlps), heads[0] if len(heads) == 1 else None)
 
-    def _mlp(self, parent: str) -> tuple[Part, ...]:
-        """The parts of the MLP's units that stands under `parent`; () if there is none."""
+    def _mlp(self, parent: str) -> tuple[Rows, ...]:
+        """Find the hidden units' rows in the MLP under `parent`; () if there is none."""
+        # 1. the projections in and out, of sizes that fit
         here = self._modules(parent)
         for inward, outward in _MLPS:
             if {*inward, outward} <= here.keys():
@@ -130,6 +139,7 @@ class _Layer:
         halves = 2 if inward == ("gate_up_proj",) else 1
         if any(self._size(here[module]) != halves * count for module in inward):
             return ()
+        # 2. the units' rows in each
         parts = [
             part
             for module in inward
@@ -137,16 +147,22 @@ class _Layer:
             for part in self._out_of(here[module], count, start=half * count)
         ]
         parts.append(self._into(here[outward], count))
-        # A tensor that has the units but no known part in them would be left behind.
+        # 3. A tensor that has the units but is not known would be left behind: then none move.
         known = {f"{here[module]}.bias" for module in (*inward, outward)}
         known |= {part.suffix for part in parts}
-        return tuple(parts) if all(count not in s for s in self._besides(parent, known)) else ()
+        under = f"{parent}." if parent else ""
+        besides = [
+            shape
+            for suffix, shape in self._shapes.items()
+            if suffix.startswith(under) and suffix not in known
+        ]
+        return tuple(parts) if all(count not in shape for shape in besides) else ()
 
     def _heads(self, parent: str) -> Heads | None:
-        """The heads of the attention under `parent`, if there is one whose tensors are all known.
+        """Find the heads of the attention under `parent`, if all its tensors are known.
 
-        A head's width is its values', which the map out has; its queries may be wider, where they
-        carry a gate.
+        A head's width is that of its values, which the output projection takes; its queries may be
+        wider, where they carry a gate.
         """
         here = self._modules(parent)
         if not parent or self._in_fixed_places():
@@ -155,6 +171,7 @@ class _Layer:
         if found is None:
             return None
         main, biases, known = found
+        # The tensors beside the projections: norms of queries or keys, over all heads or for each.
         others = [*biases]
         for suffix in [s for s in self._shapes if s.startswith(f"{parent}.") and s not in known]:
             of = main["q"] if ".q" in suffix else main["k"]
@@ -162,7 +179,7 @@ class _Layer:
             if "norm" not in suffix or not suffix.endswith((".weight", ".bias")):
                 return None
             if size == (of.count * of.width,):
-                others.append(Part(suffix, 0, of.count, of.width))
+                others.append(Rows(suffix, 0, of.count, of.width))
             elif size != (of.width,):  # else one for all heads, which stays
                 return None
         return Heads(**main, others=tuple(others))
@@ -198,7 +215,7 @@ class _Layer:
             start += count * width
         return self._attention(found, out, counts[0]) if start == size else None
 
-    def _attention(self, found: list[list[Part]], out: str, count: int) -> _Attention:
+    def _attention(self, found: list[list[Rows]], out: str, count: int) -> _Attention:
         width = self._size(out, inwards=True) // count
         weights = [parts[0] for parts in found]
         main = dict(zip("qkvo", [*weights, self._into(out, count, width)], strict=True))
@@ -207,7 +224,7 @@ class _Layer:
         return main, biases, known
 
     def _counts(self, values: int, within: int) -> tuple[int, int] | None:
-        """The numbers of heads and of KV heads, from the sizes of all values and of all heads."""
+        """Return the numbers of heads and of KV heads, from the sizes of all values and heads."""
         heads = getattr(self._config, "num_attention_heads", None)
         if not isinstance(heads, int) or within % heads:
             return None
@@ -215,7 +232,7 @@ class _Layer:
         return (heads, shared) if shared and not rest and heads % shared == 0 else None
 
     def _in_fixed_places(self) -> bool:
-        """Whether a head's place says something, or a later layer reads its keys and values."""
+        """Tell whether a head's place has a meaning, or a later layer reads its keys and values."""
         config: Any = self._config
         by_place = getattr(config, "alibi", False) or (
             getattr(config, "position_embedding_type", None) == "alibi"
@@ -223,7 +240,7 @@ class _Layer:
         return bool(by_place or getattr(config, "num_kv_shared_layers", 0))
 
     def _modules(self, parent: str) -> dict[str, str]:
-        """Name → path within the layer, of the modules under `parent` that have a 2-D weight."""
+        """Map name → path within the layer, for modules under `parent` that have a 2-D weight."""
         found = {}
         for suffix, shape in self._shapes.items():
             path, _, leaf = suffix.rpartition(".")
@@ -232,14 +249,8 @@ class _Layer:
                 found[name] = path
         return found
 
-    def _besides(self, parent: str, known: set[str]) -> Iterator[tuple[int, ...]]:
-        under = f"{parent}." if parent else ""
-        for suffix, shape in self._shapes.items():
-            if suffix.startswith(under) and suffix not in known:
-                yield shape
-
     def _is_transposed(self, path: str) -> bool:
-        """Whether its weight is (in, out), as GPT-2's are, and not (out, in)."""
+        """Tell whether a module's weight is (in, out), as GPT-2's are, and not (out, in)."""
         from transformers.pytorch_utils import Conv1D
 
         return isinstance(self._model.get_submodule(f"{self._name}.{path}"), Conv1D)
@@ -247,16 +258,16 @@ class _Layer:
     def _size(self, path: str, *, inwards: bool = False) -> int:
         return self._shapes[f"{path}.weight"][inwards != self._is_transposed(path)]
 
-    def _out_of(self, path: str, count: int, width: int = 1, start: int = 0) -> Iterator[Part]:
-        """The units that a linear map gives: in its weight, then in its bias."""
-        yield Part(f"{path}.weight", int(self._is_transposed(path)), count, width, start)
+    def _out_of(self, path: str, count: int, width: int = 1, start: int = 0) -> Iterator[Rows]:
+        """Yield the rows of units that a projection gives: in its weight, then in its bias."""
+        yield Rows(f"{path}.weight", int(self._is_transposed(path)), count, width, start)
         if f"{path}.bias" in self._shapes:
-            yield Part(f"{path}.bias", 0, count, width, start)
+            yield Rows(f"{path}.bias", 0, count, width, start)
 
-    def _into(self, path: str, count: int, width: int = 1) -> Part:
-        """The units that a linear map takes; its bias is not theirs."""
-        return Part(f"{path}.weight", int(not self._is_transposed(path)), count, width)
+    def _into(self, path: str, count: int, width: int = 1) -> Rows:
+        """Return the rows of units that a projection takes in; its bias has none of them."""
+        return Rows(f"{path}.weight", int(not self._is_transposed(path)), count, width)
 
 
-_Attention = tuple[dict[str, Part], list[Part], set[str]]
-"""Parts by role, those of the biases, and the suffixes that are accounted for."""
+_Attention = tuple[dict[str, Rows], list[Rows], set[str]]
+"""Rows by role (q, k, v, o), those of the biases, and the suffixes that are accounted for."""

@@ -1,4 +1,4 @@
-"""Mapped pages given back: reading a model once need not leave all of it in a process's memory."""
+"""Give mapped pages back to the kernel, so that reading a model once does not keep it in memory."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from torch import Tensor
 _MAPS = Path("/proc/self/maps")
 
 
-class Releaser:
-    """Takes tensors that have been read, and drops the pages of those that are mapped files.
+class PageReleaser:
+    """Drops the pages of tensors that have been read, where they are mapped files.
 
     The kernel reads such pages again, from its cache mostly, when they are needed after all.
-    Tensors in memory of their own are left alone, and so is everything where there is no
-    `/proc/self/maps`.
+    Tensors in memory of their own are not touched; without `/proc/self/maps` nothing is.
     """
 
     def __init__(self, limit: int = 64 << 20) -> None:
-        """`limit`: bytes that may be waiting, since each release looks through all mappings."""
+        """Set `limit`, the bytes that wait before a release, which looks through all mappings."""
         self._limit = limit
         self._waiting: list[Tensor] = []
         self._size = 0
 
     def add(self, tensors: Iterable[Tensor]) -> None:
-        """Tensors that will not be read again soon."""
+        """Add tensors that will not be read again soon; over the limit, all are released."""
         for tensor in tensors:
             self._waiting.append(tensor)
             self._size += tensor.nbytes
@@ -46,18 +45,14 @@ class Releaser:
                 start, stop = _pages(tensor)
                 place = bisect(mapped, (start, math.inf)) - 1
                 if start < stop and place >= 0 and stop <= mapped[place][1]:
-                    _libc().madvise(
+                    ctypes.CDLL(None).madvise(
                         ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED
                     )
         self._waiting, self._size = [], 0
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
 def _pages(tensor: Tensor) -> tuple[int, int]:
-    """The whole pages inside a tensor's storage from its first entry on, as addresses."""
+    """Return the address range of the whole pages inside a tensor's storage."""
     if not tensor.is_contiguous() or tensor.device.type != "cpu":
         return 0, 0
     start, size = tensor.data_ptr(), mmap.PAGESIZE
@@ -65,7 +60,7 @@ def _pages(tensor: Tensor) -> tuple[int, int]:
 
 
 def _file_mappings() -> Iterator[tuple[int, int]]:
-    """Address ranges that are mappings of files."""
+    """Yield the address ranges that are mappings of files."""
     for line in _MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
         addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
         if inode != "0":

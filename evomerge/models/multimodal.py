@@ -1,9 +1,9 @@
-"""The language tower of a model that sees or hears too: merged as the language model it is.
+"""Open the text model inside a multimodal checkpoint, and merge it as the language model it is.
 
 LLaVA, Gemma 3, InternVL, Mistral 3 and their like hold a decoder that transformers also has as a
 language model of its own. Its tensors are the source, under that model's names, so that experts
-may be whole models or plain language models of the same shape, and search builds the decoder alone.
-What is left (vision tower, projector) is the base's, and comes back when a merge is saved.
+may be multimodal models or plain language models of the same shape, and search builds the decoder
+alone. What is left (vision tower, projector) is the base's, and comes back when a merge is saved.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.models.checkpoint import Checkpoint, load_config, tensor_digest
+from evomerge.models.files.canonical_names import canonical_tensors
 from evomerge.models.files.conversion import as_saved
-from evomerge.models.files.naming import canonical_tensors
+from evomerge.models.files.lazy_tensors import LazyTensors
 from evomerge.models.files.shards import read_stored
-from evomerge.models.files.tensors import Tensors
 from evomerge.models.layout import Layout, TensorSpec, build_skeleton, layout_of, unshared
 from evomerge.models.messages import campaign_key, reason
 
@@ -33,90 +34,98 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """The model that a tower stands in.
+class MultimodalModel:
+    """A multimodal model around its text model.
 
     Attributes:
-        config: of the whole model.
-        model: its skeleton.
-        renamed: prefixes of the tower's names, in its own model and in this one.
-        rest: the tensors outside the tower, by this model's names.
+        config: the multimodal model's.
+        model: its skeleton, without weights.
+        renamed: prefix of tensor names in the text model → prefix in this one.
+        rest: the tensors outside the text model, by this model's names.
     """
 
     config: PretrainedConfig
     model: PreTrainedModel
     renamed: Mapping[str, str]
-    rest: Tensors
+    rest: LazyTensors
 
     def name(self, own: str) -> str:
-        """What this model calls a tensor of the tower."""
+        """Rename a tensor of the text model as this model calls it."""
         return next(
             new + own.removeprefix(old) for old, new in self.renamed.items() if own.startswith(old)
         )
 
 
-class Tower(Checkpoint):
-    """A language tower as a source; `config` and `layout` are those of its own language model."""
+class TextModel(Checkpoint):
+    """The text model of a multimodal checkpoint as a source.
 
-    whole: Whole
+    Attributes:
+        config, layout: those of the text model by itself.
+        whole: the multimodal model.
+    """
+
+    whole: MultimodalModel
 
     @cached_property
     def digest(self) -> str:
-        """As of any checkpoint, with the digests of what is outside the tower."""
+        """32 hex digits over the text model's digest and the tensors outside it."""
         rest = {name: tensor_digest(tensor) for name, tensor in self.whole.rest.items()}
         return content_digest({"tower": super().digest, "rest": rest})
 
+    @override
     def as_saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of the tower as the whole model's checkpoint has them."""
         named = {self.whole.name(name): tensor for name, tensor in tensors.items()}
         return as_saved(self.whole.model, named)
 
+    @override
     def beside(self) -> dict[str, Tensor]:
-        """What is outside the tower, as saved."""
         return as_saved(self.whole.model, dict(self.whole.rest))
 
+    @override
     def config_to_save(self) -> PretrainedConfig:
-        """The whole model's config."""
         config = copy.deepcopy(self.whole.config)
         config.architectures = [type(self.whole.model).__name__]
         return config
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_tower, (self.name, self.spec, self.folder, dict(self._flags))
+        return open_text_model, (self.name, self.spec, self.folder, dict(self._flags))
 
 
-def has_tower(config: PretrainedConfig) -> bool:
-    """Whether a config is of a model with a decoder among other parts."""
+def is_multimodal(config: PretrainedConfig) -> bool:
+    """Tell whether a config is of a model with a decoder among other parts."""
     return config.get_text_config(decoder=True) is not config and not config.is_encoder_decoder
 
 
-def open_tower(name: str, spec: str, folder: Path, flags: Mapping[str, bool]) -> Tower:
-    """Open the language tower of a whole model's folder; tensors are mapped, none is read.
+def open_text_model(name: str, spec: str, folder: Path, flags: Mapping[str, bool]) -> TextModel:
+    """Open the text model of a multimodal model's folder; tensors are memory-mapped, none is read.
 
     Raises:
-        InputError: the model cannot be used, or transformers has no language model for its tower.
+        InputError: the model cannot be used, or transformers has no language model for its decoder.
     """
     trust = flags["trust_remote_code"]
     try:
+        # 1. skeletons of the multimodal model, and of its text model by itself
         config = load_config(folder, trust)
         model = _build(config, trust)
         text = copy.deepcopy(config.get_text_config(decoder=True))
         text.tie_word_embeddings = config.tie_word_embeddings
         alone = _build_alone(text, model, trust)
         layout = layout_of(alone)
+        # 2. every stored tensor under the multimodal model's names
         stored = read_stored(folder, flags["allow_pickle"])
         tensors = canonical_tensors(stored, model, _flat(model, layout), folder)
+        # 3. those of the text model under its own
         renamed = _renamed(alone, model)
-        whole = Whole(config, model, renamed, Tensors({}))
+        whole = MultimodalModel(config, model, renamed, LazyTensors({}))
         own = {name: whole.name(name) for name in layout.names}
         _check_shapes(layout, own, model)
     except InputError as error:
         raise InputError(f"{campaign_key(name)}: {error}") from None
     found = set(own.values())
     rest = tensors.part({name: name for name in tensors if name not in found})
-    tower = Tower(name, spec, folder, text, layout, tensors.part(own), flags)
-    tower.whole = Whole(config, model, renamed, rest)
-    return tower
+    opened = TextModel(name, spec, folder, text, layout, tensors.part(own), flags)
+    opened.whole = MultimodalModel(config, model, renamed, rest)
+    return opened
 
 
 def _build(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
@@ -142,21 +151,21 @@ def _build_alone(
         return build_skeleton(text, trust_remote_code=trust_remote_code)
     except InputError as error:
         raise InputError(
-            f"the language tower of {type(whole).__name__} ({text.model_type}) is no language "
+            f"the text model inside {type(whole).__name__} ({text.model_type}) is no language "
             f"model of its own, so that it cannot be merged here ({error})"
         ) from None
 
 
 def _renamed(alone: PreTrainedModel, whole: PreTrainedModel) -> dict[str, str]:
-    """Prefixes of the tower's two parts, decoder and head, in its own model and in the whole."""
+    """Map the name prefixes of decoder and head from the text model to the multimodal one."""
     decoder, prefix = alone.base_model, alone.base_model_prefix
-    towers = [name for name, module in whole.named_modules() if type(module) is type(decoder)]
-    if len(towers) != 1:
+    found = [name for name, module in whole.named_modules() if type(module) is type(decoder)]
+    if len(found) != 1:
         raise InputError(
-            f"{type(whole).__name__} has {len(towers)} modules of type {type(decoder).__name__}; "
-            "only models with one language tower can be merged"
+            f"{type(whole).__name__} has {len(found)} modules of type {type(decoder).__name__}; "
+            "only models with one text model inside can be merged"
         )
-    return {f"{prefix}.": f"{towers[0]}.", _head(alone): _head(whole)}
+    return {f"{prefix}.": f"{found[0]}.", _head(alone): _head(whole)}
 
 
 def _head(model: PreTrainedModel) -> str:
@@ -164,14 +173,14 @@ def _head(model: PreTrainedModel) -> str:
     return next(f"{name}." for name, module in model.named_modules() if module is head)
 
 
-def _flat(model: PreTrainedModel, tower: Layout) -> Layout:
-    """A layout without layers, to read a whole model's tensors by."""
+def _flat(model: PreTrainedModel, text: Layout) -> Layout:
+    """Build a layout without layers, to read a multimodal model's tensors by."""
     tensors, tied = unshared(model.state_dict(keep_vars=True))
     specs = [
         TensorSpec(name, tuple(weight.shape), None, "other", name, None)
         for name, weight in tensors.items()
     ]
-    return Layout(type(model).__name__, 0, "", tuple(specs), tied, tower.vocab_size)
+    return Layout(type(model).__name__, 0, "", tuple(specs), tied, text.vocab_size)
 
 
 def _check_shapes(layout: Layout, own: Mapping[str, str], whole: PreTrainedModel) -> None:

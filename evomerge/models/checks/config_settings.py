@@ -1,4 +1,4 @@
-"""What models of equal shapes may still disagree on: settings that give their weights a meaning."""
+"""Compare the config settings that give equal weights another meaning: heads, rotary and so on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
-"""How the rows of the attention's weights are cut: merged rows would belong to other heads."""
+"""The keys by which the attention's rows are cut into heads; merged rows must agree in them."""
 
 _SETTINGS = (
     "rope_parameters",
@@ -29,7 +29,7 @@ _SETTINGS = (
     "query_pre_attn_scalar",
     "num_experts_per_tok",
 )
-"""How a model computes with its weights; experts do differ in some of these and are merged. Older
+"""The keys by which a model computes with its weights; experts may differ in them. Older
 configs' `rope_theta` and the like are in `rope_parameters` once transformers has read them."""
 
 _ABSENT = object()
@@ -49,7 +49,7 @@ def check_heads(base: Checkpoint, expert: Checkpoint) -> None:
 
 
 def settings_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
-    """A note per setting in which an expert computes otherwise than the base."""
+    """Yield a note per setting in which an expert computes otherwise than the base."""
     for key, ours, theirs in _differences(base, expert, _SETTINGS):
         yield (
             f"{campaign_key(expert.name)}: {key} is {_short(theirs)}, {_short(ours)} in the base; "
