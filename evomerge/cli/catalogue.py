@@ -8,21 +8,30 @@ from typing import Any
 
 from rich.table import Table
 
-from evomerge.common.plugins import options
-from evomerge.fitness.engines import engines as all_engines
-from evomerge.judging.objectives import objectives as all_objectives
+from evomerge.common.plugins import Registry, options
+from evomerge.fitness import engines as _engines
+from evomerge.judging import objectives as _objectives
+from evomerge.methods import registry as _methods
 from evomerge.methods.registry import Parameter
-from evomerge.methods.registry import methods as all_methods
-from evomerge.search.optimizers.base import optimizers as all_optimizers
+from evomerge.search.optimizers import base as _optimizers
 from evomerge.search.optimizers.base import summary
-from evomerge.search.spaces.paths import path_kinds
-from evomerge.trackers import trackers as all_trackers
+from evomerge.search.spaces.paths import base as _paths
+from evomerge.trackers import base as _trackers
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "methods": _methods.REGISTRY,
+    "optimizers": _optimizers.REGISTRY,
+    "objectives": _objectives.REGISTRY,
+    "paths": _paths.REGISTRY,
+    "engines": _engines.REGISTRY,
+    "trackers": _trackers.REGISTRY,
+}
 
 
 def methods() -> Table:
     """Merge methods: parameters with defaults and ranges, and where each comes from."""
     table = _table("merge method", "parameters", "what it does", "source")
-    for name, method in all_methods().items():
+    for name, method in _methods.methods().items():
         parameters = "\n".join(_describe(p) for p in method.parameters.values())
         table.add_row(name, parameters, method.summary, method.reference)
     return table
@@ -31,7 +40,7 @@ def methods() -> Table:
 def optimizers() -> Table:
     """Optimizers and their options."""
     table = _table("optimizer", "options", "what it does")
-    for name, kind in all_optimizers().items():
+    for name, kind in _optimizers.optimizers().items():
         table.add_row(name, _options(kind), summary(kind))
     table.caption = (
         "screen: 4 beside the options of any but map and Optuna's: of four proposals the one is "
@@ -43,7 +52,7 @@ def optimizers() -> Table:
 def objectives() -> Table:
     """Objectives and their options."""
     table = _table("objective", "options", "what it does")
-    for name, objective in all_objectives().items():
+    for name, objective in _objectives.objectives().items():
         table.add_row(name, _options(objective.function), objective.summary)
     return table
 
@@ -51,7 +60,7 @@ def objectives() -> Table:
 def trackers() -> Table:
     """Trackers and their options."""
     table = _table("tracker", "options", "where it writes")
-    for name, kind in all_trackers().items():
+    for name, kind in _trackers.trackers().items():
         table.add_row(name, _options(kind), summary(kind))
     return table
 
@@ -59,7 +68,7 @@ def trackers() -> Table:
 def paths() -> Table:
     """Kinds of paths and their options."""
     table = _table("kind of path", "options", "what it searches")
-    for name, kind in path_kinds().items():
+    for name, kind in _paths.path_kinds().items():
         table.add_row(name, _options(kind), summary(kind))
     return table
 
@@ -67,7 +76,7 @@ def paths() -> Table:
 def engines() -> Table:
     """Scoring engines and their options."""
     table = _table("engine", "options", "what it does")
-    for name, kind in all_engines().items():
+    for name, kind in _engines.engines().items():
         paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
         text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
         table.add_row(name, _options(kind), text)

@@ -126,3 +126,5 @@ def list_(
     from evomerge.cli import catalogue
 
     stdout.print(getattr(catalogue, what)())
+    for reason in catalogue.REGISTRIES[what].refused.values():
+        stderr.print(f"warning: {reason}", style="yellow", markup=False)

@@ -1,4 +1,8 @@
-"""How plugs are found: every file of a folder is imported, and a signature is a schema."""
+"""Plug-ins by name: a room's own modules, other packages' entry points, and `module:Name`.
+
+A room has one `Registry` for each kind of plug-in, and a decorator that adds to it. `evomerge list`
+shows what was found; a plug-in's signature is the schema of its options.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,9 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
 
 from pydantic import ConfigDict, ValidationError, create_model
 
@@ -17,41 +22,139 @@ from evomerge.common.errors import InputError
 T = TypeVar("T")
 
 
-@cache
-def import_all(package: str) -> None:
-    """Import every module of a package, once, so that each registers what it defines."""
-    folder = importlib.import_module(package)
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"{package}.{module.name}")
+@dataclass
+class Registry(Generic[T]):
+    """The plug-ins of one kind by name.
 
-
-def enter(known: dict[str, T], name: str, plug: T, kind: str) -> T:
-    """Register a plug; `kind` says in the plural what it is.
-
-    Raises:
-        ValueError: there is one of that name already.
+    Attributes:
+        kind: the noun in messages, in the singular: `optimizer`.
+        package: every module of it is imported, so that each adds what it defines.
+        group: the entry points through which other packages add theirs; None: they cannot.
+        accept: `(object, name)` → plug-in, for what an entry point or `module:Name` gives; raises
+            TypeError, with the reason, for anything else.
+        known: name → plug-in, as far as they were added.
+        refused: name → why the entry point of that name cannot be used.
     """
-    if name in known:
-        raise ValueError(f"two {kind} are called {name!r}")
-    known[name] = plug
-    return plug
+
+    kind: str
+    package: str
+    group: str | None = None
+    accept: Callable[[Any, str], T] | None = None
+    known: dict[str, T] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    _imported: dict[str, T] = field(default_factory=dict)
+    _discovered: bool = False
+
+    def add(self, name: str, plug: T) -> T:
+        """Register a plug-in and return it.
+
+        Raises:
+            ValueError: there is another of that name; names both.
+        """
+        if self.known.get(name, plug) is not plug:
+            both = f"{_origin(self.known[name])} and {_origin(plug)}"
+            raise ValueError(f"the {self.kind} {name!r} is defined twice, by {both}")
+        self.known[name] = plug
+        return plug
+
+    def all(self) -> dict[str, T]:
+        """Every usable plug-in in alphabetical order, without those given as `module:Name`."""
+        self._discover()
+        usable = {name: plug for name, plug in self.known.items() if name not in self.refused}
+        return dict(sorted(usable.items()))
+
+    def find(self, name: str, where: str) -> T:
+        """The plug-in called `name`, or the one that `module:Name` imports.
+
+        Raises:
+            InputError: there is none, or it cannot be used; begins with `where` and names the
+                nearest, or all.
+        """
+        self._discover()
+        if name in self.refused:
+            raise InputError(f"{where}: {self.refused[name]}")
+        if name in self.known or name in self._imported:
+            return self.known.get(name) or self._imported[name]
+        usable = self.all()
+        module, colon, attribute = name.partition(":")
+        prefixes = {known.partition(":")[0] for known in usable if ":" in known}
+        if self.accept is None or not colon or module in prefixes:
+            raise InputError(f"{where}: no {self.kind} is called {name!r}; {nearest(name, usable)}")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            raise InputError(f"{where}: {name} cannot be imported ({_reason(error)})") from error
+        try:
+            self._imported[name] = self.accept(found, name)
+        except TypeError as error:
+            raise InputError(f"{where}: {name} {error}") from error
+        return self._imported[name]
+
+    def _discover(self) -> None:
+        """Import the room's modules and then load the group's entry points, once."""
+        if self._discovered:
+            return
+        folder = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(folder.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        self._discovered = True
+        if self.group is None:
+            return
+        of_name: dict[str, list[EntryPoint]] = {}
+        for entry in entry_points(group=self.group):
+            of_name.setdefault(entry.name, []).append(entry)
+        built_in = dict(self.known)
+        for name, entries in sorted(of_name.items()):
+            rivals = [_distribution(entry) for entry in entries]
+            if name in built_in:
+                rivals.insert(0, f"evomerge's own ({_origin(built_in[name])})")
+            if len(rivals) > 1:
+                self.refused[name] = (
+                    f"the {self.kind} {name!r} is defined twice, by {' and by '.join(rivals)}; "
+                    "uninstall or rename one"
+                )
+            else:
+                self._load(entries[0])
+
+    def _load(self, entry: EntryPoint) -> None:
+        """Register what an entry point gives, or note why it cannot be used."""
+        assert self.accept is not None
+        before = dict(self.known)
+        try:
+            self.add(entry.name, self.accept(entry.load(), entry.name))
+        except (Exception, SystemExit) as error:  # another package's code may raise anything
+            self.known = before
+            self.refused[entry.name] = (
+                f"the {self.kind} {entry.name!r} cannot be loaded, {_distribution(entry)}: "
+                f"{_reason(error)}"
+            )
 
 
-def registered(known: Mapping[str, T], package: str) -> dict[str, T]:
-    """Every plug that the modules of `package` register in `known`, in alphabetical order."""
-    import_all(package)
-    return dict(sorted(known.items()))
+def subclass_of(base: type, public: str) -> Callable[[Any, str], Any]:
+    """`Registry.accept` for classes: subclasses of `base`, which messages call `public`."""
+
+    def accept(found: Any, name: str) -> Any:
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise TypeError(f"is no subclass of {public}")
+        return found
+
+    return accept
 
 
-def find(known: Mapping[str, T], name: str, kind: str, where: str) -> T:
-    """The entry called `name`.
+def _origin(plug: Any) -> str:
+    """The module and the name of a class, a function or what wraps a function."""
+    made = getattr(plug, "function", plug)
+    return f"{made.__module__}.{made.__qualname__}"
 
-    Raises:
-        InputError: there is none; begins with `where` and names the nearest, or all.
-    """
-    if name not in known:
-        raise InputError(f"{where}: no {kind} is called {name!r}; {nearest(name, known)}")
-    return known[name]
+
+def _distribution(entry: EntryPoint) -> str:
+    """Name an entry point, its value and its package in a message."""
+    of = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
+    return f"the entry point {entry.name} = {entry.value} of {of}"
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

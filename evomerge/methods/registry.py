@@ -41,13 +41,13 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from evomerge.common.errors import InputError
-from evomerge.common.plugins import enter, find, options, registered
+from evomerge.common.plugins import Registry, options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +55,6 @@ else:
     Tensor = Any  # annotations are read at run time without importing torch
 
 RESERVED = ("at", "measured")
-
-_REGISTRY: dict[str, Method] = {}
 
 
 @dataclass(frozen=True)
@@ -325,14 +323,26 @@ def merge_method(
             needs_position="at" in inspect.signature(function).parameters,
             relative=relative,
         )
-        return enter(_REGISTRY, name, method, "merge methods")
+        return REGISTRY.add(name, method)
 
     return register
 
 
+def _accept(found: Any, name: str) -> Method:
+    """Take a merge method of another package, called as it was asked for."""
+    if not isinstance(found, Method):
+        raise TypeError("is no function under evomerge.methods' @merge_method")
+    return found if found.name == name else replace(found, name=name)
+
+
+REGISTRY = Registry[Method](
+    kind="merge method", package="evomerge.methods", group="evomerge.methods", accept=_accept
+)
+
+
 def methods() -> Mapping[str, Method]:
     """Every registered method by name, in alphabetical order."""
-    return registered(_REGISTRY, "evomerge.methods")
+    return REGISTRY.all()
 
 
 def find_method(name: str, where: str) -> Method:
@@ -341,7 +351,7 @@ def find_method(name: str, where: str) -> Method:
     Raises:
         InputError: there is none; begins with `where` and names the nearest, or all.
     """
-    return find(methods(), name, "merge method", where)
+    return REGISTRY.find(name, where)
 
 
 def _parameters(function: Callable[..., Tensor]) -> dict[str, Parameter]:

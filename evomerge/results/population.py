@@ -13,7 +13,7 @@ from evomerge.common.plugins import options
 from evomerge.judging.selection import finalists
 from evomerge.results.summary import judge_of
 from evomerge.search.archives import ItemColumns, NicheArchive
-from evomerge.search.optimizers import optimizers
+from evomerge.search.optimizers.base import REGISTRY
 from evomerge.study.judged import searched
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
@@ -83,7 +83,7 @@ def grid_summary(study: Study) -> dict[str, Any] | None:
     if last is None:
         return None
     given = study.campaign["optimizer"]
-    known = options(optimizers()[given["kind"]])
+    known = options(REGISTRY.find(given["kind"], "optimizer.kind"))
     shape, bounds = (given.get(name, known[name].default) for name in ("grid", "bounds"))
     return {
         "measures": last["measures"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from evomerge.common.errors import InputError
-from evomerge.common.plugins import check_options, enter, find, registered
+from evomerge.common.plugins import Registry, check_options, subclass_of
 from evomerge.config import PlugConfig
 from evomerge.study.record import Evaluation
-
-_REGISTRY: dict[str, type[Tracker]] = {}
 
 MOST_GENES = 64
 """A curve for each gene of a space that has no more."""
@@ -91,14 +88,22 @@ class Tracker:
         """The run is over."""
 
 
+REGISTRY = Registry[type[Tracker]](
+    kind="tracker",
+    package="evomerge.trackers",
+    group="evomerge.trackers",
+    accept=subclass_of(Tracker, "evomerge.trackers.Tracker"),
+)
+
+
 def tracker(name: str) -> Callable[[type[Tracker]], type[Tracker]]:
     """Register a class as the tracker called `name` in campaign files."""
-    return lambda kind: enter(_REGISTRY, name, kind, "trackers")
+    return lambda kind: REGISTRY.add(name, kind)
 
 
 def trackers() -> Mapping[str, type[Tracker]]:
     """Every registered tracker by name, in alphabetical order."""
-    return registered(_REGISTRY, "evomerge.trackers")
+    return REGISTRY.all()
 
 
 def build_tracker(config: PlugConfig, where: str) -> Tracker:
@@ -109,23 +114,12 @@ def build_tracker(config: PlugConfig, where: str) -> Tracker:
             package it needs is not installed.
     """
     name = config.kind
-    kind = _imported(name, where) if ":" in name else find(trackers(), name, "tracker", where)
+    kind = REGISTRY.find(name, where)
     if kind.needs and importlib.util.find_spec(kind.needs) is None:
         raise InputError(
             f"{where}: {name} needs the package {kind.needs}; pip install 'evomerge[{name}]'"
         )
     return kind(**check_options(kind, config.options, where, of=name))
-
-
-def _imported(name: str, where: str) -> type[Tracker]:
-    module, _, attribute = name.partition(":")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{where}: {name} cannot be imported ({error})") from error
-    if not (isinstance(kind, type) and issubclass(kind, Tracker)):
-        raise InputError(f"{where}: {name} is no subclass of evomerge.trackers.Tracker")
-    return kind
 
 
 def numbers(evaluation: Evaluation, best: Evaluation | None) -> dict[str, float]:

@@ -88,7 +88,7 @@ def test_the_shown_optimizer_climbs(tmp_path, monkeypatch):
     [shown] = blocks("python", [ROOT / "docs/how-to/add-an-optimizer.md"])
     (tmp_path / "hill_climber.py").write_text(shown.values[0])
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(base, "_REGISTRY", dict(base.optimizers()))
+    monkeypatch.setattr(base.REGISTRY, "known", base.optimizers())
     try:
         import hill_climber
 

@@ -18,7 +18,7 @@ from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
-from evomerge.methods.registry import _REGISTRY, merge_method, methods
+from evomerge.methods.registry import REGISTRY, merge_method, methods
 from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.search.spaces.weights import WeightSpace
@@ -173,7 +173,7 @@ def test_scratch_memory_is_bounded_by_the_setting(tmp_path, monkeypatch):
         return ties(base, experts, **rest)
 
     monkeypatch.setitem(
-        _REGISTRY,
+        REGISTRY.known,
         "ties",
         type(methods()["ties"])(**{**methods()["ties"].__dict__, "function": spy}),
     )
@@ -245,7 +245,7 @@ def test_a_method_over_whole_matrices_keeps_shapes(models, tmp_path):
         resident_bytes(models, recipe)
         assert (48, 32) in shapes
     finally:
-        del _REGISTRY["whole_matrix"]
+        del REGISTRY.known["whole_matrix"]
 
 
 def mlp_merge(**changes):

@@ -57,7 +57,7 @@ def test_stages_that_cannot_be_made_are_refused_before_any_is(documents, message
 def another_method(monkeypatch):
     """A method of mergekit's name and parameters, as if it had just been added to a file."""
     known = {name: method for name, method in methods().items() if name != "breadcrumbs"}
-    monkeypatch.setattr(registry, "_REGISTRY", known)
+    monkeypatch.setattr(registry.REGISTRY, "known", known)
 
     @merge_method(reference="a test")
     def breadcrumbs(

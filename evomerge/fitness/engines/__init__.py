@@ -1,8 +1,9 @@
 """Scoring engines: what answers a campaign's requests with a candidate, one file each.
 
-An engine is a class in a file of this folder under `@engine("name")`. Its constructor takes a
-`EngineContext` and then keyword-only options, whose annotations and defaults are the schema of the
-campaign file's `fitness.engine` section. Torch is imported inside, so that listing stays quick.
+An engine is a class in a file of this folder under `@engine("name")`, in another package's entry
+point of the group `evomerge.engines`, or `module:Class` in the campaign file. Its constructor takes
+an `EngineContext` and then keyword-only options, whose annotations and defaults are the schema of
+the campaign file's `fitness.engine` section. Torch is imported inside, so that listing stays quick.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from evomerge.common.plugins import check_options, enter, find, registered
+from evomerge.common.plugins import Registry, check_options, subclass_of
 from evomerge.config import CampaignConfig
 from evomerge.recipe import Recipe
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from evomerge.materialize.kernel import Kernel
     from evomerge.models.checkpoint import Checkpoint
-
-_REGISTRY: dict[str, type[Engine]] = {}
 
 
 class Response(NamedTuple):
@@ -138,14 +137,22 @@ class Engine(ABC):
         return False
 
 
+REGISTRY = Registry[type[Engine]](
+    kind="engine",
+    package="evomerge.fitness.engines",
+    group="evomerge.engines",
+    accept=subclass_of(Engine, "evomerge.fitness.engines.Engine"),
+)
+
+
 def engine(name: str) -> Callable[[type[Engine]], type[Engine]]:
     """Register a class as the engine called `name` in campaign files."""
-    return lambda kind: enter(_REGISTRY, name, kind, "engines")
+    return lambda kind: REGISTRY.add(name, kind)
 
 
 def engines() -> Mapping[str, type[Engine]]:
     """Every registered engine by name, in alphabetical order."""
-    return registered(_REGISTRY, __name__)
+    return REGISTRY.all()
 
 
 def check_engine(config: CampaignConfig, kinds: Mapping[str, str]) -> None:
@@ -190,5 +197,5 @@ def build_engine(place: EngineContext) -> Engine:
 
 def _found(config: CampaignConfig) -> tuple[type[Engine], dict[str, Any]]:
     wanted = config.fitness.engine
-    kind = find(engines(), wanted.kind, "engine", "fitness.engine.kind")
+    kind = REGISTRY.find(wanted.kind, "fitness.engine.kind")
     return kind, check_options(kind, wanted.options, "fitness.engine", of=wanted.kind)

@@ -2,11 +2,12 @@
 
 An objective is a function `(means, weights) → value` over arrays of shape (..., tasks) and
 (tasks,), vectorised over the leading axes, so that intervals can be had by resampling. Means are
-signed: larger is better for every task; a task of weight 0 is a measure beside the score. Put it
-in a file of this folder under `@objective`. Further parameters are filled in where they are named:
-`parents`, the parents' signed means on the same items, shape (parents, tasks); `tasks`, the names;
-`signs`, −1 where the metric itself is the better the smaller. Keyword-only parameters are options
-of the campaign file.
+signed: larger is better for every task; a task of weight 0 is a measure beside the score. Put it in
+a file of this folder under `@objective`, in another package's entry point of the group
+`evomerge.objectives`, or write `module:function` in the campaign file. Further parameters are
+filled in where they are named: `parents`, the parents' signed means on the same items, shape
+(parents, tasks); `tasks`, the names; `signs`, −1 where the metric itself is the better the smaller.
+Keyword-only parameters are options of the campaign file.
 
 A multi-objective one registers under `@objective(goals=…, ranking=…)`: `goals` takes the same
 arguments and gives what an optimizer maximises, shape (..., goals); `ranking` takes feasible
@@ -25,13 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.common.errors import InputError
-from evomerge.common.plugins import check_options, enter, find, registered
+from evomerge.common.plugins import Registry, check_options
 
 Values = NDArray[np.float64]
 ObjectiveFunction = Callable[..., Values]
 F = TypeVar("F", bound=ObjectiveFunction)
-
-_REGISTRY: dict[str, Objective] = {}
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,22 @@ class Objective:
         return {**filled, **self.options}
 
 
+def _accept(found: Any, name: str) -> Objective:
+    """Make an objective of a function, registered or not; `name` is what it was asked for by."""
+    if isinstance(found, type) or not callable(found):
+        raise TypeError("is no function of task means and weights")
+    registered = [known for known in REGISTRY.known.values() if known.function is found]
+    return next(
+        (known if known.name == name else replace(known, name=name) for known in registered),
+        Objective(name, found),
+    )
+
+
+REGISTRY = Registry[Objective](
+    kind="objective", package=__name__, group="evomerge.objectives", accept=_accept
+)
+
+
 @overload
 def objective(function: F) -> F: ...
 
@@ -90,13 +105,13 @@ def objective(function: Any = None, **more: Any) -> Any:
 
 def _register(function: F, **more: Any) -> F:
     name = function.__name__
-    enter(_REGISTRY, name, Objective(name, function, **more), "objectives")
+    REGISTRY.add(name, Objective(name, function, **more))
     return function
 
 
 def objectives() -> Mapping[str, Objective]:
     """Every registered objective by name, in alphabetical order."""
-    return registered(_REGISTRY, __name__)
+    return REGISTRY.all()
 
 
 def find_objective(
@@ -111,7 +126,7 @@ def find_objective(
         InputError: there is none, or an option is unknown or of the wrong type; begins with
             `where` and names the nearest, or all.
     """
-    found = find(objectives(), name, "objective", where)
+    found = REGISTRY.find(name, where)
     checked = check_options(found.function, options or {}, where, of=name)
     if found.check is not None and tasks is not None:
         try:

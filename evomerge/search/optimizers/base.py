@@ -1,8 +1,9 @@
 """What an optimizer is, and how one is found by its name.
 
-An optimizer is a class in a file of this folder under `@optimizer("name")`. Its constructor takes
-`(domain, seed)` and then keyword-only options, whose annotations and defaults are the
-schema of the campaign file's `optimizer` section.
+An optimizer is a class in a file of this folder under `@optimizer("name")`, in another package's
+entry point of the group `evomerge.optimizers`, or `module:Class` in the campaign file. Its
+constructor takes `(domain, seed)` and then keyword-only options, whose annotations and defaults are
+the schema of the campaign file's `optimizer` section.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from evomerge.common.plugins import enter, registered
+from evomerge.common.plugins import Registry, subclass_of
 from evomerge.judging.scores import Scores
 from evomerge.search.spaces.genes import Domain, Genome
 
-_REGISTRY: dict[str, type[Optimizer]] = {}
 RECORDED = 256
 """Up to so many members are recorded with every trial, about 1 kB; of more, none."""
 
@@ -150,15 +150,23 @@ def ask_index(rng: np.random.SeedSequence) -> int:
     return int(rng.entropy[-1])
 
 
+REGISTRY = Registry[type[Optimizer]](
+    kind="optimizer",
+    package="evomerge.search.optimizers",
+    group="evomerge.optimizers",
+    accept=subclass_of(Optimizer, "evomerge.search.optimizers.Optimizer"),
+)
+
+
 def optimizer(name: str) -> Callable[[type[Optimizer]], type[Optimizer]]:
     """Register a class as the optimizer called `name` in campaign files."""
 
-    return lambda kind: enter(_REGISTRY, name, kind, "optimizers")
+    return lambda kind: REGISTRY.add(name, kind)
 
 
 def optimizers() -> Mapping[str, type[Optimizer]]:
     """Every registered optimizer by name, in alphabetical order."""
-    return registered(_REGISTRY, "evomerge.search.optimizers")
+    return REGISTRY.all()
 
 
 def summary(kind: type) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from evomerge.common.plugins import check_options, find
+from evomerge.common.plugins import check_options
 from evomerge.config import OptimizerConfig
-from evomerge.search.optimizers.base import Optimizer, optimizers
+from evomerge.search.optimizers.base import REGISTRY, Optimizer
 from evomerge.search.spaces.genes import Domain
 from evomerge.search.surrogates.screening import Screened
 
@@ -16,7 +16,7 @@ def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optim
         InputError: no such optimizer, an unknown option, or an option's value of the wrong type, or
             an optimizer that cannot be screened.
     """
-    kind = find(optimizers(), config.kind, "optimizer", "optimizer.kind")
+    kind = REGISTRY.find(config.kind, "optimizer.kind")
     options = check_options(kind, config.options, "optimizer", of=config.kind)
     built = kind(domain, seed, **options)
     return built if config.screen == 1 else Screened(built, config.screen)

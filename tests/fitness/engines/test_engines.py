@@ -53,7 +53,7 @@ def oracle():
             return {"calls": len(asked), "requests": self._prepared}
 
     yield asked
-    del engines._REGISTRY["oracle"]
+    del engines.REGISTRY.known["oracle"]
 
 
 def run(folder, engine, trials=3, out="run"):

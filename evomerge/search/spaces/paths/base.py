@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from evomerge.common.errors import InputError
-from evomerge.common.plugins import check_options, enter, find, registered
+from evomerge.common.plugins import Registry, check_options, nearest
 from evomerge.config import PathConfig
 from evomerge.search.spaces.genes import Domain, Gene, Genome, Value
 
 MERGED = "merged"
 """The name, among the models of a path, of the merge that `space.weights` searches."""
-
-_REGISTRY: dict[str, type[LayerPaths]] = {}
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,11 @@ class LayerPaths(Domain, ABC):
         Raises:
             InputError: there is none of that name.
         """
-        return find({m: m for m in self.models}, name, "model", f"space.path.{option}")
+        if name not in self.models:
+            raise InputError(
+                f"space.path.{option}: no model is called {name!r}; {nearest(name, self.models)}"
+            )
+        return name
 
     def _bounds(
         self, given: tuple[int, int] | None, default: tuple[int, int], option: str, least: int = 0
@@ -104,15 +106,18 @@ class LayerPaths(Domain, ABC):
         return self.path(genome) == [Layer((name,), layer) for layer in range(self.depth)]
 
 
+REGISTRY = Registry[type[LayerPaths]]("kind of path", "evomerge.search.spaces.paths")
+
+
 def path_kind(name: str) -> Callable[[type[LayerPaths]], type[LayerPaths]]:
     """Register a class as the kind of path called `name` in campaign files."""
 
-    return lambda kind: enter(_REGISTRY, name, kind, "kinds of path")
+    return lambda kind: REGISTRY.add(name, kind)
 
 
 def path_kinds() -> Mapping[str, type[LayerPaths]]:
     """Every registered kind of path by name, in alphabetical order."""
-    return registered(_REGISTRY, "evomerge.search.spaces.paths")
+    return REGISTRY.all()
 
 
 def build_paths(config: PathConfig, models: Sequence[str], depth: int) -> LayerPaths:
@@ -121,5 +126,5 @@ def build_paths(config: PathConfig, models: Sequence[str], depth: int) -> LayerP
     Raises:
         InputError: no such kind, an unknown option, or an option's value that does not fit.
     """
-    kind = find(path_kinds(), config.kind, "kind of path", "space.path.kind")
+    kind = REGISTRY.find(config.kind, "space.path.kind")
     return kind(models, depth, **check_options(kind, config.options, "space.path", of=config.kind))
