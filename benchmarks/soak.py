@@ -35,7 +35,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from evomerge.common.errors import InputError
-from evomerge.results.summary import status_summary
+from evomerge.results.results import Results
 from evomerge.study.record import Evaluation
 from evomerge.study.run_folder import open_run
 
@@ -203,7 +203,7 @@ class Soak:
         """What must hold at the end."""
         _, study = open_run(self.plan.out)
         with study:
-            found, status = study.evaluations(), status_summary(study)
+            found, status = study.evaluations(), Results(study).status()
             events = (study.note("events") or {}).get("counts", {})
         asks = Counter(e.ask for e in found if e.optimizers_own)
         lost = [ask for ask in range(self.plan.trials) if ask not in asks]

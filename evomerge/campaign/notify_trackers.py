@@ -17,9 +17,8 @@ from evomerge.campaign.listener import Listener
 from evomerge.config import CampaignConfig
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import Judged, best
-from evomerge.results.progress import is_concluded
-from evomerge.results.summary import best_summary, judge_of
-from evomerge.study.judged import judge_on, judged
+from evomerge.results.results import Results
+from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 from evomerge.trackers.base import Outcome, Run, Tracker, build_tracker
@@ -93,7 +92,7 @@ class TrackerDispatch:
             campaign=study.campaign,
             trials=1 + max((e.number or 0 for e in record), default=-1),
             stage=study.note("stage"),
-            done=is_concluded(study),
+            done=Results(study).concluded,
             say=self._messages.put,
         )
         self._tellers = [TrackerThread(name, tracker, run) for name, tracker in trackers.items()]
@@ -134,8 +133,7 @@ class TrackerDispatch:
         """The best trial by the time of this evaluation."""
         if evaluation.optimizers_own:
             if self._judge is None:  # the parents are on record by now
-                judge = judge_of(self._study)
-                self._judge = judge_on(judge, self._study.evaluations(), "search")
+                self._judge = Results(self._study).judges["search"]
             rivals = [self._leader, *judged(self._judge, [evaluation])]
             self._leader = best([rival for rival in rivals if rival is not None])
         return self._leader.trial if self._leader else None
@@ -228,6 +226,7 @@ def _uid(study: Study) -> str:
 
 
 def _outcome(study: Study) -> Outcome:
-    if is_concluded(study):
-        return Outcome("finished", summary=best_summary(study))
+    results = Results(study)
+    if results.concluded:
+        return Outcome("finished", summary=results.best())
     return Outcome("stopped")

@@ -26,7 +26,7 @@ from evomerge.config import CampaignConfig, PathConfig, StageConfig
 from evomerge.export.folder import Format
 from evomerge.export.trial import export_trial
 from evomerge.recipe import load_recipe
-from evomerge.results.summary import best_summary
+from evomerge.results.results import Results
 from evomerge.study.judged import known_of
 from evomerge.study.record import Evaluation
 from evomerge.study.run_folder import open_study_of, stage_folder, stage_study
@@ -206,7 +206,7 @@ def _note(stage: Stage) -> dict[str, Any]:
 
 def _winner_of(stage: Stage) -> dict[str, Any]:
     with open_study_of(stage.config, stage.folder) as study:
-        best = best_summary(study)
+        best = Results(study).best()
     return {
         "stage": stage.name,
         "trial": best["trial"],

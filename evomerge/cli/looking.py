@@ -22,7 +22,7 @@ def status(
 ) -> None:
     """How far a campaign is."""
     from evomerge.report.tables import status_table
-    from evomerge.results.summary import status_summary
+    from evomerge.results.results import Results
     from evomerge.study.run_folder import FollowedRun, open_run
 
     with exit_codes():
@@ -35,7 +35,7 @@ def status(
                 watch(FollowedRun(folder), stdout)
             return
         _, study = open_run(folder)
-        summary = status_summary(study)
+        summary = Results(study).status()
         show(summary, as_json, status_table)
 
 
@@ -43,12 +43,12 @@ def status(
 def best(folder: RunFolder, as_json: AsJson = False) -> None:
     """The winner, against every parent and baseline, with intervals and paired tests."""
     from evomerge.report.tables import best_table
-    from evomerge.results.summary import best_summary
+    from evomerge.results.results import Results
     from evomerge.study.run_folder import open_run
 
     with exit_codes():
         _, study = open_run(folder)
-        summary = best_summary(study)
+        summary = Results(study).best()
         show(summary, as_json, best_table)
 
 

@@ -63,7 +63,7 @@ def search(
 def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
     from evomerge.campaign.stages import stages_of
     from evomerge.report.tables import best_table
-    from evomerge.results.summary import best_summary
+    from evomerge.results.results import Results
     from evomerge.study.run_folder import check_folder, open_run
 
     check_folder(config, folder)
@@ -75,7 +75,7 @@ def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> Non
             raise KeyboardInterrupt
     _, study = open_run(folder)
     with study:
-        stdout.print(best_table(best_summary(study)))
+        stdout.print(best_table(Results(study).best()))
     stderr.print(f"export the winner: evomerge export {folder} --to DIR", highlight=False)
 
 

@@ -26,7 +26,7 @@ class Measured:
     """How well a recipe does, as its card and the hub say it.
 
     Attributes:
-        summary: its account as `evomerge.results.summary` gives it, when it comes from a run.
+        summary: a table of `Results.best` or `Results.trial`, when it comes from a run.
         commands: the stock lm_eval commands that give its scores on the export.
         scores: its tasks as measured on the test split.
     """

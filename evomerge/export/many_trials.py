@@ -20,11 +20,10 @@ from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.disk.stream import SHARD_BYTES, check_room
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.recipe import Recipe
-from evomerge.results.summary import best_summary, judge_of, trial_summary
+from evomerge.results.results import Results
 from evomerge.search.optimizers import build_optimizer
 from evomerge.search.optimizers.replay import members
 from evomerge.search.spaces.build import build_space
-from evomerge.study.judged import judge_on
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 
@@ -54,9 +53,12 @@ def export_many(
         raise InputError(f"--{kind} writes checkpoints or recipes; leave out --format mergekit")
     _check_ours(to)
     models = check_models(with_recipes_made(config.models))
-    trials = _front(study) if kind == "front" else _archive(config, models, study)
+    results = Results(study)
+    trials = _front(results) if kind == "front" else _archive(config, models, results)
     chosen = [trial for trial in trials if trial.measured]
-    summaries = {f"trial-{trial.number}": trial_summary(study, trial) for trial in chosen}
+    summaries = {
+        f"trial-{t.number}": results.trial(t.number) for t in chosen if t.number is not None
+    }
     recipes = {name: Recipe.from_json(found["recipe"]) for name, found in summaries.items()}
     missing = [name for name, recipe in recipes.items() if not _there(to / name, recipe, format)]
     to.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,7 @@ def export_many(
         place = to / name
         if format == "recipe":
             place.mkdir(exist_ok=True)
-        measured = measured_of(config, study, summaries[name], place)
+        measured = measured_of(config, results, summaries[name], place)
         export_recipe(recipes[name], inputs, place, format, shard_bytes, measured)
     index = {
         "study": study.name,
@@ -94,26 +96,23 @@ def _there(place: Path, recipe: Recipe, format: str) -> bool:
     return holds(place, recipe) if format == "hf" else (place / RECIPE_FILE).is_file()
 
 
-def _front(study: Study) -> list[Evaluation]:
+def _front(results: Results) -> list[Evaluation]:
     """The trials of the Pareto front, the preferred first."""
-    front = best_summary(study).get("front")
+    front = results.best().get("front")
     if front is None:
         raise InputError(
-            f"--front: the objective of study {study.name!r} has one goal, so that its front is "
-            "the winner; leave --front out, or take --archive"
+            f"--front: the objective of study {results.study.name!r} has one goal, so that its "
+            "front is the winner; leave --front out, or take --archive"
         )
-    by_number = {e.number: e for e in study.evaluations()}
-    return [by_number[one["trial"]] for one in front]
+    return [results.evaluation(one["trial"]) for one in front]
 
 
-def _archive(config: CampaignConfig, models: CheckedModels, study: Study) -> list[Evaluation]:
+def _archive(config: CampaignConfig, models: CheckedModels, results: Results) -> list[Evaluation]:
     """What the optimizer keeps, each recipe once."""
     digests = {name: source.digest for name, source in models.sources.items()}
     space = build_space(config.space, models.layout, digests, config.seed, models.sources)
-    evaluations = study.evaluations()
-    judge = judge_on(judge_of(study), evaluations, "search")
     optimizer = build_optimizer(config.optimizer, space, config.seed)
-    kept = members(optimizer, judge, evaluations)
+    kept = members(optimizer, results.judges["search"], results.evaluations)
     found = {trial.digest: trial for trial in kept if not trial.estimated}
     if not found:
         raise InputError(

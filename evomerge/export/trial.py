@@ -16,7 +16,7 @@ from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.disk.stream import SHARD_BYTES
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.recipe import Recipe
-from evomerge.results.summary import best_summary, task_summary, trial_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import statistics_folder
 from evomerge.study.study import Study
 
@@ -41,12 +41,13 @@ def export_trial(
     Raises:
         InputError: no such trial, the models have changed, or `to` cannot be written.
     """
-    summary = best_summary(study) if trial is None else _summary_of(study, trial)
+    results = Results(study)
+    summary = results.best() if trial is None else _summary_of(results, trial)
     recipe = Recipe.from_json(summary["recipe"])
     if again and holds(to, recipe):
         return to
     inputs = inputs_of(config, check_models(with_recipes_made(config.models)), run)
-    measured = measured_of(config, study, summary, to)
+    measured = measured_of(config, results, summary, to)
     return export_recipe(recipe, inputs, to, format, shard_bytes, measured)
 
 
@@ -57,30 +58,29 @@ def inputs_of(config: CampaignConfig, models: CheckedModels, run: Path | None) -
 
 
 def measured_of(
-    config: CampaignConfig, study: Study, summary: Mapping[str, Any], to: Path
+    config: CampaignConfig, results: Results, summary: Mapping[str, Any], to: Path
 ) -> Measured:
     """The scores of the recipe of a summary, and the commands that give them on the export."""
-    return Measured(summary, scoring_commands(config, study, to), _task_scores(study, summary))
+    commands = scoring_commands(config, results.study, to)
+    return Measured(summary, commands, _task_scores(results, summary))
 
 
-def _summary_of(study: Study, trial: int) -> dict[str, Any]:
-    by_number = {e.number: e for e in study.evaluations()}
-    if trial not in by_number:
-        raise InputError(f"--trial {trial}: study {study.name!r} has no such trial")
-    if by_number[trial].estimated:
+def _summary_of(results: Results, trial: int) -> dict[str, Any]:
+    """The table of a trial that was measured on all items."""
+    if results.evaluation(trial).estimated:
         raise InputError(
-            f"--trial {trial}: was stopped on a rung, so that its score is an estimate; "
+            f"--trial {trial}: was pruned at a rung, so that its score is an estimate; "
             "export one that was measured on all items"
         )
-    return trial_summary(study, by_number[trial])
+    return results.trial(trial)
 
 
-def _task_scores(study: Study, summary: Mapping[str, Any]) -> list[TaskScore]:
+def _task_scores(results: Results, summary: Mapping[str, Any]) -> list[TaskScore]:
     """Every task on the test split; none where it was not opened for this recipe."""
     if not summary["scores"]["test"]:
         return []
     counts = summary["scores"]["test"]["tasks"]
-    datasets = {task["task"]: task.get("dataset") for task in study.note("tasks") or []}
+    datasets = {task["task"]: task.get("dataset") for task in results.task_notes}
     return [
         TaskScore(
             task=name,
@@ -89,7 +89,7 @@ def _task_scores(study: Study, summary: Mapping[str, Any]) -> list[TaskScore]:
             dataset=datasets[name],
             **found["scores"]["winner", "winner"],
         )
-        for name, found in task_summary(study, summary).items()
+        for name, found in results.tasks(summary).items()
     ]
 
 

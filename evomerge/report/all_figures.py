@@ -24,16 +24,7 @@ from evomerge.results.population import (
     population_of,
     state_summary,
 )
-from evomerge.results.progress import running_summary
-from evomerge.results.summary import (
-    YARDSTICKS,
-    best_summary,
-    facts_summary,
-    search_summary,
-    shown_split,
-    status_summary,
-    task_summary,
-)
+from evomerge.results.results import REFERENCES, Results, shown_split
 from evomerge.study.study import Study
 
 
@@ -86,40 +77,38 @@ class StudyView:
 def view_of(study: Study) -> StudyView:
     """Everything to be seen of a study as it stands."""
     with study.still():
-        return _view_of(study)
+        return _view_of(Results(study))
 
 
-def _view_of(study: Study) -> StudyView:
-    running = running_summary(study)
-    status, facts = status_summary(study, running), facts_summary(study)
+def _view_of(results: Results) -> StudyView:
     try:
-        best = best_summary(study)
+        best = results.best()
     except InputError:  # no trial has succeeded yet
         best = None
     split = shown_split(best) if best else "search"
     leader = "winner" if split == "test" else "best so far"
     view = StudyView(
-        status=status,
-        facts=facts,
-        running=running,
+        status=results.status(),
+        facts=results.facts(),
+        running=results.running,
         best=best,
         split=split,
         leader=leader,
         rows=_rows(best, split, leader) if best else {},
-        population=population_of(study),
+        population=population_of(results),
         sections={},
     )
-    sections = {name: list(draw(study, view)) for name, draw in _SECTIONS.items()}
+    sections = {name: list(draw(results, view)) for name, draw in _SECTIONS.items()}
     return replace(view, sections=sections)
 
 
-def _scores(study: Study, view: StudyView) -> Iterator[Figure]:
+def _scores(results: Results, view: StudyView) -> Iterator[Figure]:
     if view.best:
         figure = scores.forest(view.rows, _scale(view.facts))
         yield Figure("figure-scores", "Scores with intervals", figure)
 
 
-def _front(study: Study, view: StudyView) -> Iterator[Figure]:
+def _front(results: Results, view: StudyView) -> Iterator[Figure]:
     points = (view.best or {}).get("front") or []
     if view.best and points:
         draw = scores.front if len(points[0]["search"]) == 2 else scores.front_lines
@@ -127,8 +116,8 @@ def _front(study: Study, view: StudyView) -> Iterator[Figure]:
         yield Figure("figure-front", "The front of the goals", figure)
 
 
-def _tasks(study: Study, view: StudyView) -> Iterator[Figure]:
-    found = task_summary(study, view.best, view.leader) if view.best else {}
+def _tasks(results: Results, view: StudyView) -> Iterator[Figure]:
+    found = results.tasks(view.best, view.leader) if view.best else {}
     for place, (task, summary) in enumerate(found.items() if len(found) > 1 else (), 1):
         yield Figure(
             f"figure-task-{place}",
@@ -139,26 +128,26 @@ def _tasks(study: Study, view: StudyView) -> Iterator[Figure]:
         )
 
 
-def _search(study: Study, view: StudyView) -> Iterator[Figure]:
+def _search(results: Results, view: StudyView) -> Iterator[Figure]:
     if view.best:
         on_search = {
             row: found["mean"]
             for row, found in _rows(view.best, "search", view.leader).items()
-            if row[0] in YARDSTICKS
+            if row[0] in REFERENCES
         }
         marked = (view.best["trial"], view.leader)
-        figure = progress.progress(search_summary(study), on_search, marked, _scale(view.facts))
+        figure = progress.progress(results.trials(), on_search, marked, _scale(view.facts))
         yield Figure("figure-progress", "Best so far, trial by trial", figure)
 
 
-def _failures(study: Study, view: StudyView) -> Iterator[Figure]:
+def _failures(results: Results, view: StudyView) -> Iterator[Figure]:
     if view.status["failures"]:
         figure = running.failures(view.status["failures"])
         yield Figure("figure-failures", "Failed trials by reason", figure)
 
 
-def _archive(study: Study, view: StudyView) -> Iterator[Figure]:
-    if series := state_summary(study):
+def _archive(results: Results, view: StudyView) -> Iterator[Figure]:
+    if series := state_summary(results):
         yield Figure(
             "figure-archive-state",
             "Coverage and entropy of the archive",
@@ -166,11 +155,11 @@ def _archive(study: Study, view: StudyView) -> Iterator[Figure]:
             heading="coverage and entropy",
             note="as the optimizer recorded them with every trial",
         )
-    if grid := grid_summary(study):
+    if grid := grid_summary(results):
         figure = archive.elites(grid)
         label = "Elites of the grid"
         yield Figure("figure-elites", label, figure, "elites", "the best of every cell, by score")
-    if members := niche_summary(study, view.population):
+    if members := niche_summary(results, view.population):
         yield Figure(
             "figure-niches",
             "Niches: what falls to each member",
@@ -181,29 +170,29 @@ def _archive(study: Study, view: StudyView) -> Iterator[Figure]:
         )
 
 
-def _matrix(study: Study, view: StudyView) -> Iterator[Figure]:
+def _matrix(results: Results, view: StudyView) -> Iterator[Figure]:
     if view.population.trials and view.best:
-        found = item_summary(study, view.population, view.best["digest"])
+        found = item_summary(results, view.population, view.best["digest"])
         figure = archive.item_matrix(found)
         yield Figure("figure-items", "Who solves which item", figure)
 
 
-def _flow(study: Study, view: StudyView) -> Iterator[Figure]:
-    path = path_summary(study, view.best["recipe"]) if view.best else None
+def _flow(results: Results, view: StudyView) -> Iterator[Figure]:
+    path = path_summary(results.study, view.best["recipe"]) if view.best else None
     if path:
-        theirs = [path_summary(study, e.recipe) or [] for e in view.population.trials]
+        theirs = [path_summary(results.study, e.recipe) or [] for e in view.population.trials]
         ways = {tuple(slot["layer"] for slot in other): other for other in theirs if other}
         ways.pop(tuple(slot["layer"] for slot in path), None)
         figure = lineage.data_flow(path, list(ways.values()))
         yield Figure("figure-flow", "The path through the models' layers", figure)
 
 
-def _coefficients(study: Study, view: StudyView) -> Iterator[Figure]:
+def _coefficients(results: Results, view: StudyView) -> Iterator[Figure]:
     if view.best is None:
         return
     bounds = searched_bounds(view.facts["weights"])
-    found = coefficient_summary(study, view.best["recipe"])
-    pooled = population_coefficients(study, [e.recipe for e in view.population.trials])
+    found = coefficient_summary(results.study, view.best["recipe"])
+    pooled = population_coefficients(results.study, [e.recipe for e in view.population.trials])
     who = f"{len(view.population.trials)} recipes"
     for place, (name, table) in enumerate(found.items(), 1):
         low, high = bounds[name]
@@ -233,14 +222,14 @@ def _coefficients(study: Study, view: StudyView) -> Iterator[Figure]:
         )
 
 
-def _lineage(study: Study, view: StudyView) -> Iterator[Figure]:
-    family = lineage_summary(study, view.best["trial"]) if view.best else None
+def _lineage(results: Results, view: StudyView) -> Iterator[Figure]:
+    family = lineage_summary(results.study, view.best["trial"]) if view.best else None
     if family:
-        figure = lineage.lineage(family, search_summary(study), view.leader, _scale(view.facts))
+        figure = lineage.lineage(family, results.trials(), view.leader, _scale(view.facts))
         yield Figure("figure-lineage", "Parents and ancestors", figure)
 
 
-def _running(study: Study, view: StudyView) -> Iterator[Figure]:
+def _running(results: Results, view: StudyView) -> Iterator[Figure]:
     found = view.running
     if found["trials"]["time"]:
         figure = running.pace(found)

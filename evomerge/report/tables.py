@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.config import SPLITS
+from evomerge.results.results import shown_split
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
-from evomerge.results.summary import shown_split
 
 SHOWN_OF_FRONT = 20
 """Rows of a front in the terminal."""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 
 from evomerge.report.tables import status_table
-from evomerge.results.summary import status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import FollowedRun
 
 SECONDS = 2.0
@@ -25,7 +25,7 @@ def watch(run: FollowedRun, console: Console) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             started = time.monotonic()
-            status = status_summary(run.study)
+            status = Results(run.study).status()
             live.update(status_table(status), refresh=True)
             if status["done"]:
                 return

@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from evomerge.common.plugins import options
 from evomerge.judging.selection import finalists
-from evomerge.results.summary import judge_of
+from evomerge.results.results import Results
 from evomerge.search.archives import ItemColumns, NicheArchive
 from evomerge.search.optimizers.base import REGISTRY
-from evomerge.study.judged import searched
 from evomerge.study.record import Evaluation
-from evomerge.study.study import Study
 
 SHOWN = 40
 """Of a larger population the best so many are shown."""
@@ -41,48 +39,46 @@ class Population:
     size: int
 
 
-def population_of(study: Study) -> Population:
+def population_of(results: Results) -> Population:
     """The members that the optimizer kept when its last trial arrived, or else the best recipes.
 
     The record says what the optimizer kept just before a trial was told to it.
     """
-    own = [e for e in study.evaluations() if e.optimizers_own]
-    by_ask = {e.ask: e for e in own if not e.failed}
-    last = next((e.state for e in reversed(own) if e.state.get("members")), {})
+    by_ask = {e.ask: e for e in results.own if not e.failed}
+    last = next((e.state for e in reversed(results.own) if e.state.get("members")), {})
     members = [by_ask[ask] for ask in last.get("members", ()) if ask in by_ask]
     if not members:
-        ranked = finalists(searched(judge_of(study), study.evaluations()), BEST)
+        ranked = finalists(results.searched, BEST)
         return Population([one.trial for one in ranked], False, len(ranked))
     distinct = list({e.digest: e for e in members}.values())
     distinct.sort(key=lambda e: (e.estimated, -(e.value or 0.0)))
     return Population(distinct[:SHOWN], True, len(distinct))
 
 
-def state_summary(study: Study) -> dict[str, dict[str, list[float]]]:
+def state_summary(results: Results) -> dict[str, dict[str, list[float]]]:
     """`coverage` and `entropy`, as far as the optimizer recorded them: `trial` → `value`."""
     found: dict[str, dict[str, list[float]]] = {}
-    for e in study.evaluations():
+    for e in results.own:
         for name in ("coverage", "entropy"):
-            if e.optimizers_own and name in e.state:
+            if name in e.state:
                 series = found.setdefault(name, {"trial": [], "value": []})
                 series["trial"].append(e.number or 0)
                 series["value"].append(e.state[name])
     return found
 
 
-def grid_summary(study: Study) -> dict[str, Any] | None:
+def grid_summary(results: Results) -> dict[str, Any] | None:
     """The elites of a grid over two measures (MAP-Elites); None for other optimizers.
 
     Returns:
         `measures`: the two names; `shape`: cells along each; `bounds`: [low, high] of each;
         `cells`: for each elite `place` (two indices), `trial`, `value`.
     """
-    own = [e for e in study.evaluations() if e.optimizers_own]
-    by_ask = {e.ask: e for e in own}
-    last = next((e.state for e in reversed(own) if e.state.get("cells")), None)
+    by_ask = {e.ask: e for e in results.own}
+    last = next((e.state for e in reversed(results.own) if e.state.get("cells")), None)
     if last is None:
         return None
-    given = study.campaign["optimizer"]
+    given = results.study.campaign["optimizer"]
     known = options(REGISTRY.find(given["kind"], "optimizer.kind"))
     shape, bounds = (given.get(name, known[name].default) for name in ("grid", "bounds"))
     return {
@@ -97,7 +93,7 @@ def grid_summary(study: Study) -> dict[str, Any] | None:
     }
 
 
-def niche_summary(study: Study, population: Population) -> list[dict[str, Any]]:
+def niche_summary(results: Results, population: Population) -> list[dict[str, Any]]:
     """What falls to each member when whoever solves an item shares its point with the others.
 
     This is M2N2's fitness at α = 1 (see `NicheArchive`), over the number of items: members' shares
@@ -111,7 +107,7 @@ def niche_summary(study: Study, population: Population) -> list[dict[str, Any]]:
     measured = [e for e in population.trials if e.measured]
     if not measured:
         return []
-    columns, signs = ItemColumns(), _signs(study)
+    columns, signs = ItemColumns(), _signs(results)
     rows = np.array([columns.row({t: e.scores[t] for t in signs}, signs) for e in measured])
     solved = rows > rows.min(axis=0)
     alone = rows * (solved & (solved.sum(axis=0) == 1))
@@ -124,7 +120,7 @@ def niche_summary(study: Study, population: Population) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: -one["share"])
 
 
-def item_summary(study: Study, population: Population, marked: str) -> dict[str, Any]:
+def item_summary(results: Results, population: Population, marked: str) -> dict[str, Any]:
     """Who solves what: parents and members by the items of the search split.
 
     Values run from 0, the worst, to 1; of a task whose items are not all 0 or 1, the worst and the
@@ -132,7 +128,7 @@ def item_summary(study: Study, population: Population, marked: str) -> dict[str,
     on them, the easiest first. Of more than 600 items neighbours share a column, as their mean.
 
     Args:
-        study: read from.
+        results: of the study.
         population: its members.
         marked: the digest of the recipe whose row is "winner".
 
@@ -142,13 +138,13 @@ def item_summary(study: Study, population: Population, marked: str) -> dict[str,
         item was measured.
     """
     parents = [
-        e for e in study.evaluations() if e.role == "parent" and e.split == "search" and e.measured
+        e for e in results.evaluations if e.role == "parent" and e.split == "search" and e.measured
     ]
     roles = ["parent"] * len(parents) + [
         "winner" if e.digest == marked else "member" for e in population.trials
     ]
     shown = [*parents, *population.trials]
-    signs = _signs(study)
+    signs = _signs(results)
     whole = sum(len(shown[0].scores[task]) for task in signs) if shown else 0
     together = -(-whole // COLUMNS)
     tasks = []
@@ -167,11 +163,11 @@ def item_summary(study: Study, population: Population, marked: str) -> dict[str,
     return {"rows": rows, "tasks": tasks}
 
 
-def _signs(study: Study) -> dict[str, float]:
+def _signs(results: Results) -> dict[str, float]:
     """The tasks that count → −1 where smaller is better."""
     return {
         task["task"]: 1.0 if task["higher_is_better"] else -1.0
-        for task in study.note("tasks") or []
+        for task in results.task_notes
         if task["weight"] > 0
     }
 

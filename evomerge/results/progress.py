@@ -58,7 +58,7 @@ class _Clock:
         return self.offsets[self.session] + self.finished - self.starts[self.session]
 
 
-def running_summary(study: Study) -> dict[str, Any]:
+def running_summary(study: Study, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """Cost, pace and utilisation of a study; times in seconds.
 
     Returns:
@@ -77,7 +77,7 @@ def running_summary(study: Study) -> dict[str, Any]:
         the workers' time, null before anything is known;
         `cost`: what was done → stage → seconds of one worker.
     """
-    evaluations = [e for e in study.evaluations() if e.finished]
+    timed = [e for e in evaluations if e.finished]
     noted = sessions(study)
     count = study.campaign["workers"]["count"]
     asked_for = 1 if count == "auto" else count
@@ -86,15 +86,11 @@ def running_summary(study: Study) -> dict[str, Any]:
         "driven": driven,
         "in_flight": [] if driven is False else [_flying(m) for m in study.markers()],
         "workers": noted[-1].workers if noted else asked_for,
-        "repeated": sum(e.attempt > 1 for e in evaluations),
+        "repeated": sum(e.attempt > 1 for e in timed),
         "budget": study.campaign["budget"]["trials"],
         "item_budget": study.campaign["budget"].get("items"),
-        "cost": _cost(evaluations),
-        **(
-            _over_time(study, evaluations, _clock(evaluations, noted, asked_for))
-            if evaluations
-            else NOTHING_YET
-        ),
+        "cost": _cost(timed),
+        **(_over_time(study, timed, _clock(timed, noted, asked_for)) if timed else NOTHING_YET),
     }
 
 
@@ -105,9 +101,9 @@ def split_size(study: Study, split: str) -> int:
     return sum(len(ids) for task, ids in items.items() if task not in beside)
 
 
-def is_concluded(study: Study) -> bool:
-    """Whether its search gave a winner that no later trial has been set against."""
-    own = sum(e.optimizers_own for e in study.evaluations())
+def is_concluded(study: Study, evaluations: Sequence[Evaluation]) -> bool:
+    """Whether a winner was chosen and no trial has been recorded since."""
+    own = sum(e.optimizers_own for e in evaluations)
     return (study.note("concluded") or {}).get("trials") == own
 
 
@@ -116,7 +112,7 @@ def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: _Clock) -
     mine = np.array([e.optimizers_own for e in evaluations])
     time, whole = clock.running(), split_size(study, "search")
     rate = _rate(clock.finished[mine & (clock.session == clock.session.max())])
-    concluded = is_concluded(study)
+    concluded = is_concluded(study, evaluations)
     budget = study.campaign["budget"]
     return {
         "rate": rate,
@@ -231,7 +227,7 @@ def _purpose(e: Evaluation) -> str:
         return e.split
     if not e.optimizers_own:
         return "parents and baselines"
-    return "trials stopped on a rung" if e.estimated else "trials"
+    return "trials pruned at a rung" if e.estimated else "trials"
 
 
 def _seconds(e: Evaluation) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 from evomerge.judging.best_of_many import on_new_items
 from evomerge.judging.intervals import holm, interval
 from evomerge.judging.scores import Judge
-from evomerge.study.judged import judge_on, judged
+from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
 
 NAMED = 3
@@ -21,7 +21,7 @@ def choice_summary(
     """By how much the winner's score on select flatters it, for being the best of some there.
 
     Args:
-        judge: the campaign's.
+        judge: of the select split.
         concluded: the study's note on its winner.
 
     Returns:
@@ -31,7 +31,6 @@ def choice_summary(
         where it was not chosen by its score alone: by a preference among goals, or for the smallest
         breach of a constraint; nor with a single item of a task.
     """
-    judge = judge_on(judge, evaluations, "select")
     named = concluded.get("finalists")  # older studies do not say
     found = {
         e.digest: e

@@ -27,7 +27,7 @@ from evomerge.campaign.open import open_campaign
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import EvomergeError, InputError
 from evomerge.config import load_campaign
-from evomerge.results.summary import best_summary, status_summary
+from evomerge.results.results import Results
 from evomerge.search.optimizers.base import ask_index
 from evomerge.study.run_folder import open_run, study_place
 from evomerge.study.study import Study
@@ -55,7 +55,7 @@ def test_the_winner_is_the_finalist_that_is_best_on_select(whole):
     found = evaluations(whole)
     on_select = [e for e in found if e.split == "select" and e.role == "finalist"]
     best = max(on_select, key=lambda e: e.value)
-    summary = best_summary(open_run(whole)[1])
+    summary = Results(open_run(whole)[1]).best()
     assert summary["digest"] == best.digest
     assert summary["scores"]["select"]["mean"] == pytest.approx(best.value)
     assert set(summary["parents"]) == {"base", "math", "lang"}
@@ -72,12 +72,12 @@ def test_no_item_is_in_two_splits_and_the_winner_is_scored_on_all(whole):
     items = study.items()
     per_split = [set(items[s]["pick"]) for s in ("search", "select", "test")]
     assert sum(map(len, per_split)) == len(set.union(*per_split)) == 60
-    summary = best_summary(study)
+    summary = Results(study).best()
     assert sum(summary["scores"][s]["tasks"]["pick"]["n"] for s in summary["scores"]) == 60
 
 
 def test_the_study_is_done_and_a_second_run_repeats_nothing(whole, monkeypatch):
-    assert status_summary(open_run(whole)[1])["done"]
+    assert Results(open_run(whole)[1]).status()["done"]
     before = facts(whole)
     monkeypatch.setattr(Worker, "measure", lambda *_: pytest.fail("measured again"))
     run(whole.parent)
@@ -89,9 +89,9 @@ def test_a_larger_budget_extends_the_study_and_says_that_the_test_was_seen(tiny_
     before = facts(out)
     run(tiny_folder, overrides=["budget.trials=8"])
     assert facts(out)[: len(before)] == before
-    status = status_summary(open_run(out)[1])
+    status = Results(open_run(out)[1]).status()
     assert status["trials"] == 8
-    opened = best_summary(open_run(out)[1])["test_opened"]
+    opened = Results(open_run(out)[1]).best()["test_opened"]
     assert [entry["trials"] for entry in opened] == [4, 8]
     assert status["done"]
 
@@ -125,7 +125,7 @@ def test_kill_and_resume_repeats_nothing_and_changes_nothing(tiny_folder, whole)
     moments = [random.Random(1).uniform(0.3, 3.0) for _ in range(3)]
     kill_and_resume(tiny_folder, out, moments)
     assert facts(out) == facts(whole)
-    assert best_summary(open_run(out)[1]) == best_summary(open_run(whole)[1])
+    assert Results(open_run(out)[1]).best() == Results(open_run(whole)[1]).best()
 
 
 @pytest.mark.parametrize("at", [0, 5, 9, 14, 20, 26])
@@ -263,7 +263,7 @@ def test_a_smaller_budget_than_what_is_recorded_and_in_flight_is_kept(tiny_folde
     out = tiny_folder / "run"
     crash(tiny_folder, out, monkeypatch, at=7 + 4)
     run(tiny_folder, out, overrides=["budget.trials=4"])
-    assert status_summary(open_run(out)[1])["trials"] == 4
+    assert Results(open_run(out)[1]).status()["trials"] == 4
 
 
 def test_no_time_at_all_is_said_not_tripped_over(tiny_folder):
@@ -323,7 +323,7 @@ def test_a_lost_worker_is_tried_again_and_failures_do_not_end_the_campaign(
     retired = f"its worker died ({ATTEMPTS} attempts)"
     assert [e.reason for e in found[:3]] == [None, retired, "out of memory"]
     assert len(found) == 12
-    status = status_summary(open_run(out)[1])
+    status = Results(open_run(out)[1]).status()
     assert status["failed"] == 2
     assert status["failures"] == {retired: 1, "out of memory": 1}
 
@@ -359,7 +359,7 @@ def test_a_recipe_already_scored_is_looked_up(tiny_folder, monkeypatch):
 def test_a_deadline_ends_the_search_and_still_chooses_and_tests(tiny_folder):
     run(tiny_folder, overrides=["budget.trials=2"])
     out = run(tiny_folder, deadline=time.monotonic() - 1)
-    status = status_summary(open_run(out)[1])
+    status = Results(open_run(out)[1]).status()
     assert (status["trials"], status["budget"], status["done"]) == (2, 12, True)
 
 
@@ -440,7 +440,7 @@ def test_coverage_and_entropy_stand_beside_every_trial_of_an_archive(tmp_path):
     assert trials[1].state["members"] == [trials[0].ask]
     solved = np.concatenate(list(trials[0].scores.values()))
     assert trials[1].state["coverage"] == pytest.approx(solved.mean())
-    assert status_summary(open_run(out)[1])["optimizer_state"] == trials[-1].state
+    assert Results(open_run(out)[1]).status()["optimizer_state"] == trials[-1].state
     again = run(tmp_path, out=tmp_path / "short", overrides=[*chosen[:2], "budget.trials=6"])
     resumed = run(tmp_path, out=again, overrides=chosen)
     assert (out / "grams.npz").stat().st_size < 10_000

@@ -17,7 +17,7 @@ from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
 from evomerge.report.pages.report import write_report
-from evomerge.results.summary import best_summary, status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 
 METRIC = '''
@@ -102,9 +102,9 @@ def test_the_objective_is_over_both_and_so_are_table_and_report(folder):
         means = {task: float(np.mean(values)) for task, values in trial.scores.items()}
         expected = (means["pick"] + 2 * means["closeness"]) / 3
         assert trial.value == pytest.approx(expected)
-    summary = best_summary(study)
+    summary = Results(study).best()
     assert set(summary["scores"]["test"]["tasks"]) == {"pick", "closeness"}
-    assert status_summary(study)["done"]
+    assert Results(study).status()["done"]
     write_report(study, folder / "report.html")
     assert "closeness" in (folder / "report.html").read_text()
 

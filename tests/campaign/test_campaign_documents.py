@@ -20,7 +20,7 @@ from evomerge.fitness.tasks.task_set import list_items
 from evomerge.preflight.forecast import foresee
 from evomerge.preflight.show import preflight_table
 from evomerge.report.tables import best_table
-from evomerge.results.summary import best_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 
 TWO_TASKS = ["fitness.tasks=[{task: pick, num_fewshot: 0}, {task: again, num_fewshot: 0}]"]
@@ -122,7 +122,7 @@ def test_one_that_is_allowed_is_searched_on_and_told_of(public):
     assert "allow_test_sets" not in json.dumps(
         prepare(load_campaign(public / "campaign.yaml", allowed)).identity
     )
-    best = best_summary(open_run(run(public, overrides=allowed))[1])
+    best = Results(open_run(run(public, overrides=allowed))[1]).best()
     assert best["test_sets"] == ["pick"]
     console = Console(width=200)
     with console.capture() as printed:

@@ -7,7 +7,7 @@ from running import evaluations, facts, run
 
 from evomerge.report.pages.report import report_page
 from evomerge.results.coefficients import coefficient_summary
-from evomerge.results.summary import best_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 
 WEIGHTS = (
@@ -28,6 +28,6 @@ def test_a_search_over_methods_resumes_where_it_stopped(tmp_path):
     methods = {m["method"] for e in evaluations(whole) for m in e.recipe["merges"]}
     assert {"linear", "ties", "dare_ties"} <= methods
     study = open_run(whole)[1]
-    recipe = best_summary(study)["recipe"]
+    recipe = Results(study).best()["recipe"]
     assert set(coefficient_summary(study, recipe)) <= {"weight", "ties.density"}
     assert "linear or ties or dare_ties, searched per group, tuned per tensor" in report_page(study)

@@ -17,7 +17,7 @@ from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
 from evomerge.judging.pareto import front as front_of
 from evomerge.report.pages.report import report_page
-from evomerge.results.summary import best_summary, judge_of
+from evomerge.results.results import Results
 from evomerge.study.judged import judge_on, searched
 from evomerge.study.run_folder import open_run
 from evomerge.workers.worker import Worker
@@ -106,10 +106,10 @@ def test_a_resumed_campaign_judges_and_asks_as_if_it_had_not_stopped(
 def test_the_winner_keeps_the_constraints_where_a_finalist_does(normalized):
     _, study = normalized
     found = study.evaluations()
-    on_select = judge_on(judge_of(study), found, "select")
+    on_select = judge_on(Results(study).judge, found, "select")
     finalists = [e for e in found if e.split == "select" and e.role == "finalist"]
     kept = [e for e in finalists if on_select.scores(e.scores).violation == 0]
-    winner = best_summary(study)
+    winner = Results(study).best()
     assert winner["digest"] in [e.digest for e in kept or finalists]
     for split in ("search", "select", "test"):
         (check,) = winner["constraints"][split]
@@ -124,7 +124,7 @@ def test_optuna_does_not_call_a_trial_the_best_that_breaks_a_constraint(normaliz
     import optuna
 
     _, study = normalized
-    own = searched(judge_of(study), study.evaluations())
+    own = searched(Results(study).judge, study.evaluations())
     broken = {one.trial.number for one in own if one.scores.violation > 0}
     assert 0 < len(broken) < len(own)
     loaded = optuna.load_study(study_name=study.name, storage=study._url)
@@ -164,4 +164,4 @@ def test_an_optimizer_of_one_goal_is_refused_before_any_work(tmp_path):
 
 
 def test_a_campaign_without_goals_has_no_front(normalized):
-    assert "front" not in best_summary(normalized[1])
+    assert "front" not in Results(normalized[1]).best()

@@ -10,7 +10,7 @@ from evomerge.campaign.open import open_campaign
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
-from evomerge.results.summary import status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 
 
@@ -39,4 +39,4 @@ def test_two_workers_on_ray_lose_and_repeat_nothing(tiny_folder):
     assert sorted(t.ask for t in trials) == list(range(12))
     assert len({t.digest for t in trials}) == 12
     assert any(t.tells < t.ask for t in trials), "asked while another was in flight"
-    assert status_summary(open_run(out)[1])["done"]
+    assert Results(open_run(out)[1]).status()["done"]

@@ -16,7 +16,7 @@ from evomerge.campaign.setup import prepare
 from evomerge.cli import app
 from evomerge.config import load_campaign
 from evomerge.judging.pareto import front as front_of
-from evomerge.results.summary import best_summary, status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 from evomerge.workers.worker import Worker
 
@@ -74,7 +74,7 @@ def test_the_front_trades_accuracy_for_tokens(whole):
     own = [e for e in study.evaluations() if e.optimizers_own]
     points = np.array([[e.scores["pick"].mean(), -e.scores[TOKENS].mean()] for e in own])
     assert len(set(points[:, 1])) > 3
-    found = best_summary(study)
+    found = Results(study).best()
     kept = {e.digest for e, on_front in zip(own, front_of(points), strict=True) if on_front}
     assert {point["digest"] for point in found["front"]} <= kept
     assert found["digest"] in kept
@@ -86,7 +86,7 @@ def test_the_front_trades_accuracy_for_tokens(whole):
 
 def test_a_token_constraint_is_measured_in_tokens(whole):
     _, study = whole
-    found = best_summary(study)
+    found = Results(study).best()
     evaluations = study.evaluations()
     math = next(e for e in evaluations if e.name == "math" and e.split == "search")
     ours = next(e for e in evaluations if e.digest == found["digest"] and e.split == "search")
@@ -103,7 +103,7 @@ def test_measures_are_not_counted_as_items(whole):
     assert items[TOKENS] == items["say"]
     scored = [e for e in study.evaluations() if e.seconds]
     counted = sum(len(e.scores["pick"]) + len(e.scores["say"]) for e in scored)
-    assert status_summary(study)["item_evaluations"] == counted
+    assert Results(study).status()["item_evaluations"] == counted
 
 
 def test_the_answers_and_their_lengths_survive_being_interrupted(whole, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from silent import Silent
 
 from evomerge.campaign.event_log import LATEST, LONGEST, EventLog
 from evomerge.report.tables import status_table
-from evomerge.results.summary import status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 from evomerge.workers.build import Event, Outcome
 
@@ -73,7 +73,7 @@ def test_a_machines_faults_are_told_and_cost_no_candidate_an_attempt(tiny_folder
     trials = [e for e in evaluations(out) if e.optimizers_own]
     assert {(e.attempt, e.failed) for e in trials} == {(1, False)}
     assert sorted(e.ask for e in trials) == list(range(12))
-    status = status_summary(open_run(out)[1])
+    status = Results(open_run(out)[1]).status()
     count = status["events"]["counts"]["nodes left alone"]
     assert count >= 3
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

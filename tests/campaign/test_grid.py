@@ -9,7 +9,7 @@ from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
 from evomerge.report.pages.report import report_page
-from evomerge.results.summary import best_summary, status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 
 
@@ -25,10 +25,10 @@ def test_the_grid_is_scored_before_the_search_and_its_best_meets_the_winner(tiny
         ("test", best.digest),
     }
     study = open_run(out)[1]
-    ((name, scores),) = best_summary(study)["grid"].items()
+    ((name, scores),) = Results(study).best()["grid"].items()
     assert name == f"{best.name} (best of 2 on a grid)"
     assert scores["test"]["winner_minus_this"]
-    assert status_summary(study)["trials"] == 2
+    assert Results(study).status()["trials"] == 2
     assert name in report_page(study)
 
 

@@ -9,7 +9,7 @@ from silent import Silent
 from evomerge.campaign.open import open_campaign
 from evomerge.campaign.setup import prepare
 from evomerge.config import load_campaign
-from evomerge.results.summary import status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 from evomerge.workers.build import LocalExecutor
 
@@ -121,7 +121,7 @@ def test_with_two_workers_nothing_that_was_scored_meanwhile_is_lost_or_repeated(
         assert sorted(e.ask for e in own) == list(range(config.budget.trials))
         assert len({e.digest for e in own}) == len(own)
         assert Unlucky.done == len(study.evaluations())
-        assert status_summary(study)["done"]
+        assert Results(study).status()["done"]
 
 
 def test_trackers_and_patience_are_no_part_of_what_a_study_is(campaign, tmp_path):

@@ -15,7 +15,7 @@ from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
 from evomerge.judging.estimators.mean import mean
-from evomerge.results.summary import best_summary, status_summary
+from evomerge.results.results import Results
 from evomerge.study.record import Evaluation
 from evomerge.study.run_folder import open_run, study_place
 from evomerge.study.study import Study
@@ -81,12 +81,12 @@ def test_what_was_estimated_is_never_best_and_counted_apart(climbed):
     config, study = open_run(climbed[0])
     trials = own(climbed[0])
     stopped = [t for t in trials if t.estimated]
-    status = status_summary(study)
+    status = Results(study).status()
     assert status["pruned"] == len(stopped)
     assert status["completed"] == len(trials) - len(stopped)
     numbers = {t.number for t in stopped}
     assert status["best"]["trial"] not in numbers
-    assert best_summary(study)["trial"] not in numbers
+    assert Results(study).best()["trial"] not in numbers
     finalists = {e.digest for e in evaluations(climbed[0]) if e.role == "finalist"}
     assert not finalists & {t.digest for t in stopped}
     storage, name = study_place(config, climbed[0])

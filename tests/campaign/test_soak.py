@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import run
 
-from evomerge.results.summary import status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -27,7 +27,7 @@ def test_under_fire_every_trial_is_recorded_once_and_the_campaign_ends(tiny_fold
     assert happened["drivers killed"] == 2
     assert happened["nodes lost"] == happened["nodes joined"] == 1
     assert happened["workers killed"] > 0
-    events = status_summary(open_run(out)[1])["events"]
+    events = Results(open_run(out)[1]).status()["events"]
     assert events["counts"]["workers joined"] > 0
 
 

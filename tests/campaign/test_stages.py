@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.config import load_campaign
 from evomerge.export.merge import merge_file
-from evomerge.results.summary import best_summary, status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 from evomerge.workers.build import LocalExecutor
 
@@ -62,7 +62,7 @@ def hybrid(tmp_path_factory):
 
 def test_the_second_stage_has_the_first_ones_winner_as_a_model(hybrid):
     first, second = (open_run(hybrid / "run" / name)[1] for name in ("blend", "flow"))
-    winner = best_summary(first)
+    winner = Results(first).best()
     blend = next(e for e in second.evaluations() if e.name == "blend" and e.split == "search")
     assert blend.value == winner["scores"]["search"]["mean"]
     ends = {e.recipe["path"][i]["source"] for e in second.evaluations() if e.ask for i in (0, -1)}
@@ -85,14 +85,14 @@ def test_yardsticks_of_the_first_stage_are_not_measured_again(hybrid):
 
 def test_best_tells_the_lineage_and_status_the_stage(hybrid):
     _, study = open_run(hybrid / "run")
-    (before,) = best_summary(study)["stages"]
-    winner = best_summary(open_run(hybrid / "run" / "blend")[1])
+    (before,) = Results(study).best()["stages"]
+    winner = Results(open_run(hybrid / "run" / "blend")[1]).best()
     assert (before["stage"], before["digest"]) == ("blend", winner["digest"])
     assert before["select"] == winner["scores"]["select"]["mean"]
     shown = CliRunner().invoke(app, ["best", str(hybrid / "run")]).output
     assert "stage blend: trial" in shown
-    assert status_summary(study)["stage"] == {"name": "flow", "place": 2, "of": 2}
-    assert status_summary(study)["done"]
+    assert Results(study).status()["stage"] == {"name": "flow", "place": 2, "of": 2}
+    assert Results(study).status()["done"]
 
 
 def test_the_export_of_a_hybrid_is_merged_again_from_its_files(hybrid, tmp_path):
@@ -135,8 +135,8 @@ def test_dying_in_any_stage_loses_only_the_evaluation_in_flight(hybrid, tmp_path
 def test_time_that_ends_before_a_stages_budget_leaves_it_open(hybrid, tmp_path):
     campaign, out = hybrid / "campaign.yaml", tmp_path / "run"
     assert search(campaign, out, "--hours", "0.0000001").exit_code == 3
-    assert status_summary(open_run(out)[1])["stage"]["name"] == "blend"
-    assert not status_summary(open_run(out)[1])["done"]
+    assert Results(open_run(out)[1]).status()["stage"]["name"] == "blend"
+    assert not Results(open_run(out)[1]).status()["done"]
     assert search(campaign, out).exit_code == 0
     assert facts(out, "flow") == facts(hybrid / "run", "flow")
 

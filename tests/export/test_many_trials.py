@@ -20,7 +20,7 @@ from evomerge.export.many_trials import export_many
 from evomerge.export.trial import export_trial
 from evomerge.materialize.disk import stream
 from evomerge.recipe import load_recipe
-from evomerge.results.summary import best_summary
+from evomerge.results.results import Results
 from evomerge.search.optimizers.replay import members
 from evomerge.study.judged import judge_on
 from evomerge.study.run_folder import open_run, run_folder
@@ -37,7 +37,7 @@ def index_of(folder):
 
 def test_the_front_is_a_folder_for_each_of_its_trials(run, finished, tmp_path):
     out = export_many(*run, "front", tmp_path / "front", run=run_folder(finished / "run"))
-    front = best_summary(run[1])["front"]
+    front = Results(run[1]).best()["front"]
     index = index_of(out)
     assert [row["trial"] for row in index["members"]] == [one["trial"] for one in front]
     for row, one in zip(index["members"], front, strict=True):
@@ -86,7 +86,7 @@ def test_a_stopped_export_goes_on_and_other_folders_are_left_alone(run, tmp_path
 
 
 def test_estimates_are_left_out_and_named(run, tmp_path, monkeypatch):
-    front = exports._front(run[1])
+    front = exports._front(Results(run[1]))
     object.__setattr__(front[0], "estimated", True)
     monkeypatch.setattr(exports, "_front", lambda study: front)
     out = export_many(*run, "front", tmp_path / "front", "recipe")

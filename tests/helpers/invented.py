@@ -11,7 +11,7 @@ from optuna.distributions import FloatDistribution
 from evomerge.config import SPLITS, parse_campaign
 from evomerge.judging.scores import Judge
 from evomerge.recipe import Merge, Recipe, Slot
-from evomerge.results.summary import judge_of
+from evomerge.results.results import Results
 from evomerge.study.judged import scores_of
 from evomerge.study.record import Evaluation
 from evomerge.study.run_folder import remember_campaign, study_place
@@ -93,8 +93,13 @@ class Invented:
                 for t in tasks
             ],
         )
-        self.judge: Judge = judge_of(self.study)
+        self.judge: Judge = self.results.judge
         self.asked = 0
+
+    @property
+    def results(self):
+        """The study's results as it stands."""
+        return Results(self.study)
 
     def _groups(self):
         yield None, "embeddings"

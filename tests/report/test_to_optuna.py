@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from evomerge.cli import app
 from evomerge.report.all_figures import view_of
-from evomerge.results.summary import best_summary, status_summary
+from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 
 plots = pytest.importorskip("optuna_dashboard._custom_plot_data")
@@ -46,10 +46,10 @@ def test_every_figure_is_saved_with_a_title_and_a_second_time_in_place(extensibl
 
 
 def test_nothing_else_in_the_study_is_touched(extensible):
-    before = (best_summary(extensible.study), status_summary(extensible.study))
+    before = (extensible.results.best(), extensible.results.status())
     pushed(extensible.folder)
     _, study = open_run(extensible.folder)
-    assert (best_summary(study), status_summary(study)) == before
+    assert (Results(study).best(), Results(study).status()) == before
     extensible.search([0.2])  # the driver goes on
 
 

@@ -21,7 +21,6 @@ from evomerge.config import BudgetConfig
 from evomerge.export.trial import export_trial
 from evomerge.judging.selection import leading
 from evomerge.report.tables import best_table, status_table
-from evomerge.results.summary import best_summary, status_summary
 from evomerge.study.judged import searched
 from evomerge.study.others import best_own_params, best_params
 from evomerge.study.record import Evaluation, RungResult
@@ -84,7 +83,7 @@ def test_optuna_calls_it_pruned_and_gives_it_no_value(stopped):
 
 def test_status_and_best_pass_it_over(stopped):
     run, trial = stopped
-    status, best = status_summary(run.study), best_summary(run.study)
+    status, best = run.results.status(), run.results.best()
     assert (status["completed"], status["pruned"]) == (3, 1)
     assert status["best"]["trial"] == best["trial"] != trial.number
     assert "stopped on a rung │ 1" in " ".join(printed(status_table(status)).split())
@@ -111,7 +110,7 @@ def test_the_page_draws_it_apart_and_names_it_an_estimate(stopped):
 def test_it_is_not_exported(stopped, tmp_path):
     run, trial = stopped
     config, study = open_run(run.folder)
-    with pytest.raises(InputError, match="was stopped on a rung, so that its score is an estimate"):
+    with pytest.raises(InputError, match="was pruned at a rung, so that its score is an estimate"):
         export_trial(config, study, trial.number, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -19,7 +19,6 @@ from evomerge.results.population import (
     population_of,
     state_summary,
 )
-from evomerge.results.summary import search_summary
 
 N = COUNTS["search"]
 
@@ -46,29 +45,29 @@ def trials(run):
 
 
 def test_the_population_is_what_the_optimizer_kept_the_best_first(archived):
-    population = population_of(archived.study)
+    population = population_of(archived.results)
     assert population.kept
     assert [e.ask for e in population.trials] == [0, 2, 3]
     archived.add(archived.recipe(), 0.99, state={"members": [1, 2]})
-    assert [e.ask for e in population_of(archived.study).trials] == [2, 1]
+    assert [e.ask for e in population_of(archived.results).trials] == [2, 1]
 
 
 def test_without_an_archive_the_best_stand_in_every_recipe_once(tmp_path):
     run = Invented(tmp_path / "run").yardsticks().search([0.5, 0, 0.9], {1: "oom"})
     run.add(Recipe.from_json(trials(run)[2].recipe), 0.9)
     run.add(run.recipe(), 1.0, stopped=20)
-    population = population_of(run.study)
+    population = population_of(run.results)
     assert not population.kept
     assert [e.ask for e in population.trials] == [2, 0], "an estimate is never among the best"
 
 
 def test_niches_add_up_to_what_is_solved_and_tell_what_is_solved_by_one_alone(archived):
-    first, *_, last = niche_summary(archived.study, population_of(archived.study))
+    first, *_, last = niche_summary(archived.results, population_of(archived.results))
     assert first["trial"] == trials(archived)[2].number
     assert first["alone"] == pytest.approx(10 / N)
     assert first["share"] == pytest.approx((10 + 10 / 3) / N)
     assert (last["alone"], last["share"]) == (0, pytest.approx((10 / 2 + 10 / 3) / N))
-    figure = niches(niche_summary(archived.study, population_of(archived.study)))
+    figure = niches(niche_summary(archived.results, population_of(archived.results)))
     drawn = sum(sum(bars.x) for bars in figure.data)
     assert drawn == pytest.approx(30 / N), "their shares are the share of items anyone solves"
 
@@ -76,12 +75,12 @@ def test_niches_add_up_to_what_is_solved_and_tell_what_is_solved_by_one_alone(ar
 def test_a_member_stopped_on_a_rung_has_no_niche_and_gaps_for_what_was_not_measured(archived):
     archived.add(archived.recipe(), items=solving(*range(N)), stopped=8, state={"members": [0, 1]})
     archived.add(archived.recipe(), 0.5, state={"members": [0, 4]})
-    population = population_of(archived.study)
+    population = population_of(archived.results)
     assert [e.ask for e in population.trials] == [0, 4], "estimates come last"
-    assert [one["trial"] for one in niche_summary(archived.study, population)] == [
+    assert [one["trial"] for one in niche_summary(archived.results, population)] == [
         trials(archived)[0].number
     ]
-    found = item_summary(archived.study, population, "")
+    found = item_summary(archived.results, population, "")
     assert found["rows"][-1]["estimated"]
     for task in found["tasks"]:
         assert task["values"][-1].count(None) == N - 8
@@ -92,8 +91,8 @@ def test_a_member_stopped_on_a_rung_has_no_niche_and_gaps_for_what_was_not_measu
 
 
 def test_the_matrix_holds_every_item_of_parents_and_members_easiest_first(archived):
-    population = population_of(archived.study)
-    found = item_summary(archived.study, population, population.trials[1].digest)
+    population = population_of(archived.results)
+    found = item_summary(archived.results, population, population.trials[1].digest)
     assert [row["name"] for row in found["rows"][:3]] == ["base", "math", "lang"]
     assert [row["role"] for row in found["rows"]] == ["parent"] * 3 + ["member", "winner", "member"]
     [add, _mul] = found["tasks"]
@@ -110,20 +109,20 @@ def test_the_matrix_holds_every_item_of_parents_and_members_easiest_first(archiv
 def test_losses_are_turned_and_scaled_from_the_worst_to_the_best(tmp_path):
     run = Invented(tmp_path / "run", tasks=("loss",), lower_is_better=("loss",))
     run.add(run.recipe(), items={"loss": np.linspace(1.0, 3.0, N)})
-    [task] = item_summary(run.study, population_of(run.study), "")["tasks"]
+    [task] = item_summary(run.results, population_of(run.results), "")["tasks"]
     assert (task["values"][0][0], task["values"][0][-1]) == (1, 0)
 
 
 def test_many_items_share_columns_as_means(monkeypatch, archived):
     monkeypatch.setattr("evomerge.results.population.COLUMNS", 20)
-    [add, _] = item_summary(archived.study, population_of(archived.study), "")["tasks"]
+    [add, _] = item_summary(archived.results, population_of(archived.results), "")["tasks"]
     assert add["together"] == 4
     assert len(add["values"][3]) == N / 4
     assert sum(add["values"][3]) == pytest.approx(20 / 4)
 
 
 def test_coverage_and_entropy_are_drawn_as_they_were_recorded(archived):
-    found = state_summary(archived.study)
+    found = state_summary(archived.results)
     numbers = [e.number for e in trials(archived)]
     assert found["coverage"] == {"trial": numbers, "value": pytest.approx([0, 0.1, 0.1, 0.3])}
     assert [tuple(t.y) for t in archive_state(found).data] == [
@@ -136,7 +135,7 @@ def test_elites_stand_in_the_cells_of_their_measures(tmp_path):
     run = Invented(tmp_path / "run", optimizer="map_elites").yardsticks().search([0.3, 0.8])
     state = {"members": [0, 1], "cells": [[2, 3], [9, 9]], "measures": ["add", "mul"]}
     run.add(run.recipe(), 0.1, state=state)
-    grid = grid_summary(run.study)
+    grid = grid_summary(run.results)
     assert (grid["shape"], grid["bounds"]) == ([10, 10], [[0, 1], [0, 1]])
     figure = elites(grid)
     [heat] = figure.data
@@ -170,7 +169,7 @@ def test_a_family_holds_every_ancestor_once_with_its_generation(tmp_path):
     assert [one["generation"] for one in family] == [2, 2, 1, 1, 0]
     assert family[-1]["parents"] == [numbers[3], numbers[4]], "what is not on record is left out"
     assert lineage_summary(run.study, numbers[0]) is None
-    figure = lineage({"trials": family}, search_summary(run.study), "winner", "score")
+    figure = lineage({"trials": family}, run.results.trials(), "winner", "score")
     marks = {t.name: t for t in figure.data}
     assert list(marks["beginning"].x) == numbers[:2]
     assert list(marks["ancestor"].marker.symbol) == ["circle", "circle", "circle-open"]

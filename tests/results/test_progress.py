@@ -10,8 +10,6 @@ from invented import COUNTS, Invented
 
 from evomerge.report.figures import running as figures
 from evomerge.report.tables import duration, left_line
-from evomerge.results.progress import running_summary
-from evomerge.results.summary import status_summary
 from evomerge.study.record import Marker
 from evomerge.study.sessions import KEPT, begin_session, sessions
 
@@ -52,7 +50,7 @@ def two_nights(tmp_path):
 
 
 def test_time_between_sessions_does_not_count(two_nights):
-    found = running_summary(two_nights.study)
+    found = two_nights.results.running
     assert found["time"] == pytest.approx(140)
     assert [s["time"] for s in found["sessions"]] == [0, pytest.approx(100)]
     assert found["trials"]["time"][-2:] == pytest.approx([120, 140])
@@ -62,7 +60,7 @@ def test_time_between_sessions_does_not_count(two_nights):
 
 def test_utilisation_is_the_work_over_what_the_workers_had_time_for(two_nights):
     two_nights.study.set_note("concluded", {"winner": "x", "trials": 12})
-    busy = running_summary(two_nights.study)["busy"]
+    busy = two_nights.results.running["busy"]
     assert busy["share"] == pytest.approx((2 * 100 + 20) / (2 * 100 + 40))
     early = [w for t, w in zip(busy["time"], busy["workers"], strict=False) if t < 95]
     assert early == pytest.approx([2.0] * len(early))
@@ -76,17 +74,17 @@ def test_while_it_runs_what_is_not_recorded_yet_is_not_called_idle(tmp_path):
     session(run, 0, 4)
     for second in (100, 100, 100, 100, 130):  # three more have been at work for 30 s
         trial(run, second, 100 if second == 100 else 30)
-    assert running_summary(run.study)["busy"]["share"] == pytest.approx(1.0)
+    assert run.results.running["busy"]["share"] == pytest.approx(1.0)
 
 
 def test_the_time_left_is_that_of_the_budget_at_the_last_sessions_pace(two_nights):
-    found = running_summary(two_nights.study)
+    found = two_nights.results.running
     assert found["rate"] == pytest.approx(1 / 20)
     assert found["left"] == pytest.approx(2 * 20)
     session(two_nights, 86_441, 1, until=86_475)
     trial(two_nights, 86_450, 5)
     trial(two_nights, 86_460, 5)
-    assert running_summary(two_nights.study)["left"] == 0, "the budget is spent"
+    assert two_nights.results.running["left"] == 0, "the budget is spent"
 
 
 def test_a_deadline_ends_it_earlier(tmp_path):
@@ -94,22 +92,22 @@ def test_a_deadline_ends_it_earlier(tmp_path):
     now = (datetime.now(UTC) - NIGHT).total_seconds()
     session(run, now - 30, 1, until=now + 40)
     trial(run, now - 20, 10)
-    assert running_summary(run.study)["left"] is None, "one trial has no pace"
+    assert run.results.running["left"] is None, "one trial has no pace"
     trial(run, now - 10, 10)
-    assert running_summary(run.study)["left"] == pytest.approx(40, abs=20)
+    assert run.results.running["left"] == pytest.approx(40, abs=20)
     session(run, now - 5, 1, until=now - 1)
     trial(run, now - 4, 1)
     trial(run, now - 2, 1)
-    left = running_summary(run.study)["left"]
+    left = run.results.running["left"]
     assert left == pytest.approx(96 * 2), "a deadline that has passed says nothing"
 
 
 def test_cost_tells_what_the_time_went_into(two_nights):
     two_nights.yardsticks()
     trial(two_nights, 86_450, 8, stopped=10)
-    cost = running_summary(two_nights.study)["cost"]
+    cost = two_nights.results.running["cost"]
     assert cost["trials"] == {"materialize": pytest.approx(55), "score": pytest.approx(165)}
-    assert cost["trials stopped on a rung"]["score"] == pytest.approx(6)
+    assert cost["trials pruned at a rung"]["score"] == pytest.approx(6)
     assert cost["parents and baselines"] == {"score": pytest.approx(2.5)}
 
 
@@ -117,28 +115,28 @@ def test_studies_that_noted_no_session_have_one(tmp_path):
     run = Invented(tmp_path / "run")
     trial(run, 10, 10)
     trial(run, 20, 10)
-    found = running_summary(run.study)
+    found = run.results.running
     assert (found["time"], len(found["sessions"])) == (pytest.approx(20), 1)
     session(run, 15, 3)
-    assert [s["workers"] for s in running_summary(run.study)["sessions"]] == [1, 3]
+    assert [s["workers"] for s in run.results.running["sessions"]] == [1, 3]
 
 
 def test_nothing_recorded_yet_is_no_error(tmp_path):
-    found = running_summary(Invented(tmp_path / "run").study)
+    found = Invented(tmp_path / "run").results.running
     assert (found["busy"], found["left"], found["cost"]) == (None, None, {})
 
 
 def test_in_flight_is_what_a_living_driver_has_marked(tmp_path):
     run = Invented(tmp_path / "run")
     run.study.mark(Marker(slot=0, digest="d", split="search", ask=7, attempt=2))
-    [flying] = running_summary(run.study)["in_flight"]
+    [flying] = run.results.running["in_flight"]
     assert (flying["ask"], flying["attempt"]) == (7, 2)
     assert run.study.driven is True, "this process has the lock"
-    assert status_summary(run.study)["in_flight"] == 1
+    assert run.results.status()["in_flight"] == 1
     run.study.close()
     run.study = type(run.study).read(run.study._url, run.study.name)
     assert run.study.driven is False
-    assert running_summary(run.study)["in_flight"] == []
+    assert run.results.running["in_flight"] == []
 
 
 def test_a_driver_that_was_killed_is_not_taken_for_alive(tmp_path):
@@ -167,7 +165,7 @@ def test_a_session_is_noted_with_its_deadline_and_the_oldest_are_forgotten(tmp_p
 
 
 def test_the_figures_show_the_summarys_numbers(two_nights):
-    found = running_summary(two_nights.study)
+    found = two_nights.results.running
     [so_far, expected, budget] = figures.pace(found).data
     assert so_far.y[-1] == 12
     assert expected.y == (12, pytest.approx(14))

@@ -14,7 +14,6 @@ from evomerge.recipe import Recipe
 from evomerge.report.pages.report import report_page
 from evomerge.report.tables import best_table, short
 from evomerge.results.selection_bias import test_sets_line as told_of
-from evomerge.results.summary import best_summary, trial_summary
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def printed(best):
 
 def test_the_select_score_of_the_best_of_many_is_corrected(chosen):
     run, winner, on_select = chosen
-    choice = best_summary(run.study)["choice"]
+    choice = run.results.best()["choice"]
     expected = on_new_items(run.judge, [e.scores for e in on_select])
     assert (choice["finalists"], choice["select"]) == (4, winner.value)
     assert choice["expected"] == pytest.approx(expected)
@@ -55,7 +54,7 @@ def test_the_select_score_of_the_best_of_many_is_corrected(chosen):
 
 
 def test_the_correction_is_printed_and_stands_on_page_and_card(chosen):
-    best = best_summary(chosen[0].study)
+    best = chosen[0].results.best()
     select, expected = best["choice"]["select"], best["choice"]["expected"]
     for text, number in (
         (printed(best), short),
@@ -74,24 +73,24 @@ def test_only_those_among_whom_the_winner_was_chosen_count(chosen):
     facts = {"winner": winner.digest, "finalists": [e.digest for e in [winner, *others]]}
     before = run.study.note("concluded")
     run.study.set_note("concluded", {**before, **facts})
-    assert best_summary(run.study)["choice"]["finalists"] == 2
+    assert run.results.best()["choice"]["finalists"] == 2
     run.study.set_note("concluded", {"winner": winner.digest, "trials": 5})  # an older study's
-    assert best_summary(run.study)["choice"]["finalists"] == 4
+    assert run.results.best()["choice"]["finalists"] == 4
     run.study.set_note("concluded", before)
 
 
 def test_nothing_is_corrected_where_nothing_was_chosen(chosen, finished, midway):
-    assert best_summary(midway.study)["choice"] is None
-    choice = best_summary(finished.study)["choice"]
+    assert midway.results.best()["choice"] is None
+    choice = finished.results.best()["choice"]
     assert choice["finalists"] == 1
     assert choice["expected"] == choice["select"]
     run, winner, on_select = chosen
     other = next(e for e in on_select if e.digest != winner.digest)
-    assert trial_summary(run.study, other)["choice"] is None
+    assert run.results.trial(other.number)["choice"] is None
 
 
 def test_p_values_are_of_mcnemars_test_and_corrected_for_the_rows(chosen):
-    best = best_summary(chosen[0].study)
+    best = chosen[0].results.best()
     for split in ("search", "select", "test"):
         rows = [*best["parents"].values(), *best["baselines"].values()]
         found = [row[split]["winner_minus_this"] for row in rows]
@@ -113,7 +112,7 @@ def test_scores_between_right_and_wrong_have_a_permutation_test(tmp_path):
     for evaluation in run.study.evaluations():
         for values in evaluation.scores.values():
             values *= np.linspace(0.5, 1, len(values))
-    best = best_summary(run.study)
+    best = run.results.best()
     assert best["parents"]["base"]["search"]["winner_minus_this"]["test"] == "permutation"
     assert "p: paired permutation test, two-sided" in printed(best)
 
@@ -122,12 +121,12 @@ def test_public_test_sets_are_told_of_a_few_by_name(chosen):
     run = chosen[0]
     tasks = run.study.note("tasks")
     run.study.set_note("tasks", [{**task, "test_set": "a/b, split test"} for task in tasks])
-    best = best_summary(run.study)
+    best = run.results.best()
     assert best["test_sets"] == ["add", "mul"]
     for text in (printed(best), " ".join(_scores(best)), report_page(run.study)):
         assert "add, mul are public test sets, and the search has seen a part" in text
     run.study.set_note("tasks", tasks)
-    assert best_summary(run.study)["test_sets"] == []
+    assert run.results.best()["test_sets"] == []
     assert told_of(["a", "b", "c", "d", "e"]).startswith("a, b, c and 2 more are public test sets")
 
 

@@ -27,7 +27,7 @@ from evomerge.report.tables import (
     trials_line,
 )
 from evomerge.results.coefficients import searched_bounds
-from evomerge.results.summary import YARDSTICKS
+from evomerge.results.results import REFERENCES
 from evomerge.study.study import Study
 
 
@@ -78,7 +78,7 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
         "rows": view.rows,
         "splits": SPLITS,
         "bounds": searched_bounds(view.facts["weights"]),
-        "strongest": {role: _strongest(view.rows, role) for role in YARDSTICKS},
+        "strongest": {role: _strongest(view.rows, role) for role in REFERENCES},
         "yardsticks": {
             "parent": best["parents"],
             "baseline": best["baselines"],

@@ -19,7 +19,6 @@ from evomerge.judging.scores import Judge
 from evomerge.report.figures.progress import _apart
 from evomerge.report.figures.style import shown
 from evomerge.report.pages.report import report_page, write_report
-from evomerge.results.summary import best_summary
 
 
 def measured(run, split, **facts):
@@ -54,7 +53,7 @@ def test_every_figure_has_its_place_and_every_place_its_figure(finished):
 def test_scores_stand_on_the_test_split_with_their_intervals(finished):
     figure = page_of(finished).figures["figure-scores"]
     assert figure["layout"]["yaxis"]["ticktext"] == ["winner", *(name for _, name in YARDSTICKS)]
-    best = best_summary(finished.study)
+    best = finished.results.best()
     shown = {
         name: (mean, mean - down, mean + up)
         for t in figure["data"]
@@ -108,7 +107,7 @@ def test_progress_shows_points_failures_running_best_and_yardsticks(finished):
 
 def test_heat_maps_hold_the_winners_coefficients_in_depth_order(finished):
     page = page_of(finished)
-    merges = best_summary(finished.study)["recipe"]["merges"]
+    merges = finished.results.best()["recipe"]["merges"]
     maps = {i: page.figures[f"figure-coefficients-{i}"] for i in (1, 2)}
     rows = ["embeddings", "layer 0", "layer 1", "layer 2", "final norm"]
     for figure in maps.values():
@@ -137,7 +136,7 @@ def test_two_hundred_genes_are_all_there(tmp_path):
 
 def test_facts_and_tables_name_everything(finished):
     text = page_of(finished).text
-    best = best_summary(finished.study)
+    best = finished.results.best()
     for name in (*best["parents"], *best["baselines"]):
         assert f" {name} " in text
     for fact in (

@@ -8,13 +8,7 @@ from rich.console import Console
 
 from evomerge.report.tables import best_table, p_value, short, span, status_table
 from evomerge.results.coefficients import coefficient_summary
-from evomerge.results.summary import (
-    best_summary,
-    search_summary,
-    shown_split,
-    status_summary,
-    task_summary,
-)
+from evomerge.results.results import shown_split
 
 
 def printed(table):
@@ -25,7 +19,7 @@ def printed(table):
 
 
 def test_failures_are_counted_by_reason(finished):
-    status = status_summary(finished.study)
+    status = finished.results.status()
     assert (status["trials"], status["completed"], status["failed"]) == (6, 4, 2)
     assert status["failures"] == {"out of memory": 2}
     text = printed(status_table(status))
@@ -35,57 +29,57 @@ def test_failures_are_counted_by_reason(finished):
 
 def test_a_reason_is_printed_as_it_is(tmp_path):
     run = Invented(tmp_path / "run").yardsticks().search([0.5, 0], {1: "[red]odd[/red] shape"})
-    assert "[red]odd[/red] shape" in printed(status_table(status_summary(run.study)))
+    assert "[red]odd[/red] shape" in printed(status_table(run.results.status()))
 
 
 def test_a_study_without_a_success_has_a_status(tmp_path):
     run = Invented(tmp_path / "run").yardsticks().search([0], {0: "oom"})
-    status = status_summary(run.study)
+    status = run.results.status()
     assert (status["best"], status["done"]) == (None, False)
     assert "none yet" in printed(status_table(status))
 
 
 def test_before_the_test_is_opened_search_is_shown_and_said(midway):
-    best = best_summary(midway.study)
+    best = midway.results.best()
     assert shown_split(best) == "search"
     assert best["scores"]["select"] is best["scores"]["test"] is None
     text = printed(best_table(best))
     assert "The test split has not been opened: the budget is not spent." in text
-    assert "not finished" in printed(status_table(status_summary(midway.study)))
+    assert "not finished" in printed(status_table(midway.results.status()))
 
 
 def test_one_opening_of_the_test_needs_no_remark(finished):
-    best = best_summary(finished.study)
+    best = finished.results.best()
     assert shown_split(best) == "test"
     assert "opened" not in printed(best_table(best)).replace("once it is open", "")
 
 
 def test_a_test_opened_twice_is_said_with_the_trials_it_was_opened_after(extensible):
     extensible.opened({"trials": 9, "winner": "another"})
-    text = printed(best_table(best_summary(extensible.study)))
+    text = printed(best_table(extensible.results.best()))
     assert "The test split was opened 2 times (after 6, 9 trials)" in text
     assert "not on untouched data" in text
 
 
 def test_a_study_that_went_on_after_its_test_is_not_done(extensible):
-    assert status_summary(extensible.study)["done"] is True
+    assert extensible.results.status()["done"] is True
     extensible.search([0.5])
-    assert status_summary(extensible.study)["done"] is False
+    assert extensible.results.status()["done"] is False
 
 
 def test_a_yardstick_that_failed_on_the_test_leaves_a_gap_and_no_comparison(tmp_path):
     run = Invented(tmp_path / "run", budget=1).yardsticks().search([0.8])
     run.add(run.recipe([9] * len(run.genes)), 0.4, role="baseline", name="fragile")
     run.finish()
-    best = best_summary(run.study)
+    best = run.results.best()
     assert best["baselines"]["fragile"]["test"] is None
-    assert "fragile" not in str(task_summary(run.study, best))
+    assert "fragile" not in str(run.results.tasks(best))
     row = printed(best_table(best)).partition("fragile")[2]
     assert row.split()[1:3] == ["–", "–"]
 
 
 def test_search_summary_lists_the_optimizers_trials_in_order(finished):
-    trials = search_summary(finished.study)
+    trials = finished.results.trials()
     assert [t["trial"] for t in trials] == [5, 6, 7, 8, 9, 10]
     failed = {"value": None, "se": None, "estimated": False, "reason": "out of memory"}
     assert trials[2] == {"trial": 7, **failed}
@@ -95,7 +89,7 @@ def test_search_summary_lists_the_optimizers_trials_in_order(finished):
 def test_one_granularity_for_the_whole_model_is_one_row(tmp_path):
     run = Invented(tmp_path / "run", granularity="model").yardsticks()
     run.add(run.recipe([0.25] * len(run.genes)), 0.5)
-    [weight, shared] = coefficient_summary(run.study, best_summary(run.study)["recipe"]).values()
+    [weight, shared] = coefficient_summary(run.study, run.results.best()["recipe"]).values()
     assert (weight["rows"], weight["values"]) == (["whole model"], [[0.25, 0.25]])
     assert (shared["columns"], shared["values"]) == (["all experts"], [[0.25]])
 
@@ -113,8 +107,8 @@ def test_coefficients_of_a_method_that_was_chosen_here_and_there_are_shown_there
 
 
 def test_task_summary_counts_what_best_summary_counts(finished):
-    best = best_summary(finished.study)
-    tasks = task_summary(finished.study, best)
+    best = finished.results.best()
+    tasks = finished.results.tasks(best)
     for task, found in tasks.items():
         assert found["scores"]["winner", "winner"]["mean"] == pytest.approx(
             best["scores"]["test"]["tasks"][task]["mean"]

@@ -1,0 +1,365 @@
+"""The results of a study as plain data: `status`, `best`, and the tables beside them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from evomerge import __version__
+from evomerge.common.errors import InputError
+from evomerge.config import SPLITS, ConstraintConfig, ObjectiveConfig
+from evomerge.judging.constraints import Items
+from evomerge.judging.estimators.calibration import calibrate, switched_off_after
+from evomerge.judging.intervals import compare, interval
+from evomerge.judging.objectives import find_objective
+from evomerge.judging.scores import Judge, JudgedTask, build_judge
+from evomerge.judging.selection import Judged, best, by_preference
+from evomerge.recipe import BASE
+from evomerge.results.progress import is_concluded, running_summary, split_size
+from evomerge.results.selection_bias import choice_summary, correct_for_many
+from evomerge.study.judged import check_of, judge_on, judged
+from evomerge.study.record import Evaluation
+from evomerge.study.study import Study
+
+REFERENCES = ("parent", "baseline")
+"""The roles of what the winner is compared with."""
+
+
+class Results:
+    """A recorded study, loaded once and judged once.
+
+    Of a study whose campaign goes on it holds what was recorded when it was made; make another one
+    to see more.
+
+    Attributes:
+        study: the record.
+        evaluations: every recorded evaluation, in trial order.
+        own: the optimizer's own trials among them.
+    """
+
+    def __init__(self, study: Study) -> None:
+        """Load the evaluations; judging waits until it is asked for."""
+        self.study = study
+        self.evaluations = study.evaluations()
+        self.own = [e for e in self.evaluations if e.optimizers_own]
+
+    @cached_property
+    def task_notes(self) -> list[dict[str, Any]]:
+        """The study's note on its tasks and measures: `task`, `metric`, `weight`, …"""
+        return self.study.note("tasks") or []
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The campaign's judge, which knows no parents' items; see `judges`."""
+        tasks = [
+            JudgedTask(task["task"], task["weight"], task["higher_is_better"])
+            for task in self.task_notes
+        ]
+        fitness = self.study.campaign["fitness"]
+        objective = ObjectiveConfig.model_validate(fitness["objective"])
+        constraints = [ConstraintConfig.model_validate(c) for c in fitness.get("constraints", [])]
+        return build_judge(tasks, objective, constraints)
+
+    @cached_property
+    def judges(self) -> dict[str, Judge]:
+        """Split → its judge, which knows the parents' items on it as far as they are recorded."""
+        return {split: judge_on(self.judge, self.evaluations, split) for split in SPLITS}
+
+    @cached_property
+    def searched(self) -> list[Judged[Evaluation]]:
+        """The optimizer's own trials with their scores on search, in trial order."""
+        return judged(self.judges["search"], self.own)
+
+    @property
+    def concluded(self) -> bool:
+        """Whether a winner was chosen and no trial has been recorded since."""
+        return is_concluded(self.study, self.evaluations)
+
+    @cached_property
+    def running(self) -> dict[str, Any]:
+        """Cost, pace and utilisation; see `running_summary`."""
+        return running_summary(self.study, self.evaluations)
+
+    def status(self) -> dict[str, Any]:
+        """Say how far the campaign is, as `evomerge status --json` prints it."""
+        failed = [t for t in self.own if t.failed]
+        pruned = [t for t in self.own if t.estimated]
+        whole = split_size(self.study, "search")
+        leader = best(self.searched)
+        stage = self.study.note("stage")
+        budget = self.study.campaign["budget"]
+        return {
+            "name": self.study.name,
+            "stage": stage and {key: stage[key] for key in ("name", "place", "of")},
+            "trials": len(self.own),
+            "budget": budget["trials"],
+            "item_budget": budget.get("items"),
+            "completed": len(self.own) - len(failed) - len(pruned),
+            "pruned": len(pruned),
+            "failed": len(failed),
+            "failures": dict(Counter(t.reason for t in failed)),
+            "best": None
+            if leader is None
+            else {"trial": leader.trial.number, "value": leader.trial.value},
+            "digests": [t.digest for t in self.own],
+            "items_asked": sum(t.cost(whole) for t in self.own),
+            "item_evaluations": sum(e.n for e in self.evaluations if e.seconds),
+            "seconds": round(sum(sum(e.seconds.values()) for e in self.evaluations), 3),
+            "in_flight": len(self.running["in_flight"]),
+            "workers": self.running["workers"],
+            "rate": self.running["rate"],
+            "left": self.running["left"],
+            "estimator": self._calibration(),
+            "events": self.study.note("events"),
+            "optimizer_state": dict(self.own[-1].state) if self.own else {},
+            "done": self.concluded and (stage is None or stage["place"] == stage["of"]),
+        }
+
+    def best(self) -> dict[str, Any]:
+        """Compare the winner with every parent and baseline, as `evomerge best --json` prints it.
+
+        Before the campaign is done the best trial so far stands in, and its `test` is null.
+
+        Raises:
+            InputError: no trial has succeeded yet.
+        """
+        concluded = self.study.note("concluded") or {}
+        ranked = by_preference(self.searched, self.judge.objective)
+        chosen = best([t for t in self.searched if t.digest == concluded.get("winner")])
+        leader = chosen or next(iter(ranked), None)
+        if leader is None:
+            raise InputError(
+                f"study {self.study.name!r}: no trial has succeeded yet; `evomerge status` says "
+                "how far it is and what failed"
+            )
+        table = self._table(leader.trial)
+        if chosen:
+            table["choice"] = choice_summary(self.judges["select"], self.evaluations, concluded)
+        if self.judge.objective.goals is None:
+            return table
+        feasible = [one for one in ranked if one.scores and one.scores.violation <= 0]
+        return {**table, "front": self._front(feasible)}
+
+    def trial(self, number: int) -> dict[str, Any]:
+        """Compare a trial's recipe with every parent and baseline, in the form of `best`.
+
+        Raises:
+            InputError: the study has no trial of that number.
+        """
+        return self._table(self.evaluation(number))
+
+    def evaluation(self, number: int) -> Evaluation:
+        """Find the evaluation that is recorded as the trial of a number.
+
+        Raises:
+            InputError: the study has no trial of that number.
+        """
+        found = next((e for e in self.evaluations if e.number == number), None)
+        if found is None:
+            raise InputError(f"trial {number}: study {self.study.name!r} has no such trial")
+        return found
+
+    def trials(self) -> list[dict[str, Any]]:
+        """List the optimizer's trials in trial order.
+
+        Returns:
+            for each `trial` (its number), `value`, `se` (the standard error), `estimated` and
+            `reason`; a failed trial has a reason and neither value nor error.
+        """
+        return [
+            {
+                "trial": e.number,
+                "value": e.value,
+                "se": e.se,
+                "estimated": e.estimated,
+                "reason": e.reason,
+            }
+            for e in self.own
+        ]
+
+    def tasks(self, best: Mapping[str, Any], leader: str = "winner") -> dict[str, dict[str, Any]]:
+        """Compare winner, parents and baselines task by task, on the split that `best` is shown on.
+
+        Args:
+            best: a table of `best` or `trial`.
+            leader: the name that stands for its recipe.
+
+        Returns:
+            task → `metric`, `higher_is_better`, `scores`: ("winner" | "parent" | "baseline", name)
+            → mean with its interval, as measured (not weighted, no sign turned).
+        """
+        split = shown_split(best)
+        found = [e for e in self.evaluations if e.split == split and e.measured]
+        scored = {
+            ("winner", leader): next(e.scores for e in found if e.digest == best["digest"]),
+            **{(e.role, e.name or e.digest): e.scores for e in found if e.role in REFERENCES},
+        }
+        mean = find_objective("mean", "report")
+        return {
+            task["task"]: {
+                "metric": task["metric"],
+                "higher_is_better": task["higher_is_better"],
+                "scores": {
+                    row: _span(Judge(mean, [task["task"]], np.ones(1), np.ones(1)), items)
+                    for row, items in scored.items()
+                },
+            }
+            for task in self.task_notes
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Say what the campaign is, and what it was run with."""
+        campaign, fitness = self.study.campaign, self.study.campaign["fitness"]
+        specs = {BASE: campaign["models"]["base"], **campaign["models"]["experts"]}
+        moments = [e.finished for e in self.evaluations if e.finished]
+        versions = self.evaluations[-1].versions if self.evaluations else {}
+        return {
+            "models": {
+                name: {"source": specs[name], "digest": digest}
+                for name, digest in self.study.identity["models"].items()
+            },
+            "weights": campaign["space"]["weights"],
+            "path": campaign["space"]["path"],
+            "genes": max((len(e.params) for e in self.evaluations), default=0),
+            "optimizer": campaign["optimizer"],
+            "objective": _objective_label(fitness["objective"]),
+            "select_top": fitness["select_top"],
+            "seed": campaign["seed"],
+            "tasks": self.task_notes,
+            "items": {
+                split: {task: len(ids) for task, ids in tasks.items()}
+                for split, tasks in self.study.items().items()
+            },
+            "versions": {"evomerge": __version__, **versions},
+            "first": min(moments, default=None),
+            "last": max(moments, default=None),
+        }
+
+    @cached_property
+    def _measured(self) -> dict[tuple[str, str], Evaluation]:
+        """(digest, split) → the latest evaluation that was measured on all items."""
+        return {(e.digest, e.split): e for e in self.evaluations if e.measured}
+
+    def _table(self, trial: Evaluation) -> dict[str, Any]:
+        """Any evaluation's recipe in the place of the winner, in the form of `best`."""
+        found = {
+            role: {e.name or e.digest: e.digest for e in self.evaluations if e.role == role}
+            for role in REFERENCES
+        }
+        grid = [e for e in self.evaluations if e.role == "grid" and e.split == "search"]
+        leader = best(judged(self.judges["search"], grid))
+        against = {
+            "parents": found["parent"],
+            "baselines": found["baseline"],
+            "grid": {f"{leader.trial.name} (best of {len(grid)} on a grid)": leader.digest}
+            if leader
+            else {},
+        }
+        rows = {
+            group: {name: self._against(trial.digest, digest) for name, digest in named.items()}
+            for group, named in against.items()
+        }
+        correct_for_many([row for named in rows.values() for row in named.values()])
+        return {
+            "trial": trial.number,
+            "digest": trial.digest,
+            "recipe": trial.recipe,
+            "scores": self._scores(trial.digest),
+            **rows,
+            "choice": None,
+            "constraints": {split: self._checks(trial.digest, split) for split in SPLITS},
+            "test_sets": [
+                task["task"]
+                for task in self.task_notes
+                if task.get("test_set") and task["weight"] > 0
+            ],
+            "test_opened": self.study.note("test_opened") or [],
+            "stages": (self.study.note("stage") or {}).get("before", []),
+        }
+
+    def _scores(self, digest: str) -> dict[str, Any]:
+        """Split → mean with interval and task means; null where it was not measured."""
+        found: dict[str, Any] = dict.fromkeys(SPLITS)
+        for split in SPLITS:
+            if evaluation := self._measured.get((digest, split)):
+                tasks = {
+                    task: {"mean": float(np.mean(values)), "n": len(values)}
+                    for task, values in evaluation.scores.items()
+                }
+                found[split] = {**_span(self.judges[split], evaluation.scores), "tasks": tasks}
+        return found
+
+    def _against(self, ours: str, theirs: str) -> dict[str, Any]:
+        """A parent's or baseline's scores, and by how much the winner beats it, paired."""
+        scores = self._scores(theirs)
+        for split, judge in self.judges.items():
+            us, them = self._measured.get((ours, split)), self._measured.get((theirs, split))
+            if us is not None and them is not None:
+                paired = compare(judge, us.scores, them.scores)
+                scores[split]["winner_minus_this"] = asdict(paired)
+        return scores
+
+    def _checks(self, digest: str, split: str) -> list[dict[str, Any]] | None:
+        """Every constraint as measured on a split; null where it was not measured."""
+        trial = self._measured.get((digest, split))
+        if trial is None:
+            return None
+        checks = self.judges[split].checks(trial.scores)
+        return [{**asdict(c), "holds": c.violation <= 0} for c in checks]
+
+    def _front(self, ranked: Sequence[Judged[Evaluation]]) -> list[dict[str, Any]]:
+        """The trials of the front, the preferred first: goals as measured, on search and select."""
+        select = {e.digest: e for e in self.evaluations if e.split == "select" and not e.failed}
+        objective = self.study.campaign["fitness"]["objective"]
+        given = ObjectiveConfig.model_validate(objective).options["of"]
+        goals = [goal if isinstance(goal, str) else goal["metric"] for goal in given]
+        return [
+            {
+                "trial": one.trial.number,
+                "digest": one.digest,
+                "search": _goals(goals, one.trial),
+                "select": _goals(goals, select.get(one.digest)),
+            }
+            for one in ranked
+        ]
+
+    def _calibration(self) -> dict[str, Any] | None:
+        """How estimates on the lowest rung held on those that reached the top; null without."""
+        fitness = self.study.campaign["fitness"]
+        if len(fitness.get("rungs", [])) < 2:
+            return None
+        checks = [check for check in map(check_of, self.own) if check]
+        found = calibrate(checks)
+        return {
+            "name": fitness["estimator"],
+            "checked": found.of,
+            "covered": found.covered,
+            "error": found.error if found.of else None,
+            "off_after": None if fitness["estimator"] == "mean" else switched_off_after(checks),
+        }
+
+
+def shown_split(best: Mapping[str, Any]) -> str:
+    """The split by which a table of `Results.best` judges: test once it is open, else search."""
+    return "test" if best["scores"]["test"] else "search"
+
+
+def _objective_label(objective: str | Mapping[str, Any]) -> str:
+    """The objective's name; its simple options in brackets: `weakest_link (temperature 0.05)`."""
+    wanted = ObjectiveConfig.model_validate(objective)
+    simple = [f"{k} {v}" for k, v in wanted.options.items() if isinstance(v, int | float | str)]
+    return f"{wanted.kind} ({', '.join(simple)})" if simple else wanted.kind
+
+
+def _goals(goals: Sequence[str], trial: Evaluation | None) -> dict[str, float] | None:
+    return None if trial is None else {goal: float(np.mean(trial.scores[goal])) for goal in goals}
+
+
+def _span(judge: Judge, items: Items) -> dict[str, float]:
+    span = interval(judge, items)
+    return {"mean": span.value, "low": span.low, "high": span.high}
