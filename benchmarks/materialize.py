@@ -37,10 +37,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
-from evomerge.methods.breadcrumbs import bands
-from evomerge.methods.fusechat import selected, variance
-from evomerge.methods.registry import find_method, whole_view
-from evomerge.methods.trimming import trims
+from evomerge.methods import find_method
+from evomerge.methods.core.sparsify import breadcrumbs
+from evomerge.methods.core.trim import trims
+from evomerge.methods.core.view import whole_view
+from evomerge.methods.sce import selected, variance
 from evomerge.models.checkpoint import Checkpoint, open_checkpoint
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 
@@ -176,7 +177,8 @@ def tied(method: str, sources: dict[str, Checkpoint], name: str) -> torch.Tensor
         return (spread - threshold).abs() <= 1e-5 * threshold  # its variance is rounded otherwise
     cuts = [[cut] for cut in trims(view, density=DENSITIES)]
     if method == "breadcrumbs":
-        cuts = [list(band) for band in bands(view, density=DENSITIES, gamma=GAMMAS)]
+        found = breadcrumbs.measure(view, density=DENSITIES, gamma=GAMMAS)
+        cuts = [list(band) for band in found.experts]
     masks = [
         (expert - base).abs() == cut.threshold
         for expert, both in zip(experts, cuts, strict=True)

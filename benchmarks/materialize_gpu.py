@@ -4,7 +4,7 @@ Run `python benchmarks/materialize_gpu.py` on a machine with CUDA. Tensors of th
 of 1.5 B parameters (28 layers of hidden 1536, MLP 8960, 2 of 12 heads for keys and values,
 vocabulary 151,936, tied), a random base and three experts that are the base plus noise, all bf16
 and on the GPU; the candidate is bf16, too, as candidates on GPUs are. `plan` and `Kernel.fill_all`
-of all tensors as a worker does it, spectra known. "The floor" is reading four models and writing
+of all tensors as a worker does it, histograms known. "The floor" is reading four models and writing
 one at the bandwidth at which the GPU copies within its own memory. Medians; times end when the GPU
 has done. Exits with 1 when a bar is missed, with 0 where there is no GPU.
 
@@ -119,7 +119,7 @@ def measured(
             kernel.fill_all([(out[step.tensor.name], step) for step in steps], recipe.seed)
 
         spent.append(seconds(candidate, arguments.device))
-    return statistics.median(spent[2:])  # the first two compile, and compute the spectra
+    return statistics.median(spent[2:])  # the first two compile, and count the histograms
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """What the statistics of a campaign's sources cost: once computed, and again from the disk.
 
 Run `python benchmarks/source_statistics.py`. The models of `materialize.py` (68 M parameters, base
-and three experts in bf16). Timed are all spectra that TIES trims by, computed and written beside a
-study (`first`), and mapped and checked by another worker (`again`), against three TIES merges by
+and three experts in bf16). Timed are all histograms that TIES trims by, counted and written beside
+a study (`first`), and mapped and checked by another worker (`again`), against three TIES merges by
 mergekit 0.1.5 (`merge_tensors`, the faster of its two arithmetics). Exits with 1 when computing
 them takes longer than the three merges.
 """
@@ -19,8 +19,8 @@ from materialize import EXPERTS, mergekit_of, save_models, seconds
 
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import Store
-from evomerge.methods.registry import View
-from evomerge.methods.spectra import spectrum
+from evomerge.methods import View
+from evomerge.methods.core.magnitude_histograms import magnitude_histogram
 from evomerge.models.checkpoint import Checkpoint, open_checkpoint
 from evomerge.recipe import BASE
 
@@ -28,11 +28,11 @@ MERGES = 3
 
 
 def compute(sources: dict[str, Checkpoint], statistics: Statistics) -> None:
-    """Every expert's spectrum of every tensor."""
+    """Every expert's histogram of every tensor."""
     for spec in sources[BASE].layout.tensors:
         base, *experts = (sources[name].read(spec.name).flatten() for name in (BASE, *EXPERTS))
         view = View(base, experts, torch.float32, shape=spec.shape)
-        statistics.of(spectrum, view, spec.name, EXPERTS)
+        statistics.of(magnitude_histogram, view, spec.name, EXPERTS)
 
 
 def main() -> int:
@@ -60,8 +60,8 @@ def main() -> int:
         print(json.dumps(row))
     else:
         print(
-            f"spectra of {len(EXPERTS)} experts: computed and written {first:.2f} s, mapped again "
-            f"{again:.2f} s, {disk / 1e6:.1f} MB; {MERGES} TIES merges by mergekit "
+            f"histograms of {len(EXPERTS)} experts: counted and written {first:.2f} s, mapped "
+            f"again {again:.2f} s, {disk / 1e6:.1f} MB; {MERGES} TIES merges by mergekit "
             f"{MERGES * merge:.2f} s, {MERGES * merge / first:.1f}x the former"
         )
     return int(first > MERGES * merge)

@@ -27,7 +27,7 @@ from evomerge.common.plugins import options
 from evomerge.config import CampaignConfig
 from evomerge.fitness.engines import engines
 from evomerge.judging.objectives import objectives
-from evomerge.methods.registry import Method, methods
+from evomerge.methods import Method, methods
 from evomerge.search.optimizers.base import optimizers
 from evomerge.search.spaces.paths import path_kinds
 from evomerge.trackers.base import trackers

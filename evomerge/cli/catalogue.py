@@ -11,8 +11,8 @@ from rich.table import Table
 from evomerge.common.plugins import Registry, options
 from evomerge.fitness import engines as _engines
 from evomerge.judging import objectives as _objectives
-from evomerge.methods import registry as _methods
-from evomerge.methods.registry import Parameter
+from evomerge.methods import Parameter
+from evomerge.methods.core import registry as _methods
 from evomerge.search.optimizers import base as _optimizers
 from evomerge.search.optimizers.base import summary
 from evomerge.search.spaces.paths import base as _paths

@@ -11,7 +11,7 @@ from evomerge.materialize.disk.scales import embedding_factor
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight
 from evomerge.mergekit import MergekitFile, Place, to_mergekit
-from evomerge.methods.registry import find_method
+from evomerge.methods import find_method
 from evomerge.models.adapter import Adapter
 from evomerge.models.alignment.git_rebasin import Aligned
 from evomerge.models.checkpoint import Checkpoint

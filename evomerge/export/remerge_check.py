@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evomerge.materialize.disk.provenance import SOURCES_FILE, Sources, load_sources
 from evomerge.materialize.disk.weight_record import Difference, WeightsRecord, difference
-from evomerge.methods.registry import find_method
+from evomerge.methods import find_method
 from evomerge.recipe import Recipe
 
 

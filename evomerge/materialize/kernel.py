@@ -13,13 +13,14 @@ from torch import Tensor
 
 from evomerge.common.errors import NonFiniteError
 from evomerge.materialize.compiled import Compiler
-from evomerge.materialize.dare_view import thinned
 from evomerge.materialize.feed import Feed, MemoryMapped, Target
 from evomerge.materialize.plan import TensorStep, as_tensors
+from evomerge.materialize.sparsified import sparsified
 from evomerge.materialize.statistics.statistics import Statistics
-from evomerge.methods.entries import part_of
-from evomerge.methods.masks import at
-from evomerge.methods.registry import Statistic, View
+from evomerge.methods.core.masks import at
+from evomerge.methods.core.slices import part_of
+from evomerge.methods.core.sparsify import dare
+from evomerge.methods.core.view import Statistic, View
 from evomerge.models.source import Source
 from evomerge.recipe import BASE
 
@@ -125,7 +126,8 @@ class Kernel:
         view = View(base, experts, ARITHMETIC, size, self._run, shape)
         place = partial(at, seed, name, step.rule.experts)
         if drop is not None:
-            view = thinned(view, drop, place, relative=method.relative)
+            given = {"density": [drop.density for _ in experts], "rescale": drop.rescale}
+            view = sparsified(view, dare, given, place, method.relative)
         added = drop is not None and method.relative  # to the base, which the view leaves out
         if not method.elementwise:
             wide = [t.to(ARITHMETIC).view(shape) for t in (view.base, *view.experts)]

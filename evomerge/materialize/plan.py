@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from evomerge.common.errors import InputError
+from evomerge.methods import Method, find_method
 from evomerge.methods.core.dare_in_recipes import check_droppable
-from evomerge.methods.registry import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
 from evomerge.recipe import BASE, Drop, Merge, Recipe

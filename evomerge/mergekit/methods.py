@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from evomerge.mergekit.settings import Value
-from evomerge.methods.registry import Method, methods
+from evomerge.methods import Method, methods
 
 BASE_WEIGHT = "base_weight"
 """How an evomerge method that takes the base for one more input calls that input's weight."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from evomerge.mergekit.methods import BASE_WEIGHT, TASK_VECTORS, Pairing, pairings
 from evomerge.mergekit.settings import Value, depth
 from evomerge.mergekit.values import Position, impossible
+from evomerge.methods import find_method
 from evomerge.methods.core.dare_in_recipes import as_dare_method
-from evomerge.methods.registry import find_method
 from evomerge.recipe.recipe import BASE, Merge, Recipe, merge_name
 
 if TYPE_CHECKING:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
-from evomerge.methods.entries import Entries
-from evomerge.methods.inner_products import Gram, row_grams, task_vectors_gram
-from evomerge.methods.registry import Range, Tensor, View, merge_method
+from evomerge.methods import Entries, Lambda, Tensor, View, merge_method
+from evomerge.methods.core.inner_products import Gram, row_grams, task_vectors_gram
 
 
 def ratio(
@@ -52,7 +51,7 @@ def model_stock(
     experts: Sequence[Tensor],
     *,
     filter_wise: bool = False,
-    lambda_: Annotated[float, Range(-10.0, 10.0)] = 1.0,
+    lambda_: Lambda = 1.0,
     measured: Any,
 ) -> Tensor:
     """θ₀ + λ t mean(τ), with t = N cos θ/(1 + (N−1) cos θ).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from evomerge.methods.registry import Range, Tensor, merge_method
+from evomerge.methods import Lambda, Range, Tensor, merge_method
 
 _TAIL = 1e-4
 """Share of the smallest, and of the largest |τ| that are clipped."""
@@ -19,7 +19,7 @@ def pcb(
     experts: Sequence[Tensor],
     *,
     density: Annotated[float, Range(0.0, 1.0)] = 0.1,
-    lambda_: Annotated[float, Range(-10.0, 10.0)] = 1.2,
+    lambda_: Lambda = 1.2,
 ) -> Tensor:
     """θ₀ + λ Σ β̂ᵢτᵢ/Σ β̂ with β = exp(N s) tanh(τ ⊙ Στ), of which the top `density` share counts.
 

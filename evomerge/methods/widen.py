@@ -8,10 +8,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from evomerge.methods.entries import Entries
-from evomerge.methods.inner_products import column_grams, exact_sum
-from evomerge.methods.registry import Range, Tensor, View, merge_method
-from evomerge.methods.task_arithmetic import Lambda
+from evomerge.methods import Entries, Lambda, Range, Tensor, View, merge_method
+from evomerge.methods.core.inner_products import column_grams, exact_sum
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def test_a_resumed_run_and_its_export_compute_no_statistic_again(tmp_path, monke
     tiny.save_campaign(tmp_path)
     whole = run(tmp_path, tmp_path / "whole", [*TIES, "budget.trials=3"])
     out = run(tmp_path, None, [*TIES, "budget.trials=2"])
-    kept = sorted(statistics_folder(out).glob("spectrum/*.safetensors"))
+    kept = sorted(statistics_folder(out).glob("magnitude_histogram/*.safetensors"))
     assert kept
     computed = []
     monkeypatch.setattr(Store, "keep", lambda self, path, value: computed.append(path))

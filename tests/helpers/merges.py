@@ -8,8 +8,8 @@ import numpy as np
 import tiny
 
 from evomerge.config import ModelsConfig
+from evomerge.methods import methods
 from evomerge.methods.core.dare_in_recipes import dropped
-from evomerge.methods.registry import methods
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 

@@ -9,8 +9,8 @@ from written_merges import written
 
 from evomerge.materialize.compiled import Compiler
 from evomerge.materialize.statistics.statistics import Statistics
-from evomerge.methods.registry import View, methods
-from evomerge.methods.spectra import spectrum
+from evomerge.methods import View, methods
+from evomerge.methods.core.magnitude_histograms import magnitude_histogram
 
 ELEMENTWISE = [name for name, method in methods().items() if method.elementwise]
 
@@ -71,7 +71,7 @@ def test_a_statistic_is_computed_once(monkeypatch):
 
     def counting(view, expert):
         calls.append(expert)
-        return spectrum(view, expert)
+        return magnitude_histogram(view, expert)
 
     statistics = Statistics()
     base = torch.zeros(100)

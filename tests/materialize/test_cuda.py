@@ -9,9 +9,9 @@ from merges import open_family, random_recipe
 from evomerge.materialize.feed import CudaLane, DeviceCache, MemoryMapped, Prefetched
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
-from evomerge.methods.registry import View, methods
-from evomerge.methods.spectra import spectrum, task_vector
-from evomerge.methods.trimming import cut
+from evomerge.methods import View, methods
+from evomerge.methods.core.magnitude_histograms import by_magnitude, magnitude_histogram
+from evomerge.methods.core.trim import cut
 
 pytestmark = [
     pytest.mark.gpu,
@@ -116,6 +116,7 @@ def test_trims_are_the_cpus():
     found = {}
     for device in ("cpu", "cuda"):
         view = View(base.to(device), [expert.to(device)], torch.float32)
-        [trims] = cut([task_vector(view, 0)], [[1, 5_000, 150_000]], [spectrum(view, 0)])
+        known = [magnitude_histogram(view, 0)]
+        [trims] = cut([by_magnitude(view, 0)], [[1, 5_000, 150_000]], known)
         found[device] = [(float(one.threshold), int(one.last)) for one in trims]
     assert found["cuda"] == found["cpu"]

@@ -11,9 +11,9 @@ from written_merges import written
 from evomerge.common.errors import InputError
 from evomerge.materialize.plan import plan
 from evomerge.materialize.statistics.statistics import Statistics
+from evomerge.methods import methods
 from evomerge.methods.core.dare_in_recipes import as_dare_method
-from evomerge.methods.masks import at, limits
-from evomerge.methods.registry import methods
+from evomerge.methods.core.masks import at, limits
 
 TAKEN = [name for name, m in methods().items() if "lambda" in m.parameters and not m.needs_position]
 ELEMENTWISE = [name for name in TAKEN if methods()[name].elementwise]

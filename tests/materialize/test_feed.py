@@ -14,7 +14,7 @@ from evomerge.materialize.feed import AHEAD, DeviceCache, MemoryMapped, Prefetch
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
-from evomerge.methods.registry import methods
+from evomerge.methods import methods
 from evomerge.recipe import BASE
 
 ROOMY = 1 << 40

@@ -18,7 +18,8 @@ from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
-from evomerge.methods.registry import REGISTRY, merge_method, methods
+from evomerge.methods import merge_method, methods
+from evomerge.methods.core.registry import REGISTRY
 from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import Merge, Recipe, Slot
 from evomerge.search.spaces.weights import WeightSpace

@@ -10,8 +10,8 @@ import yaml
 
 from evomerge.common.errors import InputError
 from evomerge.mergekit import from_mergekit, stages_from, to_mergekit
-from evomerge.methods import registry
-from evomerge.methods.registry import PerExpert, Range, Tensor, merge_method, methods
+from evomerge.methods import PerExpert, Range, Tensor, merge_method, methods
+from evomerge.methods.core import registry
 from evomerge.models.layout import derive_layout
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.methods.registry import methods
+from evomerge.methods import methods
 
 SHAPES = [(7,), (99,), (13, 11), (11, 13), (24, 18), (64, 48)]
 REGISTRY = methods()

@@ -9,13 +9,17 @@ import pytest
 import torch
 
 from evomerge.common.errors import InputError
-from evomerge.methods import spectra, trimming
-from evomerge.methods.entries import part_of
-from evomerge.methods.masks import at, limits
-from evomerge.methods.registry import View, methods, whole_view
-from evomerge.methods.spectra import spectrum
-from evomerge.methods.task_arithmetic import ties
-from evomerge.methods.trimming import trims
+from evomerge.methods import View, methods
+from evomerge.methods.core import magnitude_histograms, trim
+from evomerge.methods.core.magnitude_histograms import (
+    by_magnitude,
+    histogram_of,
+    magnitude_histogram,
+)
+from evomerge.methods.core.masks import at, limits
+from evomerge.methods.core.slices import part_of
+from evomerge.methods.core.trim import Band, cut, trim_within_bin, trims
+from evomerge.methods.core.view import whole_view
 
 REGISTRY = methods()
 
@@ -222,15 +226,6 @@ def test_an_expert_that_is_the_base_does_no_harm(name, shape, dtype):
     assert torch.isfinite(result).all()
 
 
-@pytest.mark.parametrize("name", REGISTRY)
-def test_what_is_not_finite_is_seen_in_the_result(name):
-    method = REGISTRY[name]
-    base, *experts = some_tensors(count_of(method) + 1)
-    experts[0][3, 4] = float("nan")
-    result = method(base, experts, **arguments_of(method, len(experts)))
-    assert not torch.isfinite(result).all()
-
-
 def test_trim_keeps_exactly_k_entries_and_of_ties_the_lower_index():
     base = torch.zeros(10)
     expert = torch.tensor([1.0, -2.0, 2.0, 0.5, -2.0, 2.0, 0.0, 1.0, 3.0, -0.5])
@@ -248,9 +243,9 @@ def kept_by_sorting(tau, density):
 
 @pytest.fixture(params=["one by one", "by bin"])
 def counting(request, monkeypatch):
-    """Both ways in which a spectrum is counted and searched, whatever the tensor's size."""
+    """Both ways in which a histogram is counted and searched, whatever the tensor's size."""
     if request.param == "by bin":
-        for module in (spectra, trimming):
+        for module in (magnitude_histograms, trim):
             monkeypatch.setattr(module, "SMALL", 0)
 
 
@@ -263,7 +258,7 @@ def test_trims_agree_with_a_stable_sort(density, dtype, known):
     base = torch.randn(20_011, generator=generator).to(dtype)
     expert = base + (torch.randn(20_011, generator=generator) * 0.01).to(dtype)  # many ties in bf16
     view = View(base, [expert], torch.float32, block=8192)
-    given = {"statistics": [spectrum(view, 0)]} if known else {}
+    given = {"statistics": [magnitude_histogram(view, 0)]} if known else {}
     [trim] = trims(view, density=[density], **given)
     tau = expert.float() - base.float()
     assert torch.equal(trim.keep(tau), kept_by_sorting(tau, density))
@@ -294,8 +289,8 @@ def test_trims_of_awkward_task_vectors_agree_with_a_stable_sort(tau, density):
 def test_a_band_keeps_exactly_its_ranks_by_a_stable_sort(tau, first, last):
     first, last = len(tau) * first // 3, len(tau) * last // 3
     view = View(torch.zeros_like(tau), [tau], torch.float32, block=4096)
-    [[upper, lower]] = trimming.cut([spectra.task_vector(view, 0)], [[first, last]])
-    found = trimming.Band(upper, lower)
+    [[upper, lower]] = cut([by_magnitude(view, 0)], [[first, last]])
+    found = Band(upper, lower)
     expected = torch.zeros(len(tau), dtype=torch.bool)
     order = torch.sort(tau.abs(), descending=True, stable=True).indices
     expected[order[first:last]] = True
@@ -304,22 +299,15 @@ def test_a_band_keeps_exactly_its_ranks_by_a_stable_sort(tau, first, last):
 
 @pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize("k", [1, 2, 500, 8999])
-def test_what_is_kept_of_the_last_bracket_completes_the_whole_brackets_before_it(k):
+def test_what_is_kept_of_the_last_bin_completes_the_whole_bins_before_it(k):
     tau = torch.randn(9000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
-    values = spectra.task_vector(View(torch.zeros(9000), [tau], torch.float32), 0)
-    known = spectra.spectrum_of(values)
-    found, index = trimming.trim_in_bracket(values, k, known)
-    places = known.places(tau)
-    before = set(np.flatnonzero(places < places[index[0]]).tolist())
+    ranking = by_magnitude(View(torch.zeros(9000), [tau], torch.float32), 0)
+    known = histogram_of(ranking)
+    found, index = trim_within_bin(ranking, k, known)
+    bins = known.bins_of(tau)
+    before = set(np.flatnonzero(bins < bins[index[0]]).tolist())
     assert before | set(index.tolist()) == set(found.keep(tau).nonzero().flatten().tolist())
     assert not before & set(index.tolist())
-
-
-def test_a_not_a_number_is_never_trimmed_away_unseen():
-    base, *experts = some_tensors(3, (50,))
-    experts[0][7] = float("nan")
-    result = ties(base, experts, weight=[1.0, 1.0], density=[0.5, 0.5])
-    assert torch.isnan(result).any()
 
 
 def mask(density, size, seed=0, tensor="t", start=0, expert=0):

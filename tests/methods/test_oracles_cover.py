@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.methods.registry import methods
+from evomerge.methods import methods
 
 HERE = Path(__file__).parent
 WITH_ORACLES = sorted(HERE.parent.joinpath("oracles").glob("test_*_against_*.py"))

@@ -11,14 +11,22 @@ import torch
 from mergekit import sparsify
 from mergekit.merge_methods import merge_tensors
 
-from evomerge.methods.breadcrumbs import breadcrumbs, breadcrumbs_ties
-from evomerge.methods.dropping import dare_linear, dare_ties, della, della_linear
-from evomerge.methods.fusechat import sce
-from evomerge.methods.masks import at
+from evomerge.methods.arcee_fusion import arcee_fusion
+from evomerge.methods.breadcrumbs import breadcrumbs
+from evomerge.methods.breadcrumbs_ties import breadcrumbs_ties
+from evomerge.methods.core.masks import at
+from evomerge.methods.dare_linear import dare_linear
+from evomerge.methods.dare_ties import dare_ties
+from evomerge.methods.della import della
+from evomerge.methods.della_linear import della_linear
+from evomerge.methods.karcher import karcher
 from evomerge.methods.model_stock import model_stock
-from evomerge.methods.pairs import arcee_fusion, nearswap
-from evomerge.methods.ram import ram, ramplus_tl
-from evomerge.methods.spherical import karcher, multislerp, nuslerp
+from evomerge.methods.multislerp import multislerp
+from evomerge.methods.nearswap import nearswap
+from evomerge.methods.nuslerp import nuslerp
+from evomerge.methods.ram import ram
+from evomerge.methods.ramplus_tl import ramplus_tl
+from evomerge.methods.sce import sce
 
 SHAPES = [(1,), (7,), (99,), (13, 11), (64, 48), (3, 5, 7)]
 TOLERANCE = {"rtol": 0, "atol": 1e-10}

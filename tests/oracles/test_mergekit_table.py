@@ -7,7 +7,7 @@ from mergekit.merge_methods.base import BasePolicy, ParameterScope
 from mergekit.merge_methods.registry import registered_methods
 
 from evomerge.mergekit.methods import CHOICES, FORMS, NEUTRAL, RENAMED, pairings
-from evomerge.methods.registry import methods
+from evomerge.methods import methods
 
 THEIRS = {method.spec.name: method.spec for method in registered_methods()}
 

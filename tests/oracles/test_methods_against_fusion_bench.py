@@ -26,11 +26,16 @@ from fusion_bench.method.wudi.wudi import wudi_merging
 from fusion_bench.utils import packages
 from torch import nn
 
-from evomerge.methods.averaging import linear
-from evomerge.methods.projections import iso_cts, opcm
-from evomerge.methods.selection import consensus, magmax
-from evomerge.methods.subspaces import iso_c, tsvm, wudi
-from evomerge.methods.task_arithmetic import task_arithmetic, ties
+from evomerge.methods.consensus import consensus
+from evomerge.methods.iso_c import iso_c
+from evomerge.methods.iso_cts import iso_cts
+from evomerge.methods.linear import linear
+from evomerge.methods.magmax import magmax
+from evomerge.methods.opcm import opcm
+from evomerge.methods.task_arithmetic import task_arithmetic
+from evomerge.methods.ties import ties
+from evomerge.methods.tsvm import tsvm
+from evomerge.methods.wudi import wudi
 
 SHAPES = [(1,), (7,), (99,), (13, 11), (11, 13), (64, 48)]
 TOLERANCE = {"rtol": 0, "atol": 1e-10}

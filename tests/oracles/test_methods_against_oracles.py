@@ -7,11 +7,14 @@ import torch
 from mergekit.merge_methods import merge_tensors
 from peft.utils import merge_utils
 
-from evomerge.methods.averaging import linear, passthrough
-from evomerge.methods.dropping import dare_linear, dare_ties
-from evomerge.methods.masks import at, limits
-from evomerge.methods.spherical import slerp
-from evomerge.methods.task_arithmetic import task_arithmetic, ties
+from evomerge.methods.core.masks import at, limits
+from evomerge.methods.dare_linear import dare_linear
+from evomerge.methods.dare_ties import dare_ties
+from evomerge.methods.linear import linear
+from evomerge.methods.passthrough import passthrough
+from evomerge.methods.slerp import slerp
+from evomerge.methods.task_arithmetic import task_arithmetic
+from evomerge.methods.ties import ties
 
 SHAPES = [(1,), (7,), (99,), (13, 11), (64, 48), (3, 5, 7)]
 TOLERANCE = {"rtol": 0, "atol": 1e-10}

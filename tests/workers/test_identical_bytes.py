@@ -18,7 +18,7 @@ from evomerge.materialize.disk.stream import write_weights
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import Store
-from evomerge.methods.registry import methods
+from evomerge.methods import methods
 from evomerge.workers.worker import Worker, WorkerSpec
 
 LAYERS = 9

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from evomerge.materialize.statistics.store import Store, type_of
-from evomerge.methods.registry import Statistic, View
+from evomerge.methods.core.view import Statistic, View
 
 
 class Statistics:

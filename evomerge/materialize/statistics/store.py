@@ -5,7 +5,7 @@ depends on: the sources' digests, the tensor, the arithmetic, and the code that 
 under the right name is therefore never out of date, only absent or damaged, and then it is computed
 again. Files appear whole, by renaming, so that workers need no lock: at worst two compute the same.
 
-The room that is taken, for a tensor of n entries: what trims need (`spectrum`, `variances`) at most
+The room that is taken, for a tensor of n entries: what trims need (histograms, `variances`) at most
 some 100 kB for each expert, 60 MB for three experts of 7 B parameters; Grams and energies next to
 nothing; DELLA's `ranks` 2n bytes for each expert; merged task vectors of the SVD family 4n bytes.
 """
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from evomerge import __version__
 from evomerge.common.digest import content_digest
-from evomerge.methods.registry import Statistic
+from evomerge.methods.core.view import Statistic
 from evomerge.models.files.canonical_names import as_bytes
 from evomerge.recipe import BASE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from evomerge.common.errors import InputError
-from evomerge.methods.registry import Method, find_method
+from evomerge.methods import Method, find_method
 from evomerge.recipe.recipe import Drop, Merge, Recipe, merge_name
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evomerge.common.errors import InputError
-from evomerge.methods.registry import find_method
+from evomerge.methods import find_method
 from evomerge.recipe.recipe import Merge, Recipe, merge_name
 
 

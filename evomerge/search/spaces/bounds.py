@@ -15,7 +15,7 @@ from typing import Any
 from evomerge.common.errors import InputError
 from evomerge.common.plugins import nearest
 from evomerge.config import Bounds
-from evomerge.methods.registry import Method, Parameter
+from evomerge.methods import Method, Parameter
 from evomerge.search.spaces.genes import Value
 
 

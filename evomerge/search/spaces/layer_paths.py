@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evomerge.methods.registry import find_method
+from evomerge.methods import find_method
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 from evomerge.search.spaces.genes import Gene, Genome

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from evomerge.common.errors import InputError
 from evomerge.config import LinesConfig
+from evomerge.methods import Method
 from evomerge.methods.core.lines_in_recipes import scaled_by_depth
-from evomerge.methods.registry import Method
 from evomerge.recipe import Recipe
 from evomerge.search.spaces.genes import Gene, Genome
 from evomerge.search.spaces.space import Space

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.errors import InputError
-from evomerge.methods.registry import Method, find_method
+from evomerge.methods import Method, find_method
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 from evomerge.search.spaces.bounds import Searched
 from evomerge.search.spaces.genes import Value

@@ -12,7 +12,7 @@ import numpy as np
 
 from evomerge.common.errors import InputError
 from evomerge.config import Bounds, SpaceConfig
-from evomerge.methods.registry import Method, find_method
+from evomerge.methods import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
 from evomerge.recipe import BASE, Merge, Recipe

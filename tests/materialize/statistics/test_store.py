@@ -17,8 +17,8 @@ from evomerge.materialize.plan import plan
 from evomerge.materialize.statistics import store as store_module
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import Store, tidy
-from evomerge.methods.registry import View, methods
-from evomerge.methods.spectra import spectrum
+from evomerge.methods import View, methods
+from evomerge.methods.core.magnitude_histograms import magnitude_histogram
 from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 
@@ -113,18 +113,18 @@ def test_statistics_of_other_sources_are_not_taken(models, tmp_path):
     other = View(base, [torch.arange(100.0)], torch.float32)
     for digest, own in (("a", view), ("b", other), ("a", view)):
         store = Store(tmp_path, {BASE: "0", "math": digest})
-        [found] = Statistics(store=store).of(spectrum, own, "w", ["math"])
-        assert np.array_equal(found.floors, spectrum(own, 0).floors)
+        [found] = Statistics(store=store).of(magnitude_histogram, own, "w", ["math"])
+        assert np.array_equal(found.floors, magnitude_histogram(own, 0).floors)
     assert len(list(tmp_path.glob("*/*"))) == 2
 
 
 def test_a_change_of_the_code_is_another_statistic(tmp_path, monkeypatch):
     store = Store(tmp_path, {BASE: "0", "math": "1"})
-    before = store.place(spectrum, "w", ["math"], torch.float32)
-    assert before == store.place(spectrum, "w", ["math"], torch.float32)
+    before = store.place(magnitude_histogram, "w", ["math"], torch.float32)
+    assert before == store.place(magnitude_histogram, "w", ["math"], torch.float32)
     store_module._version.cache_clear()
     monkeypatch.setattr(store_module.inspect, "getsource", lambda _: "another")
-    assert store.place(spectrum, "w", ["math"], torch.float32) != before
+    assert store.place(magnitude_histogram, "w", ["math"], torch.float32) != before
     store_module._version.cache_clear()
 
 
@@ -149,7 +149,7 @@ def test_statistics_are_mapped_files_not_copies(models, tmp_path):
     statistics = Statistics(store=Store(tmp_path, digests_of(models)))
     base = torch.zeros(5000)
     view = View(base, [torch.randn(5000)], torch.float32)
-    [found] = statistics.of(spectrum, view, "w", ["math"])
+    [found] = statistics.of(magnitude_histogram, view, "w", ["math"])
     assert statistics.nbytes == 0
     address = found.floors.__array_interface__["data"][0]
     with open("/proc/self/maps") as maps:
@@ -214,9 +214,9 @@ def test_a_statistic_that_no_file_holds_stays_in_memory(models, tmp_path):
 
 def test_files_are_safetensors_with_their_structure_as_metadata(models, tmp_path):
     merged(models, "ties", Store(tmp_path, digests_of(models)))
-    file = next(tmp_path.glob("spectrum/*.safetensors"))
+    file = next(tmp_path.glob("magnitude_histogram/*.safetensors"))
     with safe_open(file, framework="np") as opened:
         meta = json.loads(opened.metadata()["statistic"])
         arrays = [opened.get_tensor(str(i)) for i in range(len(opened.keys()))]
-    assert set(meta["value"]) == {"floors", "counts", "finite"}
+    assert set(meta["value"]) == {"floors", "counts"}
     assert arrays[meta["value"]["counts"]["array"]][-1] == max(arrays[1])

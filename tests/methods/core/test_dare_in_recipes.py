@@ -5,9 +5,9 @@ from layered_recipe import recipe_of
 from merges import thin
 
 from evomerge.common.errors import InputError
+from evomerge.methods import methods
 from evomerge.methods.core.dare_in_recipes import as_dare_method, dropped
 from evomerge.methods.core.lines_in_recipes import scaled_by_depth
-from evomerge.methods.registry import methods
 from evomerge.recipe import Drop, Merge, Recipe
 
 ITSELF_RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]

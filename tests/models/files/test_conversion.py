@@ -16,8 +16,8 @@ from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
-from evomerge.methods.masks import at, limits
-from evomerge.methods.registry import find_method
+from evomerge.methods import find_method
+from evomerge.methods.core.masks import at, limits
 from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.checks.checked_models import check_models
 from evomerge.models.layout import derive_layout

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evomerge.methods.registry import Tensor
+from evomerge.methods.core.view import Tensor
 
 
 @dataclass(frozen=True)

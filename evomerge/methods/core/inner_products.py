@@ -13,7 +13,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from evomerge.methods.registry import Tensor, View
+from evomerge.methods.core.view import Tensor, View
 
 BLOCK = 1 << 15
 _LINES = 1 << 18

@@ -1,27 +1,10 @@
-"""Merges of one expert into the base, entry by entry: nearswap and Arcee fusion."""
+"""Arcee fusion: the expert's entries of outstanding importance."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from evomerge.methods.registry import Range, Tensor, merge_method
-from evomerge.methods.task_arithmetic import Lambda
-
-
-@merge_method(
-    reference="alchemonaut 2024 (QuartetAnemoi-70B); as in mergekit", experts=(1, 1), relative=True
-)
-def nearswap(
-    base: Tensor,
-    experts: Sequence[Tensor],
-    *,
-    t: Annotated[float, Range(0.0, 1.0)] = 1e-4,
-    lambda_: Lambda = 1.0,
-) -> Tensor:
-    """Move every entry at most `t` towards the expert's: θ₀ + λ min(1, t/|τ|) τ."""
-    tau = experts[0] - base
-    return base + tau * (t / tau.abs().clamp(min=1e-6)).clamp(max=1.0) * lambda_
+from evomerge.methods import Lambda, Tensor, merge_method
 
 
 @merge_method(
@@ -41,7 +24,7 @@ def arcee_fusion(base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1
     flat = importance.flatten()
     places = [int(q * (flat.numel() - 1)) + 1 for q in (0.25, 0.5, 0.75)]
     first, median, third = (flat.kthvalue(place).values for place in places)
-    chosen = ~(importance < median + 1.5 * (third - first))  # NaN is taken over, and then seen
+    chosen = importance >= median + 1.5 * (third - first)
     return base + torch.where(chosen, expert - base, 0.0) * lambda_
 
 

@@ -1,4 +1,4 @@
-"""Averages of weights: linear (model soups), and passthrough."""
+"""Linear: a weighted average of weights, as of model soups."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated
 
-from evomerge.methods.registry import PerExpert, Range, Tensor, View, merge_method
+from evomerge.methods import Range, Tensor, View, Weight, merge_method
 
 
 def shares(
@@ -25,7 +25,7 @@ def linear(
     base: Tensor,
     experts: Sequence[Tensor],
     *,
-    weight: Annotated[Sequence[float], PerExpert(1.0, low=-10.0, high=10.0)],
+    weight: Weight,
     base_weight: Annotated[float, Range(-10.0, 10.0)] = 0.0,
     normalize: bool = True,
     measured: Sequence[float],
@@ -39,14 +39,3 @@ def linear(
     for share, expert in zip(measured[1:], experts, strict=True):
         total = total + expert * share
     return total
-
-
-@merge_method(reference="the source itself", experts=(0, 1))
-def passthrough(
-    base: Tensor,
-    experts: Sequence[Tensor],
-    *,
-    scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
-) -> Tensor:
-    """The expert's own weights (the base's when no expert is named), times `scale`."""
-    return (experts[0] if experts else base) * scale

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from evomerge.methods.registry import Tensor
+from evomerge.methods.core.view import Tensor
 
 
 class At(NamedTuple):

@@ -1,92 +1,38 @@
-"""Weights by how much the experts changed: VaRM (FuseChat) and SCE (FuseChat 3.0)."""
+"""SCE (FuseChat 3.0): select entries, calculate weights, erase minority signs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from evomerge.methods.inner_products import blocks
-from evomerge.methods.registry import Range, Tensor, View, merge_method
-from evomerge.methods.spectra import Quantity, Spectrum, spectrum_of
-from evomerge.methods.task_arithmetic import Lambda
-from evomerge.methods.trimming import Trim, cut, trim_in_bracket
-
-
-@dataclass(frozen=True)
-class Energy:
-    """Σ τ² of one expert's tensor."""
-
-    value: float
-    nbytes: int = 8
-
-
-def energy(view: View, expert: int) -> Energy:
-    """Add up an expert's τ² in float64, exactly up to blocks of 2¹⁵ entries."""
-    sums = []
-    for part in blocks(view):
-        [tau] = view.taus(part, [expert])
-        sums.append(tau.double().square().sum().item())
-    return Energy(math.fsum(sums))
-
-
-def ratios(energies: Sequence[float]) -> list[float]:
-    """Energies divided by their sum; equal shares where that is zero."""
-    total = math.fsum(energies)
-    if total == 0:
-        return [1 / len(energies) for _ in energies]
-    return [value / total for value in energies]
-
-
-def variation(
-    view: View, *, lambda_: float, statistics: Sequence[Energy] | None = None
-) -> Sequence[float]:
-    """λE[τⱼ²]/ΣE[τ²]."""
-    found = statistics or [energy(view, expert) for expert in range(len(view.experts))]
-    return [lambda_ * share for share in ratios([one.value for one in found])]
-
-
-@merge_method(
-    reference="Wan et al. 2024, arXiv:2402.16107, eq. 4 (VaRM)",
-    measure=variation,
-    statistic=energy,
-    relative=True,
-)
-def varm(
-    base: Tensor,
-    experts: Sequence[Tensor],
-    *,
-    lambda_: Lambda = 1.0,
-    measured: Sequence[float],
-) -> Tensor:
-    """θ₀ + λ Σ wⱼτⱼ with wⱼ = E[τⱼ²]/ΣE[τ²], the mean taken over each tensor."""
-    total = (experts[0] - base) * measured[0]
-    for share, expert in zip(measured[1:], experts[1:], strict=True):
-        total = total + (expert - base) * share
-    return base + total
+from evomerge.methods import Lambda, Range, Tensor, View, merge_method
+from evomerge.methods.core.inner_products import blocks
+from evomerge.methods.core.magnitude_histograms import MagnitudeHistogram, Ranking, histogram_of
+from evomerge.methods.core.trim import Trim, cut, trim_within_bin
+from evomerge.methods.varm import ratios
 
 
 @dataclass(frozen=True)
 class Variances:
-    """How the variances of entries across experts spread, and where the task vectors' energy lies.
+    """The histogram of entries' variances across experts, and where their task vectors are large.
 
     Attributes:
-        spectrum: counts of variances by bracket.
+        histogram: counts of variances by bin.
         positive: entries whose variance is not 0.
-        energies: float64 (brackets, experts), Σ τ² over this bracket and those before it.
+        energies: float64 (bins, experts), Σ τ² over the entries of this bin and those before it.
     """
 
-    spectrum: Spectrum
+    histogram: MagnitudeHistogram
     positive: int
     energies: np.ndarray
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes."""
-        return self.spectrum.nbytes + self.energies.nbytes
+        return self.histogram.nbytes + self.energies.nbytes
 
 
 def variance(taus: list[Tensor]) -> Tensor:
@@ -96,24 +42,24 @@ def variance(taus: list[Tensor]) -> Tensor:
     return sum(squares[1:], squares[0])
 
 
-def _variance_of(view: View) -> Quantity:
-    return Quantity(view, tuple(range(len(view.experts))), variance)
+def _by_variance(view: View) -> Ranking:
+    return Ranking(view, tuple(range(len(view.experts))), variance)
 
 
 def variances(view: View) -> Variances:
     """Count the variances by bin; add up τ² by bracket, in float64 and in the entries' order."""
     import torch
 
-    found, positive = spectrum_of(_variance_of(view)), 0
+    found, positive = histogram_of(_by_variance(view)), 0
     energies = np.zeros((len(found.floors), len(view.experts)))
     for part in blocks(view):
         taus = view.taus(part)
         spread = variance(taus)
         positive += int(torch.count_nonzero(spread))
-        bracket = found.places(spread)
+        bins = found.bins_of(spread)
         for expert, tau in enumerate(taus):
             squares = tau.double().square().cpu().numpy()
-            energies[:, expert] += np.bincount(bracket, squares, minlength=len(energies))
+            energies[:, expert] += np.bincount(bins, squares, minlength=len(energies))
     return Variances(found, positive, energies.cumsum(0))
 
 
@@ -125,19 +71,19 @@ class Selection(NamedTuple):
 
 
 def selected(view: View, *, select_topk: float, statistics: Variances | None = None) -> Selection:
-    """Entries by variance; weights by the energy of task vectors within them.
+    """Select entries by variance, and weigh experts by the energy of τ within them.
 
-    The energy of whole brackets is known; that of the last one's entries is added up.
+    The energy of whole bins is known; that of the last one's entries is added up.
     """
     known = statistics or variances(view)
-    quantity, n = _variance_of(view), view.base.numel()
+    ranking, n = _by_variance(view), view.base.numel()
     k = int(known.positive * select_topk) if select_topk < 1 else n
-    if k <= 0 or k >= n or not known.spectrum.finite:
+    if k <= 0 or k >= n:
         total = known.energies[-1] if len(known.energies) and k > 0 else np.zeros(len(view.experts))
-        [[whole]] = cut([quantity], [[k]], [known.spectrum])
+        [[whole]] = cut([ranking], [[k]], [known.histogram])
         return Selection(whole, ratios(total.tolist()))
-    kept, index = trim_in_bracket(quantity, k, known.spectrum)
-    place = int(np.searchsorted(known.spectrum.counts, k))
+    kept, index = trim_within_bin(ranking, k, known.histogram)
+    place = int(np.searchsorted(known.histogram.counts, k))
     total = known.energies[place - 1].copy() if place else np.zeros(len(view.experts))
     for expert, tau in enumerate(view.taus(index)):
         total[expert] += np.sum(tau.double().square().cpu().numpy())

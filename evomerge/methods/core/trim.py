@@ -1,0 +1,318 @@
+"""Trims by magnitude: the k largest |τ| of a task vector, exactly, of tied ones the lower indices.
+
+The histogram of the magnitudes says in which bin of values the k-th largest lies. What is left to
+do for a candidate is one pass that counts that bin's entries row by row (a comparison and a sum,
+at memory bandwidth), and a sort of those few entries.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from evomerge.methods.core.magnitude_histograms import (
+    SMALL,
+    Bin,
+    MagnitudeHistogram,
+    Ranking,
+    by_magnitude,
+    histogram_of,
+    patterns_of,
+)
+from evomerge.methods.core.view import Tensor, View
+
+_ROW = 64
+"""Entries that a search counts together: a mask entry by entry would cost more than the sums."""
+_FEW = 1 << 12
+"""Entries up to which all are looked at at once, whatever the bin."""
+
+
+class Trim(NamedTuple):
+    """Which entries of a task vector are its k largest by |τ| in float32.
+
+    Kept are the entries above `threshold`, float32 (), and those equal to it up to index `last`,
+    int32 (), or int64 () where there are more than 2³¹: of tied entries the lower index comes
+    first.
+    """
+
+    threshold: Tensor
+    last: Tensor
+
+    def part(self, where: slice) -> Trim:
+        """Return the trim of a slice of at most 2³¹ entries, `last` counted in it, int32."""
+        import torch
+
+        if not where.start and self.last.dtype == torch.int32:
+            return self
+        last = (self.last - where.start).clamp(-1, (1 << 31) - 1)
+        return self._replace(last=last.to(torch.int32))
+
+    def keep(self, tau: Tensor) -> Tensor:
+        """Return a boolean mask over the slice whose `part` this is."""
+        import torch
+
+        magnitude = tau.abs().float()
+        index = torch.arange(tau.numel(), dtype=torch.int32, device=tau.device).view(tau.shape)
+        return (magnitude > self.threshold) | ((magnitude == self.threshold) & (index <= self.last))
+
+    def of(self, tau: Tensor, at: Any = None, expert: int = 0) -> Tensor:
+        """Return τ, and 0 where an entry is not kept."""
+        import torch
+
+        return torch.where(self.keep(tau), tau, 0.0)
+
+
+class Band(NamedTuple):
+    """The entries that `lower` keeps and `upper` does not: a band of ranks."""
+
+    upper: Trim
+    lower: Trim
+
+    def keep(self, tau: Tensor) -> Tensor:
+        """Return a boolean mask over a slice, as `Trim.keep`."""
+        return self.lower.keep(tau) & ~self.upper.keep(tau)
+
+    def of(self, tau: Tensor, at: Any = None, expert: int = 0) -> Tensor:
+        """Return τ, and 0 where an entry is not kept."""
+        import torch
+
+        return torch.where(self.keep(tau), tau, 0.0)
+
+
+def trims(
+    view: View,
+    *,
+    density: Sequence[float],
+    statistics: Sequence[MagnitudeHistogram] | None = None,
+) -> list[Trim]:
+    """Find one `Trim` per expert: k = max(1, int(density·n)) entries kept, none at density 0.
+
+    `statistics` are the experts' histograms; they are counted where they are not given.
+    """
+    n = view.base.numel()
+    rankings = [by_magnitude(view, expert) for expert in range(len(density))]
+    kept = [[max(1, int(value * n)) if value > 0 else 0] for value in density]
+    return [one for [one] in cut(rankings, kept, statistics)]
+
+
+def cut(
+    rankings: Sequence[Ranking],
+    ranks: Sequence[Sequence[int]],
+    known: Sequence[MagnitudeHistogram] | None = None,
+) -> list[list[Trim]]:
+    """Find the trims that keep the k largest magnitudes: none at k ≤ 0, all at k ≥ n.
+
+    Args:
+        rankings: of one base, whose tensors are passed over once for all of them.
+        ranks: for each of them some k.
+        known: their histograms; counted where they are not given, and needed.
+
+    Returns:
+        For each ranking one trim for each k.
+    """
+    n = rankings[0].n
+    # 1. only 0 < k < n have to be searched for, and only they need a histogram
+    inner = {i: [k for k in own if 0 < k < n] for i, own in enumerate(ranks)}
+    histograms = {
+        i: known[i] if known else histogram_of(rankings[i]) for i, own in inner.items() if own
+    }
+    # 2. the bin of each k-th largest, and how many entries of it each row has
+    bins = {i: [one.bin_of_rank(k) for k in inner[i]] for i, one in histograms.items()}
+    rows = _rows([rankings[i] for i in bins], list(bins.values()))
+    # 3. the k-th largest within its bin
+    searches = {
+        (i, k): _Search(rankings[i], counts, bin_)
+        for (i, own), counted in zip(bins.items(), rows, strict=True)
+        for k, counts, bin_ in zip(inner[i], counted, own, strict=True)
+    }
+    found = _selected(searches)
+    return [
+        [found.get((i, k)) or _all_or_none(k, rankings[i]) for k in own]
+        for i, own in enumerate(ranks)
+    ]
+
+
+def trim_within_bin(ranking: Ranking, k: int, known: MagnitudeHistogram) -> tuple[Trim, Tensor]:
+    """Find the trim for 0 < k < n, and which entries of the k-th one's bin it keeps.
+
+    Returns:
+        The trim, and the indices of those entries, int64, rising.
+    """
+    bin_ = known.bin_of_rank(k)
+    [[rows]] = _rows([ranking], [[bin_]])
+    [found], index = _among_few([_Search(ranking, rows, bin_)])
+    return found, index[: bin_.rank].sort().values
+
+
+def _all_or_none(k: int, ranking: Ranking) -> Trim:
+    import torch
+
+    device, none = ranking.view.base.device, k <= 0 or ranking.n == 0
+    threshold = torch.tensor(torch.finfo(torch.float32).max if none else 0.0, device=device)
+    last = torch.tensor(-1 if none else ranking.n - 1, device=device)
+    return Trim(threshold, _placed(last, ranking.n))
+
+
+def _rows(rankings: Sequence[Ranking], bins: Sequence[Sequence[Bin]]) -> list[list[Tensor]]:
+    """Count the entries of a bin in each row of `_ROW`, in one pass over memory for all bins.
+
+    Args:
+        rankings: of one base.
+        bins: some for each of them.
+
+    Returns:
+        For each ranking and each of its bins float32 (rows,).
+    """
+    import torch
+
+    if not rankings:
+        return []
+    n, view = rankings[0].n, rankings[0].view
+    # of few entries every row is looked at: a count of 1 stands for "has some"
+    if n <= _FEW:
+        every = torch.ones(-(-n // _ROW), device=view.base.device)
+        return [[every for _ in own] for own in bins]
+    experts = [expert for one in rankings for expert in one.experts]
+    pairs = zip(rankings, bins, strict=True)
+    count = _counting(tuple((one.of, len(one.experts), len(own)) for one, own in pairs))
+    edges = [_float(edge) for own in bins for bin_ in own for edge in bin_[:2]]
+    bounds = torch.tensor(edges, device=view.base.device).view(-1, 2)
+    # whole rows block by block, then the last one, filled up
+    whole = n // _ROW * _ROW
+    parts = [*view.map(count, experts, bounds, stop=whole)]
+    if whole < n:
+        parts.append(
+            count([_padded(tau) for tau in view.taus(slice(whole, None), experts)], bounds)
+        )
+    counts = iter([torch.cat(part) for part in zip(*parts, strict=True)])
+    return [[next(counts) for _ in own] for own in bins]
+
+
+@cache
+def _counting(
+    rankings: tuple[tuple[Callable[[list[Tensor]], Tensor], int, int], ...],
+) -> Callable[..., list[Tensor]]:
+    """Make a function that counts rows, for rankings with so many experts and bins each.
+
+    Its arguments are all their experts' τ, flat, and bounds (bins, 2); for each bin it gives, row
+    by row, how many entries have start ≤ |x| < stop; a stop that is NaN bounds nothing. One object
+    for each, so that it is compiled once.
+    """
+
+    def count(taus: list[Tensor], bounds: Tensor) -> list[Tensor]:
+        counts, first, bound = [], 0, iter(bounds)
+        for of, experts, bins in rankings:
+            magnitude = of(taus[first : first + experts]).abs().float().view(-1, _ROW)
+            for start, stop in (next(bound) for _ in range(bins)):
+                counts.append(((magnitude >= start) & ~(magnitude >= stop)).float().sum(1))
+            first += experts
+        return counts
+
+    return count
+
+
+def _padded(tau: Tensor) -> Tensor:
+    """Fill the entries up with NaN, which no bin counts, to a whole row."""
+    import torch
+
+    return torch.nn.functional.pad(tau, (0, -tau.numel() % _ROW), value=math.nan)
+
+
+class _Search(NamedTuple):
+    """For the `rank`-th largest entry of a bin.
+
+    Attributes:
+        rows: float32 (rows,), how many of the bin's entries each row has, at most.
+    """
+
+    ranking: Ranking
+    rows: Tensor
+    bin: Bin
+
+
+def _selected(searches: Mapping[tuple[int, int], _Search]) -> dict[tuple[int, int], Trim]:
+    """Find the trims that end at the entries searched for."""
+    tied = {k: one for k, one in searches.items() if one.bin.tied and one.ranking.n > _FEW}
+    few = {key: one for key, one in searches.items() if key not in tied}
+    ordered = list(few.values())
+    # of large tensors one search at a time, which holds its rows' entries
+    step = max(1, len(few)) if all(one.ranking.n <= SMALL for one in ordered) else 1
+    parts = [_among_few(ordered[i : i + step]) for i in range(0, len(few), step)]
+    found = dict(zip(few, [trim for trims, _ in parts for trim in trims], strict=True))
+    if tied:
+        found |= zip(tied, _among_ties(list(tied.values())), strict=True)
+    return found
+
+
+def _among_ties(searches: Sequence[_Search]) -> list[Trim]:
+    """Find the trims in bins of one value each: the `rank`-th of its entries is the last kept."""
+    import torch
+
+    rows = torch.stack([one.rows for one in searches])
+    ranks = torch.tensor([[one.bin.rank] for one in searches], device=rows.device)
+    thresholds = torch.tensor([_float(one.bin.start) for one in searches], device=rows.device)
+    total, n = rows.cumsum(1, dtype=torch.int64), searches[0].ranking.n
+    # the row that holds the rank-th entry, and its rank within that row
+    row = torch.searchsorted(total, ranks)
+    ranks -= total.gather(1, row) - rows.gather(1, row).to(torch.int64)
+    # its place in that row, of which all entries are looked at
+    index = (row * _ROW + torch.arange(_ROW, device=rows.device)).clamp(max=n - 1)
+    ties = (_at(searches, index.split(1)).abs().float() == thresholds[:, None]).cumsum(1)
+    last = _placed(index.gather(1, torch.searchsorted(ties, ranks)), n)
+    return [Trim(*one) for one in zip(thresholds, last.view(-1), strict=True)]
+
+
+def _at(searches: Sequence[_Search], places: Sequence[Tensor]) -> Tensor:
+    """Return the values at each search's places, (rows, `_ROW`), one after the other."""
+    import torch
+
+    rest, values = iter(places), []
+    for _, own in groupby(searches, key=lambda one: id(one.ranking)):
+        same = list(own)
+        values.append(same[0].ranking.at(torch.cat([next(rest) for _ in same])))
+    return torch.cat(values)
+
+
+def _among_few(searches: Sequence[_Search]) -> tuple[list[Trim], Tensor]:
+    """Find the trims in bins of a few entries, and the indices of all these entries, int64, sorted.
+
+    All searches go through one sort: by search, then the largest first, of tied entries the lower
+    index.
+    """
+    import torch
+
+    n, device = searches[0].ranking.n, searches[0].rows.device
+    # 1. the entries of all rows that have some of their search's bin
+    search, row = torch.stack([one.rows for one in searches]).nonzero(as_tuple=True)
+    index = row[:, None] * _ROW + torch.arange(_ROW, device=device)
+    counts = search.bincount(minlength=len(searches)).tolist()
+    patterns = patterns_of(_at(searches, index.clamp(max=n - 1).split(counts)))
+    # 2. of these, those within the bin
+    bounds = [one.bin[:3] for one in searches]
+    start, stop, rank = torch.tensor(bounds, device=device).unbind(1)
+    inside = (patterns >= start[search, None]) & (patterns < stop[search, None]) & (index < n)
+    place, lane = inside.nonzero(as_tuple=True)
+    search, index, patterns = search[place], index[place, lane], patterns[place, lane]
+    # 3. sorted by search and falling pattern; stable, so that indices rise among ties
+    order = ((search << 31) - patterns).argsort(stable=True)
+    first = torch.searchsorted(search, torch.arange(len(searches), device=device))
+    index, patterns = index[order], patterns[order]
+    # 4. the rank-th of each search is the last that is kept
+    last = first + rank - 1
+    ends = zip(patterns[last].view(torch.float32), _placed(index[last], n), strict=True)
+    return [Trim(*end) for end in ends], index
+
+
+def _placed(last: Tensor, n: int) -> Tensor:
+    """Indices among `n` entries in the dtype that `Trim.last` has for them."""
+    import torch
+
+    return last.to(torch.int32 if n <= 1 << 31 else torch.int64)
+
+
+def _float(pattern: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<I", pattern))[0])

@@ -1,0 +1,52 @@
+"""OPCM: experts one after another, each projected off the subspace of those before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from evomerge.methods import Lambda, Range, Tensor, merge_method
+from evomerge.methods.core.decompositions import svd
+
+
+@merge_method(
+    reference="Tang et al. 2025, arXiv:2501.09522, eqs. 5 to 8", elementwise=False, relative=True
+)
+def opcm(
+    base: Tensor,
+    experts: Sequence[Tensor],
+    *,
+    alpha: Annotated[float, Range(0.0, 1.0)] = 0.5,
+    lambda_: Lambda = 1.0,
+) -> Tensor:
+    """Experts one after another, each projected off the subspace of what was merged before.
+
+    Of each τ, in the basis of the merged update's singular vectors, the diagonal is taken away and
+    the block of the leading ones, which hold the share `alpha` of the sum of singular values. The
+    sum is scaled to the mean norm of the task vectors, per tensor (the paper: over the model). The
+    experts' order counts.
+    """
+    import torch
+
+    taus = [expert - base for expert in experts]
+    merged = taus[0]
+    for tau in taus[1:]:
+        merged = merged + (_projected(tau, merged, alpha) if base.dim() > 1 else tau)
+    norms = [torch.linalg.vector_norm(tau.double()) for tau in taus]
+    size = torch.linalg.vector_norm(merged.double())
+    level = sum(norms[1:], norms[0]) / len(norms) / torch.where(size > 0, size, 1.0)
+    return base + merged * (level * lambda_).to(base.dtype)
+
+
+def _projected(tau: Tensor, merged: Tensor, alpha: float) -> Tensor:
+    """τ without the diagonal and the leading block of UᵀτV, of `merged` = USVᵀ (eq. 6)."""
+    import torch
+
+    u, s, vh = svd(merged)
+    seen = u.mT @ tau @ vh.mT
+    above = s.cumsum(-1) > alpha * s.sum(-1, keepdim=True)
+    split = above.to(torch.int32).argmax(-1, keepdim=True)  # 0 where none is
+    leading = torch.arange(s.shape[-1], device=s.device) < split
+    block = leading[..., :, None] & leading[..., None, :]
+    diagonal = torch.eye(s.shape[-1], dtype=torch.bool, device=s.device)
+    return tau - u @ (seen * (block | diagonal)) @ vh

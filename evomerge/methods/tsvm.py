@@ -1,0 +1,40 @@
+"""TSVM: the experts' singular vectors side by side, decorrelated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evomerge.methods import Lambda, Tensor, merge_method
+from evomerge.methods.core.decompositions import polar_factor, svd
+from evomerge.methods.core.merged_update import Scaled, of_sources
+
+
+def _tsvm(taus: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    rank = max(1, min(taus[0].shape[-2:]) // len(taus))
+    triplets = [svd(tau) for tau in taus]
+    u = torch.cat([one[0][..., :rank] for one in triplets], -1)
+    s = torch.cat([one[1][..., :rank] for one in triplets], -1)
+    vh = torch.cat([one[2][..., :rank, :] for one in triplets], -2)
+    return (polar_factor(u) * s[..., None, :]) @ polar_factor(vh)
+
+
+_TSVM = of_sources(_tsvm)
+
+
+@merge_method(
+    reference="Gargiulo et al. 2025, arXiv:2412.00081, algorithm 1",
+    joint=_TSVM[0],
+    measure=_TSVM[1],
+    relative=True,
+)
+def tsvm(
+    base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled
+) -> Tensor:
+    """θ₀ + λ U⊥ S V⊥ᵀ: the experts' singular vectors side by side, decorrelated.
+
+    Of each τ (m × n) the top ⌊min(m, n)/N⌋ triplets are kept, one at least; concatenated, U and V
+    are replaced by their polar factors.
+    """
+    return measured.added_to(base)
