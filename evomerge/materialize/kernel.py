@@ -126,8 +126,8 @@ class Kernel:
         view = View(base, experts, ARITHMETIC, size, self._run, shape)
         place = partial(at, seed, name, step.rule.experts)
         if drop is not None:
-            given = {"density": [drop.density for _ in experts], "rescale": drop.rescale}
-            view = sparsified(view, dare, given, place, method.relative)
+            dropping = {"density": [drop.density for _ in experts], "rescale": drop.rescale}
+            view = sparsified(view, dare, dropping, place, method.relative)
         added = drop is not None and method.relative  # to the base, which the view leaves out
         if not method.elementwise:
             wide = [t.to(ARITHMETIC).view(shape) for t in (view.base, *view.experts)]

@@ -1,4 +1,4 @@
-"""DARE over any method: what is merged is what a random drop leaves of the task vectors."""
+"""DARE over any method: merged is what a random drop leaves of the task vectors."""
 
 from __future__ import annotations
 
