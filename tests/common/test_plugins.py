@@ -18,7 +18,7 @@ import numpy as np
 
 from evomerge.fitness.engines import Engine
 from evomerge.judging.objectives import objective
-from evomerge.methods.registry import PerExpert, merge_method
+from evomerge.methods import PerExpert, merge_method
 from evomerge.search.optimizers import Optimizer
 from evomerge.trackers import Tracker
 
@@ -219,7 +219,7 @@ def test_other_packages_are_used_by_name_and_by_module(others):
 import numpy as np
 from evomerge.config import OptimizerConfig
 from evomerge.judging.objectives import find_objective
-from evomerge.methods.registry import find_method
+from evomerge.methods import find_method
 from evomerge.search.optimizers import build_optimizer
 from evomerge.search.spaces.genes import Domain, Gene
 domain = Domain([Gene("x")], np.array([0.1]), (), {})
