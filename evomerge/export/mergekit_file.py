@@ -10,7 +10,7 @@ from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.disk.scales import embedding_factor
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import is_straight
-from evomerge.mergekit import MergekitFile, Place, to_mergekit
+from evomerge.mergekit import MergekitFile, ModelSpec, to_mergekit
 from evomerge.methods import find_method
 from evomerge.models.adapter import Adapter
 from evomerge.models.alignment.git_rebasin import Aligned
@@ -48,7 +48,7 @@ def mergekit_file(recipe: Recipe, inputs: MergeInputs) -> MergekitFile:
     file = to_mergekit(
         _folded(recipe, models.layout),
         models.layout,
-        {n: _place(as_stored(s)) for n, s in models.sources.items()},
+        {n: _model_spec(as_stored(s)) for n, s in models.sources.items()},
         dtypes.pop(),
     )
     if "filter:" in file.text:
@@ -143,7 +143,7 @@ def _folded(recipe: Recipe, layout: Layout) -> Recipe:
     )
 
 
-def _place(source: Checkpoint) -> Place:
+def _model_spec(source: Checkpoint) -> ModelSpec:
     return (source.base.spec, source.spec) if isinstance(source, Adapter) else source.spec
 
 

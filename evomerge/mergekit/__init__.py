@@ -1,14 +1,13 @@
-"""mergekit's YAML, in and out: recipes it can express, and files of it that we can merge."""
+"""Read and write mergekit's YAML: recipes it can express, and files that evomerge can merge."""
 
 from evomerge.mergekit.merge import MergekitMerge
 from evomerge.mergekit.reader import from_mergekit, load_mergekit, load_stages, stages_from
-from evomerge.mergekit.sheet import Place
-from evomerge.mergekit.writer import MergekitFile, to_mergekit
+from evomerge.mergekit.writer import MergekitFile, ModelSpec, to_mergekit
 
 __all__ = [
     "MergekitFile",
     "MergekitMerge",
-    "Place",
+    "ModelSpec",
     "from_mergekit",
     "load_mergekit",
     "load_stages",
