@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
@@ -84,22 +85,42 @@ def test_the_tutorials_campaign_is_the_quickstarts():
     assert shown.model_dump(exclude=paths) == load_campaign(quickstart).model_dump(exclude=paths)
 
 
-def test_the_shown_optimizer_climbs(tmp_path, monkeypatch):
+@pytest.fixture
+def hill_climber(tmp_path, monkeypatch):
+    """The module that the how-to shows."""
     [shown] = blocks("python", [ROOT / "docs/how-to/add-an-optimizer.md"])
     (tmp_path / "hill_climber.py").write_text(shown.values[0])
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(base.REGISTRY, "known", base.optimizers())
-    try:
-        import hill_climber
+    yield importlib.import_module("hill_climber")
+    sys.modules.pop("hill_climber", None)
 
-        domain = Domain([Gene("x"), Gene("y")], np.array([0.1, 0.9]), (), {})
-        climber = hill_climber.HillClimber(domain, 0)
-        values = []
-        for ask in range(200):
-            proposal = climber.ask(ask)
-            value = -float(np.abs(proposal.genome - 0.5).sum())
-            climber.tell(proposal, Scores(value, se=0.0, n=1))
-            values.append(value)
-    finally:
-        sys.modules.pop("hill_climber", None)
+
+def test_the_shown_optimizer_climbs(hill_climber):
+    domain = Domain([Gene("x"), Gene("y")], np.array([0.1, 0.9]))
+    climber = hill_climber.HillClimber(domain, 0)
+    values = []
+    for ask in range(200):
+        proposal = climber.ask(ask)
+        value = -float(np.abs(proposal.genome - 0.5).sum())
+        climber.tell(proposal, Scores(value, se=0.0, n=1))
+        values.append(value)
     assert max(values) > -0.1 > values[0]
+
+
+def test_the_shown_optimizer_minds_constraints_and_trusts_no_estimate(hill_climber):
+    domain = Domain([Gene("x"), Gene("y")], np.array([0.1, 0.5]))
+    climber = hill_climber.HillClimber(domain, 0)
+    tried = []
+    for ask in range(200):
+        proposal = climber.ask(ask)
+        x = float(proposal.genome[0])
+        tried.append(x)
+        # higher where x is large, but beyond 0.4 a constraint breaks; every fifth is a lucky guess
+        guess = ask % 5 == 4
+        broken = max(0.0, x - 0.4)
+        scores = Scores(x + 10 * guess, se=0.0, n=1, estimated=guess, violation=broken)
+        climber.tell(proposal, scores)
+    parent = climber.ask(200).parents[0]
+    assert parent % 5 != 4
+    assert 0.3 < tried[parent] <= 0.4

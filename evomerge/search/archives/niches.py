@@ -1,4 +1,4 @@
-"""An archive in which members compete for the items they solve (M2N2, arXiv:2508.16204)."""
+"""`NicheArchive`, in which members compete for the items they solve (M2N2, arXiv:2508.16204)."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class NicheArchive:
         """
         if len(scores) > self._scores.shape[1]:
             self._widen(len(scores), tasks)
+        # 1. write the newcomer's scores in the row after the members'
         row = self._count
         self._scores[row] = scores
         missing = np.isnan(scores)
@@ -70,6 +71,7 @@ class NicheArchive:
             self._count += 1
             self._prices = None
             return row
+        # 2. the least fit of P + 1 goes, and the newcomer takes its slot
         fitness = self.fitness(newcomer=True)
         # sums that differ by rounding alone are ties, on every machine
         loser = int(np.argmax(fitness <= fitness.min() * (1 + 1e-9)))
@@ -99,10 +101,12 @@ class NicheArchive:
         """
         self._prices = self._prices or self._competition(self._count)
         scores, price = self._prices
+        # 1. A in proportion to fitness (eq. 1)
         fitness = scores @ price
         first = draw(rng, fitness)
         if not attraction or self._count == 1:
             return first, draw(rng, fitness)
+        # 2. B in proportion to what it gains where A is weak (eq. 2)
         gain = np.subtract(scores, scores[first])
         match = np.maximum(gain, 0, out=gain) @ price
         if not match.sum() > 0:
@@ -134,16 +138,19 @@ class NicheArchive:
         return float(bits.sum() / scores.shape[1])
 
     def _competition(self, rows: int) -> tuple[Values, Values]:
-        """s over the common items, and the price c_j / z_j^α of each."""
+        """Return s over the common items, and the price c_j / z_j^α of each."""
         scores, common = self._common(rows)
+        # 1. the capacity of each item: 1 on average, as much for every task
         binary, shares = self._binary[common], self._shares
         if shares.size != scores.shape[1]:
             shares = _equal_tasks(self._tasks[common])
+        # 2. continuous scores lose their minimum, and are worth their maximum
         if binary.all():
             worth = shares
         else:
             scores = scores - np.where(binary, 0, scores.min(axis=0))
             worth = shares * np.where(binary, 1, scores.max(axis=0))
+        # 3. the price of an item: its worth shared among those who solve it
         crowd = scores.sum(axis=0)
         crowd[crowd <= 0] = 1
         return scores, worth / crowd**self.alpha

@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 from cmaes import CMA, SepCMA
 from pydantic import Field
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
@@ -55,14 +56,19 @@ class CmaEs(Optimizer):
         self._arrived: list[tuple[Genome, float]] = []
         self._strategy = self._start(np.clip(domain.initial, 0.05, 0.95))
 
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         self._strategy.reseed_rng(int(rng.generate_state(1)[0]))
         return self._strategy.ask(), ()
 
+    @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
+        # 1. results of proposals made before a restart do not count
         if proposal.tells < self._restarted_at:
             return
+        # 2. losses: smaller is better, failures last
         self._arrived.append((proposal.genome, -scores.fitness if scores else math.inf))
+        # 3. update with every λ results, and restart when the distribution has converged
         if len(self._arrived) == self._strategy.population_size:
             self._strategy.tell(self._arrived)
             self._arrived = []
@@ -70,9 +76,9 @@ class CmaEs(Optimizer):
                 self._restart()
 
     def _restart(self) -> None:
-        """A doubled population from a random mean; `tells` still counts without this result."""
+        """Restart with a doubled population from a random mean (IPOP)."""
         self._restarts += 1
-        self._restarted_at = self.tells + 1
+        self._restarted_at = self.tells + 1  # `tells` does not count this result yet
         self._population *= 2
         rng = np.random.default_rng(self._random(self._restarts, stream=1))
         self._strategy = self._start(rng.random(self.domain.dimension))

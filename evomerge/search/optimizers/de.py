@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
+from typing_extensions import override
 
 from evomerge.judging.scores import Scores
 from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
@@ -56,33 +57,40 @@ class DifferentialEvolution(Optimizer):
         self._members: dict[int, tuple[Genome, tuple[bool, float], int]] = {}
         """Slot → genome, best_key, ask."""
 
+    @override
     def members(self) -> Sequence[int]:
-        """The population."""
         return [ask for _, _, ask in self._members.values()]
 
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         generator = np.random.default_rng(rng)
         slot = ask_index(rng) % self._population
+        # 1. a slot without a member, or with too few others, gets a uniform sample
         others = [other for other in sorted(self._members) if other != slot]
         if slot not in self._members or len(others) < 3:
             return generator.random(self.domain.dimension), ()
+        # 2. members drawn at random, and the mutant of them
         drawn = generator.choice(
             others, size=3 if self._variant == "textbook" else 1, replace=False
         )
         genomes, _, asks = zip(*(self._members[s] for s in (slot, *drawn.tolist())), strict=True)
         mutant = self._mutant(genomes, generator)
+        # 3. binomial crossover with the member, one gene of the mutant at least
         crosses = generator.random(self.domain.dimension) < self._crossover_rate
         crosses[generator.integers(self.domain.dimension)] = True
         return np.where(crosses, mutant, genomes[0]), asks
 
+    @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         slot = proposal.ask % self._population
         if scores is None:
             return
+        # selection: the trial replaces a member that is no better
         if slot not in self._members or scores.best_key >= self._members[slot][1]:
             self._members[slot] = proposal.genome, scores.best_key, proposal.ask
 
     def _mutant(self, genomes: tuple[Genome, ...], generator: np.random.Generator) -> Genome:
+        # discrete genes are taken whole, from x_a or x_b with probability F
         exchanged = generator.random(self.domain.dimension) < self._scale
         if self._variant == "evolver":
             x, a = genomes

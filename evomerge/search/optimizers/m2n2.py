@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
+from typing_extensions import override
 
 from evomerge.judging.scores import Scores
 from evomerge.search.archives import ItemColumns, NicheArchive
 from evomerge.search.optimizers.base import Optimizer, Proposal, kept, optimizer
-from evomerge.search.optimizers.parts.recombination import cross, mutate, openings
+from evomerge.search.optimizers.parts.variation import cross, gaussian_mutation, openings
 from evomerge.search.spaces.genes import Domain, Genome
 
 SPREAD = 0.2
@@ -42,7 +43,7 @@ class Competition(Optimizer):
         mutation: float,
         warmup: int | None,
     ) -> None:
-        """The options of the optimizers built on it, given by each."""
+        """Take the options; `M2N2` documents them."""
         super().__init__(domain, seed)
         self._openings = openings(domain)
         self._warm_at = len(self._openings) + (population if warmup is None else warmup)
@@ -53,6 +54,7 @@ class Competition(Optimizer):
         self._archive = NicheArchive(population, alpha)
         self._members: list[tuple[int, Genome]] = []  # by slot: ask index, genome
 
+    @override
     def state(self) -> dict[str, Any]:
         """The archive's members, its coverage of items and its mean entropy per item (see
         `NicheArchive`).
@@ -63,33 +65,40 @@ class Competition(Optimizer):
             "entropy": self._archive.entropy(),
         }
 
+    @override
     def members(self) -> Sequence[int]:
-        """The archive, by slot."""
         return [ask for ask, _ in self._members]
 
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         random = np.random.default_rng(rng)
+        # 1. children of the seeds until the archive has warmed up
         if self.tells < self._warm_at or len(self._archive) < 2:
             return self._first_child(random)
+        # 2. parents by fitness and attraction (arXiv:2508.16204, eqs. 1 and 2)
         slots = self._archive.parents(random, attraction=self._attraction)
         (first, a), (second, b) = (self._members[slot] for slot in slots)
+        # 3. split-point crossover (eq. 3), then mutation
         child = cross(self.domain, a, b, random, split=self._split)
-        child = mutate(self.domain, child, random, self._mutation)
+        child = gaussian_mutation(self.domain, child, random, self._mutation)
         return child, tuple(dict.fromkeys((first, second)))
 
     def _first_child(self, rng: np.random.Generator) -> tuple[Genome, tuple[int, ...]]:
-        """Two seeds recombined and spread out; only recombined when mutation is off."""
+        """Recombine two seeds and spread the child out; only recombine when mutation is off."""
         count = len(self._openings)
         if count == 1:
-            return mutate(self.domain, self._openings[0], rng, SPREAD), (0,)
+            return gaussian_mutation(self.domain, self._openings[0], rng, SPREAD), (0,)
         first, second = (int(i) for i in rng.choice(count, 2, replace=False))
         a, b = self._openings[first], self._openings[second]
         child = cross(self.domain, a, b, rng, split=self._split)
-        return mutate(self.domain, child, rng, SPREAD if self._mutation else 0), (first, second)
+        sigma = SPREAD if self._mutation else 0
+        return gaussian_mutation(self.domain, child, rng, sigma), (first, second)
 
+    @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         if scores is None or scores.violation > 0 or scores.estimated:
             return
+        # the newcomer competes item by item; it takes the slot of the member that goes
         items = scores.counted or {"": np.array([scores.value])}
         row = self._columns.row(items, scores.signs)
         slot = self._archive.offer(row, self._columns.tasks)

@@ -10,6 +10,7 @@ from pydantic import Field
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 from scipy.stats import qmc
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.judging import pareto
@@ -22,21 +23,21 @@ from evomerge.search.surrogates.quadratic import Surface, terms
 from evomerge.search.surrogates.surfaces import Result, Surfaces
 
 MOST = 3
-"""Surfaces are fitted to the latest results, so many times the design."""
+"""Surfaces are fitted to at most this many times the design, the latest results."""
 SPACED = 2 / 3
-"""The share of the design that fills the space, where the rest goes where surfaces are off."""
+"""Share of the design that fills the space; the Bayesian variant spends the rest elsewhere."""
 NEIGHBOURS = 5
-"""Results that say how far off surfaces are at a point."""
+"""The number of nearest results whose errors stand for a point's."""
 POOL = 256
-"""Points to choose from by it."""
+"""Random points to choose from by those errors."""
 TEMPERATURE = 0.07
-"""Of the choice, in units of the largest; the authors' code has the same."""
+"""Softmax temperature of that choice, in units of the largest; as in the authors' code."""
 STEPS = 30
-"""Uphill, at most."""
+"""Most iterations of a climb."""
 STEP = 1e-6
-"""Of derivatives by genes."""
+"""Finite difference of derivatives by genes."""
 PENALTY = 20.0
-"""Of a chance of breaking constraints, in units of the goals' standard deviation."""
+"""Penalty of a broken constraint's chance, in units of the goals' standard deviation."""
 
 
 @optimizer("map")
@@ -103,8 +104,8 @@ class Map(Optimizer):
         self._surfaces: tuple[int, Surfaces] | None = None  # through so many results
         self._front: tuple[int, Genome] | None = None  # on the surfaces through so many
 
+    @override
     def check_budget(self, trials: int) -> None:
-        """Refuse a budget that the design uses up."""
         if trials > self._design:
             return
         ways = [f"budget.trials: {self._design + self._size}", "space.weights.granularity: model"]
@@ -117,40 +118,48 @@ class Map(Optimizer):
             "kind: cma"
         )
 
+    @override
     def check_screening(self) -> None:
         """Refuse: whatever is proposed is what surrogates prefer."""
         raise InputError(
             "optimizer.screen: map proposes what its own surrogates prefer; leave screen out"
         )
 
+    @override
     def state(self) -> dict[str, float]:
-        """How far the surrogates are off: squared errors as a share of the means' variance."""
+        """Record how far surrogates are off: squared errors as a share of the means' variance."""
         fitted = self._fitted
         return {} if fitted is None else {"missed": float(self._through(fitted).misses.mean())}
 
     @property
     def _fitted(self) -> int | None:
-        """Through how many results the surfaces go that are asked now; None: the design is on."""
+        """Return the number of results that surfaces go through now; None during the design."""
         beyond = len(self._results) - self._design
         return None if beyond < 0 else self._design + beyond // self._size * self._size
 
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         index, fitted = ask_index(rng), self._fitted
+        # 1. the design: a Sobol sequence, in the Bayesian variant then where surfaces are off
         if fitted is None:
             spaced = not self._bayesian or len(self._results) < SPACED * self._design
             point = self._spaced(index) if spaced else self._doubtful(np.random.default_rng(rng))
+        # 2. the front on the surfaces, one member after the other
         else:
             if self._front is None or self._front[0] != fitted:
                 self._front = fitted, self._proposals(fitted)
             members = self._front[1]
             point = members[index % len(members)]
+        # 3. genes with one level stand as in the domain's initial point
         genome = np.array(self.domain.initial, dtype=np.float64)
         genome[self._varies] = point
         return genome, ()
 
+    @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         if scores is None or not np.isfinite([*scores.objectives, *scores.metrics.values()]).all():
             return
+        # surfaces go through task means where the objective is known, else through objectives
         told = tuple(scores.metrics.values()) if scores.objectives_of else scores.objectives
         items = min((len(values) for values in scores.items.values()), default=scores.n)
         self._objectives_of = scores.objectives_of
@@ -166,41 +175,47 @@ class Map(Optimizer):
         )
 
     def _spaced(self, index: int) -> Genome:
-        """A point of a scrambled Sobol sequence."""
+        """Return point `index` of a scrambled Sobol sequence."""
         sequence = qmc.Sobol(self._genes, rng=np.random.default_rng(self._random(0, stream=1)))
         if index:
             sequence.fast_forward(index)
         return np.asarray(sequence.random(1)[0])
 
     def _doubtful(self, rng: np.random.Generator) -> Genome:
-        """A point near which the surfaces are off, drawn by the authors' acquisition."""
+        """Draw a point near which surfaces are off, by the authors' acquisition."""
+        # 1. surfaces through the results so far, fitted anew every few
         count = len(self._results) - len(self._results) % NEIGHBOURS
         surfaces = self._through(max(count, NEIGHBOURS))
         pool = rng.random((POOL, self._genes))
+        # 2. mean + ½ · standard deviation of the nearest results' squared errors
         nearest = cdist(pool, surfaces.points).argsort(axis=1, kind="stable")[:, :NEIGHBOURS]
         near = surfaces.misses[nearest]
         wanted = near.mean(axis=1) + 0.5 * near.std(axis=1)
+        # 3. draw by a softmax
         chances = np.exp((wanted / wanted.max() - 1) / TEMPERATURE)
         return pool[rng.choice(POOL, p=chances / chances.sum())]
 
     def _through(self, count: int) -> Surfaces:
-        """The surfaces through the first so many results, of these the latest."""
+        """Fit surfaces to the latest of the first `count` results."""
         if self._surfaces is None or self._surfaces[0] != count:
             results = self._results[:count][-MOST * self._design :]
             self._surfaces = count, Surfaces.fit(results, interactions=self._interactions)
         return self._surfaces[1]
 
     def _proposals(self, count: int) -> Genome:
-        """The front that the first so many results promise, shape (members, genes)."""
+        """Find the front that the first `count` results promise, shape (members, genes)."""
         surfaces = self._through(count)
         rng = np.random.default_rng(self._random(count, stream=1))
+        # 1. begin at the front of what was measured
         told = self._results[:count]
         objectives = np.array([result.objectives for result in told])
         broken = np.array([result.violation for result in told])
         best = np.stack([told[i].point for i in np.flatnonzero(pareto.front(objectives, broken))])
         discrete = self.domain.discrete[self._varies]
+        # 2. NSGA-III on the expected surfaces
         expected = self._goals(surfaces, surfaces.tasks)
         members = front_of(expected, best, discrete, self._size, rng)
+        # 3. where the front has fewer members: peaks of drawn surfaces, goals weighed at random
         spread = objectives.std(axis=0)
         scale = np.where(spread > 0, spread, 1.0)
         peaks = [
@@ -214,7 +229,7 @@ class Map(Optimizer):
         return np.stack([*members, *peaks])
 
     def _goals(self, surfaces: Surfaces, tasks: Sequence[Surface]) -> Goals:
-        """What the campaign makes of the tasks' surfaces."""
+        """Make the campaign's goals of the tasks' surfaces."""
 
         def goals(points: Genome) -> tuple[Values, Values]:
             means = np.stack([task(points) for task in tasks], axis=-1)
@@ -225,7 +240,7 @@ class Map(Optimizer):
 
 
 def _peak(goals: Goals, weights: Values, start: Genome) -> Genome:
-    """The peak of weighed goals, less what is broken, uphill from `start` in the unit cube."""
+    """Climb from `start` to a peak of weighed goals, less a penalty for broken constraints."""
 
     def loss(point: Genome) -> tuple[float, Genome]:
         around = np.vstack([point, point + STEP * np.eye(len(point))])

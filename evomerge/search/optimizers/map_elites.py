@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.common.plugins import nearest
 from evomerge.judging.scores import Scores, Values
 from evomerge.search.archives import GridArchive
 from evomerge.search.optimizers.base import Optimizer, Proposal, kept, optimizer
-from evomerge.search.optimizers.parts.recombination import cross, mutate, openings
+from evomerge.search.optimizers.parts.variation import cross, gaussian_mutation, openings
 from evomerge.search.spaces.genes import Domain, Genome
 
 SPREAD = 0.2
@@ -66,6 +67,7 @@ class MapElites(Optimizer):
         self._archive = GridArchive(grid, bounds)
         self._elites: dict[int, tuple[int, Genome]] = {}  # by cell: ask index, genome
 
+    @override
     def check_metrics(self, names: Collection[str]) -> None:
         """Refuse a measure that is neither a task nor a recipe statistic."""
         known = [*names, *self.domain.statistics(self.domain.initial)]
@@ -76,6 +78,7 @@ class MapElites(Optimizer):
                     f"{nearest(name, known)}"
                 )
 
+    @override
     def state(self) -> dict[str, Any]:
         """The elites, with the cell of each (its places along the two measures), the measures, and
         the share of cells that hold an elite.
@@ -87,30 +90,36 @@ class MapElites(Optimizer):
             "coverage": self._archive.coverage(),
         }
 
+    @override
     def members(self) -> Sequence[int]:
         """The elites, in the order of `state`'s cells."""
         return [self._elites[slot][0] for slot in self._archive.slots.tolist()]
 
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         random = np.random.default_rng(rng)
+        # 1. until the grid has warmed up, a seed mutated widely
         if self.tells < self._warm_at or not self._elites:
             parent = int(random.integers(len(self._openings)))
-            return mutate(self.domain, self._openings[parent], random, SPREAD), (parent,)
+            return gaussian_mutation(self.domain, self._openings[parent], random, SPREAD), (parent,)
+        # 2. two elites drawn uniformly, recombined and mutated
         cells = self._archive.parents(random)
         (first, a), (second, b) = (self._elites[cell] for cell in cells)
         child = cross(self.domain, a, b, random, split=self._split)
-        child = mutate(self.domain, child, random, self._mutation)
+        child = gaussian_mutation(self.domain, child, random, self._mutation)
         return child, tuple(dict.fromkeys((first, second)))
 
+    @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         if scores is None or scores.violation > 0 or scores.estimated:
             return
+        # a candidate takes the cell of its measures when it is better than the elite there
         cell = self._archive.offer(self._place(proposal.genome, scores), scores.value)
         if cell is not None:
             self._elites[cell] = (proposal.ask, proposal.genome)
 
     def _place(self, genome: Genome, scores: Scores) -> Values:
-        """The two measures, shape (2,); one that is not there counts as 0."""
+        """Measure a candidate, shape (2,); a measure that is missing counts as 0."""
         values = {**self.domain.statistics(genome), **scores.metrics}
         self._named = (self._measures or [*scores.metrics, *self.domain.statistics(genome)])[:2]
         found = [values.get(name, 0.0) for name in self._named]

@@ -8,11 +8,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from typing_extensions import override
 
 from evomerge.judging import pareto
 from evomerge.judging.scores import Scores
 from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
-from evomerge.search.optimizers.parts.variation import mutate, sbx
+from evomerge.search.optimizers.parts.variation import polynomial_mutation, sbx
 from evomerge.search.spaces.genes import Domain, Genome
 
 
@@ -61,14 +62,17 @@ class Nsga2(Optimizer):
         self._violations: list[float] = []
         self._order: NDArray[np.float64] = np.empty((0, 2))
 
+    @override
     def members(self) -> Sequence[int]:
-        """The population, the oldest first."""
         return self._asks
 
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         generator = np.random.default_rng(rng)
+        # 1. uniform samples until the population is full
         if len(self._genomes) < self._population:
             return generator.random(self.domain.dimension), ()
+        # 2. parents by binary tournament, crossover, mutation
         a = self._tournament(generator)
         if generator.random() >= self._crossover_rate:
             return self._mutated(self._genomes[a], generator), (self._asks[a],)
@@ -76,25 +80,30 @@ class Nsga2(Optimizer):
         child = self._mutated(self._crossed(a, b, generator), generator)
         return child, (self._asks[a], self._asks[b])
 
+    @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         if scores is None or not np.isfinite(scores.objectives).all():
             return
+        # 1. the newcomer enters
         self._asks.append(proposal.ask)
         self._genomes.append(proposal.genome)
         self._objectives.append(scores.objectives)
         self._violations.append(max(0.0, scores.violation))
+        # 2. fronts by constrained domination (Deb et al. 2002, §III-A and VI)
         objectives, violations = np.array(self._objectives), np.array(self._violations)
         ranks = pareto.sort(objectives, violations)
+        # 3. one member goes when there are too many, and the rest is ranked again
         if len(self._genomes) > self._population:
             out = self._superfluous(objectives, ranks)
             for members in (self._asks, self._genomes, self._objectives, self._violations):
                 del members[out]
             objectives, violations = np.delete(objectives, out, 0), np.delete(violations, out)
             ranks = pareto.sort(objectives, violations)
+        # 4. the order in which tournaments compare the members
         self._order = self._preference(objectives, violations, ranks)
 
     def _superfluous(self, objectives: NDArray[np.float64], ranks: NDArray[np.int64]) -> int:
-        """Index of the member to drop: the worst front's most crowded, of equals the oldest."""
+        """Return the index of the member to drop: the worst front's most crowded, or the oldest."""
         worst = np.flatnonzero(ranks == ranks.max())
         return int(worst[np.argmin(pareto.crowding(objectives[worst]))])
 
@@ -104,7 +113,7 @@ class Nsga2(Optimizer):
         violations: NDArray[np.float64],
         ranks: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """What tournaments compare, the smaller first, shape (members, 2): rank, then crowding."""
+        """Return the keys of tournaments, shape (members, 2), the smaller wins: rank, −crowding."""
         crowding = np.empty(len(ranks))
         for rank in range(ranks.max() + 1):
             members = ranks == rank
@@ -123,4 +132,6 @@ class Nsga2(Optimizer):
         return self.domain.recombine(x, y, split, generator.random())
 
     def _mutated(self, genome: Genome, generator: np.random.Generator) -> Genome:
-        return mutate(genome, self._discrete, generator, self._mutation_eta, self._mutation_rate)
+        return polynomial_mutation(
+            genome, self._discrete, generator, self._mutation_eta, self._mutation_rate
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from evomerge.search.optimizers.base import optimizer
 from evomerge.search.optimizers.nsga2 import Nsga2
@@ -19,22 +20,26 @@ class Nsga3(Nsga2):
     except that the less violated of two wins (Jain & Deb 2014, the constrained tournament).
     """
 
+    @override
     def _superfluous(self, objectives: NDArray[np.float64], ranks: NDArray[np.int64]) -> int:
-        """Index of the member to drop."""
+        # 1. normalise losses, find each member's nearest direction (Deb & Jain 2014, alg. 2 and 3)
         losses = normalise(-objectives, ranks == 0)
         rays = directions(objectives.shape[1], self._population)
         niche, distance = associate(losses, rays)
+        # 2. of the worst front, those in the niche with the most members
         worst = np.flatnonzero(ranks == ranks.max())
         crowd = np.bincount(niche, minlength=len(rays))[niche[worst]]
         candidates = worst[crowd == crowd.max()]
         candidates = candidates[niche[candidates] == niche[candidates[0]]]
+        # 3. of these the member farthest from its direction
         return int(candidates[np.argmax(distance[candidates])])
 
+    @override
     def _preference(
         self,
         objectives: NDArray[np.float64],
         violations: NDArray[np.float64],
         ranks: NDArray[np.int64],
     ) -> NDArray[np.float64]:
-        """What tournaments compare: the violation alone; of two equals the first drawn wins."""
+        """Compare by violation alone; of two equals the first drawn wins."""
         return np.column_stack([violations, np.zeros_like(violations)])

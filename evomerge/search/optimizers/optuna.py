@@ -17,6 +17,7 @@ import optuna
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import Trial, TrialState
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
@@ -83,14 +84,15 @@ class OptunaOptimizer(Optimizer):
         self._study = self._new_study()
         self._rehearse()
 
+    @override
     def check_goals(self, count: int) -> None:
-        """Refuse several goals where the sampler takes one."""
         if count > 1 and self._name in ONE_OBJECTIVE:
             raise InputError(
                 f"optimizer.kind: {self._name} takes one objective, but the campaign has "
                 f"{count}; use 'nsga2' or 'optuna:TPESampler'"
             )
 
+    @override
     def check_screening(self) -> None:
         """Refuse: whatever a sampler is asked becomes a trial of its study."""
         raise InputError(
@@ -98,12 +100,14 @@ class OptunaOptimizer(Optimizer):
             "everything it is asked; use one of evomerge's own, such as 'cma'"
         )
 
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         index = ask_index(rng)
         if index not in self._pending:
             self._pending[index] = self._ask(self._new_sampler(index))
         return self._pending[index][1].copy(), ()
 
+    @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         self._history.append((proposal, scores))
         if scores is not None and self._widens(scores):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
+from typing_extensions import override
 
 from evomerge.judging.scores import Scores
 from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
@@ -18,7 +19,7 @@ Share = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class _Seen:
-    """A place, how good it is, and which ask led there."""
+    """A scored genome, its key for `best so far`, and the ask that proposed it."""
 
     genome: Genome
     best_key: tuple[bool, float]
@@ -27,7 +28,7 @@ class _Seen:
 
 @dataclass
 class _Particle:
-    """Where it is, how it came there, its best, and for how many moves that has stood."""
+    """A particle: place, velocity, best, and moves since the best improved."""
 
     at: _Seen
     velocity: Genome
@@ -81,15 +82,18 @@ class ParticleSwarm(Optimizer):
         self._best: _Seen | None = None
         self._worst: _Seen | None = None
 
+    @override
     def members(self) -> Sequence[int]:
-        """The particles' bests, each once."""
         return list(dict.fromkeys(p.best.ask for p in self._swarm.values()))
 
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         generator = np.random.default_rng(rng)
+        # 1. ask k moves particle k mod N; one that is not placed yet begins
         particle = self._swarm.get(ask_index(rng) % self._count)
         if particle is None or self._best is None or self._worst is None:
             return self._beginning(generator), ()
+        # 2. the velocity: inertia, own best, swarm's best, away from the worst (alg. 1)
         x = particle.at.genome
         pulls = np.stack(
             [
@@ -101,22 +105,27 @@ class ParticleSwarm(Optimizer):
         )
         weights = generator.random(len(pulls)) * self._shares
         velocity = weights @ pulls / (weights.sum() or 1.0)
+        # 3. step by λ along it, clipped to the cube
         parents = dict.fromkeys([particle.at.ask, particle.best.ask, self._best.ask])
         return np.clip(x + self._length(self.tells) * velocity, 0.0, 1.0), tuple(parents)
 
+    @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         slot = proposal.ask % self._count
         particle = self._swarm.get(slot)
         if scores is not None:
+            # 1. the swarm's best and worst
             seen = _Seen(proposal.genome, scores.best_key, proposal.ask)
             if self._best is None or seen.best_key > self._best.best_key:
                 self._best = seen
             if self._worst is None or seen.best_key < self._worst.best_key:
                 self._worst = seen
+            # 2. the particle moves to what was scored
             if particle is None:
                 self._swarm[slot] = _Particle(seen, self._first_velocity(seen), seen)
                 return
             self._move(particle, seen, self._length(proposal.tells))
+        # 3. a failure counts as a move too
         if particle is not None:
             self._rest_if_stale(particle)
 
@@ -127,18 +136,18 @@ class ParticleSwarm(Optimizer):
             particle.best, particle.stale = seen, -1
 
     def _rest_if_stale(self, particle: _Particle) -> None:
-        """Count a move; after too many without improvement, back to the best."""
+        """Count a move; after `patience` without improvement return to the best and rest."""
         particle.stale += 1
         if particle.stale >= self._patience:
             particle.at, particle.stale = particle.best, 0
             particle.velocity = np.zeros(self.domain.dimension)
 
     def _length(self, tells: int) -> float:
-        """λ after so many tells."""
+        """Return the step length λ after so many tells."""
         return max(self._step * self._decay ** (tells // self._count), self._least_step)
 
     def _beginning(self, generator: np.random.Generator) -> Genome:
-        """Between two of the domain's sources, or anywhere."""
+        """Draw a point between two of the domain's sources, or anywhere without them."""
         sources = list(self.domain.seeds.values())
         if len(sources) < 2:
             return generator.random(self.domain.dimension)
@@ -147,6 +156,6 @@ class ParticleSwarm(Optimizer):
         return share * sources[a] + (1 - share) * sources[b]
 
     def _first_velocity(self, seen: _Seen) -> Genome:
-        """Towards another beginning, as the paper's particles start towards one another."""
+        """Point towards another beginning, as the paper's particles start towards one another."""
         generator = np.random.default_rng(self._random(seen.ask, stream=1))
         return self._beginning(generator) - seen.genome

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from evomerge.judging.scores import Scores
 from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index
@@ -44,26 +45,27 @@ class Screened(Optimizer):
         self._openings = screened._openings
         self._surrogate = Surrogate(screened.domain, all_goals=screened.all_goals)
 
+    @override
     def state(self) -> dict[str, Any]:
-        """The optimizer's own."""
         return self._screened.state()
 
+    @override
     def members(self) -> Sequence[int]:
-        """The optimizer's own."""
         return self._screened.members()
 
+    @override
     def check_metrics(self, names: Collection[str]) -> None:
-        """As the optimizer does."""
         self._screened.check_metrics(names)
 
+    @override
     def check_goals(self, count: int) -> None:
-        """As the optimizer does."""
         self._screened.check_goals(count)
 
+    @override
     def check_budget(self, trials: int) -> None:
-        """As the optimizer does."""
         self._screened.check_budget(trials)
 
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         index = ask_index(rng)
         if not self._surrogate.ready:
@@ -73,6 +75,7 @@ class Screened(Optimizer):
         weights = np.random.default_rng(rng).dirichlet(np.ones(predicted.shape[1]))
         return answers[int(np.argmin(_shortfall(predicted, weights)))]
 
+    @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         self._screened.tell(proposal, scores)
         self._surrogate.learn(proposal.genome, scores)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import numpy as np
 import pytest
 from cmaes import CatCMAwM, SepCMA
@@ -8,7 +10,7 @@ from domains import box, build, choices, mixed, run, score, sphere
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
 from evomerge.search.optimizers.cma import CmaEs
-from evomerge.search.optimizers.parts.mixed_cma import MixedCMA
+from evomerge.search.optimizers.parts.mixed_cma import CMAES, OF_CHOICES, MixedCMA
 from evomerge.search.spaces.genes import Condition, Domain, Gene
 
 
@@ -49,6 +51,18 @@ def test_discrete_genes_are_told_as_they_were_sampled(monkeypatch):
     for sample, heard in zip(asked, told, strict=True):
         assert np.array_equal(np.clip(sample._v_raw, 0, 1), heard._v_raw)
         assert np.array_equal(sample.c, heard.c)
+
+
+def test_the_private_attributes_were_read_in_the_installed_cmaes():
+    installed = version("cmaes")
+    assert installed.startswith(f"{CMAES}."), (
+        f"cmaes {installed} is installed; read the attributes that parts/mixed_cma.py names in it, "
+        "then raise CMAES there and the bound in pyproject.toml"
+    )
+    strategy = build("cma", mixed())._strategy._strategy
+    names = ("_mean", "_sigma", "_C", "_qmin", *OF_CHOICES)
+    assert [name for name in names if not hasattr(strategy, name)] == []
+    assert strategy.ask()._v_raw.shape == strategy._mean.shape
 
 
 def test_continuous_domains_keep_plain_cma():

@@ -14,7 +14,7 @@ from evomerge.search.optimizers.parts.reference_points import (
     directions,
     normalise,
 )
-from evomerge.search.optimizers.parts.variation import mutate, reflect, sbx
+from evomerge.search.optimizers.parts.variation import polynomial_mutation, reflect, sbx
 
 
 def zdt1(genome):
@@ -127,7 +127,7 @@ def test_variation_keeps_to_the_cube_and_to_levels():
     assert children.max() <= 1
     assert set(children[:, 1]) == {0.1, 0.7}
     assert len(set(children[:, 0])) > 50
-    mutants = np.stack([mutate(a, discrete, rng, 5.0, 0.0) for _ in range(300)])
+    mutants = np.stack([polynomial_mutation(a, discrete, rng, 5.0, 0.0) for _ in range(300)])
     assert ((mutants != a).sum(axis=1) <= 1).all()
     assert ((mutants != a).any(axis=1)).mean() > 0.7  # at a wall, half the steps go nowhere
     assert mutants.min() >= 0

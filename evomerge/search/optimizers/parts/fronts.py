@@ -8,7 +8,7 @@ import numpy as np
 
 from evomerge.judging import pareto
 from evomerge.search.optimizers.parts.reference_points import Floats, Ranks, survivors
-from evomerge.search.optimizers.parts.variation import Mask, mutate, sbx
+from evomerge.search.optimizers.parts.variation import Mask, polynomial_mutation, sbx
 from evomerge.search.spaces.genes import Genome
 
 Goals = Callable[[Genome], tuple[Floats, Floats]]
@@ -23,7 +23,7 @@ ETA = 20.0
 def front_of(
     goals: Goals, start: Genome, discrete: Mask, size: int, rng: np.random.Generator
 ) -> Genome:
-    """At most `size` genomes of the front, spread along it, by NSGA-III (Deb & Jain 2014).
+    """Find at most `size` genomes of the front, spread along it, by NSGA-III (Deb & Jain 2014).
 
     Args:
         goals: what is maximised; a candidate that breaks constraints is dominated by less broken
@@ -36,14 +36,17 @@ def front_of(
     Returns:
         shape (at most `size`, dimension).
     """
+    # 1. begin with what is known and as many uniform genomes
     dimension = len(discrete)
     members = np.concatenate([start[-POPULATION:], rng.random((POPULATION, dimension))])
+    # 2. generations: select, cross at random pairs, mutate, join parents and children
     for _ in range(GENERATIONS):
         members = members[_select(goals, members, POPULATION, rng)]
         mates = rng.permutation(members)
         children = sbx(members, mates, discrete, rng, ETA)
-        children = mutate(children, discrete, rng, ETA, 1 / dimension)
+        children = polynomial_mutation(children, discrete, rng, ETA, 1 / dimension)
         members = np.concatenate([members, children])
+    # 3. keep the first front, and of that as many as are wanted
     members = members[pareto.front(*goals(members))]
     return members[_select(goals, members, min(size, len(members)), rng)]
 

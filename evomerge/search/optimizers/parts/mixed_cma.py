@@ -1,4 +1,10 @@
-"""CatCMA with margin on the unit cube: `cmaes.CatCMAwM` spoken to in genomes."""
+"""CatCMA with margin on the unit cube: `cmaes.CatCMAwM` spoken to in genomes.
+
+The library's public interface neither takes a sample back from a record nor starts over fewer
+variables with what was learnt, so some of its private attributes are used, all of them in this
+file: `_v_raw`, `_mean`, `_sigma`, `_C`, `_qmin` and `OF_CHOICES`. `CMAES` is the version that they
+were read in; the tests fail with another one.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +15,17 @@ import numpy as np
 from cmaes import CatCMAwM
 from numpy.typing import NDArray
 
-from evomerge.search.optimizers.parts.catcma import FastCatCMAwM
 from evomerge.search.spaces.genes import Gene, Genome
+
+CMAES = "0.13"
+"""The minor version of cmaes that this file holds for."""
 
 CLOSED, OPEN = 1.25, 2.0
 """A condition is closed when its probability has fallen to `CLOSED` times the margin that the
 strategy keeps, and open again above `OPEN` times that, or above one half."""
 
-_OF_CHOICES = ("_q", "_s", "_Delta", "_gamma", "_delta", "_eps")
-"""What `CatCMAwM` has learnt of its categorical variables."""
+OF_CHOICES = ("_q", "_s", "_Delta", "_gamma", "_delta", "_eps")
+"""The attributes that hold what `CatCMAwM` has learnt of its categorical variables."""
 
 
 class MixedCMA:
@@ -58,10 +66,10 @@ class MixedCMA:
         self._strategy = self._start(sigma, np.eye(len(self._gaussian)))
 
     def _start(self, sigma: float, covariance: NDArray[np.float64]) -> CatCMAwM:
-        """A strategy over the genes that do not rest."""
+        """Make a strategy over the genes that do not rest."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            return FastCatCMAwM(
+            return CatCMAwM(
                 x_space=np.tile([0.0, 1.0], (len(self._continuous), 1)),
                 z_space=[(np.arange(k) + 0.5) / k for k in self._levels[self._ordered]],
                 c_space=list(self._levels[self._choices]),
@@ -74,12 +82,12 @@ class MixedCMA:
 
     @property
     def population_size(self) -> int:
-        """λ, how many results make a generation."""
+        """λ, the number of results of a generation."""
         return self._population
 
     @property
     def resting(self) -> int:
-        """How many continuous genes rest."""
+        """The number of continuous genes that rest."""
         return len(self._floats) - len(self._continuous)
 
     def reseed_rng(self, seed: int) -> None:
@@ -87,11 +95,13 @@ class MixedCMA:
         self._strategy.reseed_rng(seed)
 
     def ask(self) -> Genome:
-        """A genome, shape (dimension,)."""
+        """Sample a genome, shape (dimension,)."""
+        # 1. draw a sample, again while a continuous gene lies outside the cube
         for _ in range(self._resampling):
             sample = self._strategy.ask()
             if sample.x is None or (sample.x == sample._v_raw[: sample.x.size]).all():
                 break
+        # 2. write it down as a genome: resting genes at their mean, choices at their cell's middle
         genome = np.clip(self._mean, 0.0, 1.0)
         if len(self._gaussian):
             genome[self._gaussian] = np.clip(sample._v_raw, 0.0, 1.0)
@@ -101,18 +111,20 @@ class MixedCMA:
 
     def tell(self, results: list[tuple[Genome, float]]) -> None:
         """Update the distribution with λ genomes and their losses; +inf for failures."""
+        # 1. read the samples off the genomes and update the distribution
         solutions = [(self._solution(genome), loss) for genome, loss in results]
         with warnings.catch_warnings(), np.errstate(invalid="ignore"):
             # Its penalty for leaving the box wants the losses' spread, which may be none yet; no
             # genome ever leaves the box, so nothing but the warning comes of it.
             warnings.simplefilter("ignore", RuntimeWarning)
             self._strategy.tell(solutions)
+        # 2. rest the genes whose choice is hardly made any more, wake those whose choice is back
         awake = self._floats[np.array([self._counts(int(g)) for g in self._floats], dtype=bool)]
         if len(awake) and not np.array_equal(awake, self._continuous):
             self._continue_with(awake)
 
     def should_stop(self) -> bool:
-        """Whether the Gaussian part has converged, diverged or stalled."""
+        """Return whether the Gaussian part has converged, diverged or stalled."""
         return bool(len(self._gaussian)) and self._strategy.should_stop()
 
     def _solution(self, genome: Genome) -> CatCMAwM.Solution:
@@ -123,12 +135,13 @@ class MixedCMA:
         return CatCMAwM.Solution(c=one_hot, _v_raw=genome[self._gaussian])
 
     def _counts(self, gene: int) -> bool:
-        """Whether no condition of a gene is closed; of one at rest, whether all are open."""
+        """Say whether a gene is searched: no condition is closed; of one at rest, all are open."""
         rests = gene not in self._continuous
         for condition in self._genes[gene].when:
             row = self._rows.get(condition.gene)
             if row is None:
                 continue  # an ordered int, whose levels have no probabilities of their own
+            # the probability that the condition holds, against the least that the margin leaves it
             decides = self._genes[self._choices[row]]
             levels = [int(decides.unit(v) * (decides.levels or 1)) for v in condition.values]
             least = len(levels) * self._strategy._qmin[row]
@@ -141,15 +154,18 @@ class MixedCMA:
         """Hand what was learnt of these genes, and of all choices, to a strategy over them; genes
         that rested are as wide again as in the beginning.
         """
+        # 1. keep mean, step size and covariance of the genes that were searched
         before, genes = self._strategy, self._gaussian
         covariance = np.eye(len(self._mean)) * (self._sigma / before._sigma) ** 2
         covariance[np.ix_(genes, genes)] = before._C
         self._mean[genes] = before._mean
+        # 2. start over those that are awake now
         self._continuous = awake
         self._gaussian = np.concatenate([awake, self._ordered])
         chosen = np.ix_(self._gaussian, self._gaussian)
         self._strategy = self._start(before._sigma, covariance[chosen])
-        for name in _OF_CHOICES:
+        # 3. hand on what was learnt of the choices
+        for name in OF_CHOICES:
             setattr(self._strategy, name, getattr(before, name))
 
 

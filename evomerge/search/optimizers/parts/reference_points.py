@@ -1,4 +1,4 @@
-"""Reference directions and niches, as NSGA-III keeps its members spread along a front."""
+"""NSGA-III's reference directions and niches, which spread members along a front."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Ranks = NDArray[np.int64]
 
 
 def das_dennis(width: int, divisions: int) -> Floats:
-    """Every point of the unit simplex with coordinates k/divisions, shape (n, width)
+    """Return every point of the unit simplex with coordinates k/divisions, shape (n, width)
     (Das & Dennis 1998).
     """
     bars = combinations(range(divisions + width - 1), width - 1)
@@ -22,7 +22,7 @@ def das_dennis(width: int, divisions: int) -> Floats:
 
 
 def directions(width: int, at_most: int) -> Floats:
-    """The finest Das-Dennis directions of no more than `at_most` points, shape (n, width)."""
+    """Return the finest Das-Dennis directions of at most `at_most` points, shape (n, width)."""
     divisions = 1
     while width > 1 and math.comb(divisions + width, width - 1) <= at_most:
         divisions += 1
@@ -30,16 +30,19 @@ def directions(width: int, at_most: int) -> Floats:
 
 
 def normalise(losses: Floats, front: NDArray[np.bool_]) -> Floats:
-    """Losses, shape (n, m), scaled so that the ideal is 0 and the front's intercepts are 1
+    """Scale losses, shape (n, m), so that the ideal is 0 and the front's intercepts are 1
     (Deb & Jain 2014, NSGA-III, §IV-C).
 
     Where the hyperplane through the extreme points is degenerate, the front's largest losses serve
     as intercepts.
     """
+    # 1. move the ideal point to the origin
     shifted = losses - losses.min(axis=0)
     best = shifted[front]
+    # 2. the extreme point of each axis minimises the achievement scalarizing function (eq. 4)
     weights = np.where(np.eye(losses.shape[1], dtype=bool), 1.0, 1e6)
     extremes = best[[(best * row).max(axis=1).argmin() for row in weights]]
+    # 3. the intercepts of the hyperplane through them; where there is none, the largest losses
     intercepts = best.max(axis=0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         try:
@@ -48,11 +51,12 @@ def normalise(losses: Floats, front: NDArray[np.bool_]) -> Floats:
             found = np.full_like(intercepts, np.nan)
     if np.isfinite(found).all() and (found > 1e-9).all():
         intercepts = found
+    # 4. scale by the intercepts (eq. 5)
     return shifted / np.where(intercepts > 1e-12, intercepts, 1.0)
 
 
 def associate(points: Floats, rays: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Each point's nearest ray from the origin and its distance from it, both of shape (n,)."""
+    """Find each point's nearest ray from the origin and its distance from it, both shape (n,)."""
     units = rays / np.linalg.norm(rays, axis=1, keepdims=True)
     along = points @ units.T
     squares = (points**2).sum(axis=1)[:, None] - along**2
@@ -61,7 +65,7 @@ def associate(points: Floats, rays: Floats) -> tuple[NDArray[np.int64], Floats]:
 
 
 def survivors(losses: Floats, ranks: Ranks, count: int, rng: np.random.Generator) -> Ranks:
-    """NSGA-III's selection (Deb & Jain 2014, alg. 1 and 4): who of n points stays, shape (count,).
+    """Select `count` of n points as NSGA-III does (Deb & Jain 2014, alg. 1 and 4).
 
     Whole fronts by rank, and of the last one members of the niches with the fewest: where a niche
     is empty the nearest to its direction, else any.
@@ -69,19 +73,28 @@ def survivors(losses: Floats, ranks: Ranks, count: int, rng: np.random.Generator
     Args:
         losses: shape (n, m).
         ranks: of non-dominated sorting, shape (n,).
+        count: points to select.
+        rng: decides between niches, and between members of a niche that is not empty.
+
+    Returns:
+        The indices of those that stay, shape (count,).
     """
+    # 1. the last front that still has room, and each point's direction and distance from it
     last = np.sort(ranks)[count - 1]
     within = np.flatnonzero(ranks <= last)
     rays = directions(losses.shape[1], count)
     scaled = normalise(losses[within], ranks[within] == 0)
     found = dict(zip(within.tolist(), zip(*associate(scaled, rays), strict=True), strict=True))
+    # 2. whole fronts stay; count their members by niche
     kept = np.flatnonzero(ranks < last).tolist()
     crowd = [0] * len(rays)
     for member in kept:
         crowd[found[member][0]] += 1
+    # 3. the last front's members wait by niche
     waiting: dict[int, list[int]] = {}
     for member in np.flatnonzero(ranks == last).tolist():
         waiting.setdefault(int(found[member][0]), []).append(member)
+    # 4. fill niches with the fewest members first: an empty one with the nearest, others at random
     while len(kept) < count:
         fewest = min(crowd[ray] for ray in waiting)
         rays_with_fewest = [ray for ray in waiting if crowd[ray] == fewest]
