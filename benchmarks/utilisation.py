@@ -32,7 +32,7 @@ from evomerge.campaign.setup import Setup, prepare
 from evomerge.config import load_campaign
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
-from evomerge.workers.build import Event, Job, Outcome
+from evomerge.workers.job import Event, Job, Outcome
 from evomerge.workers.worker import Measurement
 
 SHAPE = 1.5

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from evomerge.campaign.listener import Listener
 from evomerge.study.study import Study
-from evomerge.workers.build import Event
+from evomerge.workers.job import Event
 
 NOTE = "events"
 LATEST = 30

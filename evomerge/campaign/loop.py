@@ -32,7 +32,7 @@ from evomerge.study.judged import judge_on, judged, known_of, scores_of
 from evomerge.study.record import Evaluation, RungProgress
 from evomerge.study.sessions import begin_session
 from evomerge.study.study import Study
-from evomerge.workers.build import Executor, Job
+from evomerge.workers.job import Executor, Job
 from evomerge.workers.worker import PACKAGES
 
 

@@ -26,8 +26,9 @@ from evomerge.study.run_folder import (
     study_place,
 )
 from evomerge.study.study import Study
-from evomerge.workers.build import Executor, build_executor
+from evomerge.workers.build import build_executor
 from evomerge.workers.devices import threads_per_worker
+from evomerge.workers.job import Executor
 from evomerge.workers.worker import WorkerSpec
 
 

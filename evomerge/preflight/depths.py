@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from evomerge.campaign.setup import Setup
-from evomerge.materialize.memory.layers import WeightKey, content_of
+from evomerge.materialize.memory.layers import WeightKey, weight_key
 from evomerge.materialize.plan import plan
 from evomerge.recipe import Recipe
 
@@ -53,7 +53,7 @@ def _distinct(recipe: Recipe, setup: Setup) -> Iterator[tuple[int, int]]:
     kinds: dict[int, list[WeightKey]] = {}
     for index, group in groupby(inside, key=lambda step: step.slot):
         found = kinds.setdefault(recipe.path[index or 0].layer, [])
-        content = content_of(list(group), recipe.seed)
-        if content not in found:
-            found.append(content)
+        key = weight_key(list(group), recipe.seed)
+        if key not in found:
+            found.append(key)
     return ((layer, len(found)) for layer, found in kinds.items())

@@ -13,7 +13,7 @@ from evomerge.campaign.setup import Setup
 from evomerge.config import SPLITS
 from evomerge.preflight.forecast import Forecast
 from evomerge.preflight.problems import gigabytes, notes
-from evomerge.workers.devices import place_of_sources, threads_per_worker
+from evomerge.workers.devices import sources_line, threads_per_worker
 
 _PARTS = ("libraries", "model", "merging", "statistics", "scoring")
 
@@ -46,7 +46,7 @@ def _found(setup: Setup) -> Iterator[tuple[str, str]]:
     kind = "Ray" if config.workers.on_ray else "in this process"
     threads = threads_per_worker(config)
     yield "workers", f"{config.workers.count}, {kind}, {threads} threads each"
-    yield "sources", place_of_sources(config, setup.models.sources)
+    yield "sources", sources_line(config, setup.models.sources)
 
 
 def _expected(setup: Setup, forecast: Forecast) -> Iterator[tuple[str, str]]:

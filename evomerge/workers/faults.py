@@ -1,4 +1,4 @@
-"""Whose fault an exception is: a machine's, a device's, or (all others) the candidate's own."""
+"""Tells faults apart: a machine's, a device's, or (all others) the candidate's own."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ MACHINE = frozenset(
         *(errno.EMFILE, errno.ENFILE),
     }
 )
-"""Errors of the system that no merge can bring about."""
+"""Numbers of the system's errors that no merge can bring about."""
 
 _IN_RUST = re.compile(r"\(os error (\d+)\)")
-"""How safetensors and tokenizers, which raise exceptions of their own, name such an error."""
+"""Such an error as safetensors and tokenizers name it in exceptions of their own."""
 
 
 def is_machine_fault(error: BaseException) -> bool:
-    """Whether the machine failed (a full disk, a share that is gone), whoever the candidate was."""
+    """Say whether the machine failed (a full disk, a share that is gone), not the candidate."""
     return any(number in MACHINE for one in _chain(error) for number in _numbers(one))
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether an accelerator failed, after which its process can do nothing more on it."""
+    """Say whether an accelerator failed, after which its process cannot use it again."""
     torch = sys.modules.get("torch")  # without it there is no device
     return torch is not None and any(
         isinstance(one, torch.AcceleratorError) for one in _chain(error)
@@ -35,7 +35,7 @@ def is_device_fault(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception, and those that it was raised from or within."""
+    """Yield the exception and those that it was raised from or within."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:

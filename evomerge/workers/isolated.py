@@ -1,4 +1,4 @@
-"""A job in a process of its own, so that its death is told from the driver's."""
+"""A job measured in a process of its own, so that its death does not take the driver's with it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import multiprocessing
 from multiprocessing.connection import Connection
 
 from evomerge.common.errors import InputError
-from evomerge.workers.build import Job, Outcome, attempt
+from evomerge.workers.job import Job, Outcome, attempt
 from evomerge.workers.worker import Worker, WorkerSpec
 
 
-def measured_apart(job: Job, spec: WorkerSpec) -> Outcome:
-    """What becomes of a job in a new process with a worker of its own.
+def measure_isolated(job: Job, spec: WorkerSpec) -> Outcome:
+    """Measure a job in a new process, with a worker of its own.
 
     Raises:
-        InputError: what is wrong is wrong for every candidate.
+        InputError: the input is wrong for every candidate.
     """
     context = multiprocessing.get_context("spawn")  # a fork has no use of CUDA
     ours, theirs = context.Pipe()

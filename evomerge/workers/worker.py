@@ -1,4 +1,4 @@
-"""One worker: an engine and the campaign's tasks, built once, fed with recipes."""
+"""A worker: an engine and the campaign's tasks, built once, which measures recipes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from evomerge.config import CampaignConfig
 from evomerge.recipe import BASE, Recipe
-from evomerge.workers.devices import compute_dtype, place
+from evomerge.workers.devices import compute_dtype, gpu_memory_plan
 
 if TYPE_CHECKING:
     from evomerge.models.alignment.git_rebasin import Alignment
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 PACKAGES = ("lm_eval", "torch", "transformers")
-"""Those whose versions decide scores, beside evomerge's own."""
+"""Packages whose versions decide scores, beside evomerge itself."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """All that a worker is built from; small, and picklable.
+    """Everything that a worker is built from; small, and picklable.
 
     Attributes:
         config: the campaign.
         items: split → task → item ids, in the order in which scores come back.
-        threads: of torch's arithmetic.
-        alignments: the permutations of the experts that are aligned, as the driver found them.
-        statistics: the folder where what the models alone decide is kept and shared, if any.
+        threads: number of threads of torch's arithmetic.
+        alignments: expert → the permutation that aligns it, as the driver found it.
+        statistics: the folder in which workers share what the models alone decide, if any.
         digests: model → digest of its content.
-        facts: what engines said of themselves in earlier runs of the campaign.
+        facts: the engine's facts of earlier runs of the campaign.
     """
 
     config: CampaignConfig
@@ -49,9 +49,12 @@ class WorkerSpec:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A recipe's item scores on a split: task → float64 (items,), and where the time went.
+    """A recipe's item scores on a split.
 
-    `facts`: what the engine says of itself.
+    Attributes:
+        scores: task → float64 (items,).
+        seconds: stage (`materialize`, `score`) → its duration.
+        facts: what the engine reports of itself, to be recorded.
     """
 
     scores: Mapping[str, np.ndarray]
@@ -65,8 +68,9 @@ class Worker:
     def __init__(self, spec: WorkerSpec, *, elsewhere: bool = False) -> None:
         """Open the models, build the engine and all requests.
 
-        `elsewhere`: this may be another machine than the driver's; models and tasks are seen to be
-        the driver's own.
+        Args:
+            elsewhere: this may be another machine than the driver's; models and tasks are checked
+                to be the driver's own.
 
         Raises:
             InputError: models or tasks cannot be loaded here, or are not the campaign's.
@@ -86,14 +90,14 @@ class Worker:
         sources = open_models(models, spec.alignments)
         if elsewhere:
             check_digests(sources, spec.digests, spec.statistics)
-        kept = place(config, sources, spec.threads)
+        plan = gpu_memory_plan(config, sources, spec.threads)
         store = Store(spec.statistics, spec.digests) if spec.statistics else None
         kernel = Kernel(
             sources,
             config.dtype.weights,
             config.chunk_mib << 20,
-            statistics=Statistics(kept.statistics if kept else None, store),
-            feed=kept.feed(sources) if kept else None,
+            statistics=Statistics(plan.statistics if plan else None, store),
+            feed=plan.feed(sources) if plan else None,
         )
         write = partial(_write, spec, sources)
         self._engine = build_engine(
@@ -111,8 +115,8 @@ class Worker:
         """Load the recipe and score it on a split's items.
 
         Args:
-            items: task → item ids to score instead of the split's; then a recipe that was the last
-                to be loaded is not loaded again.
+            items: task → item ids to score instead of the split's; then the recipe that was
+                loaded last is not loaded again.
 
         Raises:
             CandidateError: the recipe's weights are not finite, or it cannot be scored.

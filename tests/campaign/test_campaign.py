@@ -31,7 +31,8 @@ from evomerge.results.results import Results
 from evomerge.search.optimizers.base import ask_index
 from evomerge.study.run_folder import open_run, study_place
 from evomerge.study.study import Study
-from evomerge.workers.build import LocalExecutor, Outcome
+from evomerge.workers.job import Outcome
+from evomerge.workers.local import LocalExecutor
 from evomerge.workers.worker import Worker
 
 
@@ -142,8 +143,8 @@ def test_dying_inside_any_phase_loses_only_the_evaluation_in_flight(
 DEADLY_DRIVER = """
 import pathlib, sys
 sys.path[:0] = {path!r}
-import executors, running, evomerge.workers.isolated, evomerge.workers.build
-evomerge.workers.build.Worker = evomerge.workers.isolated.Worker = executors.Deadly
+import executors, running, evomerge.workers.isolated, evomerge.workers.local
+evomerge.workers.local.Worker = evomerge.workers.isolated.Worker = executors.Deadly
 if __name__ == "__main__":
     running.run(*map(pathlib.Path, sys.argv[1:]))
 """

@@ -22,7 +22,7 @@ from evomerge.models.alignment.git_rebasin import Alignment, Move
 from evomerge.models.alignment.permutable_rows import permutable_units
 from evomerge.recipe import Recipe
 from evomerge.study.run_folder import open_run
-from evomerge.workers.build import Job
+from evomerge.workers.job import Job
 
 
 def permute(folder):

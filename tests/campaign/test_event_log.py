@@ -13,7 +13,7 @@ from evomerge.campaign.event_log import LATEST, LONGEST, EventLog
 from evomerge.report.tables import status_table
 from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
-from evomerge.workers.build import Event, Outcome
+from evomerge.workers.job import Event, Outcome
 
 
 class Notes:
@@ -59,7 +59,7 @@ class Unlucky(TwoSlots):
             return super().wait()
         if self.waits % 2:
             return None
-        self.events.append(Event("nodes left alone", "node a/b is left alone for 5 s: [Errno 28]"))
+        self.events.append(Event("nodes left alone", "node a/b is quarantined for 5 s: [Errno 28]"))
         return Outcome(self.jobs.pop(0), reason="[Errno 28]", retryable=True, machine_fault=True)
 
     def drain_events(self):
@@ -80,4 +80,4 @@ def test_a_machines_faults_are_told_and_cost_no_candidate_an_attempt(tiny_folder
     console.print(status_table(status))
     text = console.export_text()
     assert f"1 standing; nodes left alone: {count}" in text
-    assert "node a/b is left alone for 5 s: [Errno 28]" in text
+    assert "node a/b is quarantined for 5 s: [Errno 28]" in text

@@ -11,7 +11,7 @@ from evomerge.campaign.setup import prepare
 from evomerge.config import load_campaign
 from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
-from evomerge.workers.build import LocalExecutor
+from evomerge.workers.local import LocalExecutor
 
 
 class Listener(Silent):

@@ -15,7 +15,7 @@ from evomerge.config import load_campaign
 from evomerge.export.merge import merge_file
 from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
-from evomerge.workers.build import LocalExecutor
+from evomerge.workers.local import LocalExecutor
 
 WEIGHTS = {"weights": {"method": "task_arithmetic", "genes": {"weight": [0, 1.5]}}}
 HYBRID = [

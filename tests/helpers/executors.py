@@ -7,7 +7,7 @@ import os
 import pytest
 from running import run
 
-from evomerge.workers.build import LocalExecutor
+from evomerge.workers.local import LocalExecutor
 from evomerge.workers.worker import Worker
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from merges import open_family, random_recipe
 
-from evomerge.materialize.feed import CudaLane, DeviceCache, MemoryMapped, Prefetched
+from evomerge.materialize.feed import CudaCopyStream, DeviceCache, MemoryMapped, Prefetched
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
 from evomerge.methods import View, methods
@@ -68,19 +68,19 @@ def test_a_gpu_gives_the_cpus_weights(models, name, compiled):
 @pytest.mark.parametrize("room", [0, 1 << 40])
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "della"])
 @torch.no_grad()
-def test_streamed_sources_give_the_same_bytes_as_held_ones(models, name, room):
-    held = DeviceCache(models.sources, "cuda")
-    streamed = Prefetched(models.sources, CudaLane("cuda"), room)
+def test_prefetched_sources_give_the_same_bytes_as_cached_ones(models, name, room):
+    cached = DeviceCache(models.sources, "cuda")
+    prefetched = Prefetched(models.sources, CudaCopyStream("cuda"), room)
     for seed in range(3):
         recipe = random_recipe(models, name, seed)
-        expected = merged(models, recipe, held)
-        found = merged(models, recipe, streamed)
+        expected = merged(models, recipe, cached)
+        found = merged(models, recipe, prefetched)
         assert all(torch.equal(found[tensor], value) for tensor, value in expected.items())
 
 
 def test_copies_overlap_with_what_is_computed():
     """A copy and a computation take less time than one after the other."""
-    lane = CudaLane("cuda")
+    stream = CudaCopyStream("cuda")
     host = torch.empty(1 << 28, dtype=torch.uint8).pin_memory()
     square = torch.randn(8192, 8192, device="cuda")
     started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -91,7 +91,7 @@ def test_copies_overlap_with_what_is_computed():
         copies = [action() for action in actions]
         for copy in copies:
             if copy is not None:
-                lane.receive(*copy)
+                stream.receive(*copy)
         ended.record()
         torch.cuda.synchronize()
         return started.elapsed_time(ended)
@@ -101,7 +101,7 @@ def test_copies_overlap_with_what_is_computed():
             square @ square
 
     def send():
-        return lane.send(host)
+        return stream.send(host)
 
     for _ in range(2):
         alone = seconds(compute), seconds(send)

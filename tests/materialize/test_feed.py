@@ -1,6 +1,6 @@
 """Sources brought to a device: the same bytes by every way, copies that overlap, bounded memory.
 
-The device is the CPU; `HostLane` does what `CudaLane` does, as late as a device may do it.
+The device is the CPU; `HostCopyStream` does as `CudaCopyStream` does, as late as a device may.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evomerge.recipe import BASE
 ROOMY = 1 << 40
 
 
-class HostLane:
+class HostCopyStream:
     """Copies are made when they are received, the latest that a device could make them."""
 
     device = torch.device("cpu")
@@ -74,17 +74,17 @@ def assert_same_bytes(ours, theirs):
 @pytest.mark.parametrize("name", methods())
 def test_every_way_to_the_device_gives_the_same_bytes(models, name):
     sources = models.sources
-    held, streamed = DeviceCache(sources, "cpu"), Prefetched(sources, HostLane(), ROOMY)
+    cached, prefetched = DeviceCache(sources, "cpu"), Prefetched(sources, HostCopyStream(), ROOMY)
     for seed in range(2):
         recipe = recipe_of(models, name, seed)
         expected = filled(models, recipe, MemoryMapped(sources))
-        assert_same_bytes(filled(models, recipe, held), expected)
-        assert_same_bytes(filled(models, recipe, streamed), expected)
+        assert_same_bytes(filled(models, recipe, cached), expected)
+        assert_same_bytes(filled(models, recipe, prefetched), expected)
 
 
 def test_a_resident_model_is_written_through_a_feed(models):
     written = []
-    for feed in (None, Prefetched(models.sources, HostLane(), 0)):
+    for feed in (None, Prefetched(models.sources, HostCopyStream(), 0)):
         resident = Resident(models.layout, Kernel(models.sources, feed=feed), torch.float32)
         for seed in range(2):
             resident.write(recipe_of(models, "ties", seed))
@@ -92,48 +92,48 @@ def test_a_resident_model_is_written_through_a_feed(models):
     assert_same_bytes(*written)
 
 
-def consumed(models, lane, room=ROOMY):
+def consumed(models, stream, room=ROOMY):
     """Take all steps through a stream, noting where each is merged."""
     steps = plan(recipe_of(models, "linear"), models.layout, models.sources)
     targets = [(torch.empty(step.tensor.shape), step) for step in steps]
-    for index, _ in enumerate(Prefetched(models.sources, lane, room).each(targets)):
-        lane.log.append(f"merge {index}")
+    for index, _ in enumerate(Prefetched(models.sources, stream, room).each(targets)):
+        stream.log.append(f"merge {index}")
     return steps
 
 
 def test_the_next_steps_tensors_are_on_their_way_while_one_is_merged(models):
-    lane = HostLane()
-    steps = consumed(models, lane)
+    stream = HostCopyStream()
+    steps = consumed(models, stream)
     for index in range(len(steps) - 1):
-        before = lane.log[: lane.log.index(f"merge {index}")]
+        before = stream.log[: stream.log.index(f"merge {index}")]
         assert before.count("send") == sum(len(step.reads) for step in steps[: index + 1 + AHEAD])
         assert before.count("receive") == sum(len(step.reads) for step in steps[: index + 1])
 
 
 def test_no_step_is_sent_before_the_device_has_done_with_the_one_three_before_it(models):
-    lane = HostLane()
-    steps = consumed(models, lane)
-    sends = [i for i, entry in enumerate(lane.log) if entry == "send"]
+    stream = HostCopyStream()
+    steps = consumed(models, stream)
+    sends = [i for i, entry in enumerate(stream.log) if entry == "send"]
     for index in range(AHEAD + 2, len(steps)):
         first = sends[sum(len(step.reads) for step in steps[:index])]
-        assert f"wait {index - AHEAD - 1}" in lane.log[:first]
+        assert f"wait {index - AHEAD - 1}" in stream.log[:first]
 
 
 @pytest.mark.parametrize("room", [0, 20_000, ROOMY])
 def test_pinned_copies_are_kept_as_far_as_there_is_room(models, room):
-    lane, recipe = HostLane(), recipe_of(models, "linear")
-    feed = Prefetched(models.sources, lane, room)
+    stream, recipe = HostCopyStream(), recipe_of(models, "linear")
+    feed = Prefetched(models.sources, stream, room)
     expected = filled(models, recipe, feed)
-    once = lane.pins
+    once = stream.pins
     assert_same_bytes(filled(models, recipe, feed), expected)
-    again = lane.pins - once
+    again = stream.pins - once
     kept = sum(1 << (t.nbytes - 1).bit_length() for t in feed._pinned.values())
     assert kept <= room
     assert again == once - len(feed._pinned)
     assert {0: again == once, 20_000: 0 < again < once, ROOMY: again == 0}[room]
 
 
-def test_tensors_held_on_the_device_are_read_once(models, monkeypatch):
+def test_tensors_cached_on_the_device_are_read_once(models, monkeypatch):
     reads = []
     source = type(models.sources[BASE])
     read = source.read
@@ -142,7 +142,7 @@ def test_tensors_held_on_the_device_are_read_once(models, monkeypatch):
     for seed in range(3):
         filled(models, recipe_of(models, "linear", seed), feed)
     assert reads
-    assert len(reads) == len(feed._held)
+    assert len(reads) == len(feed._copies)
 
 
 def test_layers_of_a_failed_candidate_are_written_again(models):

@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from evomerge.common.errors import CandidateError, EvomergeError, InputError
-from evomerge.workers.build import Job, LocalExecutor, attempt
-from evomerge.workers.worker import Worker
+from evomerge.common.errors import CandidateError, InputError
+from evomerge.workers.job import Job, attempt
 
 JOB = Job(0, SimpleNamespace(digest="d"), "search")
 
@@ -82,48 +81,3 @@ def test_what_else_goes_wrong_is_the_candidates_own(error, reason):
 def test_bad_input_is_wrong_for_every_candidate():
     with pytest.raises(InputError):
         attempt(JOB, failing(InputError("no such task")))
-
-
-@pytest.fixture
-def local(monkeypatch):
-    """A local executor whose worker fails as told, and what was measured apart."""
-    monkeypatch.setattr(Worker, "__init__", lambda self, spec: None)
-    apart = []
-
-    def measured_apart(job, spec):
-        apart.append(job)
-        return attempt(job, failing(CandidateError("measured apart")))
-
-    monkeypatch.setattr("evomerge.workers.isolated.measured_apart", measured_apart)
-    return LocalExecutor(None), apart
-
-
-def fail_with(monkeypatch, error):
-    monkeypatch.setattr(
-        Worker, "measure", lambda self, recipe, split: failing(error)(recipe, split)
-    )
-
-
-def test_a_machines_fault_ends_a_local_run_in_order(local, monkeypatch):
-    fail_with(monkeypatch, FULL)
-    local[0].submit(JOB)
-    with pytest.raises(EvomergeError, match=r"this machine is at fault: OSError.*No space left"):
-        local[0].wait()
-
-
-def test_a_process_whose_device_failed_uses_it_no_more(local, monkeypatch):
-    executor, apart = local
-    fail_with(monkeypatch, torch.AcceleratorError("CUDA error"))
-    executor.submit(JOB)
-    assert executor.wait().retryable
-    executor.submit(JOB)
-    assert executor.wait().reason == "measured apart"
-    assert apart == [JOB]
-
-
-def test_a_last_attempt_is_made_apart(local):
-    executor, apart = local
-    last = Job(0, JOB.recipe, "search", last=True)
-    executor.submit(last)
-    executor.wait()
-    assert apart == [last]

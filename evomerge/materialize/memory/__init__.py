@@ -1,1 +1,1 @@
-"""Candidates in a worker's memory: the resident model and where its weights lie."""
+"""Candidates in a worker's memory: the resident model, its layers, and the GPU's memory plan."""

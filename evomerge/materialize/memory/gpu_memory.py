@@ -1,33 +1,161 @@
-"""A model that is larger than one GPU: whole layers on one after another, by accelerate.
+"""The plan of a GPU's memory: where the sources lie, and how a model is spread over several GPUs.
 
-Its hooks move what a layer is given to where the layer is, so that a layer stays there wherever a
-path puts it.
+Where a model is larger than one GPU, accelerate puts whole layers on one after another. Its hooks
+move a layer's input to the layer, so that a layer stays there wherever a path puts it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.utils import get_balanced_memory
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.common.errors import InputError
+from evomerge.materialize.feed import AHEAD, CopyStream, CudaCopyStream, DeviceCache, Prefetched
+from evomerge.models.layout import Layout
+from evomerge.models.source import Source
 
 Device = int | str
+SourcePlacement = Literal["cached", "prefetched", "too large"]
+"""Sources on the GPU, or copied there for every candidate; or it has no room even without them."""
+
+TOKENS = 2048
+"""Length of the requests for a batch of which room is kept; lm-eval's own limit by default."""
+ANSWER = 16
+"""Positions of each request whose logits are held at a time, twice in float32."""
+STATISTICS = 1 / 16
+"""Share of the free memory that statistics of the sources may take."""
 
 
-def placement(
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a worker needs of its GPU.
+
+    Attributes:
+        sources: base and experts, as stored.
+        candidate: the resident model, in the dtype of scoring.
+        scoring: keys and values, activations and logits of one batch.
+        step: the largest merge of one tensor: its sources, and copies of them in float32.
+    """
+
+    sources: int
+    candidate: int
+    scoring: int
+    step: int
+
+    @property
+    def least(self) -> int:
+        """Bytes with the sources copied step by step."""
+        return self.candidate + self.scoring + (AHEAD + 2) * self.step
+
+    @property
+    def all(self) -> int:
+        """Bytes with the sources on the GPU."""
+        return self.sources + self.candidate + self.scoring + self.step
+
+
+@dataclass(frozen=True)
+class GpuMemoryPlan:
+    """Where a worker on a GPU keeps the sources: decided by sizes and free memory alone.
+
+    Attributes:
+        free: bytes that the worker has of its GPU.
+        pinnable: bytes of the host's memory that it may pin.
+    """
+
+    needs: Needs
+    free: int
+    pinnable: int
+
+    @property
+    def statistics(self) -> int:
+        """Bytes of the GPU that statistics of the sources may take."""
+        return int(self.free * STATISTICS)
+
+    @property
+    def placement(self) -> SourcePlacement:
+        """Where the sources lie, in what statistics leave of the free memory."""
+        room = self.free - self.statistics
+        if self.needs.all <= room:
+            return "cached"
+        return "prefetched" if self.needs.least <= room else "too large"
+
+    def feed(
+        self, sources: Mapping[str, Source], stream: CopyStream | None = None
+    ) -> DeviceCache | Prefetched:
+        """Build the feed that keeps the sources so; `stream` copies them (None: a CUDA stream)."""
+        stream = stream or CudaCopyStream("cuda")
+        if self.placement == "cached":
+            return DeviceCache(sources, stream.device)
+        return Prefetched(sources, stream, self.pinnable)
+
+    def __str__(self) -> str:
+        """One line for `evomerge check`."""
+        if self.placement == "cached":
+            return f"on the GPU: {_gb(self.needs.all)} of {_gb(self.free)} free"
+        prefetched = (
+            f"streamed to the GPU from pinned memory: there they would need "
+            f"{_gb(self.needs.all)}, and {_gb(self.free)} are free"
+        )
+        if self.placement == "prefetched":
+            return prefetched
+        return (
+            f"{prefetched}; even without them one candidate and a batch of long requests would "
+            f"need {_gb(self.needs.least)}: lower fitness.batch_size, or expect failures"
+        )
+
+
+def needs_of(
+    sources: Mapping[str, Source], layout: Layout, compute: torch.dtype, batch_size: int
+) -> Needs:
+    """Return what these models need, scored in batches of so many requests."""
+    entries = {spec.name: math.prod(spec.shape) for spec in layout.tensors}
+    stored = [
+        {name: n * source.dtype(name).itemsize for name, n in entries.items()}
+        for source in sources.values()
+    ]
+    # one merge holds its sources as stored, each in float32, and the result in float32
+    steps = [
+        sum(one[name] for one in stored) + 4 * n * (len(stored) + 1) for name, n in entries.items()
+    ]
+    base = next(iter(sources.values()))
+    return Needs(
+        sources=sum(sum(one.values()) for one in stored),
+        candidate=sum(entries.values()) * compute.itemsize,
+        scoring=batch_size * _request_bytes(base.config, layout.vocab_size, compute),
+        step=max(steps),
+    )
+
+
+def _request_bytes(config: PretrainedConfig, vocabulary: int, compute: torch.dtype) -> int:
+    """Keys and values of a request in all layers, what one layer computes, and logits."""
+    text = config.get_text_config(decoder=True)
+    hidden, heads = text.hidden_size, getattr(text, "num_attention_heads", 1)
+    of_head = getattr(text, "head_dim", None) or hidden // heads
+    cached = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads)
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    widest = max(inner) if isinstance(inner, list) else inner
+    per_token = cached * of_head + 4 * hidden + 3 * widest
+    return TOKENS * per_token * compute.itemsize + 2 * ANSWER * vocabulary * 4
+
+
+def device_map(
     model: PreTrainedModel, memory: Mapping[Device, int] | None = None
 ) -> dict[str, Device]:
-    """Where each module is to be: about as much on each GPU, no layer on two.
+    """Return the device of each module: about as much on each GPU, no layer on two.
 
     Args:
         model: with its weights tied; these may be on any device.
         memory: bytes by device; None: what is free on all GPUs that the process sees.
 
     Raises:
-        InputError: they have not enough.
+        InputError: the GPUs have too little memory.
     """
     whole = sorted(model._no_split_modules or [])
     given = None if memory is None else dict(memory)
@@ -50,3 +178,7 @@ def spread(model: PreTrainedModel, devices: Mapping[str, Device]) -> PreTrainedM
         skip_keys=model._skip_keys_device_placement,
         force_hooks=True,
     )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""The layers of a resident model: weights held once, wired into any path without a copy."""
+"""The layers of a resident model: weights stored once, wired into any path without a copy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from evomerge.models.path_config import set_layers
 from evomerge.recipe.recipe import Slot
 
 WeightKey = tuple[tuple[str, str | None, MergeRule | None, int], ...]
-"""What a layer's weights are made of: (tensor, source where it is a copy, rule, seed) each."""
+"""What a layer's weights are made of: (tensor, source if it is a copy, rule, seed) for each."""
 
 
-def content_of(steps: Sequence[TensorStep], seed: int) -> WeightKey:
-    """The content of a slot; slots of equal content have the same weights."""
+def weight_key(steps: Sequence[TensorStep], seed: int) -> WeightKey:
+    """Return the key of a slot's weights; slots with equal keys have the same weights."""
     return tuple((s.tensor.name, None if s.rule else s.source, s.rule, seed) for s in steps)
 
 
@@ -29,12 +29,12 @@ class LayerWeights:
     """The weights of one layer, and modules that share them, each with its own part of the cache.
 
     Attributes:
-        content: what the weights are now; None while they are being written.
+        key: of the weights as they are now; None while they are being written.
         tensors: name within the layer → the weight.
     """
 
     module: nn.Module
-    content: WeightKey | None = None
+    key: WeightKey | None = None
     tensors: dict[str, Tensor] = field(init=False)
     _views: list[nn.Module] = field(init=False)
 
@@ -43,75 +43,79 @@ class LayerWeights:
         self._views = [self.module]
 
     def view(self, number: int, config: PretrainedConfig) -> nn.Module:
-        """The `number`-th module over these weights, made when it is first asked for."""
+        """Return the `number`-th module over these weights, made when it is first asked for."""
         while len(self._views) <= number:
             self._views.append(_copied(self.module, config, share=True))
         return self._views[number]
 
 
 class Layers:
-    """Takes a model's numbered list over, and rewires it for every candidate.
+    """Takes over a model's list of layers, and rewires it for every candidate.
 
-    A layer module is made for one place of the original model (its attention type, its window) and
-    stays that layer wherever it stands. Holders are kept from candidate to candidate, so that a
-    layer whose content is still there is not written again; the number of holders grows to what
-    one candidate needs at once, not with the number of candidates.
+    A layer module is made for one index of the original model (its attention type, its window) and
+    stays that layer wherever it stands. Weights are kept from candidate to candidate, so that those
+    that are still there are not written again; their number grows to what one candidate needs at
+    once, not with the number of candidates.
     """
 
     def __init__(self, model: PreTrainedModel, layout: Layout, config: PretrainedConfig) -> None:
-        """`config`: of the original model; `model.config` is changed with every path."""
+        """Take over `model.config`, which changes with every path; `config` is the original."""
         parent, _, self._attribute = layout.prefix.rpartition(".")
         self._parent = model.get_submodule(parent)
         self._config = model.config
         self._original = config
         modules = list(model.get_submodule(layout.prefix).children())
-        self._holders = {layer: [LayerWeights(module)] for layer, module in enumerate(modules)}
+        self._weights = {layer: [LayerWeights(module)] for layer, module in enumerate(modules)}
         self._wired: tuple[int, ...] = tuple(range(len(modules)))
         self._hooks: list[Any] = []
 
-    def assign(self, layers: Sequence[int], contents: Sequence[WeightKey]) -> list[LayerWeights]:
-        """A holder for each slot, one for slots of equal content.
+    def assign(self, layers: Sequence[int], keys: Sequence[WeightKey]) -> list[LayerWeights]:
+        """Return the weights of each slot, the same ones for slots with equal keys.
 
-        Those whose `content` is not the slot's are to be written.
+        The caller writes those whose `key` is not the slot's.
+
+        Args:
+            layers: of each slot, its layer's index in the original model.
+            keys: of each slot, the key of its weights.
         """
         for hook in self._hooks:  # before any module is copied
             hook.remove()
         wanted: dict[int, list[WeightKey]] = {}
-        for layer, content in zip(layers, contents, strict=True):
-            if content not in wanted.setdefault(layer, []):
-                wanted[layer].append(content)
+        for layer, key in zip(layers, keys, strict=True):
+            if key not in wanted.setdefault(layer, []):
+                wanted[layer].append(key)
         chosen = {layer: self._choose(layer, distinct) for layer, distinct in wanted.items()}
         return [
-            chosen[layer][wanted[layer].index(content)]
-            for layer, content in zip(layers, contents, strict=True)
+            chosen[layer][wanted[layer].index(key)] for layer, key in zip(layers, keys, strict=True)
         ]
 
     def _choose(self, layer: int, distinct: list[WeightKey]) -> list[LayerWeights]:
-        """A holder for each content: the one that has it, else the one longest out of use."""
-        held = self._holders[layer]
-        kept = {distinct.index(h.content): h for h in held if h.content in distinct}
-        free = [holder for holder in held if not any(holder is k for k in kept.values())]
+        """Return weights for each key: those that have it, else those longest out of use."""
+        there = self._weights[layer]
+        kept = {distinct.index(one.key): one for one in there if one.key in distinct}
+        free = [one for one in there if not any(one is k for k in kept.values())]
         for index in range(len(distinct)):
             if index not in kept:
                 kept[index] = free.pop(0) if free else self._new(layer)
         chosen = [kept[index] for index in range(len(distinct))]
-        self._holders[layer] = [*free, *chosen]
+        self._weights[layer] = [*free, *chosen]  # in the order of their last use
         return chosen
 
     def _new(self, layer: int) -> LayerWeights:
-        return LayerWeights(_copied(self._holders[layer][0].module, self._config, share=False))
+        return LayerWeights(_copied(self._weights[layer][0].module, self._config, share=False))
 
-    def wire(self, holders: Sequence[LayerWeights], path: Sequence[Slot]) -> None:
-        """Make the model run through the holders' layers, each slot's input times its scale."""
+    def wire(self, weights: Sequence[LayerWeights], path: Sequence[Slot]) -> None:
+        """Make the model run through the slots' layers, each slot's input times its scale."""
+        # weights that several slots share have a module for each, with its own part of the cache
         used: dict[int, int] = {}
         modules = []
-        for holder in holders:
-            number = used[id(holder)] = used.get(id(holder), -1) + 1
-            modules.append(holder.view(number, self._config))
+        for one in weights:
+            number = used[id(one)] = used.get(id(one), -1) + 1
+            modules.append(one.view(number, self._config))
         if [*self._parent.get_submodule(self._attribute).children()] != modules:
             setattr(self._parent, self._attribute, nn.ModuleList(modules))
         for index, module in enumerate(modules):
-            _place(module, index)
+            _set_index(module, index)
         layers = tuple(slot.layer for slot in path)
         if layers != self._wired:
             set_layers(self._config, self._original, layers)
@@ -138,7 +142,7 @@ class _Scaled:
 
 
 def _copied(module: nn.Module, config: PretrainedConfig, share: bool) -> nn.Module:
-    """A copy with the same config objects and, when `share`, the same weights and buffers."""
+    """Return a copy with the same config objects and, if `share`, the same weights and buffers."""
     kept: list[Any] = [config, config.get_text_config(decoder=True)]
     kept += [found for m in module.modules() if (found := getattr(m, "config", None)) is not None]
     if share:
@@ -146,8 +150,8 @@ def _copied(module: nn.Module, config: PretrainedConfig, share: bool) -> nn.Modu
     return copy.deepcopy(module, {id(value): value for value in kept})
 
 
-def _place(module: nn.Module, index: int) -> None:
-    """Give a layer its own part of the KV cache."""
+def _set_index(module: nn.Module, index: int) -> None:
+    """Give a layer the part of the KV cache at `index`."""
     for part in module.modules():
         if getattr(part, "layer_idx", None) is not None:
             part.layer_idx = index  # type: ignore[assignment]

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from evomerge.materialize.kernel import Kernel
-from evomerge.materialize.memory.gpu_memory import placement, spread
-from evomerge.materialize.memory.layers import Layers, LayerWeights, WeightKey, content_of
+from evomerge.materialize.memory.gpu_memory import device_map, spread
+from evomerge.materialize.memory.layers import Layers, LayerWeights, WeightKey, weight_key
 from evomerge.materialize.plan import plan
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Recipe
@@ -34,7 +34,13 @@ class Resident:
         trust_remote_code: bool = False,
         parallel: bool = False,
     ) -> None:
-        """`parallel`: spread over all GPUs that the process sees.
+        """Build the model.
+
+        Args:
+            layout: of the base model.
+            kernel: merges, and brings the sources to the device.
+            compute: dtype of the model.
+            parallel: spread it over all GPUs that the process sees.
 
         Raises:
             InputError: the model does not fit on them.
@@ -49,7 +55,7 @@ class Resident:
         model.tie_weights()
         if (base.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(base.folder)
-        model = spread(model, placement(model)) if parallel else model.to(kernel.device)
+        model = spread(model, device_map(model)) if parallel else model.to(kernel.device)
         self.model = model.eval().requires_grad_(False)
         self._tensors = self.model.state_dict(keep_vars=True)
         self._layers = Layers(self.model, layout, base.config)
@@ -66,18 +72,20 @@ class Resident:
                 until the next recipe is written.
         """
         steps = plan(recipe, self._layout, self._kernel.sources)
+        # tensors outside the layers are written for every recipe
         targets = [(self._tensors[step.name].data, step) for step in steps if step.slot is None]
         inside = (step for step in steps if step.slot is not None)
         slots = [list(group) for _, group in groupby(inside, key=lambda step: step.slot)]
-        contents = [content_of(slot, recipe.seed) for slot in slots]
-        holders = self._layers.assign([slot.layer for slot in recipe.path], contents)
+        keys = [weight_key(slot, recipe.seed) for slot in slots]
+        weights = self._layers.assign([slot.layer for slot in recipe.path], keys)
+        # write each slot's weights once, unless they are there already
         written: dict[int, tuple[LayerWeights, WeightKey]] = {}
-        for holder, slot, content in zip(holders, slots, contents, strict=True):
-            if holder.content != content and id(holder) not in written:
-                written[id(holder)] = holder, content
-                holder.content = None
-                targets += [(holder.tensors[step.tensor.suffix].data, step) for step in slot]
+        for one, slot, key in zip(weights, slots, keys, strict=True):
+            if one.key != key and id(one) not in written:
+                written[id(one)] = one, key
+                one.key = None
+                targets += [(one.tensors[step.tensor.suffix].data, step) for step in slot]
         self._kernel.fill_all(targets, recipe.seed)
-        for holder, content in written.values():
-            holder.content = content
-        self._layers.wire(holders, recipe.path)
+        for one, key in written.values():
+            one.key = key
+        self._layers.wire(weights, recipe.path)

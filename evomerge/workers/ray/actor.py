@@ -1,54 +1,58 @@
-"""What runs inside a Ray actor: one worker, built when its node is known."""
+"""The Ray actor: one worker, built when its node is known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from evomerge import __version__
 from evomerge.common.errors import EvomergeError, InputError
-from evomerge.workers.build import Job, Outcome, attempt
-from evomerge.workers.ray.file_copies import FileSet, unpacked
+from evomerge.workers.job import Job, Outcome, attempt
+from evomerge.workers.ray.file_copies import FileSet, with_copies
 from evomerge.workers.worker import PACKAGES, Worker, WorkerSpec
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a worker cannot stand on its node; `given`: what the user gave is at fault."""
+    """The reason why a worker cannot stand on its node.
+
+    Attributes:
+        given: what the user gave is at fault, not the node.
+    """
 
     reason: str
     given: bool
 
 
 class Actor:
-    """The worker inside its actor; what goes wrong comes back as an answer, not as an exception."""
+    """Builds a worker and measures; errors come back as answers, not as exceptions."""
 
     def where(self) -> str:
-        """The node's id."""
+        """Return the node's id."""
         return ray.get_runtime_context().get_node_id()
 
     def build(
         self,
         spec: WorkerSpec,
         versions: Mapping[str, str],
-        parcels: Mapping[str, FileSet],
-        porter: Any,
+        file_sets: Mapping[str, FileSet],
+        file_server: Any,
     ) -> Refusal | None:
         """Build the worker on this node; None once it stands.
 
         Args:
-            versions: the driver's, by package.
-            parcels: what is to be copied to this node first, from `porter`.
+            versions: package → the driver's version.
+            file_sets: the files to copy to this node first, from `file_server`.
         """
         try:
             _check_versions(versions)
-            if parcels:
-                spec = unpacked(spec, parcels, _reader(porter))
+            if file_sets:
+                spec = with_copies(spec, file_sets, partial(_read, file_server))
             self._worker = Worker(spec, elsewhere=True)
         except EvomergeError as error:
             return Refusal(str(error), isinstance(error, InputError))
@@ -58,26 +62,12 @@ class Actor:
         return None
 
     def measure(self, job: Job) -> Outcome:
-        """As `attempt`."""
+        """Measure a job, see `attempt`."""
         return attempt(job, self._worker.measure)
 
 
-class FileServer:
-    """Reads the driver's files for nodes that do not see them."""
-
-    def __init__(self, folders: Mapping[str, Path]) -> None:
-        """`folders`: by parcel; nothing outside them is read."""
-        self._folders = folders
-
-    def read(self, parcel: str, file: str, start: int, size: int) -> bytes:
-        """A part of a file."""
-        with open(self._folders[parcel] / file, "rb") as opened:
-            opened.seek(start)
-            return opened.read(size)
-
-
 def own_versions() -> dict[str, str]:
-    """Those of this machine; of torch without what it was built for."""
+    """Return package → its version on this machine; torch's without what it was built for."""
     others = {package: version(package).partition("+")[0] for package in PACKAGES}
     return {"evomerge": __version__, **others}
 
@@ -91,8 +81,5 @@ def _check_versions(theirs: Mapping[str, str]) -> None:
             )
 
 
-def _reader(porter: Any) -> Any:
-    def read(parcel: str, file: str, start: int, size: int) -> bytes:
-        return ray.get(porter.read.remote(parcel, file, start, size))
-
-    return read
+def _read(file_server: Any, key: str, file: str, start: int, size: int) -> bytes:
+    return ray.get(file_server.read.remote(key, file, start, size))

@@ -1,10 +1,10 @@
-"""Ray itself: started or joined, and what its errors mean."""
+"""Ray itself: started or joined, its file server, and the meaning of its errors."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -18,14 +18,13 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from evomerge.common.errors import EvomergeError, InputError
-from evomerge.workers.ray.actor import FileServer
-from evomerge.workers.ray.file_copies import FileSet
+from evomerge.workers.ray.file_copies import FileServer, FileSet
 from evomerge.workers.worker import WorkerSpec
 
 PORT = 6379
-"""Of a cluster's head, where the address has none."""
+"""The port of a cluster's head, where the address has none."""
 NODE_LOST, DISK_FULL = "workers lost with their node", "disks full"
-"""Kinds of events that are a node's fault."""
+"""Kinds of events for which a node is quarantined."""
 
 
 def join(spec: WorkerSpec) -> None:
@@ -59,13 +58,13 @@ def join(spec: WorkerSpec) -> None:
             f"workers.address: cannot reach Ray at {address!r}: {error}; "
             "run `ray start --address=HOST:PORT` on this machine first"
         ) from None
-    # It prints what befalls its nodes to standard output; the campaign says that itself.
+    # Ray prints its nodes' mishaps to standard output; the campaign reports them itself.
     ray._private.worker._worker_logs_enabled = False
 
 
-def porter(parcels: dict[str, FileSet]) -> Any:
-    """An actor on the driver's own node."""
-    folders: dict[str, Path] = {key: parcel.folder for key, parcel in parcels.items()}
+def start_file_server(file_sets: Mapping[str, FileSet]) -> Any:
+    """Start the `FileServer`, an actor on the driver's own node."""
+    folders = {key: files.folder for key, files in file_sets.items()}
     here = ray.get_runtime_context().get_node_id()
     affinity = NodeAffinitySchedulingStrategy(here, soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": affinity, "max_restarts": -1}
@@ -73,7 +72,7 @@ def porter(parcels: dict[str, FileSet]) -> Any:
 
 
 def death(error: RayError) -> tuple[str, str]:
-    """The kind of an event, and the reason, for a worker that is gone."""
+    """Return the kind of an event, and the reason, for a worker that is gone."""
     if isinstance(error, OutOfMemoryError):
         return "workers out of memory", "its worker ran out of memory"
     if isinstance(error, OutOfDiskError):
@@ -84,14 +83,14 @@ def death(error: RayError) -> tuple[str, str]:
 
 
 def cause(error: RayTaskError) -> EvomergeError:
-    """What went wrong inside the actor."""
+    """Return what went wrong inside the actor."""
     if isinstance(error.cause, EvomergeError):
         return error.cause
     return EvomergeError(f"a Ray worker failed: {error.cause!r}")
 
 
 def last_line(error: RayError) -> str:
-    """The line of an actor's failure that says why."""
+    """Return the line of an actor's failure that says why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for line in reversed(lines):
         if "Error: " in line:

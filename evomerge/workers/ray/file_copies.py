@@ -1,7 +1,7 @@
-"""Models and tasks on nodes that do not see the driver's files: copied once, by the first worker.
+"""Copies models and tasks to nodes that do not see the driver's files.
 
-What is copied lies in `workers.copy_to`, under a name that changes with the files; the others map
-it from there.
+The first worker of a node copies them into `workers.copy_to`, under a name that changes with the
+files; the node's other workers map them from there.
 """
 
 from __future__ import annotations
@@ -22,27 +22,46 @@ from evomerge.recipe import BASE
 from evomerge.workers.worker import WorkerSpec
 
 PART = 64 << 20
-"""Bytes that are sent at a time."""
+"""Number of bytes that are sent at a time."""
 TASKS = "tasks"
-"""The parcel of `fitness.include_path`. Models' are called `model NAME`; a callable's files are in
+"""The key of the file set of `fitness.include_path`. A model's is `model NAME`, a callable's are
 `module NAME` and `documents NAME`.
 """
 
 Read = Callable[[str, str, int, int], bytes]
-"""(parcel, file, start, size) → a part of a file of the driver's."""
+"""(key of the file set, file, start, size in bytes) → that part of the driver's file."""
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """A folder of the driver's: its files by their path within it, with their sizes in bytes."""
+    """A folder of the driver's.
+
+    Attributes:
+        files: path within the folder → size in bytes.
+        name: of the copy; changes with the files.
+    """
 
     folder: Path
     files: Mapping[str, int]
     name: str
 
 
-def parcels_of(config: CampaignConfig) -> dict[str, FileSet]:
-    """The folders of a campaign's models, that of its tasks, if it has one, and callables' files.
+class FileServer:
+    """Reads the driver's files for nodes that do not see them."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        """Serve these folders, by the keys of their file sets; nothing outside them is read."""
+        self._folders = folders
+
+    def read(self, key: str, file: str, start: int, size: int) -> bytes:
+        """Return `size` bytes of a file, from `start` on."""
+        with open(self._folders[key] / file, "rb") as opened:
+            opened.seek(start)
+            return opened.read(size)
+
+
+def file_sets_of(config: CampaignConfig) -> dict[str, FileSet]:
+    """Return the folders of a campaign's models, of its tasks if it has one, and callables' files.
 
     Raises:
         InputError: a model cannot be found.
@@ -53,27 +72,27 @@ def parcels_of(config: CampaignConfig) -> dict[str, FileSet]:
     flags = {"allow_pickle": models.allow_pickle, "trust_remote_code": models.trust_remote_code}
     specs = {BASE: models.base, **models.experts}
     folders = {name: find_folder(name, spec, **flags) for name, spec in specs.items()}
-    found = {f"model {name}": _parcel(folder, "*") for name, folder in folders.items()}
+    found = {f"model {name}": _file_set(folder, "*") for name, folder in folders.items()}
     if config.fitness.include_path is not None:
-        found[TASKS] = _parcel(Path(config.fitness.include_path), "**/*")
+        found[TASKS] = _file_set(Path(config.fitness.include_path), "**/*")
     for own in _callables(config):
         module, documents = Path(own.module), Path(own.documents)
-        found[f"documents {own.task}"] = _parcel(documents.parent, escape(documents.name))
+        found[f"documents {own.task}"] = _file_set(documents.parent, escape(documents.name))
         if module.suffix == ".py":  # else it is installed, on every node
-            found[f"module {own.task}"] = _parcel(module.parent, "*.py")
+            found[f"module {own.task}"] = _file_set(module.parent, "*.py")
     return found
 
 
-def unpacked(spec: WorkerSpec, parcels: Mapping[str, FileSet], read: Read) -> WorkerSpec:
-    """The worker's spec with everything on this machine, copied if it is not there yet.
+def with_copies(spec: WorkerSpec, file_sets: Mapping[str, FileSet], read: Read) -> WorkerSpec:
+    """Return the worker's spec with all files on this machine, copying what is not there yet.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: a file cannot be written.
     """
     config = spec.config
     assert config.workers.copy_to is not None
     to = Path(config.workers.copy_to)
-    places = {key: str(_unpack(key, parcel, to, read)) for key, parcel in parcels.items()}
+    places = {key: str(_copy(key, file_set, to, read)) for key, file_set in file_sets.items()}
     experts = {name: places[f"model {name}"] for name in config.models.experts}
     models = {"base": places[f"model {BASE}"], "experts": experts}
     update = {
@@ -93,7 +112,7 @@ def _callables(config: CampaignConfig) -> list[CallableConfig]:
 
 
 def _moved(task: AnyTask, places: Mapping[str, str]) -> AnyTask:
-    """A callable's entry with the copies' paths."""
+    """Return a callable's entry with the paths of its copies; any other task as it is."""
     if not isinstance(task, CallableConfig):
         return task
     documents = Path(places[f"documents {task.task}"]) / Path(task.documents).name
@@ -103,7 +122,7 @@ def _moved(task: AnyTask, places: Mapping[str, str]) -> AnyTask:
     return task.model_copy(update=update)
 
 
-def _parcel(folder: Path, pattern: str) -> FileSet:
+def _file_set(folder: Path, pattern: str) -> FileSet:
     files = {
         path.relative_to(folder).as_posix(): path.stat()
         for path in sorted(folder.glob(pattern))
@@ -114,17 +133,18 @@ def _parcel(folder: Path, pattern: str) -> FileSet:
     return FileSet(folder, {file: found.st_size for file, found in files.items()}, name)
 
 
-def _unpack(key: str, parcel: FileSet, to: Path, read: Read) -> Path:
+def _copy(key: str, file_set: FileSet, to: Path, read: Read) -> Path:
+    """Copy a file set into a folder of its own, unless a worker of this node has done so."""
     to.mkdir(parents=True, exist_ok=True)
-    place, partial = to / parcel.name, to / f"{parcel.name}.partial"
+    place, partial = to / file_set.name, to / f"{file_set.name}.partial"
     with FileLock(f"{place}.lock"):
         if place.is_dir():
             return place
         shutil.rmtree(partial, ignore_errors=True)  # of a worker that died over it
-        if shutil.disk_usage(to).free < sum(parcel.files.values()):
+        if shutil.disk_usage(to).free < sum(file_set.files.values()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(to))
         partial.mkdir()
-        for file, size in parcel.files.items():
+        for file, size in file_set.files.items():
             path = partial / file
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as opened:

@@ -1,23 +1,91 @@
-"""A model on several devices: which layer goes where, and that hooks change no number.
+"""The plan of a GPU's memory: where sources lie, which layer goes where; hooks change no number.
 
 There is no GPU here: two are pretended where only sizes count, and the hooks run on the CPU.
 """
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import tiny
 import torch
-from paths import REPEATED, by_hand, logits, open_models, recipe_of, stepped_logits
+from paths import REPEATED, by_hand, logits, recipe_of, stepped_logits
+from paths import open_models as open_paths
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.common.errors import InputError
+from evomerge.config import load_campaign
+from evomerge.materialize.feed import AHEAD, DeviceCache, Prefetched
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory import resident as resident_module
-from evomerge.materialize.memory.gpu_memory import placement, spread
+from evomerge.materialize.memory.gpu_memory import (
+    GpuMemoryPlan,
+    Needs,
+    device_map,
+    needs_of,
+    spread,
+)
 from evomerge.materialize.memory.resident import Resident
+from evomerge.models.open_models import open_models
 from evomerge.recipe import Merge
 
 MIB = 1 << 20
+NEEDS = Needs(sources=60, candidate=15, scoring=10, step=2)
+
+
+def plan(free):
+    return GpuMemoryPlan(NEEDS, free, 0)
+
+
+def least_free(wanted):
+    """The least free memory at which statistics leave so much."""
+    return next(free for free in range(1000) if free - plan(free).statistics >= wanted)
+
+
+def test_sources_are_cached_from_the_byte_on_from_which_all_fits():
+    enough = least_free(60 + 15 + 10 + 2)
+    assert plan(enough).placement == "cached"
+    assert plan(enough - 1).placement == "prefetched"
+
+
+def test_sources_are_prefetched_as_long_as_a_candidate_fits():
+    enough = least_free(15 + 10 + (AHEAD + 2) * 2)
+    assert plan(enough).placement == "prefetched"
+    assert plan(enough - 1).placement == "too large"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.save_campaign(folder)
+    return open_models(load_campaign(folder / "campaign.yaml").models)
+
+
+def test_needs_are_the_models_own_sizes(sources):
+    layout = sources["base"].layout
+    stored = {n: sum(s.read(x).nbytes for x in layout.names) for n, s in sources.items()}
+    largest = max(torch.Size(t.shape).numel() for t in layout.tensors)
+    found = needs_of(sources, layout, torch.float32, batch_size=4)
+    assert found.sources == sum(stored.values())
+    assert found.candidate == 2 * stored["base"]  # stored in float16
+    assert found.step == len(sources) * largest * (2 + 4) + largest * 4
+    assert found.scoring == 4 * needs_of(sources, layout, torch.float32, batch_size=1).scoring
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mamba", "gemma3n", "gpt_neox", "qwen3_moe"])
+def test_what_a_batch_needs_is_known_of_other_architectures(sources, kind):
+    source = SimpleNamespace(config=AutoConfig.for_model(kind), dtype=sources["base"].dtype)
+    found = needs_of({"base": source}, sources["base"].layout, torch.bfloat16, batch_size=1)
+    assert 2**20 < found.scoring < 2**32
+
+
+def test_the_feed_is_the_chosen_one(sources):
+    stream = SimpleNamespace(device=torch.device("cpu"))
+    kinds = {"cached": DeviceCache, "prefetched": Prefetched, "too large": Prefetched}
+    for free in (1000, least_free(15 + 10 + (AHEAD + 2) * 2), 1):
+        assert type(plan(free).feed(sources, stream)) is kinds.pop(plan(free).placement)
+    assert not kinds
 
 
 def weightless(tied):
@@ -51,7 +119,7 @@ def size_on(model, devices, device):
 def test_whole_layers_go_to_one_gpu_after_another_about_as_much_to_each(tied):
     model = weightless(tied)
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    devices = placement(model, {0: whole, 1: whole})
+    devices = device_map(model, {0: whole, 1: whole})
     homes = [devices[f"model.layers.{layer}"] for layer in range(8)]
     assert homes == sorted(homes)
     assert set(homes) == {0, 1}
@@ -64,13 +132,13 @@ def test_whole_layers_go_to_one_gpu_after_another_about_as_much_to_each(tied):
 def test_what_does_not_fit_is_refused_and_never_put_on_a_disk():
     model = weightless(False)
     with pytest.raises(InputError, match=r"workers\.gpus_per_worker: .* not fit on the 2 GPUs"):
-        placement(model, {0: 8 * MIB, 1: 8 * MIB})
+        device_map(model, {0: 8 * MIB, 1: 8 * MIB})
 
 
 @pytest.fixture
 def hooked(monkeypatch):
     """Residents that are `parallel` have their hooks, but every module on the CPU."""
-    monkeypatch.setattr(resident_module, "placement", lambda model: {"": "cpu"})
+    monkeypatch.setattr(resident_module, "device_map", lambda model: {"": "cpu"})
     monkeypatch.setattr(
         resident_module,
         "spread",
@@ -82,7 +150,7 @@ def hooked(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt2"])
 def test_paths_repeat_and_reorder_layers_that_have_hooks(hooked, tmp_path, kind):
-    models = open_models(tmp_path, kind)
+    models = open_paths(tmp_path, kind)
     resident = Resident(models.layout, Kernel(models.sources), torch.float32, parallel=True)
     layer = resident.model.get_submodule(models.layout.prefix)[0]
     assert any(hasattr(part, "_hf_hook") for part in layer.modules())
@@ -94,7 +162,7 @@ def test_paths_repeat_and_reorder_layers_that_have_hooks(hooked, tmp_path, kind)
 
 
 def test_merges_are_written_into_hooked_models_to_the_byte(hooked, tmp_path):
-    models = open_models(tmp_path, experts=("math", "lang"))
+    models = open_paths(tmp_path, experts=("math", "lang"))
     experts = {"math": {"weight": 0.7, "density": 0.4}, "lang": {"weight": 0.5, "density": 0.6}}
     merges = [Merge(slot=s, group="layer", method="ties", experts=experts) for s in range(3)]
     recipe = recipe_of(models, [("base", layer) for layer in range(3)], tuple(merges))

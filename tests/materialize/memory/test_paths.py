@@ -147,7 +147,7 @@ def test_many_candidates_hold_no_more_layers_than_one_needs(llama):
     for weight in range(20):
         recipe = recipe_of(llama, [("base", 0), ("base", 1)], (mlp(1, weight / 20),))
         resident.write(recipe)
-    assert [len(held) for held in resident._layers._holders.values()] == [1, 1, 1]
+    assert [len(weights) for weights in resident._layers._weights.values()] == [1, 1, 1]
 
 
 def test_a_scale_on_the_first_slot_is_folded_into_the_embeddings(llama, tmp_path):

@@ -20,7 +20,7 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 
 from evomerge.common.errors import InputError
 from evomerge.config import WorkersConfig
-from evomerge.workers.build import Job, attempt
+from evomerge.workers.job import Job, attempt
 from evomerge.workers.ray import executor as on_ray
 from evomerge.workers.ray import nodes
 from evomerge.workers.ray.actor import Actor, Refusal, own_versions
@@ -37,7 +37,7 @@ PATIENCE = 120.0
 class Told(Actor):
     """Does what a recipe, or its node's order, says."""
 
-    def build(self, spec, versions, parcels, porter):
+    def build(self, spec, versions, file_sets, file_server):
         self.bad = spec.digests
         if self.bad.get("build") in (self.where(), "everywhere"):
             return Refusal("models.base: no such folder", given=True)
@@ -102,14 +102,14 @@ def until(executor, happened):
     """The outcomes and events until something has happened."""
     outcomes, events, end = [], [], time.monotonic() + PATIENCE
     while not happened(outcomes, events):
-        assert time.monotonic() < end, (outcomes, events, executor._places)
+        assert time.monotonic() < end, (outcomes, events, executor._slots)
         outcome = executor.wait()
         outcomes += [outcome] if outcome else []
         events += executor.drain_events()
     return outcomes, [event.kind for event in events], " ".join(event.text for event in events)
 
 
-def landed(count):
+def finished(count):
     return lambda outcomes, events: len(outcomes) == count
 
 
@@ -130,24 +130,24 @@ def test_workers_come_and_go_with_their_nodes_and_nothing_in_flight_is_forgotten
         executor.submit(job(ticket, "sleep"))
     assert executor.free == 0
     cluster.remove_node(third, allow_graceful=False)
-    [outcome], kinds, _ = until(executor, landed(1))
+    [outcome], kinds, _ = until(executor, finished(1))
     assert (outcome.retryable, outcome.machine_fault) == (True, False)
     assert outcome.reason == "its node was lost"
     assert "workers lost with their node" in kinds
     _, kinds, text = until(executor, lambda _, events: "nodes lost" in {e.kind for e in events})
     assert f"/{third.node_id[:6]} is lost" in text
     assert executor.workers == 2
-    [placed] = [place for place in executor._places if place.state == "placed"]
-    executor._lose(placed, RayActorError("id", "its node has died."))  # which is not known yet
-    assert "" not in executor._nodes.left_alone
+    [placed] = [slot for slot in executor._slots if slot.state == "placed"]
+    executor._record_death(placed, RayActorError("id", "its node has died."))  # not known yet
+    assert "" not in executor._nodes.quarantined
 
 
-def test_a_worker_that_dies_or_hangs_is_replaced_and_its_candidate_is_lost(open_executor):
+def test_a_worker_that_dies_or_hangs_is_replaced_and_its_job_may_be_retried(open_executor):
     executor = open_executor(count=2, timeout=2)
     until(executor, lambda *_: executor.free == 2)
     executor.submit(job(0, "die"))
     executor.submit(job(1, "sleep"))
-    outcomes, kinds, text = until(executor, landed(2))
+    outcomes, kinds, text = until(executor, finished(2))
     reasons = {outcome.job.ticket: outcome.reason for outcome in outcomes}
     assert reasons == {0: "its worker died", 1: "not done within 2 s"}
     assert all(outcome.retryable and not outcome.machine_fault for outcome in outcomes)
@@ -155,11 +155,11 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_candidate_is_lost(open_
     assert "its worker died (recipe die 0)" in text
     until(executor, lambda *_: executor.free == 2)
     executor.submit(job(2))
-    [outcome], _, _ = until(executor, landed(1))
+    [outcome], _, _ = until(executor, finished(1))
     assert outcome.measurement
 
 
-def test_a_node_with_a_full_disk_is_left_alone_and_no_candidate_is_blamed(
+def test_a_node_with_a_full_disk_is_quarantined_and_no_candidate_is_blamed(
     cluster, open_executor, monkeypatch
 ):
     monkeypatch.setattr(nodes, "FIRST_PAUSE", 2.0)
@@ -168,25 +168,25 @@ def test_a_node_with_a_full_disk_is_left_alone_and_no_candidate_is_blamed(
     until(executor, lambda *_: executor.free == 2)
     executor.submit(job(0))
     executor.submit(job(1))
-    outcomes, kinds, text = until(executor, landed(2))
+    outcomes, kinds, text = until(executor, finished(2))
     fault = next(outcome for outcome in outcomes if outcome.retryable)
-    assert fault.excused
+    assert fault.machine_fault
     assert next(o for o in outcomes if not o.retryable).measurement.scores["t"] == good
     assert "nodes left alone" in kinds
-    assert f"/{bad[:6]} is left alone for 2 s: OSError: [Errno 28] No space left" in text
+    assert f"/{bad[:6]} is quarantined for 2 s: OSError: [Errno 28] No space left" in text
     _, kinds, _ = until(executor, lambda *_: executor.workers == 2)
     assert "workers joined" in kinds, "after the pause there is a worker on it again"
 
 
-def test_a_node_that_cannot_build_a_worker_is_left_alone_and_the_others_work(
+def test_a_node_that_cannot_build_a_worker_is_quarantined_and_the_others_work(
     cluster, open_executor
 ):
     bad, good = nodes_of(cluster)
     executor = open_executor({"build": bad}, count="auto")
     _, _, text = until(executor, lambda _, e: executor.workers and len(e) > 1)
-    assert f"/{bad[:6]} is left alone for 5 s: models.base: no such folder" in text
+    assert f"/{bad[:6]} is quarantined for 5 s: models.base: no such folder" in text
     executor.submit(job(0))
-    [outcome], _, _ = until(executor, landed(1))
+    [outcome], _, _ = until(executor, finished(1))
     assert outcome.measurement.scores["t"] == good
 
 
@@ -196,7 +196,7 @@ def test_auto_has_a_worker_for_every_room_there_is(cluster, open_executor):
     node = cluster.add_node(num_cpus=2)
     until(executor, lambda *_: executor.free == 4)
     cluster.remove_node(node, allow_graceful=False)
-    until(executor, lambda *_: len(executor._places) == 2 and executor.free == 2)
+    until(executor, lambda *_: len(executor._slots) == 2 and executor.free == 2)
 
 
 def test_what_no_node_can_do_is_said_before_the_search(open_executor):
@@ -210,7 +210,7 @@ def test_what_no_node_can_do_is_said_before_the_search(open_executor):
 
 
 @pytest.mark.slow
-def test_a_worker_that_fills_the_memory_is_killed_by_ray_and_its_candidate_is_lost(monkeypatch):
+def test_a_worker_that_fills_the_memory_is_killed_by_ray_and_its_job_may_be_retried(monkeypatch):
     monkeypatch.setattr(on_ray, "Actor", Told)
     memory = psutil.virtual_memory()
     threshold = (memory.total - memory.available + (3 << 30)) / memory.total
@@ -220,7 +220,7 @@ def test_a_worker_that_fills_the_memory_is_killed_by_ray_and_its_candidate_is_lo
         config = SimpleNamespace(workers=WorkersConfig(kind="ray"))
         executor = RayExecutor(WorkerSpec(config, {"search": {"t": ["i"]}}, 1))
         executor.submit(job(0, "fill"))
-        [outcome], kinds, _ = until(executor, landed(1))
+        [outcome], kinds, _ = until(executor, finished(1))
         assert (outcome.retryable, outcome.reason) == (True, "its worker ran out of memory")
         assert "workers out of memory" in kinds
         until(executor, lambda *_: executor.free == 1)

@@ -15,19 +15,19 @@ from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.workers.ray import file_copies as copies
-from evomerge.workers.ray.file_copies import parcels_of, unpacked
+from evomerge.workers.ray.file_copies import file_sets_of, with_copies
 from evomerge.workers.worker import Worker, WorkerSpec
 
 
 class Driver:
-    """Reads the driver's files, as the porter does, and counts."""
+    """Reads the driver's files, as the file server does, and counts."""
 
-    def __init__(self, parcels):
-        self.parcels, self.asked = parcels, []
+    def __init__(self, file_sets):
+        self.file_sets, self.asked = file_sets, []
 
-    def __call__(self, parcel, file, start, size):
-        self.asked.append((parcel, file, start))
-        return (self.parcels[parcel].folder / file).read_bytes()[start : start + size]
+    def __call__(self, key, file, start, size):
+        self.asked.append((key, file, start))
+        return (self.file_sets[key].folder / file).read_bytes()[start : start + size]
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def test_a_worker_measures_the_same_on_copies_when_the_files_are_gone(
     setup = prepare(spec.config)
     recipe = setup.space.baselines().popitem()[1]
     expected = Worker(spec).measure(recipe, "search").scores["pick"]
-    parcels = parcels_of(spec.config)
-    driver = Driver(parcels)
-    here = unpacked(spec, parcels, driver)
+    file_sets = file_sets_of(spec.config)
+    driver = Driver(file_sets)
+    here = with_copies(spec, file_sets, driver)
     shutil.rmtree(tiny_folder / "models")
     shutil.rmtree(tiny_folder / "tasks")
     worker = Worker(here, elsewhere=True)
@@ -69,7 +69,7 @@ def test_callables_and_their_documents_come_along(spec, tiny_folder):
     setup = prepare(config)
     config = config.model_copy(update={"workers": spec.config.workers})
     spec = replace(spec, config=config, items=setup.items)
-    here = unpacked(spec, parcels := parcels_of(config), Driver(parcels))
+    here = with_copies(spec, file_sets := file_sets_of(config), Driver(file_sets))
     for name in ("own.py", "beside.py", "n [1].jsonl"):
         (tiny_folder / name).unlink()
     worker = Worker(here, elsewhere=True)
@@ -79,41 +79,41 @@ def test_callables_and_their_documents_come_along(spec, tiny_folder):
 
 
 def test_the_second_worker_of_a_node_copies_nothing(spec):
-    parcels = parcels_of(spec.config)
-    first, second = Driver(parcels), Driver(parcels)
-    assert unpacked(spec, parcels, first) == unpacked(spec, parcels, second)
+    file_sets = file_sets_of(spec.config)
+    first, second = Driver(file_sets), Driver(file_sets)
+    assert with_copies(spec, file_sets, first) == with_copies(spec, file_sets, second)
     assert first.asked
     assert not second.asked
 
 
 def test_a_copy_that_was_cut_short_is_made_anew(spec, tiny_folder):
-    parcels = parcels_of(spec.config)
+    file_sets = file_sets_of(spec.config)
 
-    def dies(parcel, file, start, size):
+    def dies(key, file, start, size):
         if file == "model.safetensors":
             raise ConnectionError
-        return Driver(parcels)(parcel, file, start, size)
+        return Driver(file_sets)(key, file, start, size)
 
     with pytest.raises(ConnectionError):
-        unpacked(spec, parcels, dies)
-    Worker(unpacked(spec, parcels, Driver(parcels)), elsewhere=True)
+        with_copies(spec, file_sets, dies)
+    Worker(with_copies(spec, file_sets, Driver(file_sets)), elsewhere=True)
 
 
 def test_files_that_changed_are_copied_again(spec, tiny_folder):
-    parcels = parcels_of(spec.config)
-    unpacked(spec, parcels, Driver(parcels))
+    file_sets = file_sets_of(spec.config)
+    with_copies(spec, file_sets, Driver(file_sets))
     path = tiny_folder / "tasks" / "pick.yaml"
     path.write_text(path.read_text() + "\n")
-    again = Driver(parcels_of(spec.config))
-    unpacked(spec, again.parcels, again)
-    assert {parcel for parcel, _, _ in again.asked} == {"tasks"}
+    again = Driver(file_sets_of(spec.config))
+    with_copies(spec, again.file_sets, again)
+    assert {key for key, _, _ in again.asked} == {"tasks"}
 
 
 def test_a_node_without_room_is_at_fault(spec, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    parcels = parcels_of(spec.config)
+    file_sets = file_sets_of(spec.config)
     with pytest.raises(OSError, match="No space left") as error:
-        unpacked(spec, parcels, Driver(parcels))
+        with_copies(spec, file_sets, Driver(file_sets))
     assert error.value.errno == errno.ENOSPC
 
 

@@ -1,0 +1,121 @@
+"""Jobs in, outcomes out, in the order in which they are done: the interface of all executors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from evomerge.common.errors import EvomergeError, InputError
+from evomerge.recipe import Recipe
+from evomerge.workers.faults import is_device_fault, is_machine_fault
+from evomerge.workers.worker import Measurement
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe to measure on a split.
+
+    Attributes:
+        ticket: the candidate's number; a candidate has one job at a time.
+        items: task → ids of the split's items to measure; None for all.
+        last: the candidate will have no further attempt.
+    """
+
+    ticket: int
+    recipe: Recipe
+    split: str
+    items: Mapping[str, Sequence[str]] | None = None
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a job: a measurement, or the reason why there is none.
+
+    Attributes:
+        retryable: the worker died, so the job may be tried again; any other failure is the
+            candidate's own.
+        machine_fault: the machine failed, not the candidate: this is no attempt of it.
+    """
+
+    job: Job
+    measurement: Measurement | None = None
+    reason: str | None = None
+    retryable: bool = False
+    machine_fault: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to workers or machines.
+
+    Attributes:
+        kind: is counted in the study; kinds keep their names.
+        text: one line for people; empty where it is not worth one.
+    """
+
+    kind: str
+    text: str = ""
+
+
+class Executor(Protocol):
+    """Runs jobs on workers, which may come and go.
+
+    Attributes:
+        isolated: workers are processes of their own, so no candidate can take the driver down
+            with it. Otherwise a `last` attempt is made in such a process.
+    """
+
+    isolated: bool
+
+    @property
+    def workers(self) -> int:
+        """How many workers stand."""
+
+    @property
+    def free(self) -> int:
+        """How many jobs could be begun now."""
+
+    def submit(self, job: Job) -> None:
+        """Begin a job; a worker must be free."""
+
+    def wait(self) -> Outcome | None:
+        """Return the next outcome; None when there is none yet, but `free` may have changed.
+
+        Raises:
+            InputError: the input is wrong for every candidate.
+        """
+
+    def drain_events(self) -> list[Event]:
+        """Return what happened since the last call, and forget it."""
+
+    def close(self) -> None:
+        """Let the workers go."""
+
+
+def attempt(job: Job, measure: Callable[..., Measurement]) -> Outcome:
+    """Measure, and turn whatever goes wrong into an outcome that says whose fault it is.
+
+    Raises:
+        InputError: the input is wrong for every candidate.
+    """
+    try:
+        part = () if job.items is None else (job.items,)
+        return Outcome(job, measure(job.recipe, job.split, *part))
+    except InputError:
+        raise
+    except EvomergeError as error:
+        return Outcome(job, reason=str(error))
+    except MemoryError:
+        return Outcome(job, reason="out of memory")
+    # Model and metric code raises what it likes; one candidate must not end the night.
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        machine = is_machine_fault(error)
+        return Outcome(
+            job,
+            reason=f"{type(error).__name__}: {first}",
+            retryable=machine or is_device_fault(error),
+            machine_fault=machine,
+        )
