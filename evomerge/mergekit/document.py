@@ -1,4 +1,4 @@
-"""The form of a mergekit file, as far as evomerge reads it; other keys are refused, not ignored."""
+"""Parse a mergekit file into the keys that evomerge reads; others are refused, not ignored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evomerge.config import Strict
 
 
 class ModelEntry(Strict):
-    """One model and the parameters that are its own."""
+    """One model and its own parameters."""
 
     model: str
     parameters: dict[str, Any] | None = None
@@ -33,15 +33,15 @@ class SliceEntry(Strict):
 
 
 class Tokenizer(Strict):
-    """Whose tokens the result has."""
+    """The model whose tokens the result has."""
 
     source: str
 
 
 class Document(Strict):
-    """One merge: the whole file, or a stage of it, with a `name` that other stages know it by.
+    """One merge: the whole file, or a stage of it, which others know by its `name`.
 
-    `out_path` is what older files call the name.
+    Older files call the name `out_path`.
     """
 
     name: str | None = None

@@ -1,4 +1,4 @@
-"""What a mergekit file says, and the recipe it is over models of a given layout."""
+"""Turn a merge read from a mergekit file into a recipe over models of a given layout."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class LayerSpan:
 
     Attributes:
         start: the models' layer that the first is made of.
-        layers: how many; None for all of the model's.
+        layers: number of layers; None for all of the model's.
         models: name → the settings of this model alone.
-        settings: those of the whole stretch.
+        settings: settings of the whole span.
     """
 
     start: int
@@ -36,8 +36,8 @@ class LayerSpan:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """How one tensor is made: by a method, or (method None) as `source`'s own."""
+class _TensorMerge:
+    """How one tensor is made: by a method, or (method None) as a copy of `source`'s."""
 
     method: str | None
     experts: dict[str, dict[str, float]]
@@ -46,18 +46,18 @@ class _Made:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A tensor of the result: where its settings stand, and what filters are matched against.
+class _ResultTensor:
+    """A tensor of the result, with its settings and the names that their filters are matched with.
 
     Attributes:
-        t: depth in the stretch.
+        spec: its place in the models; settings of one model are matched with `spec.name`.
+        t: depth in the span, in [0, 1].
         slot: index in the path, None outside the layers.
-        name: what the result calls it; settings of all models go by it, those of one model by
-            the name that the models have (`spec.name`).
+        name: its name in the result; settings of all models are matched with it.
     """
 
     spec: TensorSpec
-    stretch: LayerSpan
+    span: LayerSpan
     t: float
     slot: int | None
     name: str
@@ -65,17 +65,21 @@ class _Place:
 
 @dataclass(frozen=True)
 class MergekitMerge:
-    """What a mergekit file says, before the models are known.
+    """A merge as a mergekit file has it, before the models are known.
 
     Attributes:
+        where: the file, for messages.
         models: source name → folder or hub id as the file has it, the base first. Experts are
             called by the last part of their path.
         weights: the dtype of the result: "checkpoint" for the base's.
-        notes: where evomerge's result may differ from mergekit's, one line each.
+        notes: differences between evomerge's result and mergekit's, one line each.
+        method: mergekit's name of the method.
+        settings: parameters of the whole file.
+        spans: the result's layers, in order.
         tokenizer: the source whose tokenizer and generation settings the result has.
         chat_template: a Jinja template instead of the tokenizer's, or "auto" for the one that most
             of the models have.
-        name: what later stages of the file call its result.
+        name: the name by which later stages of the file know its result.
     """
 
     where: str
@@ -84,13 +88,13 @@ class MergekitMerge:
     notes: tuple[str, ...]
     method: str
     settings: Settings
-    stretches: tuple[LayerSpan, ...]
+    spans: tuple[LayerSpan, ...]
     tokenizer: str = BASE
     chat_template: str | None = None
     name: str | None = None
 
     def recipe(self, layout: Layout, digests: Mapping[str, str], seed: int = 0) -> Recipe:
-        """The recipe over models of this layout.
+        """Make the recipe over models of this layout.
 
         Args:
             digests: source name → content digest, for the names of `models`.
@@ -100,13 +104,16 @@ class MergekitMerge:
             InputError: a slice names layers the models do not have, a filter separates tensors of
                 one group outside the layers, or a needed parameter is missing for some tensor.
         """
-        places = list(self._places(layout))
-        made = [self._made(place) for place in places]
+        # 1. how each tensor of the result is made
+        places = list(self._result_tensors(layout))
+        made = [self._tensor_merge(place) for place in places]
         copies = [_as_copy(each) for each in made]
         if all(copies):  # else a weight of 0 here and there would make a path of a merge
             made = [copy for copy in copies if copy is not None]
+        # 2. tensors that agree in one merge: a layer, a module, or each tensor by itself
         groups = self._groups(places, made)
         slots, merges = [], [merge for key, one in groups.items() if (merge := _merge(key, one))]
+        # 3. the path: the source of each slot is that of its copied tensors
         for index, layer in self._layers(layout):
             whole = groups.get((index, "layer"))
             source = BASE if whole is None or whole.method else whole.source
@@ -119,47 +126,47 @@ class MergekitMerge:
         )
 
     def _layers(self, layout: Layout) -> Iterator[tuple[int, int]]:
-        """The slots of the path and the layers that fill them."""
+        """Yield the slots of the path and the layers that fill them."""
         layers = (
-            stretch.start + index
-            for stretch in self.stretches
-            for index in range(stretch.layers or layout.layers)
+            span.start + index
+            for span in self.spans
+            for index in range(span.layers or layout.layers)
         )
         return enumerate(layers)
 
-    def _places(self, layout: Layout) -> Iterator[_Place]:
-        """Every tensor of the result.
+    def _result_tensors(self, layout: Layout) -> Iterator[_ResultTensor]:
+        """Yield every tensor of the result.
 
-        Embeddings belong to the first stretch, the last norm and the head to the last, all at 0.
+        Embeddings belong to the first span, the last norm and the head to the last, all at 0.
         """
         slot = 0
-        for stretch in self.stretches:
-            layers = layout.layers if stretch.layers is None else stretch.layers
-            if stretch.start + layers > layout.layers:
+        for span in self.spans:
+            layers = layout.layers if span.layers is None else span.layers
+            if span.start + layers > layout.layers:
                 raise InputError(
-                    f"{self.where}: layer_range [{stretch.start}, {stretch.start + layers}]: the "
+                    f"{self.where}: layer_range [{span.start}, {span.start + layers}]: the "
                     f"models have layers 0 to {layout.layers - 1}"
                 )
             for index in range(layers):
-                for spec in layout.tensors_of_layer(stretch.start + index):
+                for spec in layout.tensors_of_layer(span.start + index):
                     name = f"{layout.prefix}.{slot}.{spec.suffix}"
-                    yield _Place(spec, stretch, depth(index, layers), slot, name)
+                    yield _ResultTensor(spec, span, depth(index, layers), slot, name)
                 slot += 1
         for spec in layout.tensors:
             if spec.layer is None:
-                stretch = self.stretches[0 if spec.group == "embeddings" else -1]
-                yield _Place(spec, stretch, 0.0, None, spec.name)
+                span = self.spans[0 if spec.group == "embeddings" else -1]
+                yield _ResultTensor(spec, span, 0.0, None, spec.name)
 
     def _groups(
-        self, places: Sequence[_Place], made: Sequence[_Made]
-    ) -> Mapping[tuple[int | None, str], _Made]:
-        """(slot, group) → how it is made: a whole layer where its tensors agree, else a module
-        where its do, else each tensor.
+        self, places: Sequence[_ResultTensor], made: Sequence[_TensorMerge]
+    ) -> Mapping[tuple[int | None, str], _TensorMerge]:
+        """Map (slot, group) → how it is made: a layer, else a module, if its tensors agree, else
+        each tensor.
         """
-        slots: dict[int | None, dict[TensorSpec, _Made]] = {}
+        slots: dict[int | None, dict[TensorSpec, _TensorMerge]] = {}
         for place, one in zip(places, made, strict=True):
             slots.setdefault(place.slot, {})[place.spec] = one
-        found: dict[tuple[int | None, str], _Made] = {}
+        found: dict[tuple[int | None, str], _TensorMerge] = {}
         for slot, own in slots.items():
             if slot is not None and _agree(own.values()):
                 found[slot, "layer"] = next(iter(own.values()))
@@ -181,12 +188,12 @@ class MergekitMerge:
     def _pairing(self) -> Pairing:
         return pairings()[self.method]
 
-    def _made(self, place: _Place) -> _Made:
-        """The values of one tensor, in evomerge's terms."""
+    def _tensor_merge(self, place: _ResultTensor) -> _TensorMerge:
+        """Evaluate every setting for one tensor, under evomerge's names."""
         form, ours = self._pairing.form, self._pairing.ours
-        stretch = place.stretch
+        span = place.span
         parameters: dict[str, bool | float | str] = {
-            ours[name]: self._value(parameter, name, place.name, place.t, [stretch.settings])
+            ours[name]: self._value(parameter, name, place.name, place.t, [span.settings])
             for name, parameter in form.shared.items()
             if name in ours
         }
@@ -194,12 +201,12 @@ class MergekitMerge:
         for name, choices in self._pairing.choices.items():
             parameters[name] = self._choice(choices, place)
         if TASK_VECTORS in self._pairing.method.parameters:
-            parameters[TASK_VECTORS] = BASE in stretch.models
+            parameters[TASK_VECTORS] = BASE in span.models
         inputs: dict[str, dict[str, float]] = {}
-        for model, own in stretch.models.items():
+        for model, own in span.models.items():
             if model == BASE and (form.base == "needed" or self._pairing.needs_no_base):
                 continue
-            scopes = [own, stretch.settings]
+            scopes = [own, span.settings]
             inputs[model] = {
                 ours[name]: self._value(parameter, name, place.spec.name, place.t, scopes)
                 for name, parameter in form.per_model.items()
@@ -210,11 +217,11 @@ class MergekitMerge:
             return _passed(source, values["scale"])
         if self._pairing.weighs_base:
             parameters[BASE_WEIGHT] = inputs.pop(BASE, {"weight": 0.0})["weight"]
-        return _Made(self._pairing.method.name, inputs, parameters)
+        return _TensorMerge(self._pairing.method.name, inputs, parameters)
 
-    def _choice(self, values: Mapping[str, Mapping[str, bool]], place: _Place) -> str:
-        """Which of evomerge's values mergekit's switches stand for."""
-        shared, scopes = self._pairing.form.shared, [place.stretch.settings]
+    def _choice(self, values: Mapping[str, Mapping[str, bool]], place: _ResultTensor) -> str:
+        """Find the value of evomerge's that mergekit's switches stand for."""
+        shared, scopes = self._pairing.form.shared, [place.span.settings]
         names = dict.fromkeys(name for switches in values.values() for name in switches)
         found = {n: self._value(shared[n], n, place.name, place.t, scopes) for n in names}
         for value, switches in values.items():
@@ -229,7 +236,7 @@ class MergekitMerge:
     def _value(
         self, parameter: Parameter, name: str, tensor: str, t: float, scopes: Sequence[Settings]
     ) -> Value:
-        """A parameter from the innermost scope that has a value for the tensor."""
+        """Evaluate a parameter in the innermost scope that has a value for the tensor."""
         for scope in (*scopes, self.settings):
             value = evaluate(scope[name], tensor, t) if name in scope else None
             if value is not None:
@@ -239,19 +246,19 @@ class MergekitMerge:
         return parameter.default if parameter.type is bool else float(parameter.default)
 
 
-def _agree(made: Iterable[_Made]) -> bool:
+def _agree(made: Iterable[_TensorMerge]) -> bool:
     first, *others = made
     return all(one == first for one in others)
 
 
-def _passed(source: str, scale: float) -> _Made:
+def _passed(source: str, scale: float) -> _TensorMerge:
     if scale == 1:
-        return _Made(None, {}, {}, source)
-    return _Made("passthrough", {} if source == BASE else {source: {}}, {"scale": scale})
+        return _TensorMerge(None, {}, {}, source)
+    return _TensorMerge("passthrough", {} if source == BASE else {source: {}}, {"scale": scale})
 
 
-def _as_copy(made: _Made) -> _Made | None:
-    """The tensor as one source's own times a number, if that is all that is asked for."""
+def _as_copy(made: _TensorMerge) -> _TensorMerge | None:
+    """Return a linear merge as one source's tensor times a number, if no other has a weight."""
     if made.method != "linear":
         return made if made.method in (None, "passthrough") else None
     weights: dict[str, Any] = {BASE: made.parameters[BASE_WEIGHT]}
@@ -263,8 +270,8 @@ def _as_copy(made: _Made) -> _Made | None:
     return _passed(source, 1.0 if made.parameters["normalize"] else float(weight))
 
 
-def _merge(key: tuple[int | None, str], made: _Made) -> Merge | None:
-    """The merge of one group; None where the recipe copies it without being told."""
+def _merge(key: tuple[int | None, str], made: _TensorMerge) -> Merge | None:
+    """Make the merge of one group; None where the recipe copies it without a merge."""
     slot, group = key
     if made.method is None:
         if made.source == BASE or group == "layer":

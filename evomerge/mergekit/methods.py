@@ -1,9 +1,9 @@
-"""mergekit's merge methods, and how each corresponds to the one that evomerge has registered.
+"""Pair mergekit's merge methods and their parameters with evomerge's.
 
-The rule: a method and its parameters correspond by their names, and nothing needs to be said here
-when evomerge gains a method of mergekit's. A parameter that evomerge's method lacks is read only
-where it asks for what mergekit does without it; one that mergekit's lacks is written only where it
-asks for nothing. `FORMS` states what mergekit 0.1.5 takes (tests compare it with mergekit itself);
+Methods and parameters correspond by their names, and nothing needs to be added here when evomerge
+gains a method of mergekit's. A parameter that evomerge's method lacks is read only with mergekit's
+default; one that mergekit's method lacks is written only where it has the value that means what
+mergekit does. `FORMS` states what mergekit 0.1.5 takes (tests compare it with mergekit itself);
 `RENAMED`, `CHOICES` and `NEUTRAL` are the exceptions to the rule.
 """
 
@@ -19,7 +19,7 @@ from evomerge.mergekit.settings import Value
 from evomerge.methods import Method, methods
 
 BASE_WEIGHT = "base_weight"
-"""How an evomerge method that takes the base for one more input calls that input's weight."""
+"""evomerge's name for the weight of the base, in methods that take the base as one more input."""
 
 TASK_VECTORS = "task_vectors"
 """The switch of an evomerge method that merges task vectors where mergekit is given a base_model,
@@ -36,7 +36,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Form:
-    """What mergekit's file may say of a method.
+    """The parameters and models that mergekit's method takes.
 
     Attributes:
         per_model: parameters with a value for each model.
@@ -158,7 +158,13 @@ behaviour, where that is not evomerge's default."""
 
 @dataclass(frozen=True)
 class Pairing:
-    """One method of both tools."""
+    """A method that both tools have.
+
+    Attributes:
+        name: mergekit's.
+        form: the parameters and models that mergekit's takes.
+        method: evomerge's.
+    """
 
     name: str
     form: Form
@@ -166,7 +172,7 @@ class Pairing:
 
     @cached_property
     def ours(self) -> Mapping[str, str]:
-        """mergekit's parameter → evomerge's, for those that both have and that do something."""
+        """mergekit's parameter → evomerge's, for those that both have and that have an effect."""
         said = {p for values in self.choices.values() for v in values.values() for p in v}
         known = {**self.form.per_model, **self.form.shared}.keys() - self.form.idle - said
         names = {p: RENAMED.get((self.name, p), p) for p in sorted(known)}
@@ -196,23 +202,23 @@ class Pairing:
 
     @property
     def weighs_base(self) -> bool:
-        """Whether the base is an input like the others, with a parameter for its weight."""
+        """True where the base is an input like the others, with a parameter for its weight."""
         return BASE_WEIGHT in self.method.parameters
 
     @property
     def needs_no_base(self) -> bool:
-        """Whether the method merges models alone, and has no place for a base among them."""
+        """True where the method merges models alone, and has no place for a base among them."""
         passes = self.name == "passthrough"
         return not (passes or self.weighs_base or self.form.base == "needed")
 
     @property
-    def mutes(self) -> bool:
-        """Whether a model of weight 0 takes no part, as in every weighted sum."""
+    def drops_zero_weights(self) -> bool:
+        """True where a model of weight 0 takes no part, as in every weighted sum."""
         return self.weighs_base or {"weight", "lambda"} <= {*self.form.per_model, *self.form.shared}
 
     @property
     def neutral(self) -> Mapping[str, Value | str]:
-        """What a recipe must say of parameters that mergekit lacks, for mergekit's behaviour."""
+        """evomerge's parameter that mergekit lacks → the value a recipe must give it."""
         return {name: value for (method, name), value in NEUTRAL.items() if method == self.name}
 
     @property
@@ -226,6 +232,6 @@ class Pairing:
 
 
 def pairings() -> Mapping[str, Pairing]:
-    """mergekit's name → the method of both tools, for those that evomerge has registered."""
+    """Map mergekit's name → the method of both tools, for those that evomerge has registered."""
     ours = methods()
     return {name: Pairing(name, form, ours[name]) for name, form in FORMS.items() if name in ours}

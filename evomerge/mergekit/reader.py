@@ -1,4 +1,4 @@
-"""A mergekit file as a recipe, for what both tools can do; anything else is refused by name.
+"""Read mergekit files: merges that both tools can do; anything else is refused by name.
 
 Three differences remain, by choice. mergekit computes in the dtype of `dtype:`, or of the weights;
 evomerge computes in float32 and rounds to `out_dtype`, else to `dtype`, else to the base's own.
@@ -54,9 +54,10 @@ def load_stages(path: Path) -> list[MergekitMerge]:
 
 
 def stages_from(text: str, where: str) -> list[MergekitMerge]:
-    """The merges of a file's text, each after those whose results it names, the file's own last.
+    """Read the merges of a file's text, each after those whose results it names.
 
-    That is the one without a name or, where all have names, the last.
+    The file's own result comes last: it is the merge without a name or, where all have names, the
+    last one. Stages that it does not need are left out.
 
     Raises:
         InputError: the text is not YAML, its stages need each other in a circle or have one name,
@@ -65,7 +66,7 @@ def stages_from(text: str, where: str) -> list[MergekitMerge]:
     documents = parse_documents(text, where)
     one = len(documents) == 1
     merges = [
-        _Reading(document, where if one else f"{where}: document {i}").merge()
+        _Reader(document, where if one else f"{where}: document {i}").merge()
         for i, document in enumerate(documents, 1)
     ]
     unnamed = [merge for merge in merges if merge.name is None]
@@ -84,7 +85,7 @@ def _only(merges: list[MergekitMerge]) -> MergekitMerge:
 
 
 def _ordered(merges: list[MergekitMerge], final: MergekitMerge, where: str) -> list[MergekitMerge]:
-    """What `final` is made of, in an order in which it can be made."""
+    """Return `final` and the stages it is made of, in an order in which they can be made."""
     by_name = {merge.name: merge for merge in merges if merge.name is not None}
     if len(by_name) + (final.name is None) != len(merges):
         raise InputError(f"{where}: several documents have one name")
@@ -103,8 +104,8 @@ def _ordered(merges: list[MergekitMerge], final: MergekitMerge, where: str) -> l
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """One file on its way to a `MergekitMerge`."""
+class _Reader:
+    """The reader of one document: checks it against its method and makes a `MergekitMerge`."""
 
     file: Document
     where: str
@@ -120,7 +121,7 @@ class _Reading:
             notes=tuple(self._notes()),
             method=file.merge_method,
             settings=self._settings(file.parameters, "parameters"),
-            stretches=tuple(self._stretches(names)),
+            spans=tuple(self._spans(names)),
             tokenizer=names[self._tokenizer() or self._base()] if self._tokenizer() else BASE,
             chat_template=self._chat_template(),
             name=file.name or file.out_path,
@@ -139,7 +140,7 @@ class _Reading:
         return pairings()[self.file.merge_method]
 
     def _base(self) -> str:
-        """The base model: as named, or one of the models where the method needs none.
+        """Return the base model: as named, or one of the models where the method needs none.
 
         Then it is the one with the wanted tokenizer, else the first.
         """
@@ -151,7 +152,7 @@ class _Reading:
         return self._tokenizer() or self._listed()[0]
 
     def _tokenizer(self) -> str | None:
-        """The model whose tokenizer the result shall have, None for the base's."""
+        """Return the model whose tokenizer the result shall have, None for the base's."""
         file = self.file
         key = "tokenizer.source" if file.tokenizer else "tokenizer_source"
         source = file.tokenizer.source if file.tokenizer else file.tokenizer_source
@@ -187,7 +188,7 @@ class _Reading:
         return [source.model for entry in file.slices or () for source in entry.sources]
 
     def _names(self) -> dict[str, str]:
-        """Model as the file names it → source name, the base first."""
+        """Map each model, as the file names it, → source name, the base first."""
         specs = dict.fromkeys(self._listed() if self._apart else [self._base(), *self._listed()])
         if self._apart and self.file.models and self.file.base_model:
             specs[self.file.base_model] = None
@@ -204,11 +205,11 @@ class _Reading:
 
     @property
     def _apart(self) -> bool:
-        """Whether the model that serves as the base is one more expert, under a name of its own."""
+        """True where the model that serves as the base is one more expert, under its own name."""
         plain = self._pairing.form.base == "ignored" or self.file.base_model is None
         return self._pairing.needs_no_base and plain
 
-    def _stretches(self, names: Mapping[str, str]) -> Iterator[LayerSpan]:
+    def _spans(self, names: Mapping[str, str]) -> Iterator[LayerSpan]:
         if self.file.models:
             entries = {f"models[{i}]": entry for i, entry in enumerate(self.file.models)}
             yield LayerSpan(0, None, self._inputs(entries, names, "models"), {})
@@ -217,6 +218,7 @@ class _Reading:
         slices = self.file.slices or []
         for index, entry in enumerate(slices):
             key = f"slices[{index}]"
+            # 1. one base, and one layer_range for all of its models
             if entry.base_model not in (None, self.file.base_model):
                 raise InputError(f"{self.where}: {key}.base_model: a base of its own is not read")
             ranges = {source.layer_range for source in entry.sources}
@@ -231,21 +233,22 @@ class _Reading:
                     f"{self.where}: {key}: layer_range [{start}, {stop}] has no layers; it begins "
                     "at 0 or later and ends before its second number"
                 )
+            # 2. its models and settings
             sources = {f"{key}.sources[{i}]": s for i, s in enumerate(entry.sources)}
             settings = self._settings(entry.parameters, f"{key}.parameters")
-            stretch = LayerSpan(start, stop - start, self._inputs(sources, names, key), settings)
-            first = first or stretch
-            if entry is slices[-1] and len(stretch.models) > len(first.models):
+            span = LayerSpan(start, stop - start, self._inputs(sources, names, key), settings)
+            first = first or span
+            if entry is slices[-1] and len(span.models) > len(first.models):
                 raise InputError(
                     f"{self.where}: {key}: it has more sources than slices[0], of which mergekit "
                     "leaves the last out of the final norm and the head; give both as many"
                 )
-            yield stretch
+            yield span
 
     def _inputs(
         self, entries: Mapping[str, ModelEntry], names: Mapping[str, str], key: str
     ) -> dict[str, Settings]:
-        """The models of one stretch with their settings, checked against the method."""
+        """Read the models of one span with their settings, checked against the method."""
         models: dict[str, Settings] = {}
         for place, entry in entries.items():
             name = names[entry.model]
@@ -287,7 +290,7 @@ class _Reading:
         key: str,
         known: Mapping[str, Parameter] | None = None,
     ) -> Settings:
-        """Parse a section's parameters; `known` are those that count in it, by default all."""
+        """Parse a section's parameters; `known` are those allowed in it, by default all."""
         form = self._pairing.form
         if known is None:
             known = {**form.per_model, **form.shared}
@@ -311,7 +314,7 @@ class _Reading:
         return settings
 
     def _check_default(self, setting: Setting, default: Value | None, place: str) -> None:
-        """Of a parameter that evomerge's method lacks, only mergekit's default can be had."""
+        """Refuse a parameter that evomerge's method lacks, unless it has mergekit's default."""
         if any(value != default for condition in setting for value in condition.values):
             only = str(default).lower() if isinstance(default, bool) else default
             raise InputError(
@@ -349,7 +352,7 @@ class _Reading:
 
 
 def _expert_name(spec: str, taken: Container[str]) -> str:
-    """The last part of a model's path, as a source may be called, with a number where needed."""
+    """Make a source name of the last part of a model's path, with a number where needed."""
     last = spec.partition("@")[0].rstrip("/").rpartition("/")[2]
     stem = name = re.sub(r"[^A-Za-z0-9_-]", "_", last).strip("_-") or "expert"
     number = 2

@@ -160,7 +160,7 @@ def _models(pairing: Pairing, experts: list[str], task_vectors: bool) -> tuple[s
     """Return the models of a merge as `MergeMode.models` has them."""
     if pairing.form.inputs == (2, 2):
         return (BASE, *experts)[-2:]
-    if pairing.mutes:
+    if pairing.drops_zero_weights:
         return None
     if not task_vectors:
         return tuple(experts)
