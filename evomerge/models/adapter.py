@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
+from evomerge.models.canonical_names import same_bytes
 from evomerge.models.checkpoint import Checkpoint, tensor_digest
-from evomerge.models.files.canonical_names import same_bytes
 from evomerge.models.files.lazy_tensors import Computed, LazyTensors
 from evomerge.models.files.shards import PICKLED, SAFETENSORS, open_weights
 from evomerge.models.layout import build_skeleton

@@ -19,7 +19,7 @@ from typing_extensions import override
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
-from evomerge.models.files.canonical_names import as_bytes, canonical_tensors
+from evomerge.models.canonical_names import as_bytes, canonical_tensors
 from evomerge.models.files.conversion import as_saved
 from evomerge.models.files.lazy_tensors import LazyTensors
 from evomerge.models.files.page_release import PageReleaser

@@ -21,8 +21,8 @@ from typing_extensions import override
 
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
+from evomerge.models.canonical_names import canonical_tensors
 from evomerge.models.checkpoint import Checkpoint, load_config, tensor_digest
-from evomerge.models.files.canonical_names import canonical_tensors
 from evomerge.models.files.conversion import as_saved
 from evomerge.models.files.lazy_tensors import LazyTensors
 from evomerge.models.files.shards import read_stored

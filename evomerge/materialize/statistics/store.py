@@ -35,7 +35,7 @@ from torch import Tensor
 from evomerge import __version__
 from evomerge.common.digest import content_digest
 from evomerge.methods.core.view import Statistic
-from evomerge.models.files.canonical_names import as_bytes
+from evomerge.models.canonical_names import as_bytes
 from evomerge.recipe import BASE
 
 RESERVE = 2 << 30

@@ -11,11 +11,11 @@ from evomerge.common.errors import InputError
 from evomerge.config import ModelsConfig
 from evomerge.models.adapter import Adapter
 from evomerge.models.alignment.git_rebasin import HEADS, Aligned
+from evomerge.models.canonical_names import same_bytes
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.checks.config_settings import check_heads, settings_notes
 from evomerge.models.checks.merge_lock import lock_of
 from evomerge.models.checks.tokenizer import conflicts, load_tokenizer, tokens_by_id
-from evomerge.models.files.canonical_names import same_bytes
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.messages import campaign_key
 from evomerge.models.open_models import as_stored, open_models

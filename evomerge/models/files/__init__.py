@@ -1,1 +1,1 @@
-"""Read model files: safetensors shards, canonical names, weights saved in other pieces."""
+"""Read model files: safetensors shards, pages given back, weights saved in other pieces."""

@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.common.errors import InputError
-from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.checks.checked_models import check_models
 from evomerge.models.checks.tokenizer import load_tokenizer
 from evomerge.models.vocabulary import with_base_rows
@@ -161,22 +160,6 @@ def test_an_expert_of_another_vocabulary_gets_the_bases_rows(saved, campaign, ro
         assert torch.equal(merged[:shared], expert.read(name)[:shared])
         assert torch.equal(merged[shared:], base.read(name)[shared:])
     assert any(f"{rows} rows" in note for note in found.notes)
-
-
-def test_reconciling_copies_only_what_it_must(saved):
-    base = open_checkpoint("base", str(saved("b")))
-    same = open_checkpoint("same", str(saved("s", seed=1)))
-    larger = open_checkpoint("larger", str(saved("l", seed=1, vocab_size=40)))
-    for source in (base, same, larger):
-        tensor = with_base_rows(source, base, base.layout.tensor(EMBEDDING))
-        assert tensor.data_ptr() == source.read(EMBEDDING).data_ptr()
-
-
-def test_rows_filled_from_the_base_have_an_exactly_zero_task_vector(saved):
-    base = open_checkpoint("base", str(saved("b")))
-    half = open_checkpoint("h", str(saved("h", seed=1, vocab_size=28, dtype=torch.float16)))
-    filled = with_base_rows(half, base, base.layout.tensor(EMBEDDING))
-    assert torch.count_nonzero(filled[28:].float() - base.read(EMBEDDING)[28:]) == 0
 
 
 def test_an_expert_with_more_rows_but_the_bases_weights_is_equal_to_the_base(saved, campaign):
