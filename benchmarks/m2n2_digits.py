@@ -35,7 +35,7 @@ from cmaes import SepCMA
 from sklearn.datasets import load_digits
 
 from evomerge.search.archives import GridArchive, NicheArchive
-from evomerge.search.spaces.crossover import slerp_at
+from evomerge.search.spaces.slerp_recombination import slerp_at
 
 INPUT, HIDDEN, OUTPUT = 64, 256, 10
 SIZE = (INPUT + 1) * HIDDEN + (HIDDEN + 1) * OUTPUT

@@ -24,8 +24,7 @@ from rich.table import Table
 from evomerge.config import OptimizerConfig
 from evomerge.judging.scores import Scores
 from evomerge.search.optimizers import Optimizer, Proposal, build_optimizer, optimizers
-from evomerge.search.spaces.distributions import distribution
-from evomerge.search.spaces.genes import Domain, Gene
+from evomerge.search.spaces.genes import Domain, Gene, distribution
 from evomerge.study.record import Evaluation
 from evomerge.study.storage import sqlite_url
 from evomerge.study.study import Study

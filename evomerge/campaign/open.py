@@ -15,7 +15,7 @@ from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.statistics.store import tidy
 from evomerge.models.checks.digests import keep_digests
 from evomerge.models.open_models import alignments_of
-from evomerge.search.spaces.distributions import distribution
+from evomerge.search.spaces.genes import distribution
 from evomerge.study.access import OutagePolicy
 from evomerge.study.record import Evaluation
 from evomerge.study.run_folder import (

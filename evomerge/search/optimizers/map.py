@@ -19,8 +19,7 @@ from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, opti
 from evomerge.search.optimizers.parts.fronts import Goals, front_of
 from evomerge.search.spaces.genes import Domain, Genome
 from evomerge.search.surrogates.features import Features
-from evomerge.search.surrogates.quadratic import Surface, terms
-from evomerge.search.surrogates.surfaces import Result, Surfaces
+from evomerge.search.surrogates.quadratic import Result, Surface, Surfaces, terms
 
 MOST = 3
 """Surfaces are fitted to at most this many times the design, the latest results."""

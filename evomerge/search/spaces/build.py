@@ -9,9 +9,8 @@ from evomerge.config import SpaceConfig, WeightsConfig
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 from evomerge.recipe import BASE
-from evomerge.search.spaces.dare import DareSpace
-from evomerge.search.spaces.layer_paths import FlowSpace
-from evomerge.search.spaces.lines import LinesSpace
+from evomerge.search.spaces.dare_and_lines import DareSpace, LinesSpace
+from evomerge.search.spaces.path_space import PathSpace
 from evomerge.search.spaces.paths import MERGED, build_paths
 from evomerge.search.spaces.space import Space
 from evomerge.search.spaces.weights import WeightSpace
@@ -24,7 +23,7 @@ def build_space(
     seed: int,
     sources: Mapping[str, Source] | None = None,
 ) -> Space:
-    """Weights, paths, or paths over a searched merge, as the section says.
+    """Build weights, paths, or paths over a searched merge, as the section says.
 
     Args:
         digests: source name → content digest, the base first.
@@ -44,8 +43,8 @@ def build_space(
         )
     models = [*digests, *([MERGED] if weights else [])]
     paths = build_paths(config.path, models, layout.layers)
-    yardsticks = weights or WeightSpace(_plain(digests), layout, digests, seed)
-    return FlowSpace(paths, config.path.kind, weights, yardsticks, layout, digests)
+    references = weights or WeightSpace(_plain(digests), layout, digests, seed)
+    return PathSpace(paths, config.path.kind, weights, references, layout, digests)
 
 
 def _weights(
@@ -63,7 +62,7 @@ def _weights(
 
 
 def _plain(digests: Mapping[str, str]) -> SpaceConfig:
-    """Weights whose parents and baselines are compared with, where none are searched."""
+    """Describe the weights that give parents and baselines where none are searched."""
     assert BASE in digests
     weights = WeightsConfig(method="ties", granularity="model", genes={"weight": [0.0, 1.0]})
     return SpaceConfig(weights=weights)

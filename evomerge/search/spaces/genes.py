@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 Genome = NDArray[np.float64]
 """One number in [0, 1] per gene, in the space's order."""
@@ -79,6 +82,17 @@ class Gene:
         else:
             unit = (number - self.low) / (self.high - self.low)
         return min(1.0, max(0.0, unit))
+
+
+def distribution(gene: Gene) -> BaseDistribution:
+    """Return the Optuna distribution over a gene's natural values."""
+    import optuna.distributions as of_optuna
+
+    if gene.kind == "categorical":
+        return of_optuna.CategoricalDistribution(gene.choices)
+    if gene.kind == "int":
+        return of_optuna.IntDistribution(int(gene.low), int(gene.high))
+    return of_optuna.FloatDistribution(gene.low, gene.high, log=gene.log)
 
 
 class Domain:

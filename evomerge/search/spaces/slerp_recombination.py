@@ -1,9 +1,11 @@
-"""Spherical recombination without weights: a child's coefficients from its parents' and Grams.
+"""SLERP recombination (M2N2, arXiv:2508.16204, eq. 3): a child's coefficients from its parents'.
 
+A child is v·a "plus" (1 − v)·b along the great circle, with v = `weight` before the split and 1 −
+`weight` after; both sides are scalar multiples of the parents, which three inner products decide.
 SLERP gives scalar multiples of its parents, so every descendant of the sources is, in each group of
-tensors, a linear combination of them (M2N2, arXiv:2508.16204; the closure is checked in
-tests/search/test_lineage.py). A member of an archive is its coefficients; the angle between two
-members follows from the sources' K×K inner products, computed once per campaign.
+tensors, a linear combination of them (the closure is checked in
+tests/search/spaces/test_slerp_recombination.py). A member of an archive is its coefficients; the
+angle between two members follows from the sources' K×K inner products, computed once per campaign.
 """
 
 from __future__ import annotations
@@ -20,12 +22,56 @@ from numpy.typing import NDArray
 from evomerge.common.digest import content_digest
 from evomerge.judging.scores import Values
 from evomerge.recipe import BASE
-from evomerge.search.spaces.crossover import slerp_factors
 from evomerge.search.spaces.genes import Gene, Genome
 
 if TYPE_CHECKING:
     from evomerge.models.layout import TensorSpec
     from evomerge.models.source import Source
+
+
+def slerp_factors(dot: Values, aa: Values, bb: Values, share: Values) -> tuple[Values, Values]:
+    """Compute the multiples of a and b in their spherical mean, `share` of it a's.
+
+    sin(share·Ω)/sin Ω and sin((1−share)·Ω)/sin Ω with Ω the angle between a and b (Shoemake 1985);
+    the shares themselves where sin Ω ≤ 1e-6 or one of them is zero.
+
+    Args:
+        dot: ⟨a, b⟩; `aa`, `bb`: ⟨a, a⟩ and ⟨b, b⟩; all broadcast together with `share`.
+
+    Returns:
+        Two float64 arrays of the broadcast shape.
+    """
+    # 1. the angle Ω; a vector of length 0 has none
+    share = np.asarray(share, dtype=float)
+    length = np.sqrt(np.asarray(aa, float) * np.asarray(bb, float))
+    known = length > 0
+    cosine = np.clip(np.where(known, dot, 1) / np.where(known, length, 1), -1, 1)
+    omega = np.arccos(cosine)
+    # 2. sin(share·Ω)/sin Ω, or the share itself where there is no angle
+    sine = np.sin(omega)
+    curved = sine > 1e-6
+    sine = np.where(curved, sine, 1)
+    first = np.where(curved, np.sin(share * omega) / sine, share)
+    second = np.where(curved, np.sin((1 - share) * omega) / sine, 1 - share)
+    return first, second
+
+
+def slerp_at(
+    a: NDArray[np.float32], b: NDArray[np.float32], split: int, weight: float
+) -> NDArray[np.float32]:
+    """Recombine two flat weight vectors of one shape, in their dtype.
+
+    One Ω over the whole vector, as in the authors' code (the paper: one for each side).
+    """
+    shares = np.array([weight, 1 - weight])
+    first, second = slerp_factors(np.dot(a, b), np.dot(a, a), np.dot(b, b), shares)
+    child = np.empty_like(a)
+    for side, (f, s) in zip(
+        (slice(None, split), slice(split, None)), zip(first, second, strict=True), strict=True
+    ):
+        np.multiply(a[side], a.dtype.type(f), out=child[side])
+        child[side] += b[side] * b.dtype.type(s)
+    return child
 
 
 def owners_of_coefficients(
@@ -127,15 +173,18 @@ class LinearCombinations:
         Raises:
             ValueError: there are no Grams.
         """
+        # 1. each group's share of a, by its side of the split
         share = np.where(self._blocks.min(axis=1) < split, weight, 1 - weight)
         first, second = self._coefficients(a), self._coefficients(b)
         if self.grams is None:
             raise ValueError("no Grams: the space was built without sources")
+        # 2. ⟨a, b⟩, ⟨a, a⟩, ⟨b, b⟩ of each group from coefficients and Grams
         grams = self.grams.values
         dot, aa, bb = (
             np.einsum("gi,gij,gj->g", left, grams, right)
             for left, right in ((first, second), (first, first), (second, second))
         )
+        # 3. the child's coefficients (eq. 3)
         f, s = slerp_factors(dot, aa, bb, share)
         return self._genome(f[:, None] * first + s[:, None] * second)
 

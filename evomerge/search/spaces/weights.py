@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.config import Bounds, SpaceConfig
@@ -93,7 +94,7 @@ class WeightSpace(Space):
         self._layers = layout.layers
         self.groups = list(tuned_groups(weights, layout))
         self._tensors = [group.tensors(layout) for group in self.groups]
-        self._straight = LayerOrderRecipes(digests, self.groups, layout.layers, seed)
+        self._recipes = LayerOrderRecipes(digests, self.groups, layout.layers, seed)
         tuning = read_tuning(self.methods, weights.genes, f"{where}.genes")
         self._fixed, self._searched = tuning.fixed, tuning.searched
         if not tuning.searched and len(self.methods) == 1:
@@ -110,8 +111,8 @@ class WeightSpace(Space):
         super().__init__([gene for _, gene in owned])
         self._owners = [owner for owner, _ in owned]
         self.initial = self._uniform()
-        self._lineage = self._find_lineage(sources)
-        self.seeds = self._lineage.seeds(digests) if self._lineage else {}
+        self._combinations = self._find_combinations(sources)
+        self.seeds = self._combinations.seeds(digests) if self._combinations else {}
 
     def _method_genes(self, per: str) -> list[str | None]:
         """For each group, the name of the gene that chooses its method; None where there is one."""
@@ -161,6 +162,7 @@ class WeightSpace(Space):
             yield from (_Coefficient(index, owner, kind) for owner in owners)
 
     @property
+    @override
     def cuts(self) -> Sequence[int]:
         """Where each group of tensors begins."""
         owners = self._owners
@@ -183,14 +185,16 @@ class WeightSpace(Space):
             params[name] = 1 / len(self._experts) if is_weight else default
         return np.array([gene.unit(params[gene.name]) for gene in self.genes])
 
+    @override
     def recombine(self, a: Genome, b: Genome, split: int, weight: float) -> Genome:
         """SLERP of what the genomes stand for, where genes are linear coefficients of the sources
         (`LinearCombinations`); elsewhere the genes themselves, linearly.
         """
-        if self._lineage is None or self._lineage.grams is None:
+        if self._combinations is None or self._combinations.grams is None:
             return super().recombine(a, b, split, weight)
-        return self._lineage.recombine(a, b, split, weight)
+        return self._combinations.recombine(a, b, split, weight)
 
+    @override
     def statistics(self, genome: Genome) -> dict[str, float]:
         """The mean of every parameter over the groups where it is active, by name: `weight.math`,
         `lambda` (0 where it is active nowhere). Where experts are chosen, the number of those that
@@ -226,12 +230,12 @@ class WeightSpace(Space):
         choice = self._chosen_by[group]
         return self._by_name[str(params[choice])] if choice else self.methods[0]
 
+    @override
     def keep_in(self, folder: Path) -> None:
-        """Keep the Grams, once computed, in the run's folder."""
-        if self._lineage and self._lineage.grams:
-            self._lineage.grams.folder = folder
+        if self._combinations and self._combinations.grams:
+            self._combinations.grams.folder = folder
 
-    def _find_lineage(self, sources: Mapping[str, Source] | None) -> LinearCombinations | None:
+    def _find_combinations(self, sources: Mapping[str, Source] | None) -> LinearCombinations | None:
         """The genes as linear coefficients of the sources; None where they are not."""
         if (
             len(self.methods) > 1
@@ -257,12 +261,12 @@ class WeightSpace(Space):
             grams = SourceGrams(sources, self._tensors, task_vectors=None not in owners)
         return LinearCombinations(owners, np.array(blocks), self.genes, grams)
 
+    @override
     def decode(self, genome: Genome) -> Recipe:
-        """The recipe of a genome; every parameter of its methods stands in it, defaults too."""
         params = self.params(genome)
         experts = self._used(params)
         if not experts:
-            return self._straight.recipe(BASE, [])
+            return self._recipes.recipe(BASE, [])
         methods = [self._method_of(index, params) for index in range(len(self.groups))]
         searched = {c: params[name] for name, c in self._coefficients.items() if name in params}
         values: list[dict[str | None, dict[str, Value]]] = [{} for _ in self.groups]
@@ -271,12 +275,13 @@ class WeightSpace(Space):
                 into = values[coefficient.group].setdefault(coefficient.expert, {})
                 into[coefficient.parameter] = value
         merges = [
-            self._straight.merge(method, target, own, self._fixed[method.name], experts)
+            self._recipes.merge(method, target, own, self._fixed[method.name], experts)
             for group, method, own in zip(self.groups, methods, values, strict=True)
             for target in group.targets
         ]
-        return self._straight.recipe(BASE, merges)
+        return self._recipes.recipe(BASE, merges)
 
+    @override
     def encode(self, recipe: Recipe) -> Genome:
         """The genome of a recipe of this space's methods along the base's own path.
 
@@ -288,8 +293,8 @@ class WeightSpace(Space):
             InputError: another path or another method, experts that the space has not, or a
                 parameter that has no gene and another value here.
         """
-        straight = [(slot.source, slot.layer, slot.scale) for slot in recipe.path]
-        if straight != [(BASE, layer, 1.0) for layer in range(self._layers)]:
+        path = [(slot.source, slot.layer, slot.scale) for slot in recipe.path]
+        if path != [(BASE, layer, 1.0) for layer in range(self._layers)]:
             raise InputError("the recipe has a path of its own; this space searches weights")
         for merge in recipe.merges:
             self._check_encodable(merge)
@@ -350,19 +355,17 @@ class WeightSpace(Space):
                     )
         return chosen
 
+    @override
     def parents(self) -> dict[str, Recipe]:
-        """The base and each expert as recipes: every layer and group copied from one source."""
-        return self._straight.parents()
+        return self._recipes.parents()
 
+    @override
     def baselines(self) -> dict[str, Recipe]:
-        """Uniform and default merges, which need no search (`LayerOrderRecipes.baselines`)."""
-        return self._straight.baselines(self.methods, self._fixed)
+        return self._recipes.baselines(self.methods, self._fixed)
 
+    @override
     def grid(self, points: int) -> dict[str, Recipe]:
-        """Uniform merges at `points` values of every searched parameter (see
-        `LayerOrderRecipes.grid`).
-        """
-        return self._straight.grid(self.methods, self._fixed, self._searched, points)
+        return self._recipes.grid(self.methods, self._fixed, self._searched, points)
 
 
 def _merges_of(

@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 
 class Features:
-    """Where genomes lie, such that those with one recipe coincide.
+    """Maps genomes to points, such that those with one recipe coincide.
 
     A float gene is its share of the way from `low` to `high`, by the logarithm where the gene is; a
     whole number the middle of its cell. A categorical has a coordinate a choice, scaled so that two

@@ -1,11 +1,11 @@
-"""Quadratic surfaces through measured means (MAP, arXiv:2406.07529, §3)."""
+"""Quadratic surfaces through measured task means (MAP, arXiv:2406.07529, §3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from evomerge.search.spaces.genes import Genome
 
 if TYPE_CHECKING:
     from sklearn.linear_model import BayesianRidge
+
+SURE = 0.6
+"""Chance that constraints hold above which they count as kept."""
 
 Floats = NDArray[np.float64]
 Surface = Callable[[Genome], Floats]
@@ -114,3 +117,72 @@ def _leverage(ridge: BayesianRidge, x: Floats, weights: Floats) -> Floats:
 
 def _linked(found: Floats, bounded: bool) -> Floats:
     return np.asarray(expit(found) if bounded else found)
+
+
+class Result(NamedTuple):
+    """The result of one recipe.
+
+    Attributes:
+        point: the genes, shape (genes,).
+        means: what surfaces are fitted to: each task's mean.
+        items: the number of items of a mean.
+        objectives: what is maximised.
+        violation: by how much constraints are broken; 0 when they hold.
+        se: the score's standard error.
+    """
+
+    point: Genome
+    means: tuple[float, ...]
+    items: int
+    objectives: tuple[float, ...]
+    violation: float
+    se: float
+
+
+@dataclass(frozen=True)
+class Surfaces:
+    """A quadratic for every task's mean, and one for the chance that constraints hold.
+
+    Attributes:
+        points: the results', shape (n, genes).
+        tasks: one for each mean.
+        holding: None where no result broke a constraint.
+        misses: how far each result is off the surfaces through the others, squared, shape (n,); 1
+            is as far as results are off their mean.
+    """
+
+    points: Genome
+    tasks: Sequence[Quadratic]
+    holding: Quadratic | None
+    misses: Floats
+
+    @staticmethod
+    def fit(results: Sequence[Result], *, interactions: bool) -> Surfaces:
+        """Fit results; one of a larger standard error, such as an estimate, weighs less."""
+        points = np.stack([result.point for result in results])
+        squares = np.array([result.se for result in results]) ** 2
+        weights = 1 / (1 + squares / (np.median(squares) or squares.max() or 1.0))
+
+        def through(values: Floats, share: int | None) -> Quadratic:
+            return Quadratic.fit(points, values, weights, share=share, interactions=interactions)
+
+        # 1. a surface for every task's mean, in a sigmoid where all means are shares
+        tasks, missed = [], np.zeros(len(results))
+        for means in np.array([result.means for result in results]).T:
+            share = results[-1].items if means.min() >= 0 and means.max() <= 1 else None
+            tasks.append(through(means, share))
+            missed += tasks[-1].misses / (np.var(means) or 1.0)
+        # 2. one for the chance that constraints hold, where any broke
+        holds = np.array([float(result.violation <= 0) for result in results])
+        holding = None if holds.all() else through(holds, 1)
+        return Surfaces(points, tasks, holding, missed / len(tasks))
+
+    def drawn(self, rng: np.random.Generator) -> list[Surface]:
+        """Draw a surface of every task's mean (see `Quadratic.drawn`)."""
+        return [task.drawn(rng) for task in self.tasks]
+
+    def violations(self, points: Genome) -> Floats:
+        """Compute by how much the chance that constraints hold falls short, (n, genes) → (n,)."""
+        if self.holding is None:
+            return np.zeros(len(points))
+        return np.maximum(0.0, SURE - self.holding(points))

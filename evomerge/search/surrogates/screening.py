@@ -1,4 +1,4 @@
-"""Screening: of several answers that an optimizer could give, the one a surrogate prefers."""
+"""Screening: of several answers that an optimizer could give, take the one a surrogate prefers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from evomerge.judging.scores import Scores
 from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index
 from evomerge.search.spaces.genes import Genome
 from evomerge.search.surrogates.features import Floats
-from evomerge.search.surrogates.surrogate import Surrogate
+from evomerge.search.surrogates.gaussian_process import Surrogate
 
 AUGMENTED = 0.05
-"""The share of the sum in a trade-off, by which equals in the worst goal are told apart."""
+"""Weight of the sum in the Tchebycheff norm, which decides between equals in the worst goal."""
 
 
 class Screened(Optimizer):
@@ -71,6 +71,7 @@ class Screened(Optimizer):
         if not self._surrogate.ready:
             return self._screened.answer(index)
         answers = [self._screened.answer(index, nth) for nth in range(self._among)]
+        # the least augmented Tchebycheff shortfall under random weights (ParEGO)
         predicted = self._surrogate([genome for genome, _ in answers])
         weights = np.random.default_rng(rng).dirichlet(np.ones(predicted.shape[1]))
         return answers[int(np.argmin(_shortfall(predicted, weights)))]
@@ -82,6 +83,6 @@ class Screened(Optimizer):
 
 
 def _shortfall(predicted: Floats, weights: Floats) -> Floats:
-    """How far each lies behind the best of every goal: augmented Tchebycheff, shape (n,)."""
+    """Compute how far each lies behind the best: augmented Tchebycheff norm, shape (n,)."""
     behind = weights * (predicted.max(axis=0) - predicted)
     return np.asarray(behind.max(axis=1) + AUGMENTED * behind.sum(axis=1))

@@ -17,8 +17,7 @@ from evomerge.judging.scores import Judge, Scores
 from evomerge.search.optimizers.parts.fronts import front_of
 from evomerge.search.optimizers.parts.reference_points import survivors
 from evomerge.search.spaces.genes import Condition, Domain, Gene
-from evomerge.search.surrogates.quadratic import Quadratic, basis, terms
-from evomerge.search.surrogates.surfaces import Result, Surfaces
+from evomerge.search.surrogates.quadratic import Quadratic, Result, Surfaces, basis, terms
 
 CORNERS = np.array([[0.2, 0.3, 0.7, 0.5], [0.8, 0.6, 0.4, 0.5]])
 """Where each of two tasks is solved best; in between lies the front."""

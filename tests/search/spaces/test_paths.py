@@ -12,7 +12,7 @@ from evomerge.config import SpaceConfig, parse_campaign
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.recipe import Recipe
 from evomerge.search.spaces.build import build_space
-from evomerge.search.spaces.layer_paths import FlowSpace
+from evomerge.search.spaces.path_space import PathSpace
 from evomerge.search.spaces.paths import path_kinds
 
 DIGESTS = {"base": "0", "math": "1", "lang": "2"}
@@ -251,7 +251,7 @@ def test_over_weights_the_search_begins_where_the_weights_alone_would():
 
 
 def test_path_none_is_the_space_of_weights():
-    assert not isinstance(space("none", WEIGHTS), FlowSpace)
+    assert not isinstance(space("none", WEIGHTS), PathSpace)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from evomerge.judging.scores import Scores
 from evomerge.materialize.statistics import grams
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.search.optimizers import build_optimizer
-from evomerge.search.spaces.crossover import slerp_at, slerp_factors
+from evomerge.search.spaces.slerp_recombination import slerp_at, slerp_factors
 from evomerge.search.spaces.weights import WeightSpace
 
 EXPERTS = ("math", "lang", "code")

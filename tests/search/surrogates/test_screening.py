@@ -16,7 +16,7 @@ from evomerge.judging import pareto
 from evomerge.judging.scores import Scores
 from evomerge.search.spaces.genes import Condition, Domain, Gene
 from evomerge.search.surrogates.features import Features
-from evomerge.search.surrogates.surrogate import FEWEST, Surrogate
+from evomerge.search.surrogates.gaussian_process import FEWEST, Surrogate
 
 SCREENED = [name for name in OWN if name != "map"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.search.spaces.genes import Value
@@ -56,6 +57,6 @@ class Given(LayerPaths):
         self._layers = [Layer((MERGED,), n, s) for n, s in zip(layers, given, strict=True)]
         self._begin([], np.empty(0), {MERGED: np.empty(0)})
 
+    @override
     def layers(self, params: Mapping[str, Value]) -> list[Layer]:
-        """The path."""
         return self._layers

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.search.spaces.genes import Condition, Gene, Value
@@ -105,10 +106,12 @@ class Indicator(LayerPaths):
         return place is self._places[0] and (place.model, place.layer) == (self._a, 1)
 
     @property
+    @override
     def cuts(self) -> Sequence[int]:
         """Where each slot begins."""
         return [i for i, gene in enumerate(self.genes) if not gene.when]
 
+    @override
     def layers(self, params: Mapping[str, Value]) -> list[Layer]:
         """The path: a's first layer, the slots that are on, a's last layer."""
         chosen = [place for place in self._places if params[place.on] == 1][: self._inner]

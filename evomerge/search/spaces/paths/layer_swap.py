@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.search.spaces.genes import Gene, Genome, Value
@@ -71,6 +72,7 @@ class LayerSwap(LayerPaths):
         seeds = {outer: genome({"path.bottom": depth, "path.top": depth}), inner: genome({})}
         self._begin(genes, genome(paper), seeds)
 
+    @override
     def layers(self, params: Mapping[str, Value]) -> list[Layer]:
         """The path, always of the models' own depth."""
         width = {

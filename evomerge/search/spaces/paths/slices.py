@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.search.spaces.genes import Gene, Genome, Value
@@ -83,11 +84,13 @@ class Slices(LayerPaths):
         return np.array([gene.unit(values[gene.name]) for gene in genes])
 
     @property
+    @override
     def cuts(self) -> Sequence[int]:
         """Where each range begins."""
         owners = [gene.name.split(".")[1] for gene in self.genes]
         return [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
 
+    @override
     def layers(self, params: Mapping[str, Value]) -> list[Layer]:
         """The path: the layers of the ranges in their order."""
         ranges = [self._range(index, params) for index in range(self._count)]

@@ -1,4 +1,4 @@
-"""The space of paths, alone or over a searched merge: genes of both, recipes of both."""
+"""`PathSpace`: paths through layers, alone or over a searched merge."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from typing_extensions import override
 
 from evomerge.methods import find_method
 from evomerge.models.layout import Layout
@@ -15,10 +16,10 @@ from evomerge.search.spaces.paths import MERGED, Layer, LayerPaths
 from evomerge.search.spaces.space import Space
 
 COMMON_BASELINES = ("ties default", "average")
-"""What is scored beside every campaign, whatever it searches."""
+"""Baselines that are scored beside every campaign."""
 
 
-class FlowSpace(Space):
+class PathSpace(Space):
     """Paths through layers; with weight genes before the path's, weights × path.
 
     The weight genes say how every layer is merged, and the path then takes layers of that merge,
@@ -31,21 +32,21 @@ class FlowSpace(Space):
         paths: LayerPaths,
         label: str,
         weights: Space | None,
-        yardsticks: Space,
+        references: Space,
         layout: Layout,
         sources: Mapping[str, str],
     ) -> None:
-        """Put the two together.
+        """Join weights and paths.
 
         Args:
             label: the path's kind.
             weights: the space of the merge called "merged", if one is searched.
-            yardsticks: gives parents and baselines.
+            references: the space that gives parents and baselines.
             sources: name → content digest, the base first.
         """
         self._paths = paths
         self._weights = weights
-        self._yardsticks = yardsticks
+        self._references = references
         self._groups = layout.outside_groups
         self._sources = dict(sources)
         self._split = weights.dimension if weights else 0
@@ -60,25 +61,25 @@ class FlowSpace(Space):
             )
 
     def _seeds(self) -> dict[str, Genome]:
-        """The sources' genomes: by the path's genes, or as merges that run straight through."""
+        """Write the sources as genomes: by the path's genes, or as merges along their own path."""
         if self._weights is None:
             return {n: g for n, g in self._paths.seeds.items() if n == self._paths.outside}
         if self._paths.outside != MERGED or MERGED not in self._paths.seeds:
             return {}
-        straight = self._paths.seeds[MERGED]
-        return {n: self._joined(g, straight) for n, g in self._weights.seeds.items()}
+        own_path = self._paths.seeds[MERGED]
+        return {n: self._joined(g, own_path) for n, g in self._weights.seeds.items()}
 
     def _joined(self, weights: Genome, path: Genome) -> Genome:
         return np.concatenate([weights, path])
 
     @property
+    @override
     def cuts(self) -> Sequence[int]:
-        """The weights' cuts and the path's."""
         before = self._weights.cuts if self._weights else ()
         return [*before, *(self._split + cut for cut in self._paths.cuts)]
 
+    @override
     def recombine(self, a: Genome, b: Genome, split: int, weight: float) -> Genome:
-        """The weights' own recombination, and the path's, on their sides of the genome."""
         at = self._split
         of_path = self._paths.recombine(a[at:], b[at:], max(split - at, 0), weight)
         if self._weights is None:
@@ -87,19 +88,19 @@ class FlowSpace(Space):
             self._weights.recombine(a[:at], b[:at], min(split, at), weight), of_path
         )
 
+    @override
     def keep_in(self, folder: Path) -> None:
-        """Told to the weights too."""
         if self._weights is not None:
             self._weights.keep_in(folder)
 
+    @override
     def statistics(self, genome: Genome) -> dict[str, float]:
-        """The path's, and the weights' where they are searched."""
         of_path = self._paths.statistics(genome[self._split :])
         of_weights = self._weights.statistics(genome[: self._split]) if self._weights else {}
         return {**of_weights, **of_path}
 
+    @override
     def decode(self, genome: Genome) -> Recipe:
-        """The recipe of a genome."""
         merged = self._weights.decode(genome[: self._split]) if self._weights else None
         path = self._paths.path(genome[self._split :])
         made = [self._slot(index, layer, merged) for index, layer in enumerate(path)]
@@ -110,23 +111,25 @@ class FlowSpace(Space):
             seed=merged.seed if merged else 0,
         )
 
+    @override
     def parents(self) -> dict[str, Recipe]:
-        """The base and each expert as recipes."""
-        return self._yardsticks.parents()
+        return self._references.parents()
 
+    @override
     def baselines(self) -> dict[str, Recipe]:
         """Merges along the models' own path that need no search; alone, those of any campaign."""
-        found = self._yardsticks.baselines()
+        found = self._references.baselines()
         if self._weights is None:
             found = {name: found[name] for name in COMMON_BASELINES}
         return found
 
+    @override
     def grid(self, points: int) -> dict[str, Recipe]:
         """The weights' grid, along the models' own path; empty where no weights are searched."""
         return self._weights.grid(points) if self._weights else {}
 
     def _slot(self, index: int, layer: Layer, merged: Recipe | None) -> tuple[Slot, list[Merge]]:
-        """One slot and its merges."""
+        """Make one slot and its merges."""
         name = layer.models[0]
         if name == MERGED:
             assert merged is not None
@@ -142,7 +145,7 @@ class FlowSpace(Space):
         return Slot(source=source, layer=layer.layer, scale=layer.scale), merges
 
     def _outside(self, merged: Recipe | None) -> Iterator[Merge]:
-        """Embeddings, final norm and head of the model that gives them."""
+        """Merges of embeddings, final norm and head, from the model that gives them."""
         name = self._paths.outside
         if name == MERGED and merged is not None:
             yield from (merge for merge in merged.merges if merge.slot is None)

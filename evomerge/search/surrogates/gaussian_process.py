@@ -1,4 +1,4 @@
-"""What has been told of a search, as a guess at what has not been tried."""
+"""A Gaussian process over results: predicts the scores of genomes not tried yet."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from sklearn.gaussian_process.kernels import Kernel
 
 FEWEST = 10
-"""Successes before anything is said."""
+"""Successful results before anything is predicted."""
 MOST = 150
-"""A guess rests on as many results: those nearest to what is asked about."""
+"""A prediction rests on this many results, those nearest to the genomes asked about."""
 LATEST = 2000
-"""They are looked for among the latest so many."""
+"""Results among which the nearest are looked for, the latest."""
 REFIT = 10
-"""The kernel is fitted anew every so many results, in long searches after some tenth more."""
+"""Results between fits of the kernel; in long searches about a tenth of all."""
 NUGGET = 1e-6
-"""What keeps the matrix invertible where results coincide."""
+"""Added to the diagonal, so that the matrix is invertible where results coincide."""
 
 
 class Result(NamedTuple):
-    """What one genome gave.
+    """The result of one genome.
 
     Attributes:
         point: the genome's features.
@@ -67,7 +67,7 @@ class Surrogate:
         self._kernels: tuple[int, Kernel | None] = (0, None)  # of so many results
 
     def learn(self, genome: Genome, scores: Scores | None) -> None:
-        """Take in a result; None for a failure."""
+        """Add a result; None for a failure."""
         point = self._features(genome)
         if scores is None or not np.isfinite(scores.objectives).all():
             self._results.append(Result(point, (), np.nan, 0.0))
@@ -80,20 +80,22 @@ class Surrogate:
 
     @property
     def ready(self) -> bool:
-        """Whether there is enough to go by."""
+        """Whether there are enough results to predict from."""
         return self._successes >= FEWEST
 
     def __call__(self, genomes: Sequence[Genome]) -> Floats:
-        """Each genome's goals as normal scores among the results near them, shape (n, goals)."""
+        """Predict each genome's goals as normal scores among the results near them, (n, goals)."""
+        # 1. the results nearest to any of the genomes, in the order of the record
         points = np.stack([self._features(genome) for genome in genomes])
         pool = self._results[-LATEST:]
         apart = cdist(points, np.stack([result.point for result in pool])).min(axis=0)
         nearest = np.sort(np.argsort(apart, kind="stable")[:MOST])
+        # 2. a process through them with the kernel fitted last
         model = _regression(self._kernel(), [pool[i] for i in nearest], fit=False)
         return np.asarray(model.predict(points)).reshape(len(points), -1)
 
     def _kernel(self) -> Kernel:
-        """The kernel that the latest results made likeliest when it was last fitted."""
+        """Return the kernel of largest likelihood for the latest results, fitted now and then."""
         count = len(self._results)
         turn = count - count % max(REFIT, 1 << count.bit_length() - 4)
         if self._kernels[0] != turn:
@@ -105,7 +107,7 @@ class Surrogate:
 
 
 def _prior(point: Floats) -> Kernel:
-    """A Matérn-5/2 kernel and noise; lengths in units of the cube's diagonal."""
+    """Make a Matérn-5/2 kernel and noise; lengths in units of the cube's diagonal."""
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     diagonal = np.sqrt(max(1, point.size))
@@ -116,7 +118,7 @@ def _prior(point: Floats) -> Kernel:
 def _regression(
     kernel: Kernel, results: Sequence[Result], *, fit: bool
 ) -> GaussianProcessRegressor:
-    """The process through the results, its kernel as it is or fitted to them."""
+    """Make the process through the results, its kernel as it is or fitted to them."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
 
@@ -128,7 +130,7 @@ def _regression(
 
 
 def _normal_scores(results: Sequence[Result]) -> Floats:
-    """Each goal's ranks as quantiles of N(0, 1), shape (n, goals); equals share theirs."""
+    """Turn each goal's ranks into quantiles of N(0, 1), shape (n, goals); ties share theirs."""
     known = np.array([bool(result.goals) for result in results])
     goals = np.array([result.goals for result in results if result.goals])
     if not known.any():
@@ -139,7 +141,7 @@ def _normal_scores(results: Sequence[Result]) -> Floats:
 
 
 def _excess_noise(results: Sequence[Result]) -> Floats:
-    """The variance by which a score is less sure than the surest, in units of the scores' own."""
+    """Compute each score's extra variance over the surest one's, in units of the scores' spread."""
     squares = np.array([result.se for result in results]) ** 2
     values = np.array([result.value for result in results])
     known = np.isfinite(values)

@@ -1,0 +1,201 @@
+"""DARE and LiNeS over a space of weights: task vectors thinned at random, or scaled by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from typing_extensions import override
+
+from evomerge.common.errors import InputError
+from evomerge.config import DareConfig, LinesConfig
+from evomerge.methods import Method
+from evomerge.methods.core.dare_in_recipes import check_droppable, dropped
+from evomerge.methods.core.lines_in_recipes import scaled_by_depth
+from evomerge.recipe import Merge, Recipe
+from evomerge.search.spaces.genes import Gene, Genome
+from evomerge.search.spaces.space import Space
+from evomerge.search.spaces.weights import WeightSpace
+
+DARE, LINES = "space.weights.dare", "space.weights.lines"
+DENSITY = "dare.density"
+
+
+class _Wrapped(Space):
+    """Adds genes to another space and changes its recipes by them.
+
+    Parents, baselines and the grid are the inner space's, unchanged.
+    """
+
+    def __init__(
+        self,
+        inner: Space,
+        own: Sequence[tuple[int, Gene]],
+        plain: Mapping[str, float],
+    ) -> None:
+        """Place the added genes among the inner space's.
+
+        Args:
+            own: (index, gene) pairs, indices rising: the gene stands before the inner gene of that
+                index, at −1 before all.
+            plain: added gene → its value where the search begins, which changes nothing.
+        """
+        self.inner = inner
+        self._own_genes = [gene for _, gene in own]
+        self._places = np.array([place for place, _ in own], dtype=int)
+        self._own = self._places.clip(0) + np.arange(len(own))
+        inside = np.arange(inner.dimension)
+        self._inside = inside + np.searchsorted(self._places, inside, side="right")
+        dimension = len(own) + inner.dimension
+        first, genes = np.empty(dimension), dict(zip(self._own, self._own_genes, strict=True))
+        first[self._own] = [gene.unit(plain[gene.name]) for gene in self._own_genes]
+        first[self._inside] = inner.initial
+        genes |= dict(zip(self._inside, inner.genes, strict=True))
+        super().__init__([genes[index] for index in range(dimension)], first)
+
+    @property
+    @override
+    def cuts(self) -> Sequence[int]:
+        """The inner space's cuts; what is about the whole model stands before them."""
+        inner = np.asarray(self.inner.cuts)
+        before = inner + np.searchsorted(self._places, inner, side="left")
+        return sorted({0, *before.tolist()})
+
+    @override
+    def keep_in(self, folder: Path) -> None:
+        self.inner.keep_in(folder)
+
+    @override
+    def parents(self) -> dict[str, Recipe]:
+        return self.inner.parents()
+
+    @override
+    def baselines(self) -> dict[str, Recipe]:
+        return self.inner.baselines()
+
+    @override
+    def grid(self, points: int) -> dict[str, Recipe]:
+        return self.inner.grid(points)
+
+    def own_values(self, genome: Genome) -> dict[str, float]:
+        """Return the value of each gene that this space adds, by name."""
+        values = zip(self._own_genes, genome[self._own], strict=True)
+        return {gene.name: float(gene.value(unit)) for gene, unit in values}
+
+    def inside(self, genome: Genome) -> Genome:
+        """Return the inner space's genome."""
+        return genome[self._inside]
+
+
+class DareSpace(_Wrapped):
+    """A space of weights whose experts lose entries of their task vectors first.
+
+    The gene `dare.density`, one for the whole model, stands before those of the weights; with
+    `per: group` each group's begins with `dare.density.GROUP`. A density that has a value instead
+    of bounds has no gene. Source: Yu et al. 2024, arXiv:2311.03099, eq. 1.
+    """
+
+    def __init__(self, config: DareConfig, weights: WeightSpace, seed: int) -> None:
+        """Wrap the weights; `seed` keys the masks.
+
+        Raises:
+            InputError: a method has no task vectors, or draws at random itself.
+        """
+        for method in weights.methods:
+            check_droppable(method, DARE)
+        self._rescale, self._seed = config.rescale, seed
+        self._gene_of = {
+            target: f"{DENSITY}.{group.label}" if config.per == "group" else DENSITY
+            for group in weights.groups
+            for target in group.targets
+        }
+        self._fixed, own = {}, []
+        if isinstance(config.density, list):
+            low, high = config.density
+            places = weights.places if config.per == "group" else [-1]
+            names = dict.fromkeys(self._gene_of.values())
+            own = [(at, Gene(n, low, high)) for at, n in zip(places, names, strict=True)]
+        else:
+            self._fixed = dict.fromkeys(self._gene_of.values(), config.density)
+        super().__init__(weights, own, {gene.name: 1.0 for _, gene in own})
+        self.label = f"{weights.label}, with entries dropped at random"
+
+    @override
+    def statistics(self, genome: Genome) -> dict[str, float]:
+        """The mean density, where it is searched, and the weights' statistics."""
+        found = list(self.own_values(genome).values())
+        own = {DENSITY: float(np.mean(found))} if found else {}
+        return {**own, **self.inner.statistics(self.inside(genome))}
+
+    @override
+    def decode(self, genome: Genome) -> Recipe:
+        """The weights' recipe with a drop in every merge, but those of density 1."""
+        densities = {**self._fixed, **self.own_values(genome)}
+
+        def density(merge: Merge) -> float:
+            return densities[self._gene_of[merge.slot, merge.group]]
+
+        recipe = self.inner.decode(self.inside(genome))
+        return dropped(recipe, density, self._rescale, self._seed)
+
+
+class LinesSpace(_Wrapped):
+    """A space of weights whose task vectors are scaled by α + β·l/(L−1) in layer l of L.
+
+    The genes `lines.alpha` and `lines.beta` stand before those of the weights; one that has a value
+    instead of bounds has no gene. Source: Wang et al. 2024, arXiv:2410.17146, eq. 2.
+    """
+
+    def __init__(
+        self, config: LinesConfig, inner: Space, weights: WeightSpace, layers: int
+    ) -> None:
+        """Wrap `inner`, which is the space of `weights`, or one over it.
+
+        Raises:
+            InputError: a method has no `lambda`, or a scale would leave its range.
+        """
+        self._layers = layers
+        given = {name: getattr(config, name) for name in ("alpha", "beta")}
+        self._fixed = {f"lines.{n}": float(v) for n, v in given.items() if not isinstance(v, list)}
+        bounds = {n: v for n, v in given.items() if isinstance(v, list)}
+        scales = [(-1, Gene(f"lines.{name}", low, high)) for name, (low, high) in bounds.items()]
+        for method in weights.methods:
+            _check(method, weights, config)
+        super().__init__(inner, scales, {"lines.alpha": 1.0, "lines.beta": 0.0})
+        self.label = f"{inner.label}, scaled by depth"
+
+    @override
+    def statistics(self, genome: Genome) -> dict[str, float]:
+        """The scales, and the inner space's statistics."""
+        return {**self.own_values(genome), **self.inner.statistics(self.inside(genome))}
+
+    @override
+    def decode(self, genome: Genome) -> Recipe:
+        """The inner space's recipe with every `lambda` scaled."""
+        scales = {**self._fixed, **self.own_values(genome)}
+        return scaled_by_depth(
+            self.inner.decode(self.inside(genome)),
+            self._layers,
+            alpha=scales["lines.alpha"],
+            beta=scales["lines.beta"],
+        )
+
+
+def _check(method: Method, weights: WeightSpace, config: LinesConfig) -> None:
+    """Refuse a scale that would take `lambda` out of its range for some genome."""
+    parameter = method.parameters.get("lambda")
+    if parameter is None:
+        raise InputError(
+            f"{LINES}: {method.name} has no 'lambda' to scale; use a method of task vectors, such "
+            "as task_arithmetic for linear"
+        )
+    value = weights.fixed(method, "lambda")
+    if value is None:
+        raise InputError(
+            f"{LINES}: alpha scales lambda, which space.weights.genes must leave fixed"
+        )
+    spans = [v if isinstance(v, list) else [v, v] for v in (config.alpha, config.beta)]
+    for alpha in spans[0]:
+        for scale in (alpha, *(alpha + beta for beta in spans[1])):
+            parameter.check(float(value) * scale, f"{LINES}: with alpha {alpha:g}, lambda")
