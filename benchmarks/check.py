@@ -2,7 +2,7 @@
 
 Run `python benchmarks/check.py`. Llamas of several sizes, a base and two experts in bf16, TIES, and
 four-choice documents. Of each size the estimate is made from the configs and the tokenizer, without
-weights (`evomerge.preflight.observe`), and then a worker merges and scores real candidates, each in
+weights (`evomerge.preflight.probe`), and then a worker merges and scores real candidates, each in
 a process of its own. Printed are both, and estimate over measurement, for the worker's own memory,
 seconds of merging and seconds of scoring. Last, the estimate for three models of 7 B parameters is
 set against the largest real run scaled by parameters (outside of the embeddings, for scoring).
@@ -40,7 +40,7 @@ from evomerge.campaign.setup import prepare
 from evomerge.config import load_campaign
 from evomerge.preflight.forecast import foresee
 from evomerge.preflight.machine import usage
-from evomerge.preflight.observe import observed
+from evomerge.preflight.probe import probe_here
 from evomerge.recipe import BASE
 from evomerge.workers.worker import Worker, WorkerSpec
 
@@ -140,13 +140,13 @@ def estimate(campaign: Path) -> dict[str, float]:
     """From configs and tokenizer, in this process."""
     setup = prepare(load_campaign(campaign), unread=True)
     assert setup.models.configs_only
-    forecast = foresee(setup, campaign.parent / "run", 1, look=observed)
-    assert forecast.observed is not None
+    forecast = foresee(setup, campaign.parent / "run", 1, try_one=probe_here)
+    assert forecast.probe is not None
     items = sum(setup.sizes("search").values())
     return {
         "own": forecast.memory.own,
         "mapped": forecast.memory.mapped,
-        "merge": forecast.observed.merge,
+        "merge": forecast.probe.merge,
         "score": forecast.item_seconds * items,
         **{name: getattr(forecast.memory, name) for name in ("libraries", "merging", "scoring")},
     }

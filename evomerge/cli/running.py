@@ -194,7 +194,7 @@ def check(
         from evomerge.campaign.setup import prepare
         from evomerge.campaign.stages import check_later, stages_of
         from evomerge.preflight.forecast import foresee
-        from evomerge.preflight.observe import observe
+        from evomerge.preflight.probe import probe
         from evomerge.preflight.problems import problems
         from evomerge.preflight.show import preflight_table
 
@@ -205,7 +205,7 @@ def check(
             check_later(setup, stages)
         trials = sum(stage.config.budget.trials for stage in stages)
         with stderr.status("trying one candidate" if measure else "adding up"):
-            forecast = foresee(setup, run, trials, observe if measure else None)
+            forecast = foresee(setup, run, trials, probe if measure else None)
         stdout.print(preflight_table(setup, forecast))
         if found := list(problems(setup, forecast, run)):
             raise InputError("\n".join(found))

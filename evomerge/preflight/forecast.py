@@ -1,4 +1,4 @@
-"""A campaign's forecast: memory, seconds, hours and disk."""
+"""Forecast what a campaign takes: memory, seconds, hours and disk."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import RESERVE
 from evomerge.models.open_models import alignments_of
-from evomerge.preflight.depths import Depths, depths_of
 from evomerge.preflight.machine import free_disk, this_machine
-from evomerge.preflight.observe import Probe, ProbeFailed, ProbeSpec, observe
-from evomerge.preflight.work import Part, Work, work_of
+from evomerge.preflight.probe import Probe, ProbeFailed, ProbeSpec, probe
+from evomerge.preflight.work import Depths, Part, Work, depths_of, work_of
 from evomerge.recipe import BASE
 from evomerge.workers.devices import compute_dtype, device_of, threads_per_worker
 from evomerge.workers.worker import WorkerSpec
@@ -27,12 +26,17 @@ from evomerge.workers.worker import WorkerSpec
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker, by what takes them; those not observed are 0.
+    """Memory of one worker in bytes, by what takes it; parts that are not known are 0.
 
     Merging and scoring take turns, the one in the room that the other leaves.
 
     Attributes:
-        device: where model, merging, statistics and scoring are; libraries are in the host's.
+        device: the device of model, merging, statistics and scoring; libraries are in the host's.
+        libraries: code, requests, and what a first product sets up.
+        model: weights of the resident model.
+        merging: beside the model.
+        statistics: of what the sources alone decide.
+        scoring: activations, logits and KV cache.
         mapped: the models' files, which all workers of a machine share, and which the system reads
             again where it has no room for them.
     """
@@ -47,7 +51,7 @@ class Memory:
 
     @property
     def own(self) -> int:
-        """What every worker takes of the device's memory for itself."""
+        """Bytes that every worker takes of the device's memory for itself."""
         host = self.libraries if self.device == "cpu" else 0
         return host + self.model + self.statistics + max(self.merging, self.scoring)
 
@@ -57,14 +61,14 @@ class Forecast:
     """What `evomerge check` says beside the setup.
 
     Attributes:
-        memory: of a worker.
+        memory: memory of a worker.
         free: bytes of the device's memory that workers can have here.
         fit: how many workers find room in it.
         workers: how many there are to be.
-        found: what one candidate takes, or why that is not known; None where nobody looked.
-        depth: layers of a candidate, on average.
-        work: what the whole budget comes to, at most.
-        export, disk: bytes of an exported checkpoint, and those free in the current folder.
+        found: what one candidate takes, or why that is not known; None where none was tried.
+        work: work of the whole budget, at most.
+        export: bytes of an exported checkpoint.
+        disk: bytes that are free in the current folder.
     """
 
     memory: Memory
@@ -72,41 +76,40 @@ class Forecast:
     fit: int
     workers: int
     found: Probe | ProbeFailed | None
-    depth: float
     work: Work
     export: int
     disk: int
 
     @property
-    def observed(self) -> Probe | None:
+    def probe(self) -> Probe | None:
         """What one candidate takes, where that is known."""
         return self.found if isinstance(self.found, Probe) else None
 
     @property
     def item_seconds(self) -> float:
-        """Of scoring one item; NaN where it is not known."""
-        return self.observed.score.at(self.depth) if self.observed else math.nan
+        """Seconds of scoring one item; NaN where they are not known."""
+        return self.probe.score if self.probe else math.nan
 
     def hours(self, part: Part) -> float:
-        """Of so much work, after what comes once; NaN where they are not known."""
-        if self.observed is None:
+        """Hours of so much work, with what comes once; NaN where they are not known."""
+        if self.probe is None:
             return math.nan
-        seconds = part.merges * self.observed.merge + part.items * self.item_seconds
-        return (self.observed.once + seconds / self.workers) / 3600
+        seconds = part.merges * self.probe.merge + part.items * self.item_seconds
+        return (self.probe.once + seconds / self.workers) / 3600
 
 
 def foresee(
     setup: Setup,
     run: Path,
     trials: int,
-    look: Callable[[ProbeSpec], Probe | ProbeFailed] | None = observe,
+    try_one: Callable[[ProbeSpec], Probe | ProbeFailed] | None = probe,
 ) -> Forecast:
-    """Observe one candidate and say what follows.
+    """Try one candidate and say what follows for the campaign.
 
     Args:
         run: the run's folder.
-        trials: of all stages.
-        look: how it is observed; None for not at all.
+        trials: trials of all stages.
+        try_one: how a candidate is tried; None to try none.
 
     Raises:
         InputError: tasks or models cannot be used.
@@ -115,12 +118,11 @@ def foresee(
     device, depths = device_of(config), depths_of(setup)
     model = _model_bytes(setup, depths)
     found: Probe | ProbeFailed | None = None
-    if look and device == "cuda" and not machine.gpus:
+    if try_one and device == "cuda" and not machine.gpus:
         found = ProbeFailed("workers compute on CUDA, which this machine has not", fatal=False)
-    elif look:
-        found = look(_order(setup, model))
-    observed = found if isinstance(found, Probe) else None
-    memory = _memory(setup, device, model, observed, depths, run)
+    elif try_one:
+        found = try_one(_probe_spec(setup, model, depths))
+    memory = _memory(setup, device, model, found if isinstance(found, Probe) else None, run)
     rooms = [machine.memory] if device == "cpu" else list(machine.gpus)
     fit, count = sum(room // max(1, memory.own) for room in rooms), config.workers.count
     return Forecast(
@@ -129,14 +131,13 @@ def foresee(
         fit=fit,
         workers=max(1, fit) if count == "auto" else count,
         found=found,
-        depth=depths.mean,
         work=work_of(setup, trials),
         export=checkpoint_size(setup.space.decode(setup.space.initial), setup.models, config.dtype),
         disk=free_disk(Path.cwd()),
     )
 
 
-def _order(setup: Setup, model: int) -> ProbeSpec:
+def _probe_spec(setup: Setup, model: int, depths: Depths) -> ProbeSpec:
     config, sources = setup.config, setup.models.sources
     real = not setup.models.configs_only
     made = with_recipes_made(config.models) if real else config.models
@@ -154,12 +155,14 @@ def _order(setup: Setup, model: int) -> ProbeSpec:
         base=setup.space.parents()[BASE],
         merge=setup.space.decode(setup.space.initial),
         model=model,
+        layers=depths.mean,
+        deepest=depths.deepest,
         real=real,
     )
 
 
 def _model_bytes(setup: Setup, depths: Depths) -> int:
-    """Of a resident model that has held every path; 0 if candidates are loaded elsewhere."""
+    """Bytes of a resident model that has held every path; 0 if candidates are loaded elsewhere."""
     if not scores_here(setup.config):
         return 0
     size = getattr(torch, compute_dtype(setup.config)).itemsize
@@ -169,29 +172,22 @@ def _model_bytes(setup: Setup, depths: Depths) -> int:
     )
 
 
-def _memory(
-    setup: Setup,
-    device: str,
-    model: int,
-    observed: Probe | None,
-    depths: Depths,
-    run: Path,
-) -> Memory:
-    statistics = observed.statistics if observed else 0
+def _memory(setup: Setup, device: str, model: int, found: Probe | None, run: Path) -> Memory:
+    statistics = found.statistics if found else 0
     kept = device == "cpu" and statistics + RESERVE < free_disk(run)  # then they are mapped
     return Memory(
         device=device,
-        libraries=observed.libraries if observed else 0,
+        libraries=found.libraries if found else 0,
         model=model,
-        merging=observed.merging if observed else 0,
+        merging=found.merging if found else 0,
         statistics=0 if kept else min(statistics, Statistics().limit),
-        scoring=int(observed.scoring.at(depths.deepest)) if observed else 0,
+        scoring=found.scoring if found else 0,
         mapped=_mapped(setup) + (statistics if kept else 0),
     )
 
 
 def _mapped(setup: Setup) -> int:
-    """Of the models that have files of their own; an adapter's are small."""
+    """Bytes of the models that have files of their own; an adapter's are small."""
     sources = setup.models.sources
     whole = [s for n, s in sources.items() if n == BASE or s.folder != sources[BASE].folder]
     return sum(math.prod(s.shape(n)) * s.dtype(n).itemsize for s in whole for n in s.names())

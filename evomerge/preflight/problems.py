@@ -12,7 +12,7 @@ from evomerge.campaign.setup import Setup
 from evomerge.fitness.engines import scores_here
 from evomerge.preflight.forecast import Forecast, Memory
 from evomerge.preflight.machine import free_disk, this_machine
-from evomerge.preflight.observe import ProbeFailed
+from evomerge.preflight.probe import ProbeFailed
 
 
 def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
@@ -37,14 +37,14 @@ def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
 
 def notes(setup: Setup, forecast: Forecast) -> Iterator[str]:
     """One line each."""
-    config, memory, observed = setup.config, forecast.memory, forecast.observed
+    config, memory, probe = setup.config, forecast.memory, forecast.probe
     if isinstance(forecast.found, ProbeFailed) and not forecast.found.fatal:
         yield f"{forecast.found.reason}; its seconds and part of its memory are left out"
     if not scores_here(config):
         unknown = ", in seconds not known here" if math.isnan(forecast.item_seconds) else ""
         yield f"fitness.engine: scoring happens elsewhere, in memory of its own{unknown}"
-    if observed and observed.failed:
-        yield f"the uniform merge cannot be scored ({observed.failed}); the base was timed instead"
+    if probe and probe.failed:
+        yield f"the uniform merge cannot be scored ({probe.failed}); the base was timed instead"
     if config.workers.address is not None:
         yield f"workers run on {config.workers.address}; what this machine has does not count"
     else:
@@ -73,7 +73,7 @@ def _too_many(setup: Setup, forecast: Forecast) -> Iterator[str]:
             "(workers.address)"
         )
     elif forecast.fit < wanted:
-        size = gigabytes(memory.own) if forecast.observed else f"at least {gigabytes(memory.own)}"
+        size = gigabytes(memory.own) if forecast.probe else f"at least {gigabytes(memory.own)}"
         yield (
             f"workers.count: {wanted} of {size} each are asked for, and this machine has "
             f"{gigabytes(forecast.free)} free: "

@@ -50,29 +50,29 @@ def _found(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _expected(setup: Setup, forecast: Forecast) -> Iterator[tuple[str, str]]:
-    memory, observed, work = forecast.memory, forecast.observed, forecast.work
+    memory, probe, work = forecast.memory, forecast.probe, forecast.work
     parts = {name: getattr(memory, name) for name in _PARTS}
     listed = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
     where = "" if memory.device == "cpu" else f" on {memory.device}"
-    least = "" if observed else "at least "
+    least = "" if probe else "at least "
     yield f"memory per worker{where}", f"{least}{gigabytes(memory.own)}: {listed}"
     yield "models, mapped", f"{gigabytes(memory.mapped)}, shared by the workers of a machine"
     if setup.config.workers.address is None and memory.own:
         yield "workers that fit", f"{forecast.fit}, in {gigabytes(forecast.free)} that are free"
-    if observed is not None:
+    if probe is not None:
         score = forecast.item_seconds * sum(setup.sizes("search").values())
-        how = "measured" if observed.real else "estimated from a few layers and small tensors"
-        merging = f"merging {_seconds(observed.merge)}"
+        how = "measured" if probe.real else "estimated from shapes and this machine's speed"
+        merging = f"merging {_seconds(probe.merge)}"
         if math.isnan(score):
             yield "seconds per candidate", f"{merging} ({how}), and those of scoring"
         else:
             yield (
                 "seconds per candidate",
-                f"{_seconds(observed.merge + score)}: {merging}, scoring {_seconds(score)} "
-                f"({how}, on {observed.asked} items)",
+                f"{_seconds(probe.merge + score)}: {merging}, scoring {_seconds(score)} "
+                f"({how}, on {probe.asked} items)",
             )
-        if observed.once >= 1:
-            yield "once per campaign", f"{_seconds(observed.once)} s for what the models decide"
+        if probe.once >= 1:
+            yield "once per campaign", f"{_seconds(probe.once)} s for what the models decide"
         if not math.isnan(hours := forecast.hours(work)):
             yield (
                 "hours for the budget",

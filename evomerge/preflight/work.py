@@ -1,16 +1,31 @@
-"""How much a campaign has to do: recipes to merge, items to score."""
+"""Count what a campaign has to do: recipes to merge, items to score, layers to hold."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
 
 from evomerge.campaign.setup import Setup
+from evomerge.materialize.memory.layers import WeightKey, weight_key
+from evomerge.materialize.plan import plan
+from evomerge.recipe import Recipe
+
+_SAMPLES = 32
+"""Random recipes that show how long a space's paths are."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """So many merges, and so many items scored in all of them."""
+    """Part of the work.
+
+    Attributes:
+        merges: recipes to merge.
+        items: items to score, in all of them together.
+    """
 
     merges: int
     items: int
@@ -18,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Work(Part):
-    """The whole budget, at most.
+    """The work of the whole budget, at most.
 
     Attributes:
         trials: candidates of the search among the merges.
@@ -30,22 +45,22 @@ class Work(Part):
 
 
 def work_of(setup: Setup, trials: int) -> Work:
-    """Parents, defaults and grid, `trials` of the search, the finalists, and the test.
+    """Count parents, defaults and grid, `trials` of the search, the finalists, and the test.
 
     With rungs or a budget of items it may be less: how many candidates are stopped is not known.
     """
     fitness, budget = setup.config.fitness, setup.config.budget
     sizes = {split: sum(setup.sizes(split).values()) for split in setup.items}
-    yardsticks = {
+    references = {
         r.digest for r in (*setup.space.parents().values(), *setup.space.baselines().values())
     }
-    grid = {recipe.digest for recipe in setup.grid().values()} - yardsticks
+    grid = {recipe.digest for recipe in setup.grid().values()} - references
     searched = trials * sizes["search"]
     if budget.items is not None:
         trials = min(trials, math.ceil(budget.items / setup.first_rung))
         searched = min(searched, budget.items)
-    before = len(yardsticks) + len(grid)
-    later = len(yardsticks) + bool(grid)
+    before = len(references) + len(grid)
+    later = len(references) + bool(grid)
     finalists = min(fitness.select_top, trials)
     return Work(
         merges=before + trials + (later + finalists) + (later + 1),
@@ -56,3 +71,47 @@ def work_of(setup: Setup, trials: int) -> Work:
         trials=trials,
         first=Part(before + 1, before * sizes["search"] + setup.first_rung),
     )
+
+
+@dataclass(frozen=True)
+class Depths:
+    """How many layers candidates have.
+
+    Attributes:
+        mean: layers of a candidate, on average.
+        deepest: layers of the deepest.
+        held: layer → how many sets of its weights stay with a worker.
+    """
+
+    mean: float
+    deepest: int
+    held: Mapping[int, int]
+
+
+def depths_of(setup: Setup) -> Depths:
+    """Count the layers of the space's candidates; where it has paths, of a sample of them."""
+    layers = setup.models.layout.layers
+    held = dict.fromkeys(range(layers), 1)
+    if setup.config.space.path.kind == "none":
+        return Depths(layers, layers, held)
+    space, rng = setup.space, np.random.default_rng(setup.config.seed)
+    genomes = [space.initial, *(rng.random(space.dimension) for _ in range(_SAMPLES))]
+    recipes = [space.decode(genome) for genome in genomes]
+    for recipe in recipes:
+        for layer, count in _distinct(recipe, setup):
+            held[layer] = max(held[layer], count)
+    lengths = [len(recipe.path) for recipe in recipes]
+    return Depths(float(np.mean(lengths)), max(layers, *lengths), held)
+
+
+def _distinct(recipe: Recipe, setup: Setup) -> Iterator[tuple[int, int]]:
+    """Yield each layer that a recipe uses, with how many sets of weights it has there."""
+    steps = plan(recipe, setup.models.layout, setup.models.sources)
+    inside = [step for step in steps if step.slot is not None]
+    kinds: dict[int, list[WeightKey]] = {}
+    for index, group in groupby(inside, key=lambda step: step.slot):
+        found = kinds.setdefault(recipe.path[index or 0].layer, [])
+        key = weight_key(list(group), recipe.seed)
+        if key not in found:
+            found.append(key)
+    return ((layer, len(found)) for layer, found in kinds.items())

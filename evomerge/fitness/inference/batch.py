@@ -44,5 +44,28 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Its tokens, padding included."""
+        """Number of its tokens, padding included."""
         return self.tokens.numel()
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """The shape of a forward pass, from which its seconds and its memory follow.
+
+    Attributes:
+        rows: packs, or rows of a generation, side by side.
+        length: tokens of each that are read, padding included.
+        logits: places at which logits are computed.
+        masked: whether it is given a mask [rows, length, length].
+        seen: tokens of each row that were in the KV cache before.
+        cached: tokens of all rows together for which keys and values are held at its end.
+        times: how often it is run.
+    """
+
+    rows: int
+    length: int
+    logits: int
+    masked: bool = False
+    seen: int = 0
+    cached: int = 0
+    times: int = 1

@@ -39,8 +39,11 @@ class Forward:
     def packs(self) -> bool:
         """Whether rows may share their beginnings, and a generation its cache.
 
-        The first call with finite weights compares packed rows and cached steps with plain rows.
+        The first call with finite weights compares packed rows and cached steps with plain rows;
+        of a model without weights the config decides.
         """
+        if self.device.type == "meta":
+            return self._windows() is not None
         if self._agrees is None and self._windows() is not None:
             self._agrees = agrees(self)
         return bool(self._agrees) and self._windows() is not None

@@ -26,9 +26,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from evomerge.common.errors import CandidateError
-from evomerge.fitness.inference.batch import Batch
+from evomerge.fitness.inference.batch import Batch, PassShape
 from evomerge.fitness.inference.forward import Forward
-from evomerge.fitness.inference.kv_cache import RowsCache, joined, unpacked
+from evomerge.fitness.inference.kv_cache import ROOM, RowsCache, joined, unpacked
 from evomerge.fitness.inference.memory import Budget, ran_out_of_memory
 from evomerge.fitness.inference.prefix_packing import Pack, Tokens, by_length, pack_rows
 from evomerge.fitness.tasks.response_tokens import end_tokens
@@ -159,12 +159,27 @@ class Greedy:
             )
         return self._known[key]
 
-    def size(self, requests: Sequence[Instance]) -> int:
-        """Tokens read: prompts in their batches, padding included, and the longest answers."""
+    def passes(self, requests: Sequence[Instance]) -> list[PassShape]:
+        """The forward passes that answer the requests, planned and not run.
+
+        Prompts are read in their batches; answers are taken to be as long as they may be, in as
+        many steps for all rows of a group.
+        """
         asked = self._longest_first({self.encode(*request.args) for request in requests})
-        at_once = [asked[i : i + self._most_rows] for i in range(0, len(asked), self._most_rows)]
-        read = [Batch.of(packed).size for rows in at_once for packed in self._packed(rows)]
-        return sum(read) + sum(self._prompts[number].most - 1 for number in asked)
+        found = []
+        for start in range(0, len(asked), self._most_rows):
+            rows = asked[start : start + self._most_rows]
+            longest = len(self._prompts[rows[0]].tokens)
+            most = max(self._prompts[number].most for number in rows)
+            for packed in self._packed(rows):
+                shape, count = Batch.of(packed), sum(len(pack.paths) for pack in packed)
+                # Keys and values are held twice while rows are taken out of their packs.
+                held = shape.size + count * longest
+                found.append(PassShape(*shape.tokens.shape, count, shape.branches, cached=held))
+            held = len(rows) * (longest + most + ROOM)
+            steps = PassShape(len(rows), 1, len(rows), False, longest + most // 2, held, most - 1)
+            found.append(steps)
+        return found
 
     def __call__(self, requests: Sequence[Instance]) -> list[Answer]:
         """The answers.

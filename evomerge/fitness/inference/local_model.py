@@ -9,6 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from evomerge.fitness.engines import Response
+from evomerge.fitness.inference.batch import PassShape
 from evomerge.fitness.inference.forward import Forward
 from evomerge.fitness.inference.generation import Greedy
 from evomerge.fitness.inference.loglikelihood import LogLikelihoods
@@ -58,16 +59,16 @@ class Local:
             if request.request_type == "loglikelihood":
                 self._loglikelihoods.encode(*request.args)
 
-    def size(self, requests: Sequence[Instance]) -> int:
-        """Tokens that the model reads to answer: beginnings in common once, padding too, and
-        generated answers as if they were as long as they may be.
+    def passes(self, requests: Sequence[Instance]) -> list[PassShape]:
+        """The forward passes that answer the requests, planned and not run: the model's weights
+        are not needed. Generated answers are taken to be as long as they may be.
 
         Raises:
             InputError: the model cannot score one.
         """
         scored = [request for request in requests if request.request_type == "loglikelihood"]
-        said = [request for request in requests if request.request_type != "loglikelihood"]
-        return self._loglikelihoods.size(scored) + self._greedy.size(said)
+        generated = [request for request in requests if request.request_type != "loglikelihood"]
+        return [*self._loglikelihoods.passes(scored), *self._greedy.passes(generated)]
 
     def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
         """Responses in the order of the requests, as HFLM's methods of the same name give them.

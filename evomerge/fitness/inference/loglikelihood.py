@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from evomerge.common.errors import CandidateError, InputError
-from evomerge.fitness.inference.batch import Batch
+from evomerge.fitness.inference.batch import Batch, PassShape
 from evomerge.fitness.inference.forward import Forward
 from evomerge.fitness.inference.memory import Budget, ran_out_of_memory
 from evomerge.fitness.inference.prefix_packing import Pack, Tokens, by_length, pack_rows
@@ -92,14 +92,17 @@ class LogLikelihoods:
             self._continuations.append((index, np.array(after, dtype=np.int64)))
         return self._known[key]
 
-    def size(self, requests: Sequence[Instance]) -> int:
-        """Tokens of the batches that answer the requests, padding included.
+    def passes(self, requests: Sequence[Instance]) -> list[PassShape]:
+        """The forward passes that answer the requests, planned and not run.
 
         Raises:
             InputError: as `encode`.
         """
         asked = {self.encode(*request.args) for request in requests}
-        return sum(reading.batch.size for reading in self._readings(asked))
+        return [
+            PassShape(*reading.batch.tokens.shape, len(reading.rows), reading.batch.branches)
+            for reading in self._readings(asked)
+        ]
 
     def __call__(self, requests: Sequence[Instance]) -> list[Answer]:
         """`(log-likelihood, is greedy)` for each request.

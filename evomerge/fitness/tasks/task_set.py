@@ -115,15 +115,13 @@ class TaskSet:
         """
         return self._requests({task: self._find(task, ids) for task, ids in wanted.items()})
 
-    def prompts(self, task: str) -> dict[str, list[int]]:
-        """Item → how many characters each of its requests begins with; else, its document."""
-        source = self._sources[task]
-        return {
-            item: [len(request.args[0]) for request in requests] or [len(str(document))]
-            for item, requests, document in zip(
-                source.ids, source.requests, source.documents, strict=True
-            )
-        }
+    def documents(self, task: str, ids: Sequence[str]) -> list[Any]:
+        """The documents of a task's items.
+
+        Raises:
+            InputError: a task or an item that does not exist.
+        """
+        return [self._sources[task].documents[place] for place in self._find(task, ids)]
 
     def check(self, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         """See that every item of the campaign's splits is here: split → task → item ids.

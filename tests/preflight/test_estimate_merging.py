@@ -1,4 +1,4 @@
-"""Merging rehearsed on made-up tensors."""
+"""Merging estimated on made-up tensors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from configs import small_config
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
 from evomerge.models.layout import derive_layout
-from evomerge.preflight import merging
-from evomerge.preflight.merging import Cost, rehearse_merging
+from evomerge.preflight import estimate_merging as merging
+from evomerge.preflight.estimate_merging import MergeCost, estimate_merging
 from evomerge.recipe import Merge, Recipe, Slot
 
 
@@ -36,15 +36,15 @@ def recipe_of(layout, method, count=2):
 DTYPES = {"base": torch.bfloat16, "math": torch.bfloat16, "lang": torch.bfloat16}
 
 
-def rehearsed(layout, method, **kernel):
-    return rehearse_merging(
+def estimated(layout, method, **kernel):
+    return estimate_merging(
         recipe_of(layout, method), layout, DTYPES, Kernel({}, **kernel), torch.float32
     )
 
 
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "tsvm", "model_stock", "iso_c"])
-def test_every_kind_of_method_is_rehearsed(layout, method):
-    found = rehearsed(layout, method)
+def test_every_kind_of_method_is_estimated(layout, method):
+    found = estimated(layout, method)
     assert 0 < found.seconds < 60
     assert found.once >= 0
     assert found.bytes >= 0
@@ -53,19 +53,19 @@ def test_every_kind_of_method_is_rehearsed(layout, method):
 def test_statistics_are_as_large_as_they_will_be(layout):
     """A float32 for each entry of a merged task vector, in layers only."""
     entries = sum(math.prod(t.shape) for t in layout.tensors if t.layer is not None)
-    assert rehearsed(layout, "tsvm").statistics == pytest.approx(4 * entries, rel=0.05)
-    assert rehearsed(layout, "linear").statistics == 0
+    assert estimated(layout, "tsvm").statistics == pytest.approx(4 * entries, rel=0.05)
+    assert estimated(layout, "linear").statistics == 0
 
 
 def costs_by_entries(monkeypatch, power):
     """Let every step cost its entries to a power."""
 
-    def timed(self, step, copies=1):
-        entries = math.prod(step.tensor.shape)
+    def measured(self, step, shape, copies=1):
+        entries = math.prod(shape)
         cost = 1e-12 * entries**power
-        return Cost(entries, cost, cost, 0, entries)
+        return MergeCost(cost, cost, 0, entries)
 
-    monkeypatch.setattr(merging._Bench, "_timed", timed)
+    monkeypatch.setattr(merging._Bench, "_measured", measured)
 
 
 def whole(layout, recipe, power):
@@ -78,7 +78,7 @@ def test_large_tensors_cost_what_small_ones_tell(layout, monkeypatch, method, po
     monkeypatch.setattr(merging, "_ENTRIES", 64)
     monkeypatch.setattr(merging, "_SIZES", (64, 256))
     costs_by_entries(monkeypatch, power)
-    found = rehearsed(layout, method)
+    found = estimated(layout, method)
     recipe = recipe_of(layout, method)
     copied = sum(1e-12 * math.prod(t.shape) for t in layout.tensors if t.layer is None)
     expected = whole(layout, recipe, power)

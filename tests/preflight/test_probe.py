@@ -1,8 +1,10 @@
-"""One candidate tried: with its own weights, or rehearsed from the configs alone."""
+"""One candidate tried with its own weights, or estimated from the configs alone."""
 
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 
 import pytest
 import tiny
@@ -16,9 +18,9 @@ from typer.testing import CliRunner
 from evomerge.campaign.setup import prepare
 from evomerge.cli import app
 from evomerge.config import load_campaign
-from evomerge.preflight import scoring
+from evomerge.preflight import estimate_scoring, probe
 from evomerge.preflight.forecast import foresee
-from evomerge.preflight.observe import ProbeFailed, observed
+from evomerge.preflight.probe import ProbeFailed, probe_here
 from evomerge.preflight.problems import problems
 from evomerge.preflight.show import preflight_table
 
@@ -41,7 +43,7 @@ def found(family):
         name: prepare(load_campaign(family / name / "campaign.yaml"), unread=True)
         for name in ("real", "configs")
     }
-    return {name: foresee(one, family, 12, observed) for name, one in setups.items()}
+    return {name: foresee(one, family, 12, probe_here) for name, one in setups.items()}
 
 
 def test_without_weights_the_memory_is_that_with_them(found):
@@ -52,11 +54,11 @@ def test_without_weights_the_memory_is_that_with_them(found):
 
 
 def test_the_candidate_is_real_where_there_are_weights(found):
-    assert found["real"].observed.real
-    assert found["real"].observed.asked == 30  # all of them: they are quick
-    assert not found["configs"].observed.real
+    assert found["real"].probe.real
+    assert found["real"].probe.asked == 30  # all of them: they are quick
+    assert not found["configs"].probe.real
     for one in found.values():
-        assert 0 < one.observed.merge < 10
+        assert 0 < one.probe.merge < 10
         assert 0 < one.item_seconds < 1
 
 
@@ -67,7 +69,7 @@ def test_a_base_that_cannot_be_scored_is_found_out(family, tmp_path):
     tensors["lm_head.weight"][0, 0] = torch.nan
     save_file(tensors, file, {"format": "pt"})
     setup = prepare(load_campaign(path))
-    found = foresee(setup, tmp_path, 12, observed)
+    found = foresee(setup, tmp_path, 12, probe_here)
     assert isinstance(found.found, ProbeFailed)
     [reason] = problems(setup, found, tmp_path)
     assert "the base model itself cannot be scored: lm_head.weight" in reason
@@ -85,13 +87,13 @@ def served_elsewhere(folder, server, to):
     return prepare(load_campaign(folder / "campaign.yaml", [text]), unread=True)
 
 
-def test_scoring_elsewhere_is_not_rehearsed(family, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "Rehearsal", lambda *_: pytest.fail("rehearsed"))
+def test_scoring_elsewhere_is_not_estimated(family, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate_scoring, "ScoringEstimate", lambda *_: pytest.fail("estimated"))
     setup = served_elsewhere(family / "configs", server, tmp_path)
-    found = foresee(setup, tmp_path, 12, observed)
+    found = foresee(setup, tmp_path, 12, probe_here)
     assert (found.memory.model, found.memory.scoring) == (0, 0)
     assert found.memory.libraries > 0
-    assert found.observed.merge > 0
+    assert found.probe.merge > 0
     assert server.loaded == []
     console = Console(width=200, file=io.StringIO())
     console.print(preflight_table(setup, found))
@@ -104,7 +106,7 @@ def test_scoring_elsewhere_is_not_rehearsed(family, server, tmp_path, monkeypatc
 
 def test_candidates_are_tried_on_the_server_where_there_are_weights(family, server, tmp_path):
     setup = served_elsewhere(family / "real", server, tmp_path)
-    found = foresee(setup, tmp_path, 12, observed)
+    found = foresee(setup, tmp_path, 12, probe_here)
     assert (found.memory.model, found.memory.scoring) == (0, 0)
     assert set(server.loaded) == {str(tmp_path / "candidate")}
     assert found.item_seconds > 0
@@ -118,6 +120,19 @@ def test_nothing_is_said_of_workers_of_which_nothing_is_known(family, server, tm
     console = Console(width=200, file=io.StringIO())
     console.print(preflight_table(setup, found))
     assert "workers that fit" not in console.file.getvalue()
+
+
+def killed(order):
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_is_a_reason(monkeypatch):
+    monkeypatch.setattr(probe, "probe_here", killed)
+    forked = multiprocessing.get_context("fork")
+    monkeypatch.setattr(probe.multiprocessing, "get_context", lambda _: forked)
+    found = probe.probe(None)
+    assert found.fatal
+    assert "want of memory" in found.reason
 
 
 def check(folder, *options, code=0):
@@ -137,7 +152,7 @@ def test_check_prints_what_it_found_and_what_it_expects(family):
         "models, mapped",
         "workers that fit",
         "seconds per candidate",
-        "estimated from a few layers",
+        "estimated from shapes",
         "hours for the budget",
         "37 merges, 834 items",
         "an export",

@@ -1,0 +1,210 @@
+"""Estimate merging: one made-up tensor of each kind is merged, and scaled to the model.
+
+How many passes over memory a method makes, and what it holds, is known to the method alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from evomerge.materialize.kernel import COMPILED_ABOVE, Kernel
+from evomerge.materialize.plan import TensorStep, plan
+from evomerge.materialize.statistics.statistics import Statistics
+from evomerge.models.layout import Layout, TensorSpec
+from evomerge.models.source import Source
+from evomerge.preflight.machine import MemoryMeter, best_of
+from evomerge.recipe import BASE, Recipe
+
+_ENTRIES = 1 << 23
+"""Beyond every cache: more entries take as much longer as there are more."""
+_COPIES = 64
+_SIZES = tuple(1 << bits for bits in range(16, 25, 2))
+"""Entries of matrices whose cost may grow faster than their entries, the smallest first."""
+_LONG = 0.3
+"""Seconds from which on a size tells what larger ones take."""
+_STEEPEST = 1.5
+"""The highest power of its entries with which a matrix's cost grows: with a cube of its side."""
+
+
+@dataclass(frozen=True)
+class MergeCost:
+    """What merging takes: of a whole recipe, or of one made-up tensor.
+
+    Attributes:
+        seconds: each time.
+        once: more seconds, the first time, for what the sources alone decide.
+        bytes: memory beside sources, result and statistics.
+        statistics: bytes of what the sources alone decide.
+    """
+
+    seconds: float
+    once: float
+    bytes: float
+    statistics: float
+
+
+def estimate_merging(
+    recipe: Recipe,
+    layout: Layout,
+    dtypes: Mapping[str, torch.dtype],
+    kernel: Kernel,
+    compute: torch.dtype,
+    device: str = "cpu",
+) -> MergeCost:
+    """Merge a made-up tensor of each kind that occurs, and scale by entries.
+
+    Args:
+        dtypes: of the recipe's sources, by name.
+        kernel: of the worker, for its settings.
+        compute: the dtype of the resident model.
+        device: where it merges.
+    """
+    bench = _Bench(
+        replace(kernel, compiled=layout.parameters >= COMPILED_ABOVE), dtypes, compute, device
+    )
+    alike: dict[object, list[TensorStep]] = {}
+    for step in plan(recipe, layout, dtypes):
+        alike.setdefault(_kind(step), []).append(step)
+    meter = MemoryMeter(device)
+    costs = [bench.cost(steps) for steps in alike.values()]
+    lasting = meter.left()  # compiled code, mostly
+    return MergeCost(
+        seconds=sum(cost.seconds for cost in costs),
+        once=sum(cost.once for cost in costs),
+        bytes=lasting + max(cost.bytes for cost in costs),
+        statistics=sum(cost.statistics for cost in costs),
+    )
+
+
+def _kind(step: TensorStep) -> object:
+    """What steps have in common of which one tells the others' cost."""
+    rule = step.rule
+    how = (rule.method.name, rule.experts, rule.drop) if rule else step.source
+    return how, None if _by_entry(step) else (step.tensor.shape, step.tensor.matrices)
+
+
+def _by_entry(step: TensorStep) -> bool:
+    """Whether every entry costs the same, however many there are."""
+    method = step.rule and step.rule.method
+    return not method or (method.elementwise and method.joint is None)
+
+
+class _Bench:
+    """Merges made-up tensors and measures seconds and memory."""
+
+    def __init__(
+        self, kernel: Kernel, dtypes: Mapping[str, torch.dtype], compute: torch.dtype, device: str
+    ) -> None:
+        self._kernel, self._dtypes, self._compute = kernel, dtypes, compute
+        self._device = device
+
+    def cost(self, steps: Sequence[TensorStep]) -> MergeCost:
+        """The cost of all these steps, which are alike."""
+        entries = sum(math.prod(step.tensor.shape) for step in steps)
+        if _by_entry(steps[0]):
+            # A tensor of their average size, in turn with others so that none is in a cache.
+            size = min(_ENTRIES, max(1, entries // len(steps)))
+            found = self._measured(steps[0], (size,), math.ceil(min(_COPIES, _ENTRIES / size)))
+            times = entries / size
+            return MergeCost(
+                found.seconds * times, found.once * times, found.bytes, found.statistics * times
+            )
+        # One matrix, in sizes that grow to its own, or until one takes long.
+        tensor = steps[0].tensor
+        shape = tensor.shape[-2:] if tensor.matrices > 1 else tensor.shape
+        matrices, whole = len(steps) * tensor.matrices, math.prod(shape)
+        tried: list[tuple[int, MergeCost]] = []
+        for small in _smaller(shape):
+            tried.append((math.prod(small), self._measured(steps[0], small)))
+            if tried[-1][1].seconds + tried[-1][1].once > _LONG:
+                break
+        # The rest by the power of its entries with which the cost grew last.
+        (before, cheaper), (size, found) = tried[-2:] if len(tried) > 1 else tried * 2
+        more = whole / size
+        again = more ** _power(cheaper.seconds, found.seconds, size / before)
+        once = more ** _power(cheaper.once, found.once, size / before)
+        return MergeCost(
+            seconds=matrices * found.seconds * again,
+            once=matrices * found.once * once,
+            bytes=found.bytes * more,
+            statistics=matrices * found.statistics * more,
+        )
+
+    def _measured(self, step: TensorStep, shape: tuple[int, ...], copies: int = 1) -> MergeCost:
+        """The cost of one made-up tensor; of `copies` that take turns the average."""
+        specs = [
+            replace(step.tensor, name=str(number), shape=shape, matrices=1)
+            for number in range(copies)
+        ]
+        steps = [replace(step, tensor=spec) for spec in specs]
+        out = torch.empty(copies, math.prod(shape), dtype=self._compute, device=self._device)
+        self._kernel_of(specs).fill(out[0], steps[0], 0)  # compiles what is to be compiled
+        kernel = self._kernel_of(specs)
+        meter = MemoryMeter(self._device)
+        started = time.perf_counter()
+        kernel.fill(out[0], steps[0], 0)
+        first = time.perf_counter() - started
+        statistics = kernel.statistics.nbytes
+        taken = meter.most() - statistics
+
+        def fill_all() -> None:
+            for place, one in zip(out, steps, strict=True):
+                kernel.fill(place, one, 1)
+
+        again = best_of(fill_all, self._device) / copies
+        return MergeCost(again, max(0.0, first - again), max(0, taken), statistics)
+
+    def _kernel_of(self, specs: Sequence[TensorSpec]) -> Kernel:
+        """A kernel over made-up models of these tensors, without statistics yet."""
+        base = _MadeUpSource(self._dtypes[BASE], {s.name: torch.randn(s.shape) for s in specs})
+        sources = {BASE: base}
+        for name, dtype in self._dtypes.items():
+            if name != BASE:
+                noise = {s.name: 0.1 * torch.randn(s.shape) for s in specs}
+                tensors = {key: base.read(key).float() + noise[key] for key in noise}
+                sources[name] = _MadeUpSource(dtype, tensors)
+        found = cast(Mapping[str, Source], sources)
+        return replace(self._kernel, sources=found, statistics=Statistics(limit=1 << 40))
+
+
+class _MadeUpSource:
+    """Holds made-up tensors: so much of a `Source` as a kernel needs."""
+
+    def __init__(self, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
+        self._dtype = dtype
+        self._tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One of the tensors."""
+        return self._tensors[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of all of them."""
+        return self._dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one of them."""
+        return tuple(self._tensors[name].shape)
+
+
+def _smaller(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Shapes of the same aspect that grow to this one, or to the largest that is tried."""
+    whole = math.prod(shape)
+    for entries in (*(size for size in _SIZES if size < whole), whole):
+        if entries <= _SIZES[-1]:
+            scale = (entries / whole) ** (1 / len(shape))
+            yield tuple(max(1, round(side * scale)) for side in shape)
+
+
+def _power(before: float, after: float, more: float) -> float:
+    """The power of its entries with which a cost grew when there were `more` times as many."""
+    if before <= 0 or after <= 0 or more <= 1:
+        return 1.0
+    return min(max(1.0, math.log(after / before) / math.log(more)), _STEEPEST)

@@ -1,0 +1,112 @@
+"""What `evomerge check` refuses, and what it notes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from configs import save_configs, small_config
+from forecasts import FOUND, told, with_room
+
+from evomerge.config import load_campaign
+from evomerge.preflight import forecast as forecasts
+from evomerge.preflight import problems
+from evomerge.preflight.forecast import foresee
+from evomerge.preflight.probe import ProbeFailed, probe_here
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"scoring": 3 * 10**9},
+            "none fits; most of it goes to scoring: lower fitness",
+        ),
+        ({"merging": 3 * 10**9}, "most of it goes to merging: choose a method"),
+        ({"libraries": 600_000_000}, "workers.count: 2 of 0.61 GB each are asked for, and this"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_workers_without_room_are_refused(unread, tmp_path, monkeypatch, changes, message):
+    with_room(monkeypatch, 10**9)
+    workers = unread.config.workers.model_copy(update={"count": 2})
+    setup = replace(unread, config=unread.config.model_copy(update={"workers": workers}))
+    found = foresee(setup, tmp_path, 12, lambda spec: replace(FOUND, **changes))
+    assert message in told(setup, found, tmp_path)
+    far = workers.model_copy(update={"address": "ray://elsewhere"})
+    setup = replace(setup, config=setup.config.model_copy(update={"workers": far}))
+    assert told(setup, found, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("multiple_choice", "lower fitness.engine.batch_tokens"),
+        ("generate_until", "lower fitness.engine.batch_tokens and fitness.batch_size"),
+        ("callable", "take a larger machine"),
+    ],
+)
+def test_what_bounds_a_batch_is_the_way_out(unread, tmp_path, monkeypatch, kind, way):
+    with_room(monkeypatch, 10**9)
+    setup = replace(unread, tasks=tuple(replace(task, kind=kind) for task in unread.tasks))
+    found = foresee(setup, tmp_path, 12, lambda spec: replace(FOUND, scoring=3 * 10**9))
+    assert told(setup, found, tmp_path).endswith(f"scoring: {way}")
+
+
+def test_gpus_that_are_not_here_are_refused(unread, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    workers = unread.config.workers.model_copy(
+        update={"kind": "ray", "count": 2, "gpus_per_worker": 1.0}
+    )
+    setup = replace(unread, config=unread.config.model_copy(update={"workers": workers}))
+    found = foresee(setup, tmp_path, 12, probe_here)
+    assert "2 × 1 GPUs are asked for, and this machine has 0" in told(setup, found, tmp_path)
+    assert any("CUDA, which this machine has not" in n for n in problems.notes(setup, found))
+
+
+def test_hours_in_which_nothing_is_tried_are_refused(unread, tmp_path):
+    def hours(limit):
+        budget = unread.config.budget.model_copy(update={"hours": limit})
+        setup = replace(unread, config=unread.config.model_copy(update={"budget": budget}))
+        found = foresee(setup, tmp_path, 12, lambda spec: FOUND)
+        return told(setup, found, tmp_path), list(problems.notes(setup, found))
+
+    assert "in 0.01 hours there is no trial" in hours(0.01)[0]
+    refused, noted = hours(0.3)
+    assert refused == ""
+    assert any(note.startswith("budget.hours: 0.3 are enough for some") for note in noted)
+    assert hours(100) == ("", [])
+
+
+def test_a_stages_winner_needs_room_in_the_runs_folder(unread, tmp_path, monkeypatch):
+    stages = [{"name": n, "space": tiny.campaign_data()["space"]} for n in ("blend", "again")]
+    config = load_campaign(save_configs(tmp_path, small_config(), stages=stages))
+    setup = replace(unread, config=config)
+    found = foresee(setup, tmp_path, 12, None)
+    assert told(setup, found, tmp_path) == ""
+    for module in (forecasts, problems):
+        monkeypatch.setattr(module, "free_disk", lambda _: 1000)
+    assert "stages: a stage's winner is written into" in told(setup, found, tmp_path)
+    found = foresee(setup, tmp_path, 12, None)
+    assert any("an export" in note for note in problems.notes(setup, found))
+
+
+def test_models_larger_than_the_memory_are_told(unread, tmp_path, monkeypatch):
+    with_room(monkeypatch, 401_000_000)
+    small = replace(FOUND, libraries=0, merging=0)
+    found = foresee(unread, tmp_path, 12, lambda spec: small)
+    assert list(problems.notes(unread, found)) == []
+    with_room(monkeypatch, found.memory.own + found.memory.mapped - 1)
+    assert "do not stay in memory" in " ".join(problems.notes(unread, found))
+
+
+def test_a_base_that_cannot_be_scored_is_a_reason_and_an_estimate_that_fails_is_not(
+    unread, tmp_path
+):
+    found = foresee(unread, tmp_path, 12, lambda spec: ProbeFailed("it cannot", fatal=True))
+    assert told(unread, found, tmp_path) == "it cannot"
+    found = foresee(unread, tmp_path, 12, lambda spec: ProbeFailed("no way", fatal=False))
+    assert told(unread, found, tmp_path) == ""
+    assert "no way" in next(problems.notes(unread, found))
