@@ -69,3 +69,9 @@ class PassShape:
     seen: int = 0
     cached: int = 0
     times: int = 1
+
+    @classmethod
+    def of(cls, batch: Batch, logits: int, cached: int = 0) -> PassShape:
+        """The shape of the pass that reads a batch."""
+        rows, length = batch.tokens.shape
+        return cls(rows, length, logits, masked=batch.branches, cached=cached)

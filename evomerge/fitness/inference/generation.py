@@ -172,10 +172,9 @@ class Greedy:
             longest = len(self._prompts[rows[0]].tokens)
             most = max(self._prompts[number].most for number in rows)
             for packed in self._packed(rows):
-                shape, count = Batch.of(packed), sum(len(pack.paths) for pack in packed)
+                batch, count = Batch.of(packed), sum(len(pack.paths) for pack in packed)
                 # Keys and values are held twice while rows are taken out of their packs.
-                held = shape.size + count * longest
-                found.append(PassShape(*shape.tokens.shape, count, shape.branches, cached=held))
+                found.append(PassShape.of(batch, count, cached=batch.size + count * longest))
             held = len(rows) * (longest + most + ROOM)
             steps = PassShape(len(rows), 1, len(rows), False, longest + most // 2, held, most - 1)
             found.append(steps)

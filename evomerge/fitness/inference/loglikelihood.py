@@ -99,10 +99,7 @@ class LogLikelihoods:
             InputError: as `encode`.
         """
         asked = {self.encode(*request.args) for request in requests}
-        return [
-            PassShape(*reading.batch.tokens.shape, len(reading.rows), reading.batch.branches)
-            for reading in self._readings(asked)
-        ]
+        return [PassShape.of(reading.batch, len(reading.rows)) for reading in self._readings(asked)]
 
     def __call__(self, requests: Sequence[Instance]) -> list[Answer]:
         """`(log-likelihood, is greedy)` for each request.
