@@ -21,6 +21,7 @@ from evomerge.methods.core.masks import at
 from evomerge.methods.core.slices import part_of
 from evomerge.methods.core.sparsify import dare
 from evomerge.methods.core.view import Statistic, View
+from evomerge.models.files.finite import count_non_finite
 from evomerge.models.source import Source
 from evomerge.recipe import BASE
 
@@ -75,16 +76,29 @@ class Kernel:
         what a checkpoint of that dtype holds.
 
         Raises:
-            NonFiniteError: a rounded value is NaN or infinite; names the tensor.
+            NonFiniteError: a rounded value is NaN or infinite, or a decomposition met one; names
+                the tensor, and the model that is at fault where one is.
         """
         targets = [(out, step) for out, step in targets if out.numel()]
         tensors = self._feed.each(targets)
-        largest: list[tuple[str, Tensor]] = []
+        largest: list[tuple[TensorStep, Tensor]] = []
         for (out, step), read in zip(targets, tensors, strict=True):
-            name = step.tensor.name
-            parts = self._fill(out.view(-1), step, read, seed, self.dtype(name))
-            largest += [(name, part) for part in parts]
-        _check_finite(largest)
+            try:
+                parts = self._fill(out.view(-1), step, read, seed, self.dtype(step.tensor.name))
+                largest += [(step, part) for part in parts]
+            except torch.linalg.LinAlgError as error:
+                raise NonFiniteError(f"{self._fault(step)} ({error})") from None
+        for step in _not_finite(largest):
+            raise NonFiniteError(self._fault(step))
+
+    def _fault(self, step: TensorStep) -> str:
+        """Say which source's tensor is not finite, or that the merge's result is not."""
+        name = step.tensor.name
+        for source in step.reads:
+            found = count_non_finite(self.sources[source].read(name))
+            if found:
+                return f"{name}: {source} holds {found}"
+        return f"{name}: the merge gave NaN or infinity"
 
     def _fill(
         self, out: Tensor, step: TensorStep, read: list[Tensor], seed: int, dtype: torch.dtype
@@ -181,15 +195,13 @@ class Kernel:
         return _power_of_two(self.scratch // (4 * (3 * (experts + 1) + 4)))
 
 
-def _check_finite(largest: Sequence[tuple[str, Tensor]]) -> None:
-    """Refuse magnitudes that are not finite; a device is waited for once."""
+def _not_finite(largest: Sequence[tuple[TensorStep, Tensor]]) -> list[TensorStep]:
+    """Find the steps whose magnitudes are not finite; a device is waited for once."""
     if not largest:
-        return
+        return []
     home = largest[0][1].device  # a model may be spread over several
     finite = torch.stack([value.to(home) for _, value in largest]).isfinite().tolist()
-    for (name, _), fine in zip(largest, finite, strict=True):
-        if not fine:
-            raise NonFiniteError(f"{name}: the merge gave NaN or infinity")
+    return [step for (step, _), fine in zip(largest, finite, strict=True) if not fine]
 
 
 def _matrices(tensor: Tensor, count: int) -> Tensor:

@@ -21,6 +21,7 @@ from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.models.canonical_names import as_bytes, canonical_tensors
 from evomerge.models.files.conversion import as_saved
+from evomerge.models.files.finite import NonFinite, count_non_finite
 from evomerge.models.files.lazy_tensors import LazyTensors
 from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import read_stored
@@ -125,17 +126,33 @@ class Checkpoint(Source):
     def _skeleton(self) -> PreTrainedModel:
         return build_skeleton(self._config, trust_remote_code=self._flags["trust_remote_code"])
 
-    @cached_property
+    @property
     def tensor_digests(self) -> Mapping[str, str]:
         """Canonical name → SHA-256 over dtype, shape and bytes; reads all weights once."""
+        return self._scanned[0]
+
+    @property
+    def non_finite(self) -> Mapping[str, NonFinite]:
+        """Canonical name → counts, of the tensors with NaN or infinity; from the same one pass."""
+        return self._scanned[1]
+
+    @cached_property
+    def _scanned(self) -> tuple[dict[str, str], dict[str, NonFinite]]:
+        def scan(name: str) -> tuple[str, NonFinite]:
+            tensor = self._tensors[name]
+            return tensor_digest(tensor), count_non_finite(tensor)
+
+        digests, damaged, read = {}, {}, PageReleaser()
         with ThreadPoolExecutor() as pool:
-            found, read = {}, PageReleaser()
-            digests = pool.map(lambda name: tensor_digest(self._tensors[name]), self._tensors)
-            for name, digest in zip(self._tensors, digests, strict=True):
-                found[name] = digest
+            for name, (digest, found) in zip(
+                self._tensors, pool.map(scan, self._tensors), strict=True
+            ):
+                digests[name] = digest
+                if found:
+                    damaged[name] = found
                 read.add(self._tensors.mapped(name))
-            read.release()
-            return found
+        read.release()
+        return digests, damaged
 
     @cached_property
     def digest(self) -> str:

@@ -216,6 +216,26 @@ class _Scaled:
         return self._source.read(name).float() * self._factor
 
 
+class _Spoilt(_Scaled):
+    """A source with one value that is not finite."""
+
+    def read(self, name):
+        tensor = self._source.read(name).float()
+        tensor.view(-1)[1] = self._factor
+        return tensor
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ["linear", "iso_c", "iso_cts", "opcm", "twin", "wudi"])
+def test_a_model_at_fault_is_named_with_its_tensor(models, method, value):
+    """Also where a decomposition stumbles over it, which is no crash."""
+    kernel = Kernel({**models.sources, "lang": _Spoilt(models.sources["lang"], value)})
+    resident = Resident(models.layout, kernel, torch.float32)
+    kind = "NaN" if value != value else "infinity"
+    with pytest.raises(NonFiniteError, match=rf"model\.\S+: lang holds {kind} \(1 of \d+ values\)"):
+        resident.write(some_recipe(models, method))
+
+
 def test_a_failed_write_does_not_spoil_the_next(models):
     good = some_recipe(models)
     resident = Resident(models.layout, Kernel(models.sources), torch.float32)

@@ -31,6 +31,7 @@ from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.models.alignment.permutable_rows import Heads, LayerUnits, Rows, permutable_units
 from evomerge.models.checkpoint import Checkpoint, tensor_digest
+from evomerge.models.files.finite import NonFinite
 from evomerge.models.messages import campaign_key
 
 UNITS, HEADS = "MLP units", "attention heads"
@@ -134,6 +135,11 @@ class Aligned(Checkpoint):
         tensor = self.unaligned.read(name)
         spec = self.layout.tensor(name)
         return tensor if spec.layer is None else self.alignment.apply(spec.name, tensor)
+
+    @property
+    @override
+    def non_finite(self) -> Mapping[str, NonFinite]:
+        return self.unaligned.non_finite
 
     @cached_property
     def tensor_digests(self) -> Mapping[str, str]:

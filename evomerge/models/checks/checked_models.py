@@ -63,6 +63,8 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
         check_heads(base, expert)
     notes = [*tokenizer_notes(base, experts, models.trust_remote_code)]
     # 2. what the weights show
+    for source in (base, *experts):
+        check_finite(source)
     for expert in experts:
         notes += _lock_notes(base, expert, models.allow_locked)
         notes += settings_notes(base, expert)
@@ -74,6 +76,17 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
     notes += _twin_notes(base, experts)
     sources = {source.name: source for source in (base, *experts)}
     return CheckedModels(base.layout, sources, tuple(notes))
+
+
+def check_finite(source: Checkpoint) -> None:
+    """Refuse a model that holds NaN or infinity, of which no merge could be better."""
+    damaged = source.non_finite
+    for name, found in damaged.items():
+        others = f", and {len(damaged) - 1} more tensors" if len(damaged) > 1 else ""
+        raise InputError(
+            f"{campaign_key(source.name)}: {name} holds {found}{others}; every merge with it would "
+            f"too; leave it out, or give another copy than {source.spec}"
+        )
 
 
 def check_architecture(base: Checkpoint, expert: Checkpoint) -> None:

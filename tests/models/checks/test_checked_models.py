@@ -55,6 +55,36 @@ def test_an_expert_equal_to_the_base_is_refused_however_it_is_stored(
         check_models(campaign(saved("b"), math=tmp_path / "copy"))
 
 
+def spoil(folder, value, *places):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, index in places:
+        tensors[name].view(-1)[index] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", ["base", "math"])
+def test_a_model_that_holds_nan_or_infinity_is_refused_with_tensor_and_count(
+    saved, campaign, name, value
+):
+    folders = {"base": saved("b"), "math": saved("m", seed=1), "lang": saved("l", seed=2)}
+    up = "model.layers.1.mlp.up_proj.weight"
+    spoil(folders[name], value, (up, 5), (up, 9))
+    key = "models.base" if name == "base" else "models.experts.math"
+    kind = "NaN" if value != value else "infinity"
+    with pytest.raises(InputError) as raised:
+        check_models(campaign(folders.pop("base"), **folders))
+    assert f"{key}: {up} holds {kind} (2 of 384 values); every merge" in str(raised.value)
+
+
+def test_of_several_tensors_with_nan_the_first_is_named_and_the_others_counted(saved, campaign):
+    broken = saved("m", seed=1)
+    spoil(broken, float("nan"), (EMBEDDING, 3), ("model.norm.weight", 0), (HEAD, 1))
+    with pytest.raises(InputError, match=r"embed_tokens.weight holds NaN .*, and 2 more tensors"):
+        check_models(campaign(saved("b"), math=broken))
+
+
 def test_equal_experts_and_other_dtypes_are_told(saved, campaign):
     config = campaign(
         saved("b"),
