@@ -1,4 +1,4 @@
-"""What the campaign puts to work: a recipe to measure, and why."""
+"""Candidates: recipes to measure on a split, and why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from evomerge.study.record import Evaluation, RungProgress
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe to measure on a split, and why: a yardstick, a finalist, or the optimizer's own."""
+    """A recipe to measure on a split.
+
+    Attributes:
+        role: why it is measured; as in `Evaluation`.
+        name: of a parent or baseline.
+        proposal: what the optimizer asked for, if it did.
+        attempt: from 1; counts the times it took its worker or the driver down.
+        ticket: the slot of its marker in the study, once it has one.
+        progress: with rungs: what was measured of the optimizer's candidate so far.
+    """
 
     recipe: Recipe
     split: str
@@ -20,20 +29,20 @@ class Candidate:
     name: str | None = None
     proposal: Proposal | None = None
     attempt: int = 1
-    ticket: int | None = None  # the slot of its marker, once it has one
-    climb: RungProgress | None = None  # with rungs: how far up it is
+    ticket: int | None = None
+    progress: RungProgress | None = None
 
     @property
     def key(self) -> tuple[str, str]:
-        """What is looked up before anything is measured: the recipe's digest and the split."""
+        """The recipe's digest and the split: nothing is measured twice under one key."""
         return self.recipe.digest, self.split
 
 
 def finalist(trial: Evaluation, split: str) -> Candidate:
-    """A trial's recipe, to measure on a later split."""
+    """Make a candidate of a trial's recipe, to be measured on a later split."""
     return Candidate(Recipe.from_json(trial.recipe), split, "finalist")
 
 
 def named(recipes: Mapping[str, Recipe], role: str, split: str) -> list[Candidate]:
-    """Yardsticks of one role."""
+    """Make candidates of recipes by name, all of one role."""
     return [Candidate(recipe, split, role, name) for name, recipe in recipes.items()]

@@ -1,13 +1,13 @@
-"""What happened to workers and machines: how often, and the latest in words.
+"""The event log: what happened to workers and machines, counted, and the latest in words.
 
-Kept as one note of the study, of a bounded size, however long the campaign and however bad its
-luck.
+It is one note of the study, of bounded size however long the campaign lasts. What engines find out
+about themselves is a second note.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from evomerge.campaign.listener import Listener
@@ -15,25 +15,28 @@ from evomerge.study.study import Study
 from evomerge.workers.job import Event
 
 NOTE = "events"
+ENGINE = "engine"
+"""The note that holds the engines' facts."""
 LATEST = 30
-"""So many events are kept in words."""
+"""How many events are kept in words."""
 LONGEST = 300
-"""Characters of one."""
+"""How many characters of an event are kept."""
 
 
 class EventLog:
-    """The campaign's events, of all its drivers."""
+    """The campaign's events, over all its drivers."""
 
     def __init__(self, study: Study, listener: Listener) -> None:
-        """Go on in what the study holds; `listener` is told each in words."""
+        """Continue the log that the study holds; `listener` is told each event in words."""
         self._study = study
         self._listener = listener
         known = study.note(NOTE) or {}
         self._counts = Counter(known.get("counts", {}))
         self._latest: list[list[str]] = known.get("latest", [])
+        self._facts: Mapping[str, int] = study.note(ENGINE) or {}
 
     def write(self, events: Sequence[Event], workers: int) -> None:
-        """Record events, if there are any, and how many workers stand after them."""
+        """Record events, if there are any, and how many workers there are after them."""
         if not events:
             return
         self._counts.update(event.kind for event in events)
@@ -44,3 +47,13 @@ class EventLog:
         self._study.set_note(NOTE, facts)
         for text in texts:
             self._listener.said(text)
+
+    def record_engine_facts(self, facts: Mapping[str, int]) -> None:
+        """Record what engines found out about themselves (a batch size): the least of all workers.
+
+        A later run begins with these facts, so that its batches are the same.
+        """
+        least = {name: min(value, self._facts.get(name, value)) for name, value in facts.items()}
+        if least != self._facts:
+            self._facts = least
+            self._study.set_note(ENGINE, least)

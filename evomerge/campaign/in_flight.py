@@ -1,46 +1,51 @@
-"""What is in flight, each with a marker in the study, so that the driver's death leaves a trace."""
+"""Work in flight: each candidate has a marker in the study, so that no crash goes unnoticed."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 
 from evomerge.campaign.candidate import Candidate
+from evomerge.campaign.event_log import EventLog
 from evomerge.common.errors import EvomergeError
 from evomerge.search.optimizers import Proposal
 from evomerge.study.record import Marker
 from evomerge.study.study import Study
+from evomerge.workers.job import Executor, Job, Outcome
 
 ATTEMPTS = 3
-"""How often a candidate may take its worker or the driver down before it is retired."""
-
-Key = tuple[str, str, int | None]
-"""Digest, split and ask index, which tells two candidates with one recipe apart."""
+"""How often a candidate may take its worker or the driver down before it counts as failed."""
 
 
 class InFlight:
-    """Candidates in flight by ticket, and what was in flight when the last driver stopped.
-
-    A candidate whose recipe is in flight already waits beside it, for the same result.
+    """Candidates that wait for a worker, or for a result.
 
     Attributes:
-        flying: ticket → candidate.
-        waiting: ticket → candidate, of those that wait for another's result.
+        queue: to be started next, whatever the budget says.
+        running: ticket → candidate that is being measured.
+        waiting: ticket → candidate whose recipe is being measured for another one.
     """
 
-    def __init__(self, study: Study, *, isolated: bool) -> None:
-        """`apart`: no candidate can be to blame for the driver's death."""
-        self.flying: dict[int, Candidate] = {}
+    def __init__(self, study: Study, executor: Executor, log: EventLog) -> None:
+        """Take over what was in flight when the last driver stopped; `log` is told of events."""
+        self.queue: deque[Candidate] = deque()
+        self.running: dict[int, Candidate] = {}
         self.waiting: dict[int, Candidate] = {}
-        self._study = study
-        self._isolated = isolated
+        self._study, self._executor, self._log = study, executor, log
         self._left = {(m.digest, m.split, m.ask): m for m in study.markers()}
         self._taken: set[int | None] = {marker.slot for marker in self._left.values()}
 
     def __len__(self) -> int:
-        """How many results are awaited."""
-        return len(self.flying) + len(self.waiting)
+        """How many candidates have begun and are not on record."""
+        return len(self.queue) + len(self.running) + len(self.waiting)
+
+    @property
+    def mostly_waiting(self) -> bool:
+        """Whether more candidates wait for another's result than are being measured."""
+        return len(self.waiting) > len(self.running)
 
     def left_over(self) -> list[Proposal]:
         """What the last driver had asked for and not recorded, in the order of the asks."""
@@ -51,50 +56,77 @@ class InFlight:
         ]
         return sorted(found, key=lambda proposal: proposal.ask)
 
-    def again(self, candidate: Candidate) -> Candidate:
-        """The candidate, with the attempts that earlier drivers made on it."""
-        marker = self._left.get(_key(candidate))
+    def enqueue(self, candidates: Iterable[Candidate]) -> None:
+        """Queue candidates, with the attempts that earlier drivers made on them."""
+        self.queue.extend(self.with_previous_attempts(candidate) for candidate in candidates)
+
+    def with_previous_attempts(self, candidate: Candidate) -> Candidate:
+        """The candidate, with the attempts that earlier drivers made on it, and its progress."""
+        ask = candidate.proposal.ask if candidate.proposal else None
+        marker = self._left.get((*candidate.key, ask))
         if marker is None:
             return candidate
-        attempt = min(marker.attempt + (not marker.blameless), ATTEMPTS)
-        climb = candidate.climb and (marker.climb or candidate.climb)
-        return replace(candidate, attempt=attempt, ticket=marker.slot, climb=climb)
+        attempt = min(marker.attempt + (not marker.not_counted), ATTEMPTS)
+        progress = candidate.progress and (marker.progress or candidate.progress)
+        return replace(candidate, attempt=attempt, ticket=marker.slot, progress=progress)
 
-    def start(self, candidate: Candidate) -> int:
-        """Mark a candidate before its work begins; its ticket.
+    def start(self, candidate: Candidate, items: Mapping[str, Sequence[str]] | None) -> None:
+        """Mark a candidate, and submit it; or let it wait, while its recipe is being measured.
 
-        The driver's death is laid on it where both are one process: not with workers apart, and not
-        at a last attempt, which is made apart. So whoever kills the driver retires no candidate.
+        The driver's death counts as an attempt only where both are one process: not with isolated
+        workers, and not at a last attempt, which is made in a process of its own. So a driver that
+        is killed, however often, never fails a candidate.
+
+        Args:
+            items: task → ids to measure; None for all of the split.
         """
-        ticket = self._mark(candidate, self._isolated or candidate.attempt == ATTEMPTS)
-        self.flying[ticket] = candidate
-        return ticket
+        if any(one.key == candidate.key for one in self.running.values()):
+            self.waiting[self._mark(candidate, not_counted=True)] = candidate
+            return
+        last = candidate.attempt == ATTEMPTS
+        ticket = self._mark(candidate, not_counted=self._executor.isolated or last)
+        self.running[ticket] = candidate
+        self._executor.submit(Job(ticket, candidate.recipe, candidate.split, items, last))
 
-    def is_flying(self, candidate: Candidate) -> bool:
-        """Whether another with the same recipe is being measured on the same split."""
-        return any(one.key == candidate.key for one in self.flying.values())
+    def wait(self) -> tuple[Candidate, Outcome] | None:
+        """Wait for an outcome, and return it with its candidate; None if there is no final one.
 
-    def wait_beside(self, candidate: Candidate) -> None:
-        """Let a candidate wait for the one that is flying with its recipe."""
-        self.waiting[self._mark(candidate, blameless=True)] = candidate
+        A candidate that may be tried again goes back to the head of the queue.
+        """
+        outcome = self._executor.wait()
+        self._log.write(self._executor.drain_events(), self._executor.workers)
+        if outcome is None:
+            return None
+        candidate = self.finish(outcome.job.ticket)
+        if outcome.machine_fault:  # no attempt of the candidate
+            self.queue.appendleft(candidate)
+            return None
+        if outcome.retryable and candidate.attempt < ATTEMPTS:
+            self.queue.appendleft(replace(candidate, attempt=candidate.attempt + 1))
+            return None
+        if outcome.retryable:
+            outcome = replace(outcome, reason=f"{outcome.reason} ({ATTEMPTS} attempts)")
+        elif outcome.measurement is not None:
+            self._log.record_engine_facts(outcome.measurement.facts)
+        return candidate, outcome
 
-    def land(self, ticket: int) -> Candidate:
-        """A candidate whose work has ended; it keeps its ticket, until it is settled."""
-        return replace(self.flying.pop(ticket), ticket=ticket)
+    def finish(self, ticket: int) -> Candidate:
+        """Take out a candidate whose work has ended; it keeps its slot until it is on record."""
+        return replace(self.running.pop(ticket), ticket=ticket)
 
-    def settle(self, candidate: Candidate) -> list[Candidate]:
-        """A candidate is on record; those that waited for its result, to be started now."""
+    def release_waiting(self, candidate: Candidate) -> list[Candidate]:
+        """Free the slot of a candidate that is on record; return those that waited for it."""
         self._taken.discard(candidate.ticket)
         waited = [ticket for ticket, one in self.waiting.items() if one.key == candidate.key]
         return [replace(self.waiting.pop(ticket), ticket=ticket) for ticket in waited]
 
-    def excuse(self) -> None:
-        """The driver stops in order: what is in flight keeps its attempts."""
-        for ticket, candidate in self.flying.items():
+    def uncount(self) -> None:
+        """Mark what is running as not counted: the driver stops in order."""
+        for ticket, candidate in self.running.items():
             with suppress(EvomergeError):
-                self._mark(replace(candidate, ticket=ticket), blameless=True)
+                self._mark(replace(candidate, ticket=ticket), not_counted=True)
 
-    def _mark(self, candidate: Candidate, blameless: bool) -> int:
+    def _mark(self, candidate: Candidate, not_counted: bool) -> int:
         """Write the marker in the candidate's slot, or in the first that holds none that counts."""
         ticket = candidate.ticket
         if ticket is None:
@@ -111,12 +143,8 @@ class InFlight:
                 tells=proposal.tells if proposal else None,
                 genome=proposal.genome if proposal else None,
                 parents=proposal.parents if proposal else (),
-                climb=candidate.climb,
-                blameless=blameless,
+                progress=candidate.progress,
+                not_counted=not_counted,
             )
         )
         return ticket
-
-
-def _key(candidate: Candidate) -> Key:
-    return (*candidate.key, candidate.proposal.ask if candidate.proposal else None)

@@ -7,53 +7,35 @@ import re
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from evomerge.campaign.listener import Listener
-from evomerge.config import CampaignConfig
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import Judged, best
 from evomerge.results.results import Results
 from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
-from evomerge.trackers.base import Outcome, Run, Tracker, build_tracker
-from evomerge.trackers.notify import Notify
+from evomerge.trackers import Outcome, Run, Tracker
 
-PATIENCE_SECONDS = {"finished": 60.0, "failed": 60.0, "stopped": 10.0}
+CLOSE_SECONDS = {"finished": 60.0, "failed": 60.0, "stopped": 10.0}
 """How long trackers may take after the run for what they have not taken in yet."""
-
-
-def build_trackers(config: CampaignConfig) -> dict[str, Tracker]:
-    """What a campaign file's `trackers` and `notify` ask for, by the names messages give them.
-
-    Raises:
-        InputError: as `build_tracker`.
-    """
-    built: dict[str, Tracker] = {}
-    seen = Counter[str]()
-    for place, wanted in enumerate(config.trackers):
-        seen[wanted.kind] += 1
-        nth = f" {seen[wanted.kind]}" if seen[wanted.kind] > 1 else ""
-        built[f"tracker {wanted.kind}{nth}"] = build_tracker(wanted, f"trackers.{place}")
-    for place, notice in enumerate(config.notify):
-        built[f"notify.{place}"] = Notify(notice)
-    return built
 
 
 @contextmanager
 def tracked(
-    config: CampaignConfig, study: Study, folder: Path, listener: Listener
+    trackers: Mapping[str, Tracker], study: Study, folder: Path, listener: Listener
 ) -> Iterator[Listener]:
-    """A listener that tells the campaign's trackers, too, what is recorded and how it ended.
+    """Yield a listener that also tells trackers what is recorded, and in the end how it ended.
 
-    `folder` is the run's; `listener` is told everything, and what the trackers say.
+    Args:
+        trackers: by the names that messages give them.
+        folder: the run's.
+        listener: is told everything, and what the trackers say.
     """
-    trackers = build_trackers(config)
     if not trackers:
         yield listener
         return
@@ -116,7 +98,7 @@ class TrackerDispatch:
 
     def close(self, outcome: Outcome) -> None:
         """Tell the outcome, and wait a while for those who have not taken in all."""
-        deadline = time.monotonic() + PATIENCE_SECONDS[outcome.kind]
+        deadline = time.monotonic() + CLOSE_SECONDS[outcome.kind]
         for teller in self._tellers:
             teller.end(outcome)
         for teller in self._tellers:

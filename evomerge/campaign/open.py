@@ -52,7 +52,7 @@ def open_campaign(
     """
     with (
         open_study(setup, folder, listener, notes) as study,
-        tracked(setup.config, study, folder, listener) as told,
+        tracked(setup.trackers, study, folder, listener) as told,
         closing(open_workers(setup, folder, study.note("engine"))) as executor,
     ):
         yield Campaign(setup, study, executor, told, elsewhere)

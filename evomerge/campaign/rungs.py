@@ -1,4 +1,8 @@
-"""How candidates climb the rungs of a campaign: what to measure next, and whether to go on."""
+"""Rungs: which items a candidate is measured on next, and whether it is pruned.
+
+Successive halving, asynchronous (ASHA, Li et al. 2020, arXiv:1810.05934), with a paired test of
+identical items in the place of ranks: see `judging.pruning_test`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from typing_extensions import override
 
+from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.estimates import ScoreEstimator
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.setup import Setup
 from evomerge.config import FitnessConfig
+from evomerge.judging.constraints import Items
 from evomerge.judging.estimators import Estimates
 from evomerge.judging.pruning_test import is_stopped, on
 from evomerge.judging.rungs import Rungs, fix_rungs
@@ -21,108 +28,182 @@ from evomerge.study.study import Study
 Ids = Mapping[str, Sequence[str]]
 
 
-@dataclass
-class SuccessiveHalving:
-    """The rungs of one campaign.
+@dataclass(frozen=True, eq=False)
+class Continue:
+    """The candidate goes on to the next rung."""
 
-    Attributes:
-        rungs: which items each holds.
-        items: task → ids of the search split's items.
-        judge: of the search split.
-        fitness: the campaign file's section.
-        estimator: what the unmeasured items are thought to be.
-    """
+    progress: RungProgress
 
-    rungs: Rungs
-    items: Ids
-    judge: Judge
-    fitness: FitnessConfig
-    estimator: ScoreEstimator
 
-    def __post_init__(self) -> None:
-        self._entered = 0
-        self._rivals: list[dict[str, dict[str, np.ndarray]]] = [{} for _ in self.rungs.counts]
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """The candidate is measured no further; `estimates`: task → mean of all items, and its se."""
 
-    def wanted(self, climb: RungProgress) -> dict[str, list[str]]:
-        """task → ids of the items that the candidate's rung adds to those it was measured on."""
-        places = self.rungs.new(len(climb.steps))
-        return {task: [self.items[task][i] for i in found] for task, found in places.items()}
+    progress: RungProgress
+    estimates: Estimates
 
-    def among(
-        self, climb: RungProgress, items: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray] | None:
-        """What `wanted` asks for, if it is among items measured elsewhere (NaN: not measured)."""
-        found = on(items, self.rungs.new(len(climb.steps)))
-        return found if all(np.isfinite(v).all() for v in found.values()) else None
 
-    def asked(self, climb: RungProgress) -> int:
-        """How many items it has been asked for, the rung in flight included."""
-        return self.rungs.total(len(climb.steps))
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """The candidate is measured on all items of the split."""
 
-    def landed(
-        self, climb: RungProgress, measured: Mapping[str, np.ndarray], seconds: Mapping[str, float]
-    ) -> RungProgress:
-        """The climb with what its rung gave; it has taken no step yet."""
-        scores = {
-            task: climb.scores[task].copy() if climb.scores else np.full(size, np.nan)
-            for task, size in self.rungs.sizes.items()
-        }
-        for task, places in self.rungs.new(len(climb.steps)).items():
-            scores[task][places] = measured[task]
-        stages = dict.fromkeys([*climb.seconds, *seconds])
-        spent = {stage: climb.seconds.get(stage, 0.0) + seconds.get(stage, 0.0) for stage in stages}
-        return replace(climb, scores=scores, seconds=spent)
+    progress: RungProgress
 
-    def at_top(self, climb: RungProgress) -> bool:
-        """Whether it is on the last rung."""
-        return len(climb.steps) == len(self.rungs) - 1
 
-    def step(self, climb: RungProgress) -> tuple[RungProgress, Estimates]:
-        """The climb with what its present rung makes of it, and the tasks' estimates."""
-        estimates = self.estimator(climb.scores)
-        means, errors = np.array([estimates[task] for task in self.judge.tasks]).T
-        value = float(self.judge.value(means))
-        taken = RungResult(self.asked(climb), value, self.judge.error(means, errors))
-        return replace(climb, steps=(*climb.steps, taken)), estimates
+Decision = Continue | Pruned | Finished
 
-    def stops(self, climb: RungProgress, trials: Sequence[Evaluation]) -> bool:
-        """Whether it loses the race on its rung, against the recorded trials measured on it.
 
-        `trials`: those of the last call, and later ones.
+class AllItems:
+    """No rungs: every candidate is measured on all items of its split at once."""
+
+    def begin(self) -> RungProgress | None:
+        """The progress with which one of the optimizer's candidates begins; None without rungs."""
+        return None
+
+    def items(self, candidate: Candidate) -> Ids | None:
+        """task → ids of the items to measure next; None for all of the split."""
+        return None
+
+    def asked(self, candidate: Candidate) -> int | None:
+        """How many items it has been asked for, those in flight included; None for all."""
+        return None
+
+    def among(self, candidate: Candidate, known: Evaluation) -> Items | None:
+        """The scores of the items to measure next, if an evaluation of the recipe has them all."""
+        return None if known.estimated else known.scores
+
+    def decide(
+        self,
+        candidate: Candidate,
+        items: Items,
+        seconds: Mapping[str, float],
+        trials: Sequence[Evaluation],
+    ) -> Decision:
+        """Say how a candidate goes on whose items were measured.
+
+        Args:
+            items: task → scores of the items that were asked for.
+            seconds: stage → wall time it took.
+            trials: the optimizer's, as recorded by now: those of the last call, and later ones.
         """
+        return Finished(RungProgress(scores=items, seconds=seconds))
+
+
+class SuccessiveHalving(AllItems):
+    """Rungs of growing item sets for the optimizer's candidates; others are measured at once."""
+
+    def __init__(
+        self,
+        rungs: Rungs,
+        ids: Ids,
+        judge: Judge,
+        fitness: FitnessConfig,
+        estimator: ScoreEstimator,
+    ) -> None:
+        """Begin without incumbents.
+
+        Args:
+            rungs: which items each rung holds.
+            ids: task → ids of the search split's items.
+            judge: of the search split.
+            fitness: the campaign file's section.
+            estimator: of the mean over all items, from those of a rung.
+        """
+        self._rungs, self._ids, self._judge = rungs, ids, judge
+        self._test, self._estimator = fitness.race, estimator
+        self._entered = 0  # trials that were made incumbents
+        self._incumbents: list[dict[str, Items]] = [{} for _ in rungs.counts]  # rung: digest: items
+
+    @override
+    def begin(self) -> RungProgress | None:
+        return RungProgress()
+
+    @override
+    def items(self, candidate: Candidate) -> Ids | None:
+        if candidate.progress is None:
+            return None
+        places = self._rungs.new(len(candidate.progress.results))
+        return {task: [self._ids[task][i] for i in found] for task, found in places.items()}
+
+    @override
+    def asked(self, candidate: Candidate) -> int | None:
+        progress = candidate.progress
+        return None if progress is None else self._rungs.total(len(progress.results))
+
+    @override
+    def among(self, candidate: Candidate, known: Evaluation) -> Items | None:
+        if candidate.progress is None:
+            return super().among(candidate, known)
+        found = on(known.scores, self._rungs.new(len(candidate.progress.results)))
+        return found if _all_finite(found) else None
+
+    @override
+    def decide(
+        self,
+        candidate: Candidate,
+        items: Items,
+        seconds: Mapping[str, float],
+        trials: Sequence[Evaluation],
+    ) -> Decision:
+        if candidate.progress is None:
+            return super().decide(candidate, items, seconds, trials)
+        # 1. Add the rung's items to those of the rungs below.
+        progress = self._with_items(candidate.progress, items, seconds)
+        rung = len(progress.results)
+        if rung == len(self._rungs) - 1:
+            return Finished(progress)
+        # 2. Test it against the trials that were measured on this rung before it.
         self._enter(trials)
-        rung = len(climb.steps)
         incumbents = {
-            task: np.array([rival[task] for rival in self._rivals[rung].values()])
-            for task in self.rungs.sizes
+            task: np.array([found[task] for found in self._incumbents[rung].values()])
+            for task in self._rungs.sizes
         }
-        ours, race = on(climb.scores, self.rungs.places(rung)), self.fitness.race
-        return is_stopped(self.judge, ours, incumbents, race.keep, race.confidence)
+        ours = on(progress.scores, self._rungs.places(rung))
+        pruned = is_stopped(self._judge, ours, incumbents, self._test.keep, self._test.confidence)
+        # 3. Estimate its score on all items, whether it goes on or not.
+        estimates = self._estimator(progress.scores)
+        means, errors = np.array([estimates[task] for task in self._judge.tasks]).T
+        value, se = float(self._judge.value(means)), self._judge.error(means, errors)
+        result = RungResult(self._rungs.total(rung), value, se)
+        progress = replace(progress, results=(*progress.results, result))
+        return Pruned(progress, estimates) if pruned else Continue(progress)
+
+    def _with_items(
+        self, progress: RungProgress, items: Items, seconds: Mapping[str, float]
+    ) -> RungProgress:
+        """The progress with what its rung gave; it is still on that rung."""
+        scores = {
+            task: progress.scores[task].copy() if progress.scores else np.full(size, np.nan)
+            for task, size in self._rungs.sizes.items()
+        }
+        for task, places in self._rungs.new(len(progress.results)).items():
+            scores[task][places] = items[task]
+        stages = dict.fromkeys([*progress.seconds, *seconds])
+        spent = {s: progress.seconds.get(s, 0.0) + seconds.get(s, 0.0) for s in stages}
+        return replace(progress, scores=scores, seconds=spent)
 
     def _enter(self, trials: Sequence[Evaluation]) -> None:
-        """Make recorded trials incumbents of the rungs on which they were measured."""
+        """Make recorded trials incumbents of every rung whose items they were measured on."""
         for trial in trials[self._entered :]:
-            for rung, rivals in enumerate(self._rivals):
-                found = {} if trial.failed else on(trial.scores, self.rungs.places(rung))
-                if found and all(np.isfinite(values).all() for values in found.values()):
-                    rivals.setdefault(trial.digest, found)
+            for rung, incumbents in enumerate(self._incumbents):
+                found = {} if trial.failed else on(trial.scores, self._rungs.places(rung))
+                if found and _all_finite(found):
+                    incumbents.setdefault(trial.digest, found)
             if trial.measured:
-                self.estimator.learn(trial)
+                self._estimator.learn(trial)
         self._entered = len(trials)
 
 
-def open_ladder(
-    setup: Setup, study: Study, judge: Judge, listener: Listener
-) -> SuccessiveHalving | None:
-    """The campaign's ladder, its rungs fixed and recorded at the first call; None without rungs.
+def build_rungs(setup: Setup, study: Study, judge: Judge, listener: Listener) -> AllItems:
+    """Build the campaign's rungs; the first call chooses their items and records them.
 
     Parents and baselines must have been measured on search. `listener` is told when the
     estimator is switched off.
     """
     fitness = setup.config.fitness
     if len(fitness.rungs) == 1:
-        return None
-    yardsticks = {
+        return AllItems()
+    references = {
         e.digest: e.scores
         for e in study.evaluations()
         if e.role in ("parent", "baseline") and e.split == "search" and e.measured
@@ -130,11 +211,15 @@ def open_ladder(
     stored = study.rungs()
     if stored is None:
         weights = dict(zip(judge.tasks, judge.weights.tolist(), strict=True))
-        sizes, found = setup.sizes("search"), list(yardsticks.values())
+        sizes, found = setup.sizes("search"), list(references.values())
         rungs = fix_rungs(fitness.rungs, sizes, weights, found)
         stored = rungs.with_measures(setup.measures).to_json()
         study.set_rungs(stored)
     rungs = Rungs.from_json(stored)
     below = [rungs.places(rung) for rung in range(len(rungs) - 1)]
-    learner = ScoreEstimator(fitness.estimator, below, yardsticks, listener)
-    return SuccessiveHalving(rungs, setup.items["search"], judge, fitness, learner)
+    estimator = ScoreEstimator(fitness.estimator, below, references, listener)
+    return SuccessiveHalving(rungs, setup.items["search"], judge, fitness, estimator)
+
+
+def _all_finite(items: Items) -> bool:
+    return all(np.isfinite(values).all() for values in items.values())

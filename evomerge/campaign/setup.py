@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from evomerge.campaign.initial_points import starts
-from evomerge.campaign.notify_trackers import build_trackers
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.config import SPLITS, CallableConfig, CampaignConfig, TaskConfig
@@ -28,6 +27,8 @@ from evomerge.recipe import BASE, Recipe
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.spaces.build import build_space
 from evomerge.search.spaces.space import Space
+from evomerge.trackers.base import Tracker
+from evomerge.trackers.build import build_trackers
 from evomerge.workers.devices import compute_dtype
 
 SplitItems = dict[str, dict[str, list[str]]]
@@ -36,7 +37,18 @@ SplitItems = dict[str, dict[str, list[str]]]
 
 @dataclass(frozen=True)
 class Setup:
-    """A campaign that can work: its models fit, its space is sound, its splits are full."""
+    """A campaign that can work: its models fit, its space is sound, its splits are full.
+
+    Attributes:
+        models: the sources by name, and their common layout.
+        space: with the campaign file's `initial` as its starts.
+        tasks: the tasks, and the measures beside them, each with its items.
+        items: split → task → item ids.
+        judge: of any split; it has not met the parents.
+        optimizer: before its first tell, for one campaign: it keeps what it is told.
+        grid: the merges of `space.grid`, by name.
+        trackers: by the names that messages give them.
+    """
 
     config: CampaignConfig
     models: CheckedModels
@@ -44,18 +56,9 @@ class Setup:
     tasks: tuple[TaskItems, ...]
     items: SplitItems
     judge: Judge
-
-    def optimizer(self) -> Optimizer:
-        """A new optimizer, in its state before the first tell.
-
-        Raises:
-            InputError: no such optimizer, or one that cannot search this space, for these goals or
-                within the budget.
-        """
-        optimizer = build_optimizer(self.config.optimizer, self.space, self.config.seed)
-        optimizer.check_goals(self.judge.goals)
-        optimizer.check_budget(self.most_trials)
-        return optimizer
+    optimizer: Optimizer
+    grid: Mapping[str, Recipe]
+    trackers: Mapping[str, Tracker]
 
     def sizes(self, split: str) -> dict[str, int]:
         """task → how many items the split has; measures beside a task have its items."""
@@ -66,15 +69,6 @@ class Setup:
     def measures(self) -> dict[str, str]:
         """Measure → the task beside whose score it is."""
         return _measures(self.tasks)
-
-    def grid(self) -> dict[str, Recipe]:
-        """The merges of `space.grid`, by name.
-
-        Raises:
-            InputError: there would be too many.
-        """
-        points = self.config.space.grid
-        return {} if points is None else self.space.grid(points)
 
     @property
     def first_rung(self) -> int:
@@ -97,9 +91,9 @@ class Setup:
             InputError: no such optimizer, one that cannot search this space, for these goals or
                 within the budget, or rungs for which there are too few items.
         """
-        check_rungs(config.fitness.rungs, self.sizes("search"))
-        setup = replace(self, config=config, space=_space(config, self.models))
-        setup.optimizer()
+        space = _space(config, self.models)
+        setup = replace(self, config=config, space=space, **_searched_by(config, space))
+        _check_search(setup)
         return setup
 
     @property
@@ -144,25 +138,29 @@ class Setup:
 
 
 def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
-    """Open and check models, tasks and space; computes nothing that a candidate needs.
+    """Open and check models, tasks and space; compute nothing that a candidate needs.
 
     Args:
-        unread: if no model has weights here, their configs will do, for a look at the campaign.
+        unread: models may lack their weights; their configs are enough to look at the campaign.
 
     Raises:
-        InputError: whatever would fail later, said now; names file or key.
+        InputError: whatever would fail later; names file or key.
     """
+    # 1. What needs the campaign file alone.
     wanted = config.fitness.objective
     find_objective(wanted.kind, "fitness.objective", wanted.options)
-    build_trackers(config)  # checks their names and options
+    trackers = build_trackers(config)
+    # 2. Models and space.
     models = check_configs_only(config.models) if unread else None
     models = models or check_models(with_recipes_made(config.models))
     space = _space(config, models)
     models = replace(models, notes=(*models.notes, *space.notes))
     _check_chat_template(config, models)
+    # 3. Tasks, and the splits of their items.
     tasks = list_items(config.fitness)
     check_engine(config, {task.task: task.kind for task in tasks})
     items, notes = _split(tasks, config)
+    # 4. The search over them.
     setup = Setup(
         config=config,
         models=replace(models, notes=(*models.notes, *notes)),
@@ -170,12 +168,36 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
         tasks=tasks,
         items=items,
         judge=_judge(config, models, tasks),
+        trackers=trackers,
+        **_searched_by(config, space),
     )
-    check_rungs(config.fitness.rungs, setup.sizes("search"))
-    setup.grid()  # checks its size
-    optimizer = setup.optimizer()  # checks the optimizer's name and options
-    optimizer.check_metrics([task.task for task in tasks])
+    _check_search(setup)
     return setup
+
+
+def _searched_by(config: CampaignConfig, space: Space) -> dict[str, Any]:
+    """The fields of a set-up that hold how its space is searched.
+
+    Raises:
+        InputError: no such optimizer, one that cannot search this space, or too large a grid.
+    """
+    points = config.space.grid
+    return {
+        "optimizer": build_optimizer(config.optimizer, space, config.seed),
+        "grid": {} if points is None else space.grid(points),
+    }
+
+
+def _check_search(setup: Setup) -> None:
+    """Refuse rungs, goals, options or a budget with which the search cannot work.
+
+    Raises:
+        InputError: names the key.
+    """
+    check_rungs(setup.config.fitness.rungs, setup.sizes("search"))
+    setup.optimizer.check_goals(setup.judge.goals)
+    setup.optimizer.check_budget(setup.most_trials)
+    setup.optimizer.check_metrics([task.task for task in setup.tasks])
 
 
 def _space(config: CampaignConfig, models: CheckedModels) -> Space:
@@ -195,7 +217,11 @@ def _judge(config: CampaignConfig, models: CheckedModels, tasks: Sequence[TaskIt
 
 
 def _check_depths(config: CampaignConfig, models: CheckedModels) -> None:
-    """Refuse models whose config has no words for layers in another order and number."""
+    """Refuse models whose config cannot express layers in another order and number.
+
+    Raises:
+        InputError: their architecture, and what to write instead.
+    """
     forwards = range(models.layout.layers)
     flags = {"trust_remote_code": config.models.trust_remote_code}
     try:
@@ -207,7 +233,7 @@ def _check_depths(config: CampaignConfig, models: CheckedModels) -> None:
 
 
 def _identity_of(task: TaskConfig | CallableConfig) -> dict[str, Any]:
-    """What an entry says, without paths; of a callable's code and documents there are digests."""
+    """An entry without its paths: a callable's code and documents are digests elsewhere."""
     if isinstance(task, CallableConfig):
         return {**task.model_dump(mode="json", exclude={"documents"}), "callable": task.function}
     # Measures stand in it only where there are any: older studies know no such key.
@@ -215,7 +241,11 @@ def _identity_of(task: TaskConfig | CallableConfig) -> dict[str, Any]:
 
 
 def _check_chat_template(config: CampaignConfig, models: CheckedModels) -> None:
-    """Said here, before a worker is built, because it needs the tokenizer only."""
+    """Refuse `apply_chat_template` where the tokenizer has none, before a worker is built.
+
+    Raises:
+        InputError: names the task and the tokenizer's folder.
+    """
     if has_template(config):
         return
     asking = [task.task for task in config.fitness.lm_eval_tasks if task.apply_chat_template]
@@ -231,7 +261,11 @@ def _check_chat_template(config: CampaignConfig, models: CheckedModels) -> None:
 
 
 def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> tuple[SplitItems, list[str]]:
-    """The splits, and what the user should know of them."""
+    """Deal the tasks' items into splits; return them, and notes for the user.
+
+    Raises:
+        InputError: a task has no items, or a split cannot be filled.
+    """
     measures = _measures(tasks)
     scored: dict[str, Marks] = {}
     for task in tasks:

@@ -54,7 +54,7 @@ def work_of(setup: Setup, trials: int) -> Work:
     references = {
         r.digest for r in (*setup.space.parents().values(), *setup.space.baselines().values())
     }
-    grid = {recipe.digest for recipe in setup.grid().values()} - references
+    grid = {recipe.digest for recipe in setup.grid.values()} - references
     searched = trials * sizes["search"]
     if budget.items is not None:
         trials = min(trials, math.ceil(budget.items / setup.first_rung))

@@ -133,7 +133,7 @@ def _flying(marker: Marker) -> dict[str, Any]:
         "slot": marker.slot,
         "split": marker.split,
         "ask": marker.ask,
-        "rung": len(marker.climb.steps) if marker.climb else None,
+        "rung": len(marker.progress.results) if marker.progress else None,
         "attempt": marker.attempt,
     }
 

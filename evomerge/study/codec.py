@@ -91,7 +91,7 @@ def _plain(evaluation: Evaluation) -> dict[str, Any]:
         "n": evaluation.n or None,
         "estimated": evaluation.estimated or None,
         "estimates": {task: list(found) for task, found in evaluation.estimates.items()} or None,
-        "steps": [list(astuple(step)) for step in evaluation.steps] or None,
+        "steps": [list(astuple(result)) for result in evaluation.rungs] or None,
         "asked": evaluation.asked,
         "tasks": {
             task: _of_task(values, evaluation.estimated)
@@ -148,7 +148,7 @@ def decode_evaluation(
             n=plain.get("n", 0),
             estimated=plain.get("estimated", False),
             estimates={task: (mean, se) for task, (mean, se) in plain.get("estimates", {}).items()},
-            steps=tuple(RungResult(*step) for step in plain.get("steps", ())),
+            rungs=tuple(RungResult(*result) for result in plain.get("steps", ())),
             asked=plain.get("asked"),
             scores=_split_scores(plain.get("tasks", {}), unpack("scores", packed) or b""),
             reason=plain.get("reason"),
@@ -179,11 +179,19 @@ def _unpack_plain(packed: Mapping[str, Any]) -> dict[str, Any]:
 
 def encode_marker(marker: Marker) -> dict[str, str]:
     """A marker as study attributes `marker/<slot>:…`; a later one in the slot overwrites it."""
-    facts = {key: fact for key, fact in vars(marker).items() if key != "climb"}
-    if marker.genome is not None:
-        facts["genome"] = np.asarray(marker.genome, float).tolist()
-    if marker.climb is not None:
-        facts["climb"] = _from_climb(marker.climb)
+    facts: dict[str, Any] = {
+        "slot": marker.slot,
+        "digest": marker.digest,
+        "split": marker.split,
+        "attempt": marker.attempt,
+        "ask": marker.ask,
+        "tells": marker.tells,
+        "genome": None if marker.genome is None else np.asarray(marker.genome, float).tolist(),
+        "parents": list(marker.parents),
+        "blameless": marker.not_counted,
+    }
+    if marker.progress is not None:
+        facts["climb"] = _encode_progress(marker.progress)
     return pack_json(f"marker/{marker.slot}", facts)
 
 
@@ -192,31 +200,40 @@ def decode_markers(attributes: Mapping[str, Any]) -> list[Marker]:
     markers = []
     for key in attributes:
         name, _, chunk = key.rpartition(":")
-        if not name.startswith("marker/") or chunk != "0":
-            continue
-        try:
-            facts = unpack_json(name, attributes)
-        except ValueError:
-            continue
-        genome = facts["genome"]
-        facts["genome"] = None if genome is None else np.array(genome, np.float64)
-        if "climb" in facts:
-            facts["climb"] = _to_climb(facts["climb"])
-        markers.append(Marker(**facts | {"parents": tuple(facts["parents"])}))
+        if name.startswith("marker/") and chunk == "0":
+            try:
+                markers.append(_decode_marker(unpack_json(name, attributes)))
+            except ValueError:
+                continue
     return sorted(markers, key=lambda marker: marker.slot)
 
 
-def _from_climb(climb: RungProgress) -> dict[str, Any]:
-    scores = {task: np.asarray(values, float).tolist() for task, values in climb.scores.items()}
-    steps = [astuple(step) for step in climb.steps]
-    return {"steps": steps, "scores": scores, "seconds": dict(climb.seconds)}
-
-
-def _to_climb(facts: Mapping[str, Any]) -> RungProgress:
-    scores = {task: np.array(values, np.float64) for task, values in facts["scores"].items()}
-    return RungProgress(
-        tuple(RungResult(*step) for step in facts["steps"]), scores, facts["seconds"]
+def _decode_marker(facts: Mapping[str, Any]) -> Marker:
+    genome = facts["genome"]
+    return Marker(
+        slot=facts["slot"],
+        digest=facts["digest"],
+        split=facts["split"],
+        attempt=facts["attempt"],
+        ask=facts["ask"],
+        tells=facts["tells"],
+        genome=None if genome is None else np.array(genome, np.float64),
+        parents=tuple(facts["parents"]),
+        progress=_decode_progress(facts["climb"]) if "climb" in facts else None,
+        not_counted=facts.get("blameless", False),
     )
+
+
+def _encode_progress(progress: RungProgress) -> dict[str, Any]:
+    scores = {task: np.asarray(values, float).tolist() for task, values in progress.scores.items()}
+    results = [astuple(result) for result in progress.results]
+    return {"steps": results, "scores": scores, "seconds": dict(progress.seconds)}
+
+
+def _decode_progress(facts: Mapping[str, Any]) -> RungProgress:
+    scores = {task: np.array(values, np.float64) for task, values in facts["scores"].items()}
+    results = tuple(RungResult(*result) for result in facts["steps"])
+    return RungProgress(results, scores, facts["seconds"])
 
 
 def _to_bytes(values: np.ndarray) -> bytes:

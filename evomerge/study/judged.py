@@ -57,6 +57,6 @@ def known_of(evaluations: Iterable[Evaluation]) -> dict[tuple[str, str], Evaluat
 
 def check_of(trial: Evaluation) -> tuple[float, float, float] | None:
     """Estimate on the lowest rung, its standard error, and the full score, if it has all three."""
-    if not trial.measured or not trial.steps or trial.value is None:
+    if not trial.measured or not trial.rungs or trial.value is None:
         return None
-    return trial.steps[0].value, trial.steps[0].se, trial.value
+    return trial.rungs[0].value, trial.rungs[0].se, trial.value

@@ -12,12 +12,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class RungResult:
-    """What was thought of a candidate on a rung below the last.
+    """Estimate of a candidate's score, made on a rung below the last.
 
     Attributes:
         n: items it was measured on by then.
         value: the objective over all items, estimated from these.
-        se: the standard error of that estimate, all items of the split being given.
+        se: standard error of that estimate, given all items of the split.
     """
 
     n: int
@@ -27,11 +27,16 @@ class RungResult:
 
 @dataclass(frozen=True, eq=False)
 class RungProgress:
-    """How far up the rungs a candidate in flight is: `len(steps)` is the rung it is on."""
+    """What has been measured of a candidate; it is on rung `len(results)`.
 
-    steps: tuple[RungResult, ...] = ()
+    Attributes:
+        results: one for each rung it has left behind.
+        scores: task → float64 [items], NaN where not measured; empty on the first rung.
+        seconds: stage → wall time so far.
+    """
+
+    results: tuple[RungResult, ...] = ()
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Task -> float64 [items], NaN where not measured; empty on the first rung."""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -66,8 +71,8 @@ class Evaluation:
     """Whether `value` estimates items that were not scored: it was stopped on a rung (PRUNED)."""
     estimates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Of an estimated one: task -> mean over all items, and its standard error."""
-    steps: tuple[RungResult, ...] = ()
-    """The rungs below the last that it climbed, the one it was stopped on included."""
+    rungs: tuple[RungResult, ...] = ()
+    """One for each rung below the last that it was measured on, also the one it was pruned on."""
     asked: int | None = None
     """With rungs: how many items it was asked for, which is what it costs."""
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -132,7 +137,7 @@ class Marker:
     genome: np.ndarray | None = None
     """float64 [genes]"""
     parents: tuple[int, ...] = ()
-    climb: RungProgress | None = None
-    """What the rungs below the one in flight gave."""
-    blameless: bool = False
-    """Whether the driver's death meanwhile is no attempt of the candidate's."""
+    progress: RungProgress | None = None
+    """With rungs: what was measured on those below the one in flight."""
+    not_counted: bool = False
+    """Whether the driver's death meanwhile is not counted as an attempt of the candidate."""

@@ -90,7 +90,7 @@ def state_of(evaluation: Evaluation) -> TrialState:
 
 def intermediate_values(evaluation: Evaluation) -> dict[int, float]:
     """Items measured → the value estimated from them; of a pruned trial the last is its own."""
-    values = {step.n: step.value for step in evaluation.steps}
+    values = {result.n: result.value for result in evaluation.rungs}
     if evaluation.estimated and evaluation.value is not None:
         values[max([evaluation.n, *values])] = evaluation.value
     return values

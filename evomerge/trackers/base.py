@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from evomerge.common.errors import InputError
-from evomerge.common.plugins import Registry, check_options, subclass_of
-from evomerge.config import PlugConfig
+from evomerge.common.plugins import Registry, subclass_of
 from evomerge.study.record import Evaluation
 
 MOST_GENES = 64
@@ -104,22 +101,6 @@ def tracker(name: str) -> Callable[[type[Tracker]], type[Tracker]]:
 def trackers() -> Mapping[str, type[Tracker]]:
     """Every registered tracker by name, in alphabetical order."""
     return REGISTRY.all()
-
-
-def build_tracker(config: PlugConfig, where: str) -> Tracker:
-    """The tracker that a campaign file names at `where`, with its options checked.
-
-    Raises:
-        InputError: no such tracker, an unknown option, an option's value of the wrong type, or the
-            package it needs is not installed.
-    """
-    name = config.kind
-    kind = REGISTRY.find(name, where)
-    if kind.needs and importlib.util.find_spec(kind.needs) is None:
-        raise InputError(
-            f"{where}: {name} needs the package {kind.needs}; pip install 'evomerge[{name}]'"
-        )
-    return kind(**check_options(kind, config.options, where, of=name))
 
 
 def numbers(evaluation: Evaluation, best: Evaluation | None) -> dict[str, float]:

@@ -45,7 +45,7 @@ def test_a_grid_is_over_every_parameter_of_every_method(tiny_folder):
     genes = "{weight: [0, 1], density: {low: 0.01, high: 1, log: true}}"
     weights = f"{{method: [ties, linear], genes: {genes}}}"
     overrides = [f"space.weights={weights}", "space.grid=3"]
-    grid = prepare(load_campaign(tiny_folder / "campaign.yaml", overrides)).grid()
+    grid = prepare(load_campaign(tiny_folder / "campaign.yaml", overrides)).grid
     assert sum(name.startswith("ties") for name in grid) == 9
     assert sum(name.startswith("linear") for name in grid) == 3
     assert "ties weight 0.5 density 0.1" in grid  # the middle by logarithms

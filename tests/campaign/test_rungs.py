@@ -189,5 +189,5 @@ def test_an_estimate_comes_back_from_the_study_bit_for_bit(climbed, tmp_path):
     _, study = open_run(climbed[0])
     with Study.read(study._url, study.name) as again:
         found = next(e for e in again.evaluations() if e.number == first.number)
-    assert (found.value, found.se, found.steps) == (first.value, first.se, first.steps)
+    assert (found.value, found.se, found.rungs) == (first.value, first.se, first.rungs)
     assert found.estimates == first.estimates

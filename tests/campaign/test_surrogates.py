@@ -63,7 +63,7 @@ def test_dying_anywhere_changes_nothing(whole, tmp_path, monkeypatch, trial):
     """The surrogate then proposes what it would have proposed, estimates from rungs among what it
     knows.
     """
-    asked = sum(1 + len(e.steps) for e in own(whole)[:trial] if e.seconds)
+    asked = sum(1 + len(e.rungs) for e in own(whole)[:trial] if e.seconds)
     crash(whole.parent, tmp_path / "run", monkeypatch, at=YARDSTICKS + asked)
     assert len(own(tmp_path / "run")) < len(own(whole))
     out = run(whole.parent, tmp_path / "run")

@@ -47,7 +47,7 @@ def stopped(tmp_path_factory):
             n=MEASURED * len(run.tasks),
             estimated=True,
             estimates=dict.fromkeys(run.tasks, (GUESS, 0.01)),
-            steps=(RungResult(MEASURED * len(run.tasks), GUESS, 0.01),),
+            rungs=(RungResult(MEASURED * len(run.tasks), GUESS, 0.01),),
             asked=MEASURED * len(run.tasks),
             scores={t: np.where(holes, np.nan, 1.0) for t in run.tasks},
             params=dict.fromkeys(run.genes, 0.25),

@@ -124,7 +124,7 @@ def test_a_campaign_passes_every_check_on_models_and_data_of_the_named_kind(
         assert set(recipe.sources) == {BASE, *config.models.experts}
     assert setup.space.dimension == DIMENSIONS[path.stem]
     for index in range(3):
-        setup.space.decode(setup.optimizer().ask(index).genome)
+        setup.space.decode(setup.optimizer.ask(index).genome)
 
 
 DIMENSIONS = {

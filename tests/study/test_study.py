@@ -73,7 +73,7 @@ def test_the_optuna_command_line_lists_study_and_trials(url):
 def test_optuna_dashboard_shows_study_and_trials(url):
     with open_study(url) as study:
         study.add(scored(0.25))
-        study.add(scored(0.5, estimated=True, steps=(RungResult(2, 0.5, 0.1),)))
+        study.add(scored(0.5, estimated=True, rungs=(RungResult(2, 0.5, 0.1),)))
         study.add(scored(None, reason="out of memory"))
     dashboard = Client(optuna_dashboard.wsgi(url))
     (listed,) = dashboard.get("/api/studies").json["study_summaries"]

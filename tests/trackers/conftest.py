@@ -8,10 +8,11 @@ import pytest
 from invented import Invented
 from silent import Silent
 
-from evomerge.campaign.notify_trackers import PATIENCE_SECONDS, tracked
+from evomerge.campaign.notify_trackers import CLOSE_SECONDS, tracked
 from evomerge.config import CampaignConfig
 from evomerge.judging import intervals
 from evomerge.study.run_folder import open_run
+from evomerge.trackers.build import build_trackers
 
 
 class Ear(Silent):
@@ -37,7 +38,7 @@ class Told(Invented):
         config, study = open_run(self.folder)
         study.close()
         config = CampaignConfig.model_validate(config.model_dump() | sections)
-        with tracked(config, self.study, self.folder, self.ear) as self.listener:
+        with tracked(build_trackers(config), self.study, self.folder, self.ear) as self.listener:
             yield self
         self.listener = None
 
@@ -52,7 +53,7 @@ class Told(Invented):
 def _few_resamples_and_time_enough(monkeypatch):
     monkeypatch.setattr(intervals, "RESAMPLES", 500)
     monkeypatch.setattr(
-        "evomerge.campaign.notify_trackers.PATIENCE_SECONDS", dict.fromkeys(PATIENCE_SECONDS, 120)
+        "evomerge.campaign.notify_trackers.CLOSE_SECONDS", dict.fromkeys(CLOSE_SECONDS, 120)
     )
 
 

@@ -11,7 +11,8 @@ import tenacity
 
 from evomerge.config import TrackerConfig
 from evomerge.study.record import Evaluation
-from evomerge.trackers.base import Run, build_tracker, numbers
+from evomerge.trackers.base import Run, numbers
+from evomerge.trackers.build import build_tracker
 
 
 def recorded(study):

@@ -7,9 +7,9 @@ import re
 import pytest
 from diary import Diary, Other
 
-from evomerge.campaign.notify_trackers import build_trackers
 from evomerge.common.errors import EvomergeError, InputError
 from evomerge.config import parse_campaign
+from evomerge.trackers.build import build_trackers
 
 DIARY = [{"kind": "diary:Diary"}]
 
@@ -95,7 +95,7 @@ def test_a_tracker_that_fails_is_switched_off_with_a_message_and_the_others_go_o
 
 
 def test_a_tracker_that_hangs_holds_nobody_up(study, monkeypatch):
-    monkeypatch.setattr("evomerge.campaign.notify_trackers.PATIENCE_SECONDS", {"stopped": 0.3})
+    monkeypatch.setattr("evomerge.campaign.notify_trackers.CLOSE_SECONDS", {"stopped": 0.3})
     with study.run(trackers=[{"kind": "diary:Diary", "hangs": True}]):
         study.yardsticks().search([0.3] * 20)
     Diary.patience.set()

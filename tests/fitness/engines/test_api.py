@@ -15,7 +15,7 @@ from serving import Server
 from silent import Silent
 from transformers import AutoTokenizer
 
-from evomerge.campaign.loop import ATTEMPTS
+from evomerge.campaign.in_flight import ATTEMPTS
 from evomerge.campaign.open import open_campaign
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import CandidateError, InputError

@@ -1,0 +1,84 @@
+"""The choice at the end of a search: finalists and winner, and the notes that tell of it.
+
+Finalists are the best of the search; the winner is the finalist that does best on select; the test
+split is opened for the winner alone, and never decides anything.
+"""
+
+from __future__ import annotations
+
+from evomerge.campaign.candidate import Candidate, named
+from evomerge.campaign.recorder import Recorder
+from evomerge.common.errors import EvomergeError
+from evomerge.judging.selection import Judged, best, by_preference, leading
+from evomerge.study.judged import judged
+from evomerge.study.record import Evaluation
+
+
+def finalists(record: Recorder) -> list[Judged[Evaluation]]:
+    """The best trials by search, the preferred first: as many as `fitness.select_top` says."""
+    trials = judged(record.judge("search"), record.trials)
+    return by_preference(trials, record.setup.judge.objective)[
+        : record.setup.config.fitness.select_top
+    ]
+
+
+def choose_finalists(record: Recorder) -> list[Evaluation]:
+    """As `finalists`, but there must be some.
+
+    Raises:
+        EvomergeError: there was no trial, or all failed.
+    """
+    if not record.trials:
+        raise EvomergeError("the time was up before the first trial; run it again, for longer")
+    found = [one.trial for one in finalists(record)]
+    if not found:
+        raise EvomergeError(f"no trial succeeded; the last failed: {record.trials[-1].reason}")
+    return found
+
+
+def choose_winner(record: Recorder, among: list[Evaluation]) -> Evaluation:
+    """The finalist that is preferred on select, where all must have been measured.
+
+    Raises:
+        EvomergeError: none could be scored there.
+    """
+    on_select = [record.known[trial.digest, "select"] for trial in among]
+    ranked = by_preference(judged(record.judge("select"), on_select), record.setup.judge.objective)
+    if not ranked:
+        raise EvomergeError(f"no finalist could be scored on select: {on_select[0].reason}")
+    return ranked[0].trial
+
+
+def leaders(record: Recorder) -> list[Evaluation]:
+    """Every trial that was the best of the search at some time, once a recipe."""
+    found = leading(judged(record.judge("search"), record.trials))
+    return list({one.digest: one.trial for one in found if one}.values())
+
+
+def grid_on(split: str, record: Recorder) -> list[Candidate]:
+    """The grid's merges; on later splits only the best of those that were measured as such."""
+    grid = named(record.setup.grid, "grid", split)
+    if split == "search":
+        return grid
+    known = [record.known[one.recipe.digest, "search"] for one in grid]
+    leader = best(judged(record.judge("search"), [e for e in known if e.role == "grid"]))
+    return [one for one in grid if leader and one.recipe.digest == leader.digest]
+
+
+def note_test_opened(record: Recorder, winner: Evaluation) -> None:
+    """Note, before it is opened, after how many trials and for whom the test split is opened."""
+    opened = record.study.note("test_opened") or []
+    entry = {"trials": len(record.trials), "winner": winner.digest}
+    if entry not in opened:
+        record.study.set_note("test_opened", [*opened, entry])
+
+
+def note_concluded(record: Recorder, winner: Evaluation) -> None:
+    """Note the winner, the finalists it was chosen from, and what the search had spent by then."""
+    facts = {
+        "winner": winner.digest,
+        "finalists": [one.digest for one in finalists(record)],
+        "trials": len(record.trials),
+        **({} if record.setup.config.budget.items is None else {"items": record.spent}),
+    }
+    record.study.set_note("concluded", facts)

@@ -1,0 +1,91 @@
+"""The evaluator: looks a candidate up or puts it to work, and records what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from evomerge.campaign.candidate import Candidate
+from evomerge.campaign.event_log import EventLog
+from evomerge.campaign.in_flight import InFlight
+from evomerge.campaign.listener import Listener
+from evomerge.campaign.recorder import Recorder
+from evomerge.campaign.rungs import AllItems, Continue, Finished, Pruned
+from evomerge.common.errors import EvomergeError
+from evomerge.judging.constraints import Items
+from evomerge.recipe import BASE
+from evomerge.study.record import Evaluation, RungProgress
+from evomerge.workers.job import Executor
+
+
+class Evaluator:
+    """Brings candidates to their results.
+
+    Attributes:
+        in_flight: the candidates that have begun and are not on record.
+        rungs: which items they are measured on; there are none until the search begins.
+    """
+
+    def __init__(
+        self,
+        record: Recorder,
+        executor: Executor,
+        listener: Listener,
+        elsewhere: Mapping[tuple[str, str], Evaluation],
+    ) -> None:
+        """`elsewhere`: what other studies know, by digest and split; copied, not measured again."""
+        self.in_flight = InFlight(record.study, executor, EventLog(record.study, listener))
+        self.rungs = AllItems()
+        self._record, self._elsewhere = record, elsewhere
+
+    def start(self, candidate: Candidate) -> None:
+        """Look the candidate up in this study, then in others, or put it to work."""
+        known = self._record.known.get(candidate.key)
+        elsewhere = self._elsewhere.get(candidate.key)
+        found = None if elsewhere is None else self.rungs.among(candidate, elsewhere)
+        if known is not None:
+            self._record.repeat(candidate, known)
+            self._release(candidate)
+        elif found is not None:
+            self._measured(candidate, found, {})
+        else:
+            self.in_flight.start(candidate, self.rungs.items(candidate))
+
+    def wait(self) -> None:
+        """Wait for one outcome, and record it if it is final.
+
+        Raises:
+            EvomergeError: the base model itself cannot be scored, so nothing else can be.
+        """
+        ended = self.in_flight.wait()
+        if ended is None:
+            return
+        candidate, outcome = ended
+        done = outcome.measurement
+        if done is not None:
+            self._measured(candidate, done.scores, done.seconds)
+        elif candidate.name == BASE:
+            raise EvomergeError(f"the base model itself cannot be scored: {outcome.reason}")
+        else:
+            results = candidate.progress.results if candidate.progress else ()
+            asked = self.rungs.asked(candidate)
+            self._record.write(candidate, RungProgress(results), asked, reason=outcome.reason)
+            self._release(candidate)
+
+    def _measured(self, candidate: Candidate, items: Items, seconds: Mapping[str, float]) -> None:
+        """Queue a candidate for its next rung, or record it: pruned, or finished."""
+        asked = self.rungs.asked(candidate)
+        match self.rungs.decide(candidate, items, seconds, self._record.trials):
+            case Continue(progress):
+                self.in_flight.queue.appendleft(replace(candidate, progress=progress))
+                return
+            case Pruned(progress, estimates):
+                self._record.write(candidate, progress, asked, estimates)
+            case Finished(progress):
+                self._record.write(candidate, progress, asked)
+        self._release(candidate)
+
+    def _release(self, candidate: Candidate) -> None:
+        """Start those that waited for the result of a candidate, which is on record now."""
+        for waiting in self.in_flight.release_waiting(candidate):
+            self.start(waiting)

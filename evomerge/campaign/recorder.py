@@ -1,0 +1,136 @@
+"""The recorder: judges what was measured, writes it to the study, and tells who must know."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from evomerge.campaign.candidate import Candidate
+from evomerge.campaign.listener import Listener
+from evomerge.campaign.setup import Setup
+from evomerge.judging.estimators import Estimates
+from evomerge.judging.scores import Judge, Scores
+from evomerge.search.optimizers import replay
+from evomerge.study.judged import judge_on, known_of, scores_of
+from evomerge.study.record import Evaluation, RungProgress
+from evomerge.study.study import Study
+from evomerge.workers.worker import PACKAGES
+
+
+class Recorder:
+    """The record so far, and the optimizer that has been told of it.
+
+    Attributes:
+        known: (digest, split) → the evaluation on record.
+        trials: the optimizer's own, in the order of the tells.
+        spent: how many search items these were asked for.
+        setup: the campaign's, with the optimizer that is told.
+        study: where everything is written.
+    """
+
+    def __init__(self, setup: Setup, study: Study, listener: Listener) -> None:
+        """Replay the record to the set-up's optimizer, which must be a new one."""
+        assert not setup.optimizer.tells, "the optimizer has been told of another study"
+        self.setup, self.study, self._listener = setup, study, listener
+        self._versions = {name: version(name) for name in PACKAGES}
+        self._judges: dict[str, Judge] = {}
+        record = study.evaluations()
+        self.known: dict[tuple[str, str], Evaluation] = known_of(record)
+        self.trials: list[Evaluation] = []
+        self.spent = 0
+        own = [evaluation for evaluation in record if evaluation.optimizers_own]
+        if own:  # then every parent is on record
+            self.meet_parents("search")
+        for trial in own:
+            replay.tell(setup.optimizer, self.judge("search"), trial)
+            self._count(trial)
+
+    def budget_left(self, begun: int = 0) -> bool:
+        """Whether there is budget for another trial, beside those that have begun.
+
+        What these will be asked for on higher rungs is not known: items may be overspent by it.
+        """
+        budget, first = self.setup.config.budget, self.setup.first_rung
+        if len(self.trials) + begun >= budget.trials:
+            return False
+        return budget.items is None or self.spent + begun * first < budget.items
+
+    def judge(self, split: str) -> Judge:
+        """The judge of a split; until it has met the parents, one that knows none."""
+        return self._judges.get(split, self.setup.judge)
+
+    def meet_parents(self, split: str) -> None:
+        """Let the judge of a split know the parents' items, once they are on record."""
+        self._judges[split] = judge_on(self.setup.judge, self.study.evaluations(), split)
+
+    def repeat(self, candidate: Candidate, known: Evaluation) -> None:
+        """Record what is known of the candidate's recipe as the candidate's result too."""
+        progress = RungProgress(known.rungs, known.scores)
+        self.write(candidate, progress, known.asked, known.estimates, known.reason)
+
+    def write(
+        self,
+        candidate: Candidate,
+        progress: RungProgress,
+        asked: int | None = None,
+        estimates: Estimates | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Write a candidate's evaluation, once; then tell the optimizer and the listener.
+
+        Args:
+            progress: what was measured.
+            asked: with rungs: how many items it was asked for.
+            estimates: task → mean of all items and its standard error, if it was pruned.
+            reason: why it failed, if it did.
+        """
+        judge = self.judge(candidate.split)
+        scores = None if reason is not None else scores_of(judge, progress.scores, estimates or {})
+        evaluation = self.study.add(
+            self._evaluation(candidate, progress, scores, asked, estimates or {}, reason)
+        )
+        self.known[candidate.key] = evaluation
+        if evaluation.optimizers_own and candidate.proposal:
+            self._count(evaluation)
+            self.setup.optimizer.tell(candidate.proposal, scores)
+        self._listener.recorded(evaluation)
+
+    def _evaluation(
+        self,
+        candidate: Candidate,
+        progress: RungProgress,
+        scores: Scores | None,
+        asked: int | None,
+        estimates: Estimates,
+        reason: str | None,
+    ) -> Evaluation:
+        proposal = candidate.proposal
+        return Evaluation(
+            split=candidate.split,
+            digest=candidate.recipe.digest,
+            recipe=candidate.recipe.to_json(),
+            role=candidate.role,
+            name=candidate.name,
+            value=scores.value if scores else None,
+            se=scores.se if scores else None,
+            violation=scores.violation if scores else 0.0,
+            n=scores.n if scores else 0,
+            estimated=scores.estimated if scores else False,
+            estimates=estimates,
+            rungs=progress.results,
+            asked=asked,
+            scores=progress.scores,
+            reason=reason,
+            params=self.setup.space.params(proposal.genome) if proposal else {},
+            genome=proposal.genome if proposal else None,
+            ask=proposal.ask if proposal else None,
+            tells=proposal.tells if proposal else None,
+            parents=proposal.parents if proposal else (),
+            state=self.setup.optimizer.state() if proposal else {},
+            attempt=candidate.attempt,
+            seconds=progress.seconds,
+            versions=self._versions,
+        )
+
+    def _count(self, trial: Evaluation) -> None:
+        self.trials.append(trial)
+        self.spent += trial.cost(sum(self.setup.sizes("search").values()))
