@@ -120,6 +120,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: not JSON, or a kind of adapter that is not merged here; names the key.
     """
+    from peft import LoraConfig
+
     path = folder / CONFIG
     raw = json_data(read_text(path), str(path))
     if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
@@ -131,16 +133,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "training; save it with peft's path_initial_model_for_weight_conversion, or "
             f"{_WAY_OUT}"
         )
+    defaults = LoraConfig()
     for key in sorted(raw.keys() - {*_MEANING, *_WITHOUT_EFFECT}):
-        if raw[key] and raw[key] != _default(key):
+        if raw[key] and raw[key] != getattr(defaults, key, None):
             raise InputError(f"{path}: {key} is not merged here: {_WAY_OUT}")
     return raw
-
-
-def _default(key: str) -> Any:
-    from peft import LoraConfig
-
-    return getattr(LoraConfig(), key, None)
 
 
 def _meaning(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,14 +109,6 @@ class Layout:
         """How many numbers all tensors hold."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
-    def names_of_layer(self, layer: int) -> tuple[str, ...]:
-        """Return the canonical names of one layer's tensors.
-
-        Raises:
-            InputError: there is no such layer.
-        """
-        return tuple(spec.name for spec in self.tensors_of_layer(layer))
-
     def tensors_of_layer(self, layer: int) -> tuple[TensorSpec, ...]:
         """Return one layer's tensors, in `state_dict` order.
 

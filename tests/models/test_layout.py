@@ -52,12 +52,12 @@ def test_every_tensor_of_a_saved_model_is_placed_and_opens_to_the_same_bytes(
 @pytest.mark.parametrize("kind", PREFIXES)
 def test_layers_hold_the_same_suffixes_and_together_all_numbered_tensors(kind, config_of):
     layout = derive_layout(config_of(kind))
-    layers = [{layout.tensor(name).suffix for name in layout.names_of_layer(i)} for i in range(3)]
+    layers = [{spec.suffix for spec in layout.tensors_of_layer(i)} for i in range(3)]
     assert layers[0] == layers[1] == layers[2]
-    for name in layout.names_of_layer(1):
-        assert name == f"{layout.prefix}.1.{layout.tensor(name).suffix}"
-        assert layout.tensor(name).layer == 1
-    numbered = [name for i in range(3) for name in layout.names_of_layer(i)]
+    for spec in layout.tensors_of_layer(1):
+        assert spec.name == f"{layout.prefix}.1.{spec.suffix}"
+        assert layout.tensor(spec.name).layer == 1
+    numbered = [spec.name for i in range(3) for spec in layout.tensors_of_layer(i)]
     assert sorted(numbered) == sorted(s.name for s in layout.tensors if s.layer is not None)
 
 
@@ -115,7 +115,7 @@ def test_an_unknown_tensor_or_layer_is_refused_by_name(config_of):
     with pytest.raises(InputError, match=r"model\.nrom\.weight"):
         layout.tensor("model.nrom.weight")
     with pytest.raises(InputError, match=r"layer 3.*0 to 2"):
-        layout.names_of_layer(3)
+        layout.tensors_of_layer(3)
 
 
 def test_deriving_a_layout_allocates_nothing_and_leaves_the_config_alone(config_of):

@@ -92,13 +92,10 @@ def _has_weights(folder: Path | None) -> bool:
 
     What is found nowhere counts as weights: opening them raises the error.
     """
-    if folder is None or not _is_model(folder):
+    configs = ("config.json", "adapter_config.json")
+    if folder is None or not any((folder / name).is_file() for name in configs):
         return True
     return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
-
-
-def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _open(
