@@ -66,7 +66,7 @@ class World:
         luck = 0.5 * shared + 0.5 * self.rng.random(shared.shape)
         return dict(zip(TASKS, (luck < self.chances(x)).astype(float), strict=True))
 
-    def yardsticks(self) -> list[Items]:
+    def references(self) -> list[Items]:
         """Six that are measured first."""
         return [self.answers(x) for x in np.random.default_rng(self.seed).random((6, GENES))]
 
@@ -76,7 +76,7 @@ def search(seed: int, rungs: Sequence[int], keep: float, confidence: float) -> N
     are spent.
     """
     world, sizes = World(seed), dict.fromkeys(TASKS, ITEMS)
-    fixed = fix_rungs([*rungs, "all"], sizes, dict.fromkeys(TASKS, 1.0), world.yardsticks())
+    fixed = fix_rungs([*rungs, "all"], sizes, dict.fromkeys(TASKS, 1.0), world.references())
     bounds = np.tile([0.0, 1.0], (GENES, 1))
     cma = CMA(np.full(GENES, 0.5), 0.3, bounds=bounds, seed=seed, population_size=10)
     incumbents: list[list[Items]] = [[] for _ in rungs]
@@ -112,11 +112,11 @@ def _climb(
 def estimates(seed: int, rung: int, models: int = 30, new: int = 60) -> dict[str, list[tuple]]:
     """Estimator → (estimate, standard error, full score) of new candidates on the first rung."""
     world, sizes = World(seed), dict.fromkeys(TASKS, ITEMS)
-    yardsticks = world.yardsticks()
-    fixed = fix_rungs([rung, "all"], sizes, dict.fromkeys(TASKS, 1.0), yardsticks)
+    references = world.references()
+    fixed = fix_rungs([rung, "all"], sizes, dict.fromkeys(TASKS, 1.0), references)
     spread = world.rng.normal(0, 0.15, (models + new, GENES))
     answers = [world.answers(x) for x in np.clip(world.optima.mean(axis=0) + spread, 0, 1)]
-    full, places = [*yardsticks, *answers[:models]], fixed.places(0)
+    full, places = [*references, *answers[:models]], fixed.places(0)
     found: dict[str, list[tuple]] = {}
     for name in ("mean", "mp_irt", "gmp_irt"):
         estimator = estimator_of(name, full, [places])

@@ -43,7 +43,7 @@ def search(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What each trial scored, shape (trials, goals), and its true shares, (trials, tasks)."""
     world = World(seed)
-    judge = judge.against({"base": world.yardsticks()[0]})
+    judge = judge.against({"base": world.references()[0]})
     domain = Domain([Gene(f"weight_{i}") for i in range(GENES)])
     optimizer = build_optimizer(OptimizerConfig(kind=kind, **options), domain, seed)
     scored, true = [], []

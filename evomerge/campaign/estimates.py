@@ -29,13 +29,13 @@ class ScoreEstimator:
         self,
         name: str,
         rungs: Sequence[Mapping[str, NDArray[np.int64]]],
-        yardsticks: Mapping[str, Items],
+        references: Mapping[str, Items],
         listener: Listener,
     ) -> None:
-        """`rungs`: places by task, of those below the last; `yardsticks`: digest → items."""
+        """`rungs`: places by task, of those below the last; `references`: digest → items."""
         self._name = name
         self._rungs = rungs
-        self._full = dict(yardsticks)
+        self._full = dict(references)
         self._listener = listener
         self._checks: list[tuple[float, float, float]] = []
         self._fitted_to = 0

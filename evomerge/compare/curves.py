@@ -85,16 +85,16 @@ def quartiles(curves: Sequence[Curve]) -> dict[str, list[float]]:
 
 
 def summarize(
-    runs: Mapping[str, Mapping[int, Curve]], yardsticks: Mapping[str, Mapping[str, float]]
+    runs: Mapping[str, Mapping[int, Curve]], references: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
     """The comparison in plain data.
 
     Args:
         runs: optimizer → seed → its curve.
-        yardsticks: "parent" | "baseline" → name → score on select.
+        references: "parent" | "baseline" → name → score on select.
 
     Returns:
-        `best_known`: the highest score on select, yardsticks and all; `target`: `SHARE` of it;
+        `best_known`: the highest score on select, references and all; `target`: `SHARE` of it;
         `first`: what the optimizer named first ends with, in the median; `yardsticks`;
         `optimizers`: label → `final` (quartiles and `runs`), `to_target` (`median` item
         evaluations, null unless more than half of the runs arrived; `reached`, `of`), `to_first`
@@ -106,7 +106,7 @@ def summarize(
         for label, found in runs.items()
     }
     scores = [
-        *(score for found in yardsticks.values() for score in found.values()),
+        *(score for found in references.values() for score in found.values()),
         *(float(v) for found in runs.values() for c in found.values() for v in c.select),
     ]
     best = max((score for score in scores if np.isfinite(score)), default=np.nan)
@@ -117,7 +117,7 @@ def summarize(
         "best_known": _number(best),
         "target": _number(target),
         "first": first,
-        "yardsticks": {role: dict(found) for role, found in yardsticks.items()},
+        "yardsticks": {role: dict(found) for role, found in references.items()},
         "optimizers": {
             label: {
                 "final": ends[label],

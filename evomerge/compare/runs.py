@@ -53,7 +53,7 @@ def compare_optimizers(
     }
     known: Known = {}
     runs: dict[str, dict[int, Curve]] = {arm.label: {} for arm in arms}
-    yardsticks: list[Evaluation] = []
+    references: list[Evaluation] = []
     budget, items = setup.config.budget, sum(setup.sizes("search").values())
     folders = {arm.label: folder / arm.folder for arm in arms}
     with closing(open_workers(setup, folder)) as executor:
@@ -63,7 +63,7 @@ def compare_optimizers(
                 Campaign(own, study, executor, listener, known).race()
                 found = study.evaluations()
             known |= known_of([*known.values(), *(e for e in found if not e.failed)])
-            yardsticks += [e for e in found if e.split == "select" and e.name and not e.failed]
+            references += [e for e in found if e.split == "select" and e.name and not e.failed]
             runs[label][seed] = curve(setup.judge, found, budget, items)
     return {
         "campaign": setup.config.name,
@@ -74,7 +74,7 @@ def compare_optimizers(
         "select_items": sum(setup.sizes("select").values()),
         "seeds": list(range(first, first + seeds)),
         "folders": {label: str(path) for label, path in folders.items()},
-        **summarize(runs, _levels(yardsticks)),
+        **summarize(runs, _levels(references)),
     }
 
 

@@ -1,9 +1,9 @@
 """Rungs: growing sets of items, the same for all candidates, each holding the one before.
 
 A rung's items are chosen once parents and baselines are scored: as many of each task as its weight
-deserves, and such that every yardstick scores on the rung about what it scores on the whole split.
-Items that tell the yardsticks apart well and badly are in it in their proportions, so that a mean
-over the rung estimates the mean over all.
+deserves, and such that every parent and baseline scores on the rung about what it scores on the
+whole split. Items that tell these references apart well and badly are in it in their proportions,
+so that a mean over the rung estimates the mean over all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALL = "all"
 FEWEST = 2
 """Of each task at least so many items: with one there is no standard error."""
 STRATA = 4
-"""Groups of items by how well they tell the yardsticks apart."""
+"""Groups of items by how well they tell these references apart."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def fix_rungs(
     rungs: Sequence[int | str],
     sizes: Mapping[str, int],
     weights: Mapping[str, float],
-    yardsticks: Sequence[Items],
+    references: Sequence[Items],
 ) -> Rungs:
     """Choose the items of every rung.
 
@@ -117,7 +117,7 @@ def fix_rungs(
         rungs: numbers of items over all tasks, rising; then `all`.
         sizes: task → how many items the search split has.
         weights: task → how it counts, above 0.
-        yardsticks: parents' and baselines' items on the split.
+        references: parents' and baselines' items on the split.
     """
     totals = [rung for rung in rungs if isinstance(rung, int)]
     counts: list[dict[str, int]] = []
@@ -125,7 +125,7 @@ def fix_rungs(
         before = counts[-1] if counts else dict.fromkeys(sizes, FEWEST)
         counts.append(_shares(total, sizes, weights, before))
     order = {
-        task: _order(_features([items[task] for items in yardsticks], size)).tolist()
+        task: _order(_features([items[task] for items in references], size)).tolist()
         for task, size in sizes.items()
     }
     return Rungs(order, counts, dict(sizes))
@@ -149,8 +149,8 @@ def _shares(
 def _features(responses: Sequence[Values], size: int) -> Values:
     """What a rung should have in the split's proportions, shape (items, features).
 
-    Every yardstick's responses in units of their spread, and which of `STRATA` groups an item is
-    in by the spread of the yardsticks' responses to it.
+    Every reference's responses in units of their spread, and which of `STRATA` groups an item is
+    in by the spread of the references' responses to it.
     """
     if not responses:
         return np.zeros((size, 0))

@@ -54,7 +54,7 @@ class Evaluation:
     recipe: dict[str, Any]
     """The recipe as plain JSON data."""
     role: str = "search"
-    """`search`: the optimizer's own trial; `parent`, `baseline`: a named yardstick; `finalist`: a
+    """`search`: the optimizer's own trial; `parent`, `baseline`: a named reference; `finalist`: a
     search trial's recipe measured on a later split."""
     name: str | None = None
     """For parents and baselines: `base`, `math`, `ties default`."""

@@ -59,7 +59,7 @@ def to_trial(evaluation: Evaluation, genes: Genes) -> FrozenTrial:
         distributions={name: genes.distributions[name] for name in params},
         user_attrs=plain,
         system_attrs=packed,
-        # Optuna's `best_trial` considers feasible trials only: a yardstick, or a score on a
+        # Optuna's `best_trial` considers feasible trials only: a reference, or a score on a
         # later split, violates this constraint and can never be the study's best.
         constraints=constraints_of(evaluation),
     )

@@ -36,7 +36,7 @@ from evomerge.workers.local import LocalExecutor
 from evomerge.workers.worker import Worker
 
 
-def test_yardsticks_come_first_then_trials_then_select_then_test(whole):
+def test_parents_and_baselines_come_first_then_trials_then_select_then_test(whole):
     order = [(e.split, e.role) for e in evaluations(whole)]
     assert order[:7] == [("search", "parent")] * 3 + [("search", "baseline")] * 4
     assert order[7:19] == [("search", "search")] * 12

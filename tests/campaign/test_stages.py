@@ -75,7 +75,7 @@ def test_only_the_last_stage_opens_test(hybrid):
     assert {"base", "math", "lang", "blend"} <= set(tested)
 
 
-def test_yardsticks_of_the_first_stage_are_not_measured_again(hybrid):
+def test_parents_and_baselines_of_the_first_stage_are_not_measured_again(hybrid):
     earlier = open_run(hybrid / "run" / "blend")[1].evaluations()
     known = {(e.digest, e.split) for e in earlier}
     again = open_run(hybrid / "run" / "flow")[1].evaluations()

@@ -30,7 +30,7 @@ MAPPED = {
     "optimizer": {"kind": "map", "front": 4},
     "budget": {"trials": 14},
 }
-YARDSTICKS = 7
+REFERENCES = 7
 """Parents and baselines of the tiny campaign, measured first."""
 
 
@@ -64,7 +64,7 @@ def test_dying_anywhere_changes_nothing(whole, tmp_path, monkeypatch, trial):
     knows.
     """
     asked = sum(1 + len(e.rungs) for e in own(whole)[:trial] if e.seconds)
-    crash(whole.parent, tmp_path / "run", monkeypatch, at=YARDSTICKS + asked)
+    crash(whole.parent, tmp_path / "run", monkeypatch, at=REFERENCES + asked)
     assert len(own(tmp_path / "run")) < len(own(whole))
     out = run(whole.parent, tmp_path / "run")
     assert facts(out) == facts(whole)
@@ -73,7 +73,7 @@ def test_dying_anywhere_changes_nothing(whole, tmp_path, monkeypatch, trial):
 
 
 def test_with_two_workers_a_death_loses_and_repeats_nothing(whole, tmp_path, monkeypatch):
-    left = [YARDSTICKS + 13]
+    left = [REFERENCES + 13]
 
     class Dying(TwoSlots):
         def wait(self):

@@ -18,7 +18,7 @@ from evomerge.study.run_folder import remember_campaign, study_place
 from evomerge.study.study import Study
 
 COUNTS = {"search": 40, "select": 16, "test": 24}
-YARDSTICKS = {
+REFERENCES = {
     ("parent", "base"): 0.35,
     ("parent", "math"): 0.45,
     ("parent", "lang"): 0.5,
@@ -180,9 +180,9 @@ class Invented:
         self.asked += own
         return self.study.add(replace(evaluation, **facts))
 
-    def yardsticks(self, split="search"):
+    def references(self, split="search"):
         """Parents and baselines, each a fixed recipe of its own."""
-        for place, ((role, name), level) in enumerate(YARDSTICKS.items()):
+        for place, ((role, name), level) in enumerate(REFERENCES.items()):
             recipe = self.recipe([place] * len(self.genes))
             self.add(recipe, level, split=split, role=role, name=name)
         return self
@@ -198,7 +198,7 @@ class Invented:
         trials = [e for e in self.study.evaluations() if e.optimizers_own and not e.failed]
         winner = Recipe.from_json(max(trials, key=lambda e: e.value).recipe)
         for split in ("select", "test"):
-            self.yardsticks(split)
+            self.references(split)
             self.add(winner, 0.9, split=split, role="finalist")
         count = sum(e.optimizers_own for e in self.study.evaluations())
         self.opened({"trials": count, "winner": winner.digest})

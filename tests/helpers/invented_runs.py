@@ -26,10 +26,10 @@ def extensible(tmp_path):
 @pytest.fixture(scope="session")
 def midway(tmp_path_factory):
     """A campaign in the middle of its search. Only to be read."""
-    return Invented(tmp_path_factory.mktemp("midway")).yardsticks().search([0.3, 0.8, 0.6])
+    return Invented(tmp_path_factory.mktemp("midway")).references().search([0.3, 0.8, 0.6])
 
 
 def done(folder):
     failures = {2: "out of memory", 4: "out of memory"}
     run = Invented(folder, budget=6)
-    return run.yardsticks().search([0.3, 0.6, 0, 0.8, 0, 0.7], failures).finish()
+    return run.references().search([0.3, 0.6, 0, 0.8, 0, 0.7], failures).finish()

@@ -80,8 +80,8 @@ def test_a_rung_is_a_fairer_sample_than_items_drawn_at_random():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         difficulty = {task: rng.normal(0, 1.5, size) for task, size in SIZES.items()}
-        yardsticks = responses(rng, [-0.5, 0.0, 0.5, 0.7, 1.0], difficulty)
-        places = fix_rungs([24, "all"], SIZES, WEIGHTS, yardsticks).places(0)
+        references = responses(rng, [-0.5, 0.0, 0.5, 0.7, 1.0], difficulty)
+        places = fix_rungs([24, "all"], SIZES, WEIGHTS, references).places(0)
         drawn = {t: rng.choice(n, len(places[t]), replace=False) for t, n in SIZES.items()}
         chances = {t: 1 / (1 + np.exp(b - 0.5)) for t, b in difficulty.items()}
         for biases, sample in ((chosen, places), (random, drawn)):

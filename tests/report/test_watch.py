@@ -14,7 +14,7 @@ from evomerge.study.run_folder import FollowedRun
 
 
 def test_it_follows_the_study_until_the_campaign_is_done(tmp_path, monkeypatch):
-    run = Invented(tmp_path / "run", budget=3).yardsticks().search([0.3])
+    run = Invented(tmp_path / "run", budget=3).references().search([0.3])
     steps = iter([lambda: run.search([0.6]), lambda: run.search([0.8]), run.finish])
     monkeypatch.setattr(room.time, "sleep", lambda _: next(steps)())
     console = Console(record=True, width=100)
@@ -45,7 +45,7 @@ def test_one_object_and_a_watch_do_not_go_together(midway):
 def test_a_stage_that_ends_gives_way_to_the_next(tmp_path):
     import yaml
 
-    first = Invented(tmp_path / "run" / "one").yardsticks().search([0.3])
+    first = Invented(tmp_path / "run" / "one").references().search([0.3])
     campaign = yaml.safe_load((first.folder / "campaign.yaml").read_text())
     space = campaign.pop("space")
     campaign["stages"] = [{"name": name, "space": space} for name in ("one", "two")]
@@ -53,7 +53,7 @@ def test_a_stage_that_ends_gives_way_to_the_next(tmp_path):
     run = FollowedRun(tmp_path / "run")
     assert len(run.study.evaluations()) == 6
     assert run.study is run.study, "what was read is kept"
-    Invented(tmp_path / "run" / "two").yardsticks()
+    Invented(tmp_path / "run" / "two").references()
     assert len(run.study.evaluations()) == 5
 
 

@@ -34,7 +34,7 @@ MEASURED = 10
 def stopped(tmp_path_factory):
     """A run of four trials, the second stopped on a rung; and that trial."""
     run = Invented(tmp_path_factory.mktemp("stopped"), budget=4)
-    run.yardsticks().search([0.5])
+    run.references().search([0.5])
     recipe = run.recipe()
     holes = np.arange(COUNTS["search"]) >= MEASURED
     trial = run.study.add(

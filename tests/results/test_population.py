@@ -31,7 +31,7 @@ def solving(*numbers, tasks=("add", "mul")):
 @pytest.fixture
 def archived(tmp_path):
     """Four trials; the optimizer kept those of ask 0, 2 and 3 when the last of them arrived."""
-    run = Invented(tmp_path / "run", optimizer="m2n2").yardsticks()
+    run = Invented(tmp_path / "run", optimizer="m2n2").references()
     states = [[], [0], [0], [0, 2, 3]]
     solved = [range(0, 20), range(0, 2), range(10, 30), range(0, 20)]
     for members, numbers in zip(states, solved, strict=True):
@@ -53,7 +53,7 @@ def test_the_population_is_what_the_optimizer_kept_the_best_first(archived):
 
 
 def test_without_an_archive_the_best_stand_in_every_recipe_once(tmp_path):
-    run = Invented(tmp_path / "run").yardsticks().search([0.5, 0, 0.9], {1: "oom"})
+    run = Invented(tmp_path / "run").references().search([0.5, 0, 0.9], {1: "oom"})
     run.add(Recipe.from_json(trials(run)[2].recipe), 0.9)
     run.add(run.recipe(), 1.0, stopped=20)
     population = population_of(run.results)
@@ -132,7 +132,7 @@ def test_coverage_and_entropy_are_drawn_as_they_were_recorded(archived):
 
 
 def test_elites_stand_in_the_cells_of_their_measures(tmp_path):
-    run = Invented(tmp_path / "run", optimizer="map_elites").yardsticks().search([0.3, 0.8])
+    run = Invented(tmp_path / "run", optimizer="map_elites").references().search([0.3, 0.8])
     state = {"members": [0, 1], "cells": [[2, 3], [9, 9]], "measures": ["add", "mul"]}
     run.add(run.recipe(), 0.1, state=state)
     grid = grid_summary(run.results)
@@ -159,7 +159,7 @@ def test_the_populations_coefficients_are_means_and_deviations_of_its_recipes(tm
 
 
 def test_a_family_holds_every_ancestor_once_with_its_generation(tmp_path):
-    run = Invented(tmp_path / "run", optimizer="m2n2").yardsticks()
+    run = Invented(tmp_path / "run", optimizer="m2n2").references()
     parents = [(), (), (), (0, 1), (3,), (3, 4, 77)]
     for level, own in zip([0.2, 0.3, 0.9, 0.4, 0.5, 0.8], parents, strict=True):
         run.add(run.recipe(), level, parents=own, stopped=10 if own == (3,) else None)
@@ -177,7 +177,7 @@ def test_a_family_holds_every_ancestor_once_with_its_generation(tmp_path):
 
 
 def test_a_path_names_the_source_of_every_slot_and_the_bases_own_is_no_news(tmp_path):
-    run = Invented(tmp_path / "run").yardsticks()
+    run = Invented(tmp_path / "run").references()
     recipe = run.recipe().to_json()
     assert path_summary(run.study, recipe) is None
     recipe["path"] = [

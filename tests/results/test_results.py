@@ -28,12 +28,12 @@ def test_failures_are_counted_by_reason(finished):
 
 
 def test_a_reason_is_printed_as_it_is(tmp_path):
-    run = Invented(tmp_path / "run").yardsticks().search([0.5, 0], {1: "[red]odd[/red] shape"})
+    run = Invented(tmp_path / "run").references().search([0.5, 0], {1: "[red]odd[/red] shape"})
     assert "[red]odd[/red] shape" in printed(status_table(run.results.status()))
 
 
 def test_a_study_without_a_success_has_a_status(tmp_path):
-    run = Invented(tmp_path / "run").yardsticks().search([0], {0: "oom"})
+    run = Invented(tmp_path / "run").references().search([0], {0: "oom"})
     status = run.results.status()
     assert (status["best"], status["done"]) == (None, False)
     assert "none yet" in printed(status_table(status))
@@ -67,8 +67,8 @@ def test_a_study_that_went_on_after_its_test_is_not_done(extensible):
     assert extensible.results.status()["done"] is False
 
 
-def test_a_yardstick_that_failed_on_the_test_leaves_a_gap_and_no_comparison(tmp_path):
-    run = Invented(tmp_path / "run", budget=1).yardsticks().search([0.8])
+def test_a_reference_that_failed_on_the_test_leaves_a_gap_and_no_comparison(tmp_path):
+    run = Invented(tmp_path / "run", budget=1).references().search([0.8])
     run.add(run.recipe([9] * len(run.genes)), 0.4, role="baseline", name="fragile")
     run.finish()
     best = run.results.best()
@@ -87,7 +87,7 @@ def test_search_summary_lists_the_optimizers_trials_in_order(finished):
 
 
 def test_one_granularity_for_the_whole_model_is_one_row(tmp_path):
-    run = Invented(tmp_path / "run", granularity="model").yardsticks()
+    run = Invented(tmp_path / "run", granularity="model").references()
     run.add(run.recipe([0.25] * len(run.genes)), 0.5)
     [weight, shared] = coefficient_summary(run.study, run.results.best()["recipe"]).values()
     assert (weight["rows"], weight["values"]) == (["whole model"], [[0.25, 0.25]])

@@ -20,13 +20,13 @@ from evomerge.results.selection_bias import test_sets_line as told_of
 def chosen(tmp_path_factory):
     """A finished campaign whose winner was chosen among four of equal worth."""
     run = Invented(tmp_path_factory.mktemp("chosen"), budget=5)
-    run.yardsticks().search([0.6, 0.6, 0.6, 0.6, 0.1])
+    run.references().search([0.6, 0.6, 0.6, 0.6, 0.1])
     top = [e for e in run.study.evaluations() if e.optimizers_own][:4]
     on_select = [
         run.add(Recipe.from_json(e.recipe), 0.6, split="select", role="finalist") for e in top
     ]
     winner = max(on_select, key=lambda e: e.value)
-    run.yardsticks("select").yardsticks("test")
+    run.references("select").references("test")
     run.add(Recipe.from_json(winner.recipe), 0.6, split="test", role="finalist")
     run.opened({"trials": 5, "winner": winner.digest})
     digests = [e.digest for e in on_select]
@@ -107,7 +107,7 @@ def test_p_values_are_of_mcnemars_test_and_corrected_for_the_rows(chosen):
 
 
 def test_scores_between_right_and_wrong_have_a_permutation_test(tmp_path):
-    run = Invented(tmp_path / "run", budget=1).yardsticks()
+    run = Invented(tmp_path / "run", budget=1).references()
     run.search([0.8])
     for evaluation in run.study.evaluations():
         for values in evaluation.scores.values():

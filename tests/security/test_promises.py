@@ -180,7 +180,7 @@ def test_a_model_card_takes_no_markup_from_a_parents(models, tmp_path):
 
 
 def test_a_study_may_be_called_anything(tmp_path, monkeypatch):
-    run = Invented(tmp_path / "run").yardsticks().search([0.5])
+    run = Invented(tmp_path / "run").references().search([0.5])
     content = Content(run.folder)
     monkeypatch.setattr(content.run.study, "name", EVIL)
     monkeypatch.setattr(run.study, "name", EVIL)

@@ -25,7 +25,7 @@ from evomerge.study.study import Study
 
 
 @on_every_database
-def test_best_trial_is_a_search_trial_whatever_the_yardsticks_score(url):
+def test_best_trial_is_a_search_trial_whatever_the_parents_and_baselines_score(url):
     with open_study(url) as study:
         study.add(scored(0.3))
         study.add(scored(0.5))

@@ -56,7 +56,7 @@ def events(hook):
 
 def test_a_webhook_hears_of_every_new_best_once_and_of_the_end(study, hook):
     with study.run(notify=to(hook)):
-        study.yardsticks().search([0.3, 0.9, 0.2])
+        study.references().search([0.3, 0.9, 0.2])
     assert events(hook) == [("best", 5), ("best", 6)]
     with study.run(notify=to(hook)):
         study.search([1.0]).finish()
@@ -70,7 +70,7 @@ def test_a_webhook_hears_of_every_new_best_once_and_of_the_end(study, hook):
 
 
 def test_what_was_on_record_before_and_a_campaign_that_was_done_are_no_news(study, hook):
-    study.yardsticks().search([0.3, 0.9]).finish()
+    study.references().search([0.3, 0.9]).finish()
     with study.run(notify=to(hook)):
         pass
     assert hook.posted == []
@@ -88,7 +88,7 @@ def test_a_failure_is_told_with_its_reason_and_an_interruption_is_not(study, hoo
 def test_only_the_last_stage_tells_of_the_end(study, hook):
     study.study.set_note("stage", {"name": "blend", "place": 1, "of": 2})
     with study.run(notify=to(hook, "finish")):
-        study.yardsticks().search([0.3]).finish()
+        study.references().search([0.3]).finish()
     assert hook.posted == []
     study.study.set_note("stage", {"name": "flow", "place": 2, "of": 2})
     with study.run(notify=to(hook, "finish")):
@@ -101,7 +101,7 @@ def test_a_webhook_is_tried_again_and_one_that_fails_stops_neither_campaign_nor_
 ):
     hook.codes = [503, 503, 200] + [500] * notify.ATTEMPTS
     with study.run(notify=to(hook)):
-        study.yardsticks().search([0.3, 0.9, 1.0])
+        study.references().search([0.3, 0.9, 1.0])
     assert [e for e, _ in events(hook)].count("best") == 3 + notify.ATTEMPTS + 1
     assert study.ear.lines == [
         "notify: 'best' could not be delivered (HTTPError); the campaign goes on"
@@ -112,7 +112,7 @@ def test_a_command_gets_the_message_on_its_input_and_in_its_environment(study, t
     told = tmp_path / "told"
     command = [sys.executable, "-c", WRITE, str(told)]
     with study.run(notify=[{"command": command, "when": ["best"]}]):
-        study.yardsticks().search([0.3])
+        study.references().search([0.3])
     (message,) = map(json.loads, told.read_text().splitlines())
     assert message["environment"] == ["best", message["text"]]
     assert message["trial"] == 5
@@ -120,7 +120,7 @@ def test_a_command_gets_the_message_on_its_input_and_in_its_environment(study, t
 
 def test_a_command_is_run_in_no_shell(study, tmp_path):
     with study.run(notify=[{"command": f"true; touch {tmp_path}/made", "when": ["best"]}]):
-        study.yardsticks().search([0.3])
+        study.references().search([0.3])
     assert not (tmp_path / "made").exists()
     assert len(study.ear.lines) == 1
     assert "No such file" in study.ear.lines[0]
@@ -128,5 +128,5 @@ def test_a_command_is_run_in_no_shell(study, tmp_path):
 
 def test_a_command_that_fails_is_said(study):
     with study.run(notify=[{"command": "false", "when": ["best"]}]):
-        study.yardsticks().search([0.3])
+        study.references().search([0.3])
     assert "returned non-zero exit status 1" in study.ear.lines[0]

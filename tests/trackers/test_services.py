@@ -31,7 +31,7 @@ def scalars(study):
 
 def test_tensorboard_holds_every_point_once_however_often_the_campaign_is_resumed(study):
     with study.run(trackers=["tensorboard"]):
-        study.yardsticks().search([0.3, 0.9])
+        study.references().search([0.3, 0.9])
     with study.run(trackers=["tensorboard"]):
         study.search([0.5])
     with study.run(trackers=["tensorboard"]):
@@ -50,7 +50,7 @@ def test_tensorboard_holds_every_point_once_however_often_the_campaign_is_resume
 
 def test_tensorboard_takes_back_a_trial_that_a_kill_cut_short(study):
     with study.run(trackers=["tensorboard"]):
-        study.yardsticks().search([0.3])
+        study.references().search([0.3])
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(study.folder / "tensorboard")) as cut:
@@ -95,7 +95,7 @@ def mlflow_runs(study):
 
 def test_mlflow_has_one_run_that_holds_every_point_once(study):
     with study.run(trackers=["mlflow"]):
-        study.yardsticks().search([0.3, 0.9])
+        study.references().search([0.3, 0.9])
     with pytest.raises(RuntimeError), study.run(trackers=["mlflow"]):
         raise RuntimeError("something")
     client, (run,) = mlflow_runs(study)
@@ -162,7 +162,7 @@ def test_wandb_offline_keeps_every_step_once_under_one_run(study):
     pytest.importorskip("wandb")
     offline = [{"kind": "wandb", "mode": "offline", "project": "merges"}]
     with study.run(trackers=offline):
-        study.yardsticks().search([0.3, 0.9])
+        study.references().search([0.3, 0.9])
     with study.run(trackers=offline):
         study.search([0.2]).finish()
     assert study.ear.lines == []
@@ -183,7 +183,7 @@ def test_wandb_without_a_key_is_switched_off_instead_of_asking_for_one(
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
     with study.run(trackers=["wandb"]):
-        study.yardsticks()
+        study.references()
     (line,) = study.ear.lines
     assert "tracker wandb is switched off" in line
     assert "wandb login" in line

@@ -34,7 +34,7 @@ def outcomes():
 
 def test_every_trial_is_told_once_and_in_order_however_often_the_campaign_is_resumed(study):
     with study.run(trackers=DIARY):
-        study.yardsticks().search([0.3, 0.6])
+        study.references().search([0.3, 0.6])
     with study.run(trackers=DIARY):
         study.search([0.4])
     with study.run(trackers=DIARY):
@@ -44,7 +44,7 @@ def test_every_trial_is_told_once_and_in_order_however_often_the_campaign_is_res
 
 
 def test_a_tracker_that_comes_late_is_told_what_is_on_record(study):
-    study.yardsticks().search([0.3, 0.6])
+    study.references().search([0.3, 0.6])
     with study.run(trackers=DIARY):
         study.search([0.9])
     assert numbers() == list(range(8))
@@ -52,7 +52,7 @@ def test_a_tracker_that_comes_late_is_told_what_is_on_record(study):
 
 def test_a_trial_during_which_a_tracker_went_down_is_not_told_again(study):
     with study.run(trackers=[{"kind": "diary:Diary", "fails_in": "record"}]):
-        study.yardsticks()
+        study.references()
     with study.run(trackers=DIARY):
         study.search([0.5])
     assert numbers() == [1, 2, 3, 4, 5]
@@ -60,7 +60,7 @@ def test_a_trial_during_which_a_tracker_went_down_is_not_told_again(study):
 
 def test_the_best_by_then_comes_with_every_trial(study):
     with study.run(trackers=DIARY):
-        study.yardsticks().search([0.3, 0.9, 0, 0.2], {2: "out of memory"})
+        study.references().search([0.3, 0.9, 0, 0.2], {2: "out of memory"})
     assert bests() == [None] * 5 + [5, 6, 6, 6]
     with study.run(trackers=DIARY):
         study.search([0.4, 1.0])
@@ -69,7 +69,7 @@ def test_the_best_by_then_comes_with_every_trial(study):
 
 def test_trackers_are_told_how_the_run_ended(study):
     with study.run(trackers=DIARY):
-        study.yardsticks().search([0.3])
+        study.references().search([0.3])
     with pytest.raises(KeyboardInterrupt), study.run(trackers=DIARY):
         raise KeyboardInterrupt
     with pytest.raises(EvomergeError), study.run(trackers=DIARY):
@@ -85,7 +85,7 @@ def test_trackers_are_told_how_the_run_ended(study):
 def test_a_tracker_that_fails_is_switched_off_with_a_message_and_the_others_go_on(study, where):
     failing = {"kind": "diary:Diary", "fails_in": where}
     with study.run(trackers=[failing, {"kind": "diary:Other"}]):
-        study.yardsticks().search([0.3, 0.6])
+        study.references().search([0.3, 0.6])
     assert study.ear.lines == [
         "tracker diary:Diary is switched off (ConnectionError: nobody answers); "
         "the campaign goes on"
@@ -97,14 +97,14 @@ def test_a_tracker_that_fails_is_switched_off_with_a_message_and_the_others_go_o
 def test_a_tracker_that_hangs_holds_nobody_up(study, monkeypatch):
     monkeypatch.setattr("evomerge.campaign.notify_trackers.CLOSE_SECONDS", {"stopped": 0.3})
     with study.run(trackers=[{"kind": "diary:Diary", "hangs": True}]):
-        study.yardsticks().search([0.3] * 20)
+        study.references().search([0.3] * 20)
     Diary.patience.set()
     assert study.ear.lines == ["tracker diary:Diary has not taken in all, and is left behind"]
 
 
 def test_two_trackers_of_one_kind_are_counted_apart(study):
     with study.run(trackers=DIARY * 2):
-        study.yardsticks()
+        study.references()
     with study.run(trackers=DIARY * 2):
         study.search([0.3])
     assert sorted(numbers()) == sorted([*range(6), *range(6)])
@@ -112,7 +112,7 @@ def test_two_trackers_of_one_kind_are_counted_apart(study):
 
 def test_without_trackers_the_study_is_left_as_it_is(study):
     with study.run():
-        study.yardsticks()
+        study.references()
         assert study.listener is study.ear
     assert study.study.note("uid") is None
     assert not (study.folder / "trackers").exists()

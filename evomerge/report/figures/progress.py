@@ -24,18 +24,18 @@ NORMAL_95 = 1.96
 
 Trial = Mapping[str, Any]
 """An entry of `search_summary`."""
-Yardsticks = Mapping[tuple[str, str], float]
+References = Mapping[tuple[str, str], float]
 """("parent" | "baseline", name) → value."""
 
 
 def progress(
-    trials: Sequence[Trial], yardsticks: Yardsticks, marked: tuple[int, str], scale: str
+    trials: Sequence[Trial], references: References, marked: tuple[int, str], scale: str
 ) -> go.Figure:
     """Search scores, trial by trial, with the running best and its 95 % interval.
 
     Args:
         trials: `search_summary`; at least one was measured on all items.
-        yardsticks: drawn as horizontal lines.
+        references: drawn as horizontal lines.
         marked: the number of the trial to mark, and what it is ("winner").
         scale: the axis title.
     """
@@ -46,7 +46,7 @@ def progress(
     reached = list(accumulate(done, _better))
     band = _band(done, reached, ends[1])
     figure.add_traces([*band, *_stopped(guessed), _points(done)])
-    for (role, name), value in yardsticks.items():
+    for (role, name), value in references.items():
         figure.add_scatter(
             x=ends,
             y=[value, value],
@@ -67,11 +67,11 @@ def progress(
     )
     number, label = marked
     figure.add_trace(star(number, [t["value"] for t in done if t["trial"] == number], label))
-    values = [*yardsticks.values(), *(t["value"] for t in done + guessed), *band[0].y, *band[1].y]
+    values = [*references.values(), *(t["value"] for t in done + guessed), *band[0].y, *band[1].y]
     low, high = min(values), max(values)
     pad = 0.06 * (high - low) or 0.05
     figure.add_traces(_failures(trials, low - pad))
-    _label_lines(figure, yardsticks, (low - 1.8 * pad, high + 1.8 * pad))
+    _label_lines(figure, references, (low - 1.8 * pad, high + 1.8 * pad))
     figure.update_xaxes(
         title_text="trial (its number in the study)",
         range=ends,
@@ -145,13 +145,13 @@ def _failures(trials: Sequence[Trial], height: float) -> list[go.Scatter]:
 
 
 def _label_lines(
-    figure: go.Figure, yardsticks: Yardsticks, span: tuple[float, float], plot_height: int = 330
+    figure: go.Figure, references: References, span: tuple[float, float], plot_height: int = 330
 ) -> None:
     """Name the lines at the right edge; labels that would overlap move apart, tied by a stroke."""
-    ordered = sorted(yardsticks, key=lambda row: yardsticks[row])
-    places = _apart([yardsticks[row] for row in ordered], 16 / plot_height, span)
+    ordered = sorted(references, key=lambda row: references[row])
+    places = _apart([references[row] for row in ordered], 16 / plot_height, span)
     for row, place in zip(ordered, places, strict=True):
-        value = yardsticks[row]
+        value = references[row]
         figure.add_annotation(
             text=f"{shown(row[1], 24)} {short(value)}",
             xref="paper",

@@ -55,7 +55,7 @@ def page(browser):
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory):
     """A run of an archive with parents, failures and trials stopped on a rung."""
-    run = Invented(tmp_path_factory.mktemp("varied"), optimizer="m2n2", budget=12).yardsticks()
+    run = Invented(tmp_path_factory.mktemp("varied"), optimizer="m2n2", budget=12).references()
     for place, level in enumerate([0.3, 0.5, 0.4, 0.7, 0.6, 0.8]):
         state = {"members": list(range(place)), "coverage": place / 8, "entropy": 0.4}
         parents = (place - 2, place - 1) if place > 1 else ()
@@ -173,7 +173,7 @@ def served(folder):
 def test_the_dashboard_follows_the_campaign_and_keeps_what_was_clicked(page, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "SECONDS", 0.2)
     monkeypatch.setattr(room, "SHARE", 1e9)
-    run = Invented(tmp_path / "run", budget=10).yardsticks()
+    run = Invented(tmp_path / "run", budget=10).references()
     with served(run.folder) as url:
         page.get(url)
         until(page, "document.body.innerText.includes('No trial has succeeded yet')")

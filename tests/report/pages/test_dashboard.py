@@ -65,7 +65,7 @@ def test_a_campaign_that_has_only_begun_is_shown(tmp_path):
     run = Invented(tmp_path / "run")
     page = client(run.folder)
     assert "No trial has succeeded yet" in page.get("/content").text
-    run.yardsticks().search([0, 0], {0: "oom", 1: "oom"})
+    run.references().search([0, 0], {0: "oom", 1: "oom"})
     text = page.get("/content").text
     assert "No trial has succeeded yet" in text
     assert "2 trials failed" in text
@@ -92,7 +92,7 @@ def test_other_names_and_other_files_are_refused(finished):
 def test_what_the_campaign_names_is_text(tmp_path):
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     run = Invented(tmp_path / "run", tasks=(evil, "mul"))
-    run.yardsticks().search([0.5, 0], {1: evil})
+    run.references().search([0.5, 0], {1: evil})
     text = client(run.folder).get("/content").text
     assert "<img" not in text
     assert "<script>" not in text

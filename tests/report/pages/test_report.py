@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from invented import YARDSTICKS, Invented
+from invented import REFERENCES, Invented
 from plotly.offline import get_plotlyjs
 from report_pages import page_of, trace
 from typer.testing import CliRunner
@@ -52,7 +52,7 @@ def test_every_figure_has_its_place_and_every_place_its_figure(finished):
 
 def test_scores_stand_on_the_test_split_with_their_intervals(finished):
     figure = page_of(finished).figures["figure-scores"]
-    assert figure["layout"]["yaxis"]["ticktext"] == ["winner", *(name for _, name in YARDSTICKS)]
+    assert figure["layout"]["yaxis"]["ticktext"] == ["winner", *(name for _, name in REFERENCES)]
     best = finished.results.best()
     shown = {
         name: (mean, mean - down, mean + up)
@@ -72,7 +72,7 @@ def test_scores_stand_on_the_test_split_with_their_intervals(finished):
 
 def test_tasks_show_their_own_metric_with_its_bootstrap_interval(tmp_path):
     run = Invented(tmp_path / "run", lower_is_better=("mul",), budget=3)
-    run.yardsticks().search([0.3, 0.8, 0.6]).finish()
+    run.references().search([0.3, 0.8, 0.6]).finish()
     figure = page_of(run).figures["figure-task-2"]
     assert figure["layout"]["xaxis"]["title"]["text"] == "acc (lower is better)"
     items = measured(run, "test", name="math").scores["mul"]
@@ -83,7 +83,7 @@ def test_tasks_show_their_own_metric_with_its_bootstrap_interval(tmp_path):
     assert parents["customdata"][1] == ["math", span.low, span.high]
 
 
-def test_progress_shows_points_failures_running_best_and_yardsticks(finished):
+def test_progress_shows_points_failures_running_best_and_parents_and_baselines(finished):
     figure = page_of(finished).figures["figure-progress"]
     own = [e for e in finished.study.evaluations() if e.optimizers_own]
     done = [e for e in own if not e.failed]
@@ -102,7 +102,7 @@ def test_progress_shows_points_failures_running_best_and_yardsticks(finished):
     [line] = [t for t in figure["data"] if (t.get("name") or "").startswith("parent base")]
     assert line["y"] == [base.value] * 2
     labels = [note["text"] for note in figure["layout"]["annotations"]]
-    assert sorted(label.rsplit(" ", 1)[0] for label in labels) == sorted(n for _, n in YARDSTICKS)
+    assert sorted(label.rsplit(" ", 1)[0] for label in labels) == sorted(n for _, n in REFERENCES)
 
 
 def test_heat_maps_hold_the_winners_coefficients_in_depth_order(finished):
@@ -125,7 +125,7 @@ def test_heat_maps_hold_the_winners_coefficients_in_depth_order(finished):
 
 def test_two_hundred_genes_are_all_there(tmp_path):
     run = Invented(tmp_path / "run", layers=33, granularity="module", tasks=("add",))
-    page = page_of(run.yardsticks().search([0.5]))
+    page = page_of(run.references().search([0.5]))
     z = page.figures["figure-coefficients-1"]["data"][0]["z"]
     assert (len(z), len(z[0])) == (68, 2)
     rows = page.figures["figure-coefficients-1"]["layout"]["yaxis"]["ticktext"]
@@ -183,8 +183,8 @@ def test_a_campaign_extended_after_its_test_shows_the_winner_of_then(extensible)
 def test_names_and_reasons_are_text_and_never_markup(tmp_path):
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
     run = Invented(tmp_path / "run", tasks=(evil, "<b>bold</b>"))
-    run.yardsticks().search([0.5, 0], {1: evil})
-    harmless = page_of(Invented(tmp_path / "plain").yardsticks().search([0.5, 0], {1: "oom"}))
+    run.references().search([0.5, 0], {1: evil})
+    harmless = page_of(Invented(tmp_path / "plain").references().search([0.5, 0], {1: "oom"}))
     page = page_of(run)
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in harmless.tags]
     assert page.scripts == harmless.scripts
@@ -194,7 +194,7 @@ def test_names_and_reasons_are_text_and_never_markup(tmp_path):
 
 
 def test_no_trial_yet_is_one_clear_message(tmp_path):
-    run = Invented(tmp_path / "run").yardsticks()
+    run = Invented(tmp_path / "run").references()
     with pytest.raises(InputError, match="no trial has succeeded yet; `evomerge status` says"):
         report_page(run.study)
     run.search([0, 0], {0: "oom", 1: "oom"})
