@@ -73,19 +73,19 @@ def test_answers_equal_lm_evals_whoever_is_beside_them(family, tokenizer, monkey
     assert len(set(expected)) > 8
 
 
-def test_the_tokens_that_will_be_read_are_known(llama, tokenizer):
+def test_the_tokens_that_its_passes_will_read_are_known(llama, tokenizer):
     lm = make_lm(llama(), tokenizer, 4)
     eos = torch.tensor([tokenizer.eos_token_id])
     lm.model.lm_head.register_forward_hook(lambda *args: args[-1].index_fill(-1, eos, -1e4))
     local = Local(lm, 30)
     requests = instances(PLAIN["none"])
-    said = local.size(requests)
+    planned = local.passes(requests)
     read = []
     embeddings = lm.model.get_input_embeddings()
     embeddings.register_forward_pre_hook(lambda _, args: read.append(args[0].numel()))
     lengths = {response.tokens for response in local.answer(requests, counted=True)}
     assert lengths == {5}
-    assert said == sum(read)
+    assert sum(one.rows * one.length * one.times for one in planned) == sum(read)
 
 
 def test_long_contexts_are_cut_on_the_left_as_lm_eval_does(llama, tokenizer, monkeypatch):

@@ -61,13 +61,15 @@ def tokens_read(model):
 
 
 @pytest.mark.parametrize("tokens", [1, 40, 4096])
-def test_the_tokens_that_will_be_read_are_known(tokens, llama, tokenizer):
+def test_the_passes_that_will_be_run_are_known(tokens, llama, tokenizer):
     lm = make_lm(llama(), tokenizer, 4)
     local = Local(lm, tokens)
-    said = local.size(instances(PAIRS))
+    planned = local.passes(instances(PAIRS))
     shapes = tokens_read(lm.model)
     local.answer(instances(PAIRS))
-    assert said == sum(rows * length for rows, length in shapes)
+    assert [(one.rows, one.length) for one in planned] == [
+        (rows, length) for rows, length in shapes
+    ]
 
 
 @pytest.mark.parametrize("tokens", [1, 40, 4096])
