@@ -14,14 +14,18 @@ from evomerge.common.errors import InputError
 from evomerge.judging import pareto
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge, Scores
-from evomerge.search.optimizers.parts.fronts import front_of
-from evomerge.search.optimizers.parts.reference_points import survivors
 from evomerge.search.spaces.genes import Condition, Domain, Gene
-from evomerge.search.surrogates.quadratic import Quadratic, Result, Surfaces, basis, terms
+from evomerge.search.surrogates.quadratic import terms
 
 CORNERS = np.array([[0.2, 0.3, 0.7, 0.5], [0.8, 0.6, 0.4, 0.5]])
+
+
 """Where each of two tasks is solved best; in between lies the front."""
+
+
 DESIGN = 15
+
+
 """The coefficients of a quadratic of four genes."""
 
 
@@ -175,90 +179,6 @@ def test_the_bayesian_variant_samples_where_the_surfaces_are_off():
     plain, off = ([share(s, **o) for s in range(3)] for o in ({}, {"bayesian": True}))
     assert np.mean(plain) < 0.35
     assert np.mean(off) > 0.6
-
-
-def quadratic(genomes):
-    return 0.3 + genomes @ [1.0, -2.0, 0.5] + 3 * genomes[:, 0] * genomes[:, 1]
-
-
-def test_a_quadratic_is_found_again_from_as_many_points_as_it_has_coefficients():
-    rng = np.random.default_rng(0)
-    genomes, others, ones = rng.random((10, 3)), rng.random((50, 3)), np.ones(10)
-    options = {"interactions": True}
-    found = Quadratic.fit(genomes, quadratic(genomes), ones, share=None, **options)
-    assert found(others) == pytest.approx(quadratic(others), abs=0.02)
-    shares = expit(quadratic(genomes))
-    found = Quadratic.fit(genomes, shares, ones, share=10_000, **options)
-    assert found(others) == pytest.approx(expit(quadratic(others)), abs=0.02)
-    apart = Quadratic.fit(genomes, shares, ones, share=100, interactions=False)
-    assert basis(genomes, interactions=False).shape == (10, 6)
-    assert np.abs(apart(others) - expit(quadratic(others))).max() > 0.05
-
-
-def test_a_miss_is_the_error_of_the_surface_through_the_others():
-    """At the prior and the noise of the surface through all."""
-    from sklearn.linear_model import Ridge
-
-    rng = np.random.default_rng(1)
-    genomes, weights = rng.random((25, 3)), rng.random(25) + 0.5
-    values = quadratic(genomes) + rng.normal(0, 0.3, 25)
-    fitted = Quadratic.fit(genomes, values, weights, share=None, interactions=True)
-    x, penalty = basis(genomes, interactions=True), fitted.ridge.lambda_ / fitted.ridge.alpha_
-    for left_out in (0, 7, 19):
-        rest = np.arange(25) != left_out
-        ridge = Ridge(alpha=penalty * weights.mean())
-        ridge.fit(x[rest], values[rest], sample_weight=weights[rest])
-        (expected,) = (values[left_out] - ridge.predict(x[[left_out]])) ** 2
-        assert fitted.misses[left_out] == pytest.approx(expected, rel=1e-6)
-
-
-def test_drawn_surfaces_scatter_about_the_expected_one():
-    rng = np.random.default_rng(2)
-    genomes = rng.random((25, 3))
-    values = quadratic(genomes) + rng.normal(0, 0.3, 25)
-    fitted = Quadratic.fit(genomes, values, np.ones(25), share=None, interactions=True)
-    draws = np.stack([fitted.drawn(rng)(genomes) for _ in range(400)])
-    assert draws.mean(axis=0) == pytest.approx(fitted(genomes), abs=0.06)
-    x = basis(genomes, interactions=True) - fitted.ridge.X_offset_
-    expected = np.sqrt(np.einsum("ij,jk,ik->i", x, fitted.ridge.sigma_, x))
-    assert draws.std(axis=0) == pytest.approx(expected, rel=0.25)
-
-
-def test_an_estimate_bends_a_surface_less_than_a_measurement():
-    points = np.random.default_rng(3).random((40, 2))
-
-    def level(se):
-        results = [
-            Result(p, (0.9 if p[0] > 0.7 else 0.4,), 100, (0.0,), 0.0, se if p[0] > 0.7 else 0.02)
-            for p in points
-        ]
-        return Surfaces.fit(results, interactions=True).tasks[0](np.array([[0.9, 0.5]]))[0]
-
-    assert level(0.4) < level(0.02) - 0.1
-
-
-def test_niches_that_are_empty_are_filled_first_and_whole_fronts_before():
-    rng = np.random.default_rng(0)
-    losses = np.array([[0.0, 1.0], [1.0, 0.0], [0.01, 0.99], [0.02, 0.98], [0.5, 0.5], [2.0, 2.0]])
-    ranks = np.array([0, 0, 0, 0, 0, 1])
-    assert sorted(survivors(losses, ranks, 3, rng).tolist()) == [0, 1, 4]
-    assert sorted(survivors(losses, ranks, 6, rng).tolist()) == list(range(6))
-
-
-def test_a_front_that_costs_nothing_is_found_whole_and_evenly():
-    """ZDT1: y = 1 − √x where all other genes are 0."""
-
-    def zdt1(genomes):
-        spread = 1 + 9 * genomes[:, 1:].mean(axis=1)
-        second = spread * (1 - np.sqrt(genomes[:, 0] / spread))
-        return -np.stack([genomes[:, 0], second], axis=1), np.zeros(len(genomes))
-
-    discrete = np.zeros(6, dtype=bool)
-    members = front_of(zdt1, np.empty((0, 6)), discrete, 20, np.random.default_rng(0))
-    goals, _ = zdt1(members)
-    assert len(members) == 20
-    assert (-goals[:, 1] - (1 - np.sqrt(-goals[:, 0])) < 0.03).all()
-    assert np.diff(np.sort(goals[:, 0])).max() < 0.15
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from domains import DOMAINS, box, build, mixed, run, score, sphere
+from domains import DOMAINS, box, build, mixed, run, score
 from optimizer_runs import OWN, SMALL, fly
 
 from evomerge.common.errors import InputError
 from evomerge.config import OptimizerConfig
 from evomerge.judging import pareto
 from evomerge.judging.scores import Scores
-from evomerge.search.spaces.genes import Condition, Domain, Gene
-from evomerge.search.surrogates.features import Features
-from evomerge.search.surrogates.gaussian_process import FEWEST, Surrogate
+from evomerge.search.spaces.genes import Domain
+from evomerge.search.surrogates.gaussian_process import FEWEST
 
 SCREENED = [name for name in OWN if name != "map"]
 
@@ -134,86 +132,6 @@ def test_starts_and_other_openings_are_evaluated_as_they_are():
     record = climb(screened("m2n2", domain), FEWEST + 4)
     assert [p.genome.tolist() for p, _ in record[:-1]] == [start.tolist() for start in starts]
     assert record[-1][0].genome.tolist() == [0.5] * 6
-
-
-def test_genomes_with_one_recipe_coincide_and_choices_are_as_far_apart_as_bounds():
-    domain = Domain(
-        [
-            Gene("method", kind="categorical", choices=("linear", "ties", "dare")),
-            Gene("density", when=(Condition("method", ("ties",)),)),
-            Gene("rank", 2, 9, kind="int"),
-            Gene("one", 3, 3, kind="int"),
-        ]
-    )
-    where = Features(domain)
-
-    def at(*genome):
-        return where(np.array(genome))
-
-    assert (at(0.1, 0.2, 0.26, 0.1) == at(0.3, 0.9, 0.36, 0.8)).all()
-    assert np.abs(at(0.5, 0.2, 0.3, 0.5) - at(0.5, 0.9, 0.3, 0.5)).sum() == pytest.approx(0.7)
-    assert np.linalg.norm(at(0.1, 0.5, 0.3, 0.5) - at(0.9, 0.5, 0.3, 0.5)) == pytest.approx(1)
-    assert np.linalg.norm(at(0.1, 0.5, 0.0, 0.5) - at(0.1, 0.5, 1.0, 0.5)) == pytest.approx(7 / 8)
-
-
-def told(measure, genomes, all_goals=False):
-    surrogate = Surrogate(box(genomes.shape[1]), all_goals=all_goals)
-    for genome in genomes:
-        surrogate.learn(genome, measure(genome))
-    return surrogate
-
-
-POINTS = np.random.default_rng(0).random((60, 3))
-
-
-def test_an_estimate_counts_less_than_a_measurement():
-    """Near x = 1 some scores are far too high; the surer they are, the more is thought of it."""
-
-    def measure(se):
-        def scores(genome):
-            wrong = genome[0] > 0.8
-            value = 1.0 if wrong else -float(genome[0])
-            return Scores(value, se if wrong else 0.01, 1, estimated=wrong)
-
-        return scores
-
-    sure, unsure = (told(measure(se), POINTS) for se in (0.01, 1.0))
-    point = [np.array([0.9, 0.5, 0.5])]
-    assert unsure(point)[0, 0] < sure(point)[0, 0] - 0.5
-
-
-def test_where_constraints_break_nothing_good_is_expected_and_where_all_fail_the_middle():
-    def broken(genome):
-        return Scores(float(genome[0]), 0.0, 1, violation=max(0.0, genome[0] - 0.6))
-
-    def failing(genome):
-        return None if genome[0] > 0.6 else Scores(float(genome[0]), 0.0, 1)
-
-    ends = [np.array([x, 0.5, 0.5]) for x in (0.55, 0.95)]
-    good, bad = told(broken, POINTS)(ends)[:, 0]
-    assert good > 0.5
-    assert bad < -0.5
-    good, unknown = told(failing, POINTS)(ends)[:, 0]
-    assert good > unknown
-    assert abs(unknown) < 0.7
-
-
-def test_scores_count_by_their_ranks():
-    """One broken merge, or another unit, changes nothing."""
-    plain = told(sphere, POINTS)(POINTS[:5])
-    bent = told(lambda g: replace(sphere(g), value=-np.exp(-20 * sphere(g).value)), POINTS)
-    assert bent(POINTS[:5]) == pytest.approx(plain)
-
-
-def test_every_goal_of_several_is_predicted():
-    def measure(genome):
-        pair = (float(genome[0]), -float(genome[0] + genome[1]))
-        return Scores(0.0, 0.0, 1, objectives=pair)
-
-    low, high = told(measure, POINTS, all_goals=True)([np.full(3, 0.1), np.full(3, 0.9)])
-    assert low.shape == (2,)
-    assert low[0] < high[0]
-    assert low[1] > high[1]
 
 
 @pytest.mark.parametrize("name", ["nsga2", "nsga3"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.search.archives import GridArchive, ItemColumns, NicheArchive
+from evomerge.search.archives import GridArchive, NicheArchive
 
 NAN = math.nan
 
@@ -130,38 +130,6 @@ def test_coverage_and_entropy_say_what_is_solved_and_how_differently():
     assert found.entropy() == pytest.approx(0.5)
     assert archive([[1, 1], [1, 1]]).entropy() == 0
     assert NicheArchive(3).coverage() == NicheArchive(3).entropy() == 0
-
-
-def test_columns_stay_where_they_are_when_a_task_grows():
-    columns = ItemColumns()
-    first = columns.row({"a": np.array([1.0, 0.0]), "b": np.array([0.5])}, {"b": -1})
-    assert first.tolist() == [1, 0, -0.5]
-    second = columns.row({"a": np.array([0.0, 1.0, 1.0])}, {})
-    assert np.array_equal(second, [0, 1, NAN, 1], equal_nan=True)
-    assert columns.tasks.tolist() == [0, 0, 1, 0]
-
-
-def test_a_cell_keeps_its_best_and_the_outermost_take_what_lies_beyond():
-    grid = GridArchive((2, 3), ((0, 1), (-1, 2)))
-    assert grid.offer(np.array([0.1, 0.5]), 1.0) == 1
-    assert grid.offer(np.array([0.4, 0.9]), 1.0) is None
-    assert grid.offer(np.array([0.4, 0.9]), 2.0) == 1
-    assert grid.offer(np.array([1.0, 9.0]), -5.0) == 5
-    assert grid.offer(np.array([-3.0, -3.0]), 0.0) == 0
-    assert grid.slots.tolist() == [1, 5, 0]
-    assert grid.quality.tolist() == [2, -5, 0]
-    assert grid.coverage() == 0.5
-
-
-def test_elites_breed_in_pairs_of_different_cells():
-    grid = GridArchive((4, 1), ((0, 1), (0, 1)))
-    for i in range(4):
-        grid.offer(np.array([i / 4, 0]), float(i))
-    pairs = [grid.parents(np.random.default_rng(i)) for i in range(100)]
-    assert all(a != b for a, b in pairs)
-    assert {a for a, _ in pairs} == {0, 1, 2, 3}
-    by_quality = [grid.parents(np.random.default_rng(i), by_quality=True) for i in range(100)]
-    assert 0 not in {cell for pair in by_quality for cell in pair}
 
 
 def test_nobody_breeds_in_an_empty_archive():

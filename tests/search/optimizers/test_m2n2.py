@@ -6,32 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from archive_runs import fragments, mixed, search
 
-from evomerge.common.errors import InputError
 from evomerge.config import OptimizerConfig
 from evomerge.judging.scores import Scores
 from evomerge.search.optimizers import build_optimizer
-from evomerge.search.spaces.genes import Domain, Gene
-
-
-def fragments(genome):
-    """Eight items in two tasks, each solved by genomes near a point of its own."""
-    solved = (np.abs(genome[:4] - 0.2) < 0.15).astype(float)
-    smooth = np.exp(-4 * (genome[:4] - 0.8) ** 2)
-    items = {"near": solved, "smooth": smooth}
-    means = {task: float(v.mean()) for task, v in items.items()}
-    return Scores(sum(means.values()) / 2, 0.0, 8, items=items, metrics=means)
-
-
-def mixed(seeds=True):
-    """Floats, an int, a categorical, and two sources."""
-    genes = [
-        *(Gene(f"g{i}") for i in range(4)),
-        Gene("n", 1, 5, kind="int"),
-        Gene("c", kind="categorical", choices=("a", "b", "c")),
-    ]
-    sources = {"one": np.full(6, 0.1), "two": np.full(6, 0.9)} if seeds else {}
-    return Domain(genes, np.full(6, 0.5), [np.full(6, 0.3)], sources)
 
 
 def hills(genome):
@@ -41,16 +20,6 @@ def hills(genome):
 
 
 ARCHIVED = ("m2n2", "ga", "map_elites")
-
-
-def search(optimizer, asks, score=fragments):
-    record = []
-    for index in range(asks):
-        proposal = optimizer.ask(index)
-        scores = score(proposal.genome)
-        optimizer.tell(proposal, scores)
-        record.append((proposal, scores))
-    return record
 
 
 @pytest.mark.parametrize("name", ARCHIVED)
@@ -127,38 +96,6 @@ def test_smaller_is_better_where_the_sign_says_so():
     optimizer = build_optimizer(OptimizerConfig(kind="m2n2"), mixed(), 0)
     record = search(optimizer, 200, score)
     assert np.mean([p.genome[:2].mean() for p, _ in record[-30:]]) < 0.15
-
-
-def test_map_elites_fills_the_cells_of_the_measures_it_is_given():
-    options = {"measures": ["smooth", "first"], "grid": [5, 4], "bounds": [[0, 1], [0, 0.5]]}
-    domain = mixed()
-    domain.statistics = lambda genome: {"first": float(genome[0])}
-    optimizer = build_optimizer(OptimizerConfig(kind="map_elites", **options), domain, 0)
-    optimizer.check_metrics(["near", "smooth"])
-    record = search(optimizer, 150)
-    expected = {}
-    for proposal, scores in record:
-        place = (min(int(scores.metrics["smooth"] * 5), 4), min(int(proposal.genome[0] * 8), 3))
-        expected[place] = max(expected.get(place, -1), scores.value)
-    state = optimizer.state()
-    assert state["coverage"] == len(expected) / 20
-    assert state["measures"] == ["smooth", "first"]
-    asks = dict(zip(map(tuple, state["cells"]), state["members"], strict=True))
-    values = {proposal.ask: scores.value for proposal, scores in record}
-    assert {cell: values[ask] for cell, ask in asks.items()} == expected
-    assert sorted(optimizer._archive.quality) == sorted(expected.values())
-
-
-def test_map_elites_refuses_measures_nobody_takes_and_bounds_that_cross():
-    def build_with(**options):
-        return build_optimizer(OptimizerConfig(kind="map_elites", **options), mixed(), 0)
-
-    with pytest.raises(InputError, match=r"optimizer.measures: 'smoth' .*did you mean 'smooth'"):
-        build_with(measures=["near", "smoth"]).check_metrics(["near", "smooth"])
-    with pytest.raises(InputError, match=r"optimizer.bounds: the second"):
-        build_with(bounds=[[0, 1], [1, 1]])
-    with pytest.raises(InputError, match=r"optimizer.grid"):
-        build_with(grid=[10])
 
 
 def test_measures_do_not_compete_for_niches():

@@ -8,13 +8,6 @@ from domains import box, build, mixed
 
 from evomerge.judging import pareto
 from evomerge.judging.scores import Scores
-from evomerge.search.optimizers.parts.reference_points import (
-    associate,
-    das_dennis,
-    directions,
-    normalise,
-)
-from evomerge.search.optimizers.parts.variation import polynomial_mutation, reflect, sbx
 
 
 def zdt1(genome):
@@ -91,45 +84,3 @@ def test_nsga2_keeps_the_extremes_of_its_front():
     kept = np.array(optimizer._objectives)
     assert kept[:, 0].max() == heard[:, 0].max()
     assert kept[:, 0].min() == heard[:, 0].min()
-
-
-def test_das_dennis_directions_lie_evenly_on_the_simplex():
-    points = das_dennis(3, 4)
-    assert len({tuple(p) for p in points.tolist()}) == len(points) == math.comb(6, 2)
-    assert np.allclose(points.sum(axis=1), 1)
-    assert points.min() == 0
-    assert len(directions(3, 40)) == 36
-    assert len(directions(2, 40)) == 40
-    assert directions(1, 40).tolist() == [[1.0]]
-
-
-def test_normalised_losses_have_their_ideal_at_zero_and_intercepts_at_one():
-    losses = np.array([[10.0, 3.0], [2.0, 7.0], [4.0, 4.0]])
-    scaled = normalise(losses, np.ones(3, dtype=bool))
-    assert scaled.min(axis=0).tolist() == [0, 0]
-    assert np.allclose(scaled[[0, 1]], np.eye(2))
-    flat = normalise(np.array([[1.0, 5.0], [2.0, 5.0]]), np.ones(2, dtype=bool))
-    assert np.isfinite(flat).all()
-
-
-def test_points_go_to_the_nearest_direction():
-    nearest, distance = associate(np.array([[3.0, 0.0], [1.0, 1.0]]), das_dennis(2, 2))
-    assert das_dennis(2, 2)[nearest].tolist() == [[1.0, 0.0], [0.5, 0.5]]
-    assert np.allclose(distance, 0, atol=1e-6)
-
-
-def test_variation_keeps_to_the_cube_and_to_levels():
-    rng = np.random.default_rng(0)
-    discrete = np.array([False, True, False, True])
-    a, b = np.array([0.0, 0.1, 1.0, 0.9]), np.array([0.9, 0.7, 0.2, 0.3])
-    children = np.stack([sbx(a, b, discrete, rng, 2.0) for _ in range(300)])
-    assert children.min() >= 0
-    assert children.max() <= 1
-    assert set(children[:, 1]) == {0.1, 0.7}
-    assert len(set(children[:, 0])) > 50
-    mutants = np.stack([polynomial_mutation(a, discrete, rng, 5.0, 0.0) for _ in range(300)])
-    assert ((mutants != a).sum(axis=1) <= 1).all()
-    assert ((mutants != a).any(axis=1)).mean() > 0.7  # at a wall, half the steps go nowhere
-    assert mutants.min() >= 0
-    assert mutants.max() <= 1
-    assert np.allclose(reflect(np.array([-0.2, 1.3, 0.4])), [0.2, 0.7, 0.4])
