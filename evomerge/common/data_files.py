@@ -1,4 +1,4 @@
-"""YAML and JSON files as plain data. Whoever wrote them: what cannot be used is one message."""
+"""Read YAML and JSON files as plain data; any file, however hostile, fails with one message."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import yaml
 from evomerge.common.errors import InputError
 
 DEPTH = 100
-"""Sections within sections that any file of ours has use for, and many times over."""
+"""Most levels of nested sections; no campaign file needs a tenth of them."""
 _NODES = 100_000
-"""Values of a YAML file with its aliases written out."""
+"""Most values of a YAML file with its aliases written out."""
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
-"""What no path, no UTF-8 file and no database takes: NUL, and halves of surrogate pairs."""
+"""Characters that paths, UTF-8 files and databases refuse: NUL, and halves of surrogates."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tuple[float, float]:
-    """How many nodes a node is, with those of aliases each time they are named, and how deep."""
+    """Count a node's nodes, those of aliases each time they are named, and its depth."""
     if id(node) not in known:
         known[id(node)] = math.inf, math.inf  # a node that is below itself has no end
         inner = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -58,7 +58,7 @@ def _written_out(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tupl
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """Read a file's text.
 
     Raises:
         InputError: the file cannot be read, or is not UTF-8.
@@ -72,7 +72,7 @@ def read_text(path: Path) -> str:
 
 
 def yaml_documents(text: str, where: str) -> list[Any]:
-    """The documents of a YAML text; `where` names it in messages.
+    """Parse the documents of a YAML text; `where` names it in messages.
 
     Raises:
         InputError: not YAML, or more than is plain data of a sensible size.
@@ -83,12 +83,12 @@ def yaml_documents(text: str, where: str) -> list[Any]:
     except Exception as error:
         raise InputError(f"{where}: not valid YAML: {error}") from None
     for document in documents:
-        _check(document, where)
+        _check_depth_and_text(document, where)
     return documents
 
 
 def yaml_data(text: str, where: str) -> Any:
-    """The one document of a YAML text; None of an empty one.
+    """Parse the one document of a YAML text; None for an empty one.
 
     Raises:
         InputError: as `yaml_documents`, or there are several documents.
@@ -100,7 +100,7 @@ def yaml_data(text: str, where: str) -> Any:
 
 
 def json_data(text: str, where: str) -> Any:
-    """The value of a JSON text; `where` names it in messages.
+    """Parse the value of a JSON text; `where` names it in messages.
 
     Raises:
         InputError: not JSON, nested too deeply, or with text that is not Unicode.
@@ -109,18 +109,18 @@ def json_data(text: str, where: str) -> Any:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON: {error}") from None
-    _check(data, where)
+    _check_depth_and_text(data, where)
     return data
 
 
 def quoted(value: Any) -> str:
-    """A value as messages show it, at most a hundred characters of it."""
+    """Show a value in a message, at most a hundred characters of it."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
-def _check(data: Any, where: str) -> None:
-    for value, depth in _inside(data):
+def _check_depth_and_text(data: Any, where: str) -> None:
+    for value, depth in _walk(data):
         if depth > DEPTH:
             raise InputError(f"{where}: sections within sections, more than {DEPTH} deep")
         if isinstance(value, str) and (found := _UNUSABLE.search(value)):
@@ -130,8 +130,8 @@ def _check(data: Any, where: str) -> None:
             )
 
 
-def _inside(data: Any) -> Iterator[tuple[Any, int]]:
-    """Every key and value, with its depth; what several aliases name, once."""
+def _walk(data: Any) -> Iterator[tuple[Any, int]]:
+    """Walk every key and value with its depth; a value that several aliases name, once."""
     seen, left = set[int](), [(data, 0)]
     while left:
         value, depth = left.pop()

@@ -8,10 +8,10 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """Sorted keys, no spaces, no NaN: equal values give equal text."""
+    """Write JSON with sorted keys, no spaces and no NaN, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_digest(value: Any) -> str:
-    """The first 16 bytes of SHA-256 over `canonical_json(value)`, as 32 hex digits."""
+    """Return the first 16 bytes of SHA-256 over `canonical_json(value)`, as 32 hex digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:32]

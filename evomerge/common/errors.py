@@ -8,7 +8,7 @@ class EvomergeError(Exception):
 
 
 class InputError(EvomergeError):
-    """What the user gave cannot work: names the file, the key and the way out. Exit code 2."""
+    """The user's input cannot work: names the file, the key and the way out. Exit code 2."""
 
 
 class CandidateError(EvomergeError):

@@ -58,13 +58,13 @@ class Registry(Generic[T]):
         return plug
 
     def all(self) -> dict[str, T]:
-        """Every usable plug-in in alphabetical order, without those given as `module:Name`."""
+        """Return every usable plug-in by name, in alphabetical order."""
         self._discover()
         usable = {name: plug for name, plug in self.known.items() if name not in self.refused}
         return dict(sorted(usable.items()))
 
     def find(self, name: str, where: str) -> T:
-        """The plug-in called `name`, or the one that `module:Name` imports.
+        """Return the plug-in called `name`, or import `module:Name`.
 
         Raises:
             InputError: there is none, or it cannot be used; begins with `where` and names the
@@ -142,13 +142,13 @@ def subclass_of(base: type, public: str) -> Callable[[Any, str], Any]:
 
 
 def _origin(plug: Any) -> str:
-    """The module and the name of a class, a function or what wraps a function."""
+    """Name the module and the name of a class, a function or a wrapped function."""
     made = getattr(plug, "function", plug)
     return f"{made.__module__}.{made.__qualname__}"
 
 
 def _distribution(entry: EntryPoint) -> str:
-    """Name an entry point, its value and its package in a message."""
+    """Describe an entry point in a message: its name, its value, its package."""
     of = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an unknown package"
     return f"the entry point {entry.name} = {entry.value} of {of}"
 
@@ -158,14 +158,14 @@ def _reason(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The way out of a misspelt name: the nearest known one, or the list of all."""
+    """Suggest the nearest known name for a misspelt one, or list all."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
 
 
 def options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a function or of a class's constructor."""
+    """Return the keyword-only parameters of a function or of a class's constructor."""
     parameters = inspect.signature(function, eval_str=True).parameters
     return {k: p for k, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -173,8 +173,7 @@ def options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def check_options(
     function: Callable[..., Any], values: Mapping[str, Any], where: str, of: str
 ) -> dict[str, Any]:
-    """`values` as keyword arguments of what is called `of`, in the annotated types, defaults left
-    out.
+    """Convert `values` to keyword arguments of the plug-in `of`, in the annotated types.
 
     Raises:
         InputError: an unknown option, or a value of the wrong type; names `where` and the option.

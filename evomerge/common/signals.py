@@ -1,4 +1,4 @@
-"""Stopping in order."""
+"""Stop in order on SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """A SIGTERM stops the campaign as Ctrl-C does: in order, and resumable."""
+    """Raise KeyboardInterrupt on SIGTERM, so that it stops a campaign in order, as Ctrl-C does."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,9 @@
 """The campaign file as strict models: an unknown key is an error that names the nearest valid one.
 
-This room checks the *form* of the file. Whether a method, a gene, a task or a model exists is said
-by the room that owns it (`search.spaces`, `fitness.tasks`, `models`).
+One file for each key: `models`, `space`, `fitness` (with `objectives` and `own_metric`), `search`
+(optimizer, budget, initial, stages), `workers`, `study`, `trackers`; `campaign` is the whole file,
+`load` reads it. This room checks the *form*. Whether a method, a gene, a task or a model exists is
+said by the room that owns it (`search.spaces`, `fitness.tasks`, `models`).
 """
 
 from evomerge.config.base import NamedConfig, Pair, PlugConfig, Scalar, Strict

@@ -1,16 +1,10 @@
-"""Building blocks of the campaign file: strict sections, and plug-ins with options."""
+"""Base classes of the campaign file's sections: strict ones, and plug-ins with options."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 
 class Strict(BaseModel):
@@ -20,28 +14,28 @@ class Strict(BaseModel):
 
 
 class PlugConfig(BaseModel):
-    """`kind` names a plug of a registry; the other keys are its options."""
+    """`kind` names a plug-in of a registry; the other keys are its options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str
 
     @property
     def options(self) -> dict[str, Any]:
-        """The plug's own keyword arguments, as written in the file."""
+        """The plug-in's keyword arguments, as written in the file."""
         return dict(self.model_extra or {})
 
 
 class NamedConfig(PlugConfig):
-    """A plug by its bare name, or with options."""
+    """A plug-in by its bare name, or with options."""
 
     @model_validator(mode="before")
     @classmethod
-    def _is_named(cls, data: Any) -> Any:
+    def _name_alone_is_a_kind(cls, data: Any) -> Any:
         return {"kind": data} if isinstance(data, str) else data
 
     @model_serializer
-    def _plain(self) -> Any:
-        """As it is shortest to write."""
+    def _shortest_form(self) -> Any:
+        """Write the bare name where there are no options."""
         return {"kind": self.kind, **self.options} if self.options else self.kind
 
 

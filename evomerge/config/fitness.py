@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from evomerge.config.base import PlugConfig, Strict
 from evomerge.config.objectives import ConstraintConfig, ObjectiveConfig
@@ -45,7 +39,7 @@ class TaskConfig(Strict):
 
     @property
     def multiturn(self) -> bool:
-        """Whether few-shot examples are turns of a conversation."""
+        """True where few-shot examples are turns of a conversation."""
         if self.fewshot_as_multiturn is None:
             return bool(self.apply_chat_template)
         return self.fewshot_as_multiturn
@@ -78,14 +72,18 @@ AnyTask = Annotated[
 
 
 class RaceConfig(Strict):
-    """Who is stopped on a rung: whom ⌈keep · n⌉ of the n before it beat, each with `confidence`."""
+    """Prune a candidate when at least ⌈keep·n⌉ of n earlier candidates beat it on a rung's items
+    (one-sided paired test at `confidence`).
+    """
 
     keep: float = Field(default=0.1, gt=0, lt=1)
     confidence: float = Field(default=0.6, ge=0.5, lt=1)
 
 
 class EngineConfig(PlugConfig):
-    """`kind` names what scores; the other keys are its options (`evomerge list engines`)."""
+    """`kind` names the engine (`evomerge list engines`), or a class of yours as `module:Class`; the
+    other keys are its options.
+    """
 
     kind: str = "hf"
 
@@ -96,7 +94,7 @@ class FitnessConfig(Strict):
     tasks: list[AnyTask] = Field(min_length=1)
     include_path: str | None = None
     allow_test_sets: bool = False
-    """Whether the search may see documents of public test sets, which others report scores on."""
+    """Let the search see documents of public test sets, which others report scores on."""
     engine: EngineConfig = EngineConfig()
     objective: ObjectiveConfig = ObjectiveConfig(kind="mean")
     constraints: list[ConstraintConfig] = Field(default_factory=list)
@@ -108,10 +106,10 @@ class FitnessConfig(Strict):
     """Rows generated at once, and of lm-eval's own batches where an engine leaves work to it."""
     select_top: int = Field(default=10, ge=1)
     rungs: list[Annotated[int, Field(ge=1)] | Literal["all"]] = Field(default=["all"])
-    """Numbers of items over all tasks, then `all`: who does badly on few is not asked the rest."""
+    """Numbers of items over all tasks, then `all`: a candidate that does badly on few is pruned."""
     race: RaceConfig = RaceConfig()
     estimator: Literal["mean", "mp_irt", "gmp_irt"] = "gmp_irt"
-    """How the score of a candidate that was stopped on a rung is estimated."""
+    """The estimator of a pruned candidate's score."""
 
     @property
     def lm_eval_tasks(self) -> list[TaskConfig]:

@@ -1,4 +1,4 @@
-"""Reading a campaign file, with overrides from the command line."""
+"""Read a campaign file, with overrides from the command line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from evomerge.common.data_files import read_text, yaml_data
 from evomerge.common.errors import InputError
@@ -55,14 +53,14 @@ def _override(data: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     section: Any = data
     for parent in parents:
-        section = _section(section, parent)
+        section = _descend(section, parent)
     if not isinstance(section, dict):
         raise InputError(f"--set {override}: {'.'.join(parents)} is not a section")
     section[last] = value
 
 
-def _section(section: Any, key: str) -> Any:
-    """What stands under a key; of a list under a position, or of named sections under a name."""
+def _descend(section: Any, key: str) -> Any:
+    """Return the value under a key: of a list by position, or of named sections by name."""
     if isinstance(section, dict):
         return section.setdefault(key, {})
     if isinstance(section, list):

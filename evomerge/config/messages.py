@@ -1,4 +1,4 @@
-"""Messages about a campaign file that breaks the schema."""
+"""Say what is wrong where a campaign file breaks the schema."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel
 
 from evomerge.common.data_files import quoted
 from evomerge.config.base import Scalar
@@ -17,9 +15,9 @@ from evomerge.config.campaign import CampaignConfig
 
 
 def explain(problem: Mapping[str, Any]) -> str:
-    """One pydantic problem as `key.path: what is wrong, and the way out`."""
-    unsaid = ("list[", "lax", "kind:")
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(unsaid)]
+    """Write one pydantic problem as `key.path: what is wrong, and the way out`."""
+    of_pydantic = ("list[", "lax", "kind:")  # parts of a location that no file holds
+    location = [str(part) for part in problem["loc"] if not str(part).startswith(of_pydantic)]
     where = ".".join(location) or "campaign"
     if problem["type"] == "extra_forbidden":
         valid = _keys_at(CampaignConfig, location[:-1])
@@ -39,7 +37,7 @@ def explain(problem: Mapping[str, Any]) -> str:
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """The keys valid at a place in the file, found by walking the schema."""
+    """Find the keys valid at a place in the file by walking the schema."""
     models = [model]
     for part in location:
         field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
@@ -50,7 +48,7 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models that an annotation names, at any depth."""
+    """Collect the models that an annotation names, at any depth."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in typing.get_args(annotation) for model in _models_in(part)]

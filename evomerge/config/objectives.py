@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from evomerge.config.base import NamedConfig, Strict
 
 
 class ObjectiveConfig(NamedConfig):
-    """An objective (`evomerge list objectives`)."""
+    """An objective (`evomerge list objectives`), or a function of yours as `module:function`."""
 
 
 class NegativeFlipsConfig(Strict):

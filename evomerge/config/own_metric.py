@@ -1,14 +1,10 @@
-"""An entry of `fitness.tasks` that is a metric of the user's own."""
+"""`fitness.tasks` entries with `callable`: metrics of the user's own."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from evomerge.config.base import Strict
 

@@ -1,4 +1,4 @@
-"""Relative paths of a campaign file, taken from the folder that it lies in."""
+"""Make a campaign file's relative paths absolute: they are taken from the file's own folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
 
 
 def absolute_task(task: AnyTask, folder: Path) -> AnyTask:
-    """A callable's module is a file of the folder, if there is one of its name."""
+    """Resolve a callable's documents, and its module where the folder has a file of its name."""
     if isinstance(task, TaskConfig):
         return task
     path = folder / (
@@ -59,7 +59,7 @@ def absolute_task(task: AnyTask, folder: Path) -> AnyTask:
 
 
 def absolute_start(start: Start, folder: Path) -> Start:
-    """Files and folders are taken from the campaign file's folder; names stay names."""
+    """Resolve files and folders against the campaign file's folder; names stay names."""
     if isinstance(start, BestTrials):
         return start.model_copy(update={"run": str((folder / start.run).resolve())})
     if isinstance(start, StudyTrials):
@@ -69,7 +69,7 @@ def absolute_start(start: Start, folder: Path) -> Start:
 
 
 def resolve_storage(storage: str, folder: Path) -> str:
-    """A SQLite file is taken from the campaign file's folder, as every relative path is."""
+    """Resolve a SQLite file against the campaign file's folder; other URLs stay as they are."""
     scheme = "sqlite:///"
     if not storage.startswith(scheme) or ":memory:" in storage:
         return storage
@@ -77,7 +77,7 @@ def resolve_storage(storage: str, folder: Path) -> str:
 
 
 def resolve_spec(spec: str, folder: Path) -> str:
-    """A folder that exists, or anything that cannot be a hub id, becomes an absolute path.
+    """Make a folder that exists, or anything that cannot be a hub id, an absolute path.
 
     Raises:
         InputError: no path at all: too long, in an unknown user's home, links in a circle.

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import (
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from evomerge.config.base import PlugConfig, Strict
 from evomerge.config.space import SpaceConfig
 
 
 class OptimizerConfig(PlugConfig):
-    """`kind` names the optimizer; the other keys are its options (`evomerge list optimizers`).
+    """`kind` names the optimizer (`evomerge list optimizers`), or your own as `module:Class`; the
+    other keys are its options.
 
     `screen`: of so many proposals the one is evaluated that a surrogate of the results prefers; 1
     turns it off.
@@ -39,7 +35,7 @@ class BudgetConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _items_alone_are_enough(cls, data: Any) -> Any:
-        """A trial is asked for one item at least."""
+        """Allow a trial for every item, since each asks for one at least."""
         if isinstance(data, dict) and data.get("items") and "trials" not in data:
             return {**data, "trials": data["items"]}
         return data

@@ -1,4 +1,4 @@
-"""`space`: methods, genes and paths that are searched."""
+"""`space`: the methods, genes and paths that are searched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from evomerge.config.base import Pair, Scalar, Strict
 
 
 class Bounds(Strict):
-    """What a gene is searched between; by its logarithm when `log`."""
+    """Bounds of a gene, which is searched by its logarithm when `log`."""
 
     low: float
     high: float
@@ -170,8 +170,8 @@ class SpaceConfig(Strict):
     weights: WeightsConfig | None = None
     path: PathConfig = PathConfig()
     grid: int | None = Field(default=None, ge=2)
-    """So many values of every searched parameter, the same everywhere, are scored beside parents
-    and baselines, before the search and outside its budget."""
+    """Values of every searched parameter, the same everywhere, that are scored beside parents and
+    baselines, before the search and outside its budget."""
 
     @field_validator("path", mode="before")
     @classmethod

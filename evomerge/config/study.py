@@ -1,10 +1,8 @@
-"""`study`: where the record is kept."""
+"""`study`: the storage of the record."""
 
 from __future__ import annotations
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from evomerge.config.base import Strict
 

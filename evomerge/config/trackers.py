@@ -1,19 +1,16 @@
-"""`trackers` and `notify`: who else is told."""
+"""`trackers` and `notify`: services and commands that are told of the campaign."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from evomerge.config.base import NamedConfig, Strict
 
 
 class TrackerConfig(NamedConfig):
-    """Who else is told what is recorded (`evomerge list trackers`); yours as `module:Class`."""
+    """A tracker (`evomerge list trackers`), or a class of yours as `module:Class`."""
 
 
 class NotifyConfig(Strict):
@@ -30,7 +27,7 @@ class NotifyConfig(Strict):
     command: str | list[str] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
-    def _goes_one_way(self) -> NotifyConfig:
+    def _has_one_way(self) -> NotifyConfig:
         if (self.webhook is None) == (self.command is None):
             raise ValueError("give webhook or command, one of them in each entry")
         return self

@@ -1,15 +1,11 @@
-"""`workers`: who evaluates candidates, and where."""
+"""`workers`: the processes that evaluate candidates."""
 
 from __future__ import annotations
 
 from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from evomerge.config.base import Strict
 
@@ -28,7 +24,7 @@ class WorkersConfig(Strict):
     gpus_per_worker: float = Field(default=0, ge=0)
     address: str | None = None
     model_parallel: bool | None = None
-    """Whether a model is spread over the GPUs of its worker; by default if it has several."""
+    """Spread a model over the GPUs of its worker; by default if the worker has several."""
     timeout: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
     """Seconds after which an evaluation has hung; `auto`: derived from what others took."""
     copy_to: str | None = None
@@ -37,12 +33,12 @@ class WorkersConfig(Strict):
 
     @property
     def on_ray(self) -> bool:
-        """Whether workers are Ray actors rather than the driver itself."""
+        """True where workers are Ray actors rather than the driver itself."""
         return self.kind == "ray" or self.count != 1
 
     @property
     def spreads(self) -> bool:
-        """Whether a model is on several GPUs."""
+        """True where a model is spread over several GPUs."""
         return self.gpus_per_worker > 1
 
     @model_validator(mode="after")

@@ -54,7 +54,7 @@ class Merge(Strict):
     ("attention", "mlp", "router", "norms", "other") for those of its tensors that have no merge of
     their own, "layer" for what then is left, or, with `slot: null`, a group outside the layers
     ("embeddings", "final_norm", "head"). `experts` are merged in the order in which the recipe's
-    sources stand, their task vectors thinned out first if there is a `drop`.
+    sources stand, with DARE applied to their task vectors first if there is a `drop`.
     """
 
     slot: int | None = Field(ge=0)
@@ -113,7 +113,7 @@ class Recipe(Strict):
 
     @cached_property
     def digest(self) -> str:
-        """32 hex digits over everything that decides the result; order of keys and merges aside.
+        """32 hex digits over everything that decides the result, in any order of keys and merges.
 
         The order of the sources counts: it is the order in which experts are merged. Sources that
         nothing is taken of do not count, so that a merge is known again beside other experts.
@@ -124,7 +124,7 @@ class Recipe(Strict):
         return content_digest(data)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data; `Recipe.from_json` gives the equal recipe back."""
+        """Write plain JSON data; `Recipe.from_json` reads the equal recipe back."""
         return self.model_dump(mode="json")
 
     @classmethod
@@ -144,14 +144,14 @@ class Recipe(Strict):
             raise InputError("\n".join(f"{where}: {p.lstrip(': ')}" for p in problems)) from None
 
     def active_experts(self) -> Iterator[str]:
-        """The experts that the path or a merge actually uses, in the sources' order."""
+        """Yield the experts that the path or a merge uses, in the sources' order."""
         used = {slot.source for slot in self.path}
         used.update(name for merge in self.merges for name in merge.experts)
         return (name for name in self.sources if name in used and name != BASE)
 
 
 def merge_name(merge: Merge) -> str:
-    """How messages call a merge: `merge of slot 3, attention`."""
+    """Name a merge in messages: `merge of slot 3, attention`."""
     place = "outside the layers" if merge.slot is None else f"slot {merge.slot}"
     return f"merge of {place}, {merge.group}"
 

@@ -1,0 +1,28 @@
+import pytest
+from campaign_data import parsed, refusal
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"gpus_per_worker": 1}, "gpus_per_worker needs kind: ray"),
+        ({"address": "auto"}, "address needs kind: ray"),
+        ({"count": "auto"}, "count: auto needs kind: ray"),
+        ({"kind": "ray", "count": "auto"}, "needs cpus_per_worker or gpus_per_worker"),
+        ({"kind": "ray", "gpus_per_worker": 1.5}, "above 1 write a whole number"),
+        (
+            {"kind": "ray", "gpus_per_worker": 2, "model_parallel": False},
+            "without model_parallel one is used",
+        ),
+        ({"kind": "ray", "model_parallel": True}, "needs gpus_per_worker: 2 or more"),
+        ({"kind": "ray", "copy_to": "models"}, "write an absolute path"),
+    ],
+)
+def test_workers_that_contradict_themselves_are_refused(workers, message):
+    assert message in refusal(workers=workers)
+
+
+def test_several_workers_are_on_ray_and_several_gpus_spread_a_model():
+    assert not parsed().workers.on_ray
+    assert parsed(workers={"count": 2}).workers.on_ray
+    assert parsed(workers={"kind": "ray", "gpus_per_worker": 2}).workers.spreads
