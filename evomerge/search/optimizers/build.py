@@ -5,8 +5,8 @@ from __future__ import annotations
 from evomerge.common.plugins import check_options
 from evomerge.config import OptimizerConfig
 from evomerge.search.optimizers.base import REGISTRY, Optimizer
+from evomerge.search.optimizers.parts.screening import Screened
 from evomerge.search.spaces.genes import Domain
-from evomerge.search.surrogates.screening import Screened
 
 
 def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optimizer:

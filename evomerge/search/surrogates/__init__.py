@@ -1,1 +1,1 @@
-"""Surrogate models of the fitness, and screening of proposals by them."""
+"""Surrogates: models of what was measured, that predict what was not."""

@@ -1,1 +1,1 @@
-"""Parts that optimizers share: CMA-ES on mixed genes, variation, fronts, reference points."""
+"""Parts that optimizers share: CMA-ES on mixed genes, variation, fronts, directions, screening."""
