@@ -11,7 +11,7 @@ from evomerge import __version__
 from evomerge.config import SPLITS
 from evomerge.export.metadata import TaskScore, front_matter
 from evomerge.export.parents import Parent
-from evomerge.materialize.plan import is_straight
+from evomerge.materialize.plan import keeps_layers
 from evomerge.mergekit import MergekitFile
 from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
@@ -61,7 +61,7 @@ def _list(parents: Sequence[Parent]) -> str:
 
 def _recipe(recipe: Recipe, layout: Layout) -> Iterator[str]:
     constant = _constants(recipe)
-    straight = is_straight(recipe, layout)
+    straight = keeps_layers(recipe, layout)
     rows = dict(_places(recipe, constant, straight))
     yield "## Recipe"
     if constant:

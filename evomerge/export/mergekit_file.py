@@ -9,7 +9,7 @@ from evomerge.common.errors import InputError
 from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.disk.scales import embedding_factor
 from evomerge.materialize.kernel import Kernel
-from evomerge.materialize.plan import is_straight
+from evomerge.materialize.plan import keeps_layers
 from evomerge.mergekit import MergekitFile, ModelSpec, to_mergekit
 from evomerge.methods import find_method
 from evomerge.models.adapter import Adapter
@@ -96,7 +96,7 @@ def _check_config(recipe: Recipe, inputs: MergeInputs) -> None:
     Raises:
         InputError: it says more layer by layer, which the path's layers need otherwise.
     """
-    if is_straight(recipe, inputs.models.layout):
+    if keeps_layers(recipe, inputs.models.layout):
         return
     config = inputs.models.sources[BASE].config
     layers = [slot.layer for slot in recipe.path]

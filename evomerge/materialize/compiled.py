@@ -1,4 +1,4 @@
-"""Element-wise functions compiled into one pass over memory, with the bytes of the plain call.
+"""Compiles element-wise functions into one pass over memory, with the bytes of the plain call.
 
 A function is traced once for each form of its arguments and handed to TorchInductor as it is:
 `torch.compile` would check at every call what the form says already, and that takes longer than
@@ -27,9 +27,9 @@ _EXACT = (
     "eager_numerics.disable_ftz",
 )
 _TYPICAL = 1 << 20
-"""Entries of the tensors that functions are traced with, which decide how loops are shared out."""
+"""Entries of the tensors that functions are traced with, by which threads share loops."""
 _VARIANTS = 256
-"""How many functions and forms of arguments may be compiled."""
+"""Number of functions and forms of arguments that may be compiled."""
 _CONSTANTS = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
 
@@ -46,10 +46,11 @@ class Compiler:
         self._uncompiled: set[Callable[..., Any]] = set()
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)`; the first argument is a tensor."""
+        """Return `function(*arguments)`; the first argument is a tensor."""
         if function in self._uncompiled:
             return function(*arguments)
         try:
+            # the key: the function and all of its arguments but the values of tensors
             tensors: list[Tensor] = []
             form = _form(arguments, arguments[0].shape, tensors)
             key = (function, torch.get_num_threads(), form)  # threads are constant in loops, too
@@ -67,12 +68,13 @@ class Compiler:
     def _compile(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], tensors: list[Tensor]
     ) -> Callable[..., Any]:
-        """`function` of the tensors among these arguments, in their order."""
+        """Compile `function` as one of the tensors among these arguments, in their order."""
         import torch._inductor  # late, for it takes a second
         from torch.fx.experimental.proxy_tensor import make_fx
 
         if len(self._compiled) >= _VARIANTS:
             raise RuntimeError(f"more than {_VARIANTS} forms of arguments")
+        # trace with tensors of a typical length, which is symbolic in the graph
         length = arguments[0].shape
         like = [t.new_empty(_TYPICAL) if t.shape == length else t for t in tensors]
 
@@ -80,6 +82,7 @@ class Compiler:
             return function(*_with_tensors(arguments, iter(tensors)))
 
         graph = make_fx(of_tensors, tracing_mode="symbolic")(*like)
+        # compile the graph; an option that this version of torch lacks is one it does not need
         fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         known = torch._inductor.list_options()
         options = {name: True for name in _EXACT if name in known}
@@ -87,7 +90,7 @@ class Compiler:
 
 
 def _form(value: Any, length: torch.Size, tensors: list[Tensor]) -> Hashable:
-    """All of a nest but the values of its tensors and how long slices are; collects the tensors.
+    """Return a nest without its tensors' values and slices' lengths; collect the tensors.
 
     Raises:
         TypeError: it holds what is neither tensor, constant, dict, list nor tuple.
@@ -105,7 +108,7 @@ def _form(value: Any, length: torch.Size, tensors: list[Tensor]) -> Hashable:
 
 
 def _with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """The nest with these tensors in the places of its own, in order."""
+    """Return the nest with these tensors in the places of its own, in order."""
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""From a recipe to one step per tensor, checked against the models before any work."""
+"""The plan of a merge: one step per tensor, checked against the models before any work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class MergeRule:
     """A recipe's merge with its method looked up and every argument checked and filled in.
 
     Attributes:
-        drop: None, too, where it would keep everything.
+        experts: in the recipe's order of sources.
+        arguments: parameter → value; per-expert ones as lists in the order of `experts`.
+        drop: the random drop before the method; None, too, where it would keep everything.
     """
 
     method: Method
@@ -40,12 +42,14 @@ class MergeRule:
 
 @dataclass(frozen=True)
 class TensorStep:
-    """How one tensor of the merged model is made: by `rule`, or copied from `source`.
+    """One tensor of the merged model: merged by `rule`, or copied from `source`.
 
     Attributes:
         tensor: as the sources have it. Its name keys random masks and statistics, whatever slots it
             fills: a layer keeps its weights when a path moves or repeats it.
-        name: what the merged model calls it.
+        source: the source that the slot names.
+        rule: None for a copy.
+        name: the merged model's name of the tensor.
         slot: index in the path; None outside the layers.
     """
 
@@ -57,15 +61,15 @@ class TensorStep:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The sources whose tensors it is made of, the base first where it is merged."""
+        """The sources that are read: the base and the rule's experts, or the source of a copy."""
         return (BASE, *self.rule.experts) if self.rule else (self.source,)
 
 
 def plan(recipe: Recipe, layout: Layout, sources: Collection[str]) -> list[TensorStep]:
-    """One step per stored tensor of the merged model, in the order of its `state_dict`.
+    """Return one step per stored tensor of the merged model, in the order of its `state_dict`.
 
-    A slot's tensors, those of its merges' experts too, are those of the source's layer that the
-    slot names. Of the sources no more is asked than their names.
+    A slot's tensors, those of its merges' experts too, are those of the layer that the slot names.
+    Of the sources only the names are needed.
 
     Raises:
         InputError: the recipe names a source, layer, group, method or parameter that is not there.
@@ -76,7 +80,9 @@ def plan(recipe: Recipe, layout: Layout, sources: Collection[str]) -> list[Tenso
                 f"recipe: names source {name!r}, but the models are {', '.join(sources)}"
             )
     _check_path(recipe, layout)
+    # look up and check every merge of the recipe
     rules = {(merge.slot, merge.group): _rule(merge, layout, recipe) for merge in recipe.merges}
+    # tensors before the layers, then those of each slot, then those after the layers
     first = next(i for i, tensor in enumerate(layout.tensors) if tensor.layer is not None)
     before = list(layout.tensors[:first])
     after = [tensor for tensor in layout.tensors[first:] if tensor.layer is None]
@@ -85,8 +91,8 @@ def plan(recipe: Recipe, layout: Layout, sources: Collection[str]) -> list[Tenso
     return [*_outside(before, rules), *inside, *_outside(after, rules)]
 
 
-def is_straight(recipe: Recipe, layout: Layout) -> bool:
-    """Whether the path takes every layer once, in order, unscaled, each from any source."""
+def keeps_layers(recipe: Recipe, layout: Layout) -> bool:
+    """Say whether the path takes every layer once, in order and unscaled, from any source."""
     in_order = [slot.layer for slot in recipe.path] == list(range(layout.layers))
     return in_order and all(slot.scale == 1 for slot in recipe.path)
 
@@ -107,12 +113,12 @@ def _slot(index: int, recipe: Recipe, layout: Layout, rules: _Rules) -> Iterator
 
 
 def _found(rules: _Rules, slot: int | None, tensor: TensorSpec) -> MergeRule | None:
-    """The rule of the finest group that has one."""
+    """Return the rule of the finest of the tensor's groups that has one."""
     return next((rules[slot, g] for g in tensor.groups if (slot, g) in rules), None)
 
 
 def check_contents(recipe: Recipe, sources: Mapping[str, Source]) -> None:
-    """Refuse models whose weights are not those the recipe was made from; reads them all once.
+    """Refuse models that are not those the recipe was made from; reads all their weights once.
 
     Raises:
         InputError: a source's digest differs; names it and its folder.
@@ -153,7 +159,7 @@ def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:
 
 
 def as_tensors(value: Any) -> Any:
-    """Numbers, alone or in sequences, as float32 tensors of shape () or (n,)."""
+    """Turn numbers, alone or in sequences, into float32 tensors of shape () or (n,)."""
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float32)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A recipe as a folder that `AutoModelForCausalLM.from_pretrained` loads."""
+"""Writes a recipe as a checkpoint: a folder that `AutoModelForCausalLM.from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from evomerge.materialize.disk.shard import sync
 from evomerge.materialize.disk.stream import SHARD_BYTES, write_weights
 from evomerge.materialize.disk.weight_record import record_weights
 from evomerge.materialize.kernel import Kernel
-from evomerge.materialize.plan import is_straight, plan
+from evomerge.materialize.plan import keeps_layers, plan
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import Store
 from evomerge.models.checks.checked_models import CheckedModels
@@ -43,8 +43,8 @@ _MANIFEST = ".unfinished.json"
 _LOCK = ".lock"
 _COMPILED_ABOVE = 1 << 30
 """Parameters of a model above which one merge repays compiling, which takes ten seconds or more."""
-_OWN = ("config.json", RECIPE_FILE, SOURCES_FILE)
-_OF_TRAINING = ("trainer_state.json",)
+_NOT_COPIED = ("config.json", RECIPE_FILE, SOURCES_FILE, "trainer_state.json")
+"""Files that we write ourselves, or that a training run leaves."""
 
 
 def write_merge(
@@ -93,10 +93,13 @@ def write_checkpoint(
 
     The folder appears whole or not at all: it is written beside its place and renamed. Shards that
     an earlier call completed before it was killed are kept, if they are of the same checkpoint.
-    Tokenizer, chat template and generation config are the files of the source called `tokenizer`,
-    code the base's where that is trusted. `texts` are further files, name → content, instead of
-    those. `statistics` is the folder of a run's statistics of the models, where it comes from one.
-    `sources`, with a record of the weights, becomes `evomerge.json`.
+
+    Args:
+        texts: further files, name → content; they replace copied ones.
+        tokenizer: the source whose tokenizer, chat template and generation config are copied.
+        trust_remote_code: copy the base's code, too.
+        statistics: the folder of a run's statistics of the models, where it comes from one.
+        sources: becomes `evomerge.json`, with a record of the weights.
 
     Raises:
         InputError: the folder exists and is not empty, cannot be written, the disk has not the
@@ -114,12 +117,14 @@ def write_checkpoint(
         statistics=Statistics(limit=0, store=store),
     )
     try:
-        with _begun(partial, _manifest(recipe, kernel, shard_bytes)):
+        with _partial_folder(partial, _manifest(recipe, kernel, shard_bytes)):
             _write_config(recipe, models, kernel, partial, trust_remote_code)
             write_weights(recipe, models.layout, kernel, partial, shard_bytes)
+            # tokenizer, chat template, generation config; code where it is trusted
             _copy_companions(models.sources[tokenizer].folder, partial, _COMPANIONS)
             if trust_remote_code:
                 _copy_companions(models.sources[BASE].folder, partial, {".py"})
+            # our own texts, and a record that reads the weights just written
             written = {RECIPE_FILE: recipe_text(recipe), **texts}
             if sources is not None:
                 made = record_weights(partial, __version__, statistics is not None)
@@ -133,8 +138,8 @@ def write_checkpoint(
 
 
 @contextmanager
-def _begun(partial: Path, manifest: str) -> Iterator[None]:
-    """Hold the folder in which a checkpoint is being written, empty but for shards of the same one.
+def _partial_folder(partial: Path, manifest: str) -> Iterator[None]:
+    """Lock the folder in which a checkpoint is being written, and keep only shards of the same one.
 
     A process that is killed leaves it behind, and so does Ctrl-C: complete shards need not be
     written again. After an error it is removed.
@@ -149,12 +154,12 @@ def _begun(partial: Path, manifest: str) -> Iterator[None]:
     except Timeout:
         raise InputError(f"{partial}: another process is writing there") from None
     try:
-        held = partial / _MANIFEST
-        same = held.is_file() and held.read_text(encoding="utf-8") == manifest
+        written = partial / _MANIFEST
+        same = written.is_file() and written.read_text(encoding="utf-8") == manifest
         for path in partial.iterdir():
             if path.name != _LOCK and not (same and path.suffix == ".safetensors"):
                 path.unlink()
-        held.write_text(manifest, encoding="utf-8")
+        written.write_text(manifest, encoding="utf-8")
         yield
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)
@@ -164,7 +169,7 @@ def _begun(partial: Path, manifest: str) -> Iterator[None]:
 
 
 def _manifest(recipe: Recipe, kernel: Kernel, shard_bytes: int) -> str:
-    """What two unfinished checkpoints have in common whose shards have the same bytes."""
+    """Describe a checkpoint: equal for two whose shards have the same bytes."""
     parts = {
         "recipe": recipe.digest,
         "weights": kernel.weights,
@@ -176,7 +181,7 @@ def _manifest(recipe: Recipe, kernel: Kernel, shard_bytes: int) -> str:
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Give a complete folder its name, once all of it is on the disk."""
+    """Flush a complete folder to the disk, then give it its name."""
     for name in (_MANIFEST, _LOCK):
         (partial / name).unlink()
     for path in (*partial.iterdir(), partial):
@@ -188,7 +193,7 @@ def _publish(partial: Path, folder: Path) -> None:
 
 
 def checkpoint_size(recipe: Recipe, models: CheckedModels, dtype: DtypeConfig) -> int:
-    """Bytes of a checkpoint's weights."""
+    """Return the bytes of a checkpoint's weights."""
     kernel = Kernel(models.sources, dtype.weights)
     steps = plan(recipe, models.layout, models.sources)
     merged = sum(math.prod(s.tensor.shape) * kernel.dtype(s.tensor.name).itemsize for s in steps)
@@ -196,7 +201,7 @@ def checkpoint_size(recipe: Recipe, models: CheckedModels, dtype: DtypeConfig) -
 
 
 def check_free(folder: Path) -> Path:
-    """Where a checkpoint will be written, absolute.
+    """Return the absolute folder in which a checkpoint will be written.
 
     Raises:
         InputError: the folder exists and is not empty.
@@ -210,11 +215,11 @@ def check_free(folder: Path) -> Path:
 def _write_config(
     recipe: Recipe, models: CheckedModels, kernel: Kernel, folder: Path, trust_remote_code: bool
 ) -> None:
-    """The base's config with the path's layers and the dtype of the merged weights."""
+    """Write the base's config with the path's layers and the dtype of the merged weights."""
     plan(recipe, models.layout, models.sources)  # says better than the config what is wrong
     base = models.sources[BASE]
     config = base.config_to_save()
-    if not is_straight(recipe, models.layout):
+    if not keeps_layers(recipe, models.layout):
         if base.beside():
             raise InputError(
                 "path: layers of a multimodal model keep their order and number, since the rest of "
@@ -228,10 +233,8 @@ def _write_config(
 
 
 def _copy_companions(source: Path, folder: Path, kinds: Set[str]) -> None:
-    """Every small file of these suffixes beside the source's weights that we do not write, but
-    for what a training run leaves there.
-    """
+    """Copy the small files of these suffixes that lie beside the source's weights."""
     for path in sorted(source.iterdir()):
-        ours = path.name in (*_OWN, *_OF_TRAINING) or path.name.endswith(_INDEX)
-        if path.is_file() and path.suffix in kinds and not ours:
+        excluded = path.name in _NOT_COPIED or path.name.endswith(_INDEX)
+        if path.is_file() and path.suffix in kinds and not excluded:
             shutil.copyfile(path, folder / path.name)

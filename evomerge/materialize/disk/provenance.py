@@ -1,4 +1,4 @@
-"""`evomerge.json`: where the models of a recipe lie, and how those that are merges were made."""
+"""The provenance of a checkpoint: `recipe.json`, and `evomerge.json` with its models' places."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ SOURCES_FILE = "evomerge.json"
 
 
 class Sources(Strict):
-    """`evomerge.json`: what `recipe.json` does not hold but merging it again needs.
+    """The content of `evomerge.json`: what merging `recipe.json` again needs beside it.
 
-    `models` is source name → folder or hub id, and `recipes` how those among them that are merges
-    were made, for when their folders are gone. `tokenizer` and `chat_template` are `MergeInputs`',
-    `made` is what came out; the other fields mean what the campaign's do. That pickles or code were
-    trusted says what merging it again needs; it is no leave to trust them, see `check_trust`.
+    The fields that are not below mean what the campaign's do. That pickles or code were trusted
+    says what merging it again needs; it is no leave to trust them, see `check_trust`.
+
+    Attributes:
+        evomerge: version.
+        models: source name → folder or hub id.
+        tokenizer, chat_template: see `MergeInputs`.
+        recipes: source name → provenance of the sources that are merges, for when their folders
+            are gone.
+        made: the record of the merged weights.
     """
 
     evomerge: str
@@ -50,7 +56,7 @@ class Sources(Strict):
 
 
 class Provenance(Strict):
-    """A merge among the sources: its `recipe.json` and its own `evomerge.json`."""
+    """The `recipe.json` and `evomerge.json` of a merge among the sources."""
 
     recipe: dict[str, Any]
     sources: Sources
@@ -64,7 +70,7 @@ class Provenance(Strict):
 
 @dataclass(frozen=True)
 class Trust:
-    """What of the models' files may be opened that can run code: pickles, code beside them."""
+    """The user's leave to open files that can run code: pickles, and code beside the weights."""
 
     pickle: bool = False
     remote_code: bool = False
@@ -113,7 +119,7 @@ class MergeInputs:
     statistics: Path | None = None
 
     def sources(self) -> Sources:
-        """The content of `evomerge.json`, without the record of the weights."""
+        """Return the content of `evomerge.json`, without the record of the weights."""
         opened = self.models.sources.items()
         found = {name: provenance_of(source.folder) for name, source in opened}
         return Sources(
@@ -130,9 +136,9 @@ class MergeInputs:
 
 
 def provenance_of(folder: Path) -> Provenance | None:
-    """How a model was made that evomerge exported; None of any other.
+    """Read the provenance of a model that evomerge exported; None for any other.
 
-    Without the record of its weights: the recipe that uses it holds their digest.
+    It comes without the record of its weights: the recipe that uses it holds their digest.
     """
     if not ((folder / RECIPE_FILE).is_file() and (folder / SOURCES_FILE).is_file()):
         return None
@@ -154,10 +160,10 @@ def load_sources(path: Path) -> Sources:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The content of `recipe.json`."""
+    """Return the content of `recipe.json`."""
     return json.dumps(recipe.to_json(), indent=2) + "\n"
 
 
 def sources_text(sources: Sources) -> str:
-    """The content of `evomerge.json`."""
+    """Return the content of `evomerge.json`."""
     return json.dumps(sources.model_dump(mode="json"), indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""Input scales in a checkpoint: what of them its tensors can say exactly.
+"""Input scales in a checkpoint, as far as its tensors can express them exactly.
 
 A scale s on the input of slot t multiplies the whole residual stream there, not only what the layer
 reads: h' = s·h + attention(norm(s·h)) + … . A standard decoder has no place for such a factor
@@ -21,7 +21,7 @@ _TABLE = re.compile(r"emb|wte|wpe")
 
 
 def embedding_factor(recipe: Recipe, layout: Layout) -> float:
-    """What the embeddings are multiplied by so that the checkpoint computes the recipe's path.
+    """Return the factor of the embeddings with which a checkpoint computes the recipe's path.
 
     Exact in the arithmetic; the products are rounded to the checkpoint's dtype.
 

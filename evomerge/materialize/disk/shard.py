@@ -1,4 +1,4 @@
-"""One safetensors file written tensor by tensor: the library would hold all of it in memory."""
+"""Writes a safetensors file tensor by tensor: the library would hold all of it in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ _CODES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file: what its header says of it, and how it is made."""
+    """A tensor of a file.
+
+    Attributes:
+        make: computes the tensor, on the CPU, when it is to be written.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -43,7 +47,7 @@ class Entry:
 
 
 def write_shard(path: Path, entries: Sequence[Entry]) -> None:
-    """Write the file whole or not at all; at most one of its tensors is held at a time.
+    """Write the file whole or not at all, with at most one of its tensors in memory.
 
     It is written beside its place, brought to the disk and renamed. The bytes are those of
     safetensors' own `save_file` with metadata `format: pt` where all tensors have one dtype.
@@ -61,7 +65,7 @@ def write_shard(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def is_complete(path: Path, entries: Sequence[Entry]) -> bool:
-    """Whether the file is there with just these tensors; their values are not looked at."""
+    """Say whether the file is there with just these tensors; their values are not looked at."""
     try:
         with safe_open(path, framework="pt") as shard:
             return set(shard.keys()) == {entry.name for entry in entries}
@@ -70,7 +74,7 @@ def is_complete(path: Path, entries: Sequence[Entry]) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's list of files, to the disk."""
+    """Flush a file's content, or a folder's list of files, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -79,7 +83,7 @@ def sync(path: Path) -> None:
 
 
 def _header(entries: Sequence[Entry]) -> bytes:
-    """The file up to its first tensor: length, JSON, and spaces up to a multiple of 8 bytes."""
+    """Return the file up to its first tensor: length, JSON, spaces up to a multiple of 8 bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for entry in entries:

@@ -1,4 +1,4 @@
-"""A recipe streamed to disk: one tensor in memory at a time, each shard whole or not at all."""
+"""Streams a recipe's weights to disk: one tensor in memory at a time, no shard in part."""
 
 from __future__ import annotations
 
@@ -33,25 +33,29 @@ def write_weights(
     in the pieces in which transformers saves them. Layers are numbered by their slots. An input
     scale is folded into the embeddings where that is exact. Shards that are complete in the folder
     already are kept: the caller knows that they are of this recipe, dtype and `shard_bytes`.
-    Returns the files of the checkpoint.
 
-    At most held are one merged tensor (of a mixture, those whose pieces are being written), what is
-    mapped of the sources' tensors that it is made of, and some of those before.
+    In memory are at most one merged tensor (of a mixture, those whose pieces are being written),
+    the mapped pages of the sources' tensors that it is made of, and some of those before.
+
+    Returns:
+        The files with weights.
 
     Raises:
         InputError: the recipe does not fit the models, was made from other weights, scales in a
             way that no checkpoint can say, or the disk has not the room.
         NonFiniteError: a merged tensor is not finite.
     """
+    # plan, and refuse what cannot be written
     steps = plan(recipe, layout, kernel.sources)
     factor = embedding_factor(recipe, layout)
     check_contents(recipe, kernel.sources)
     read = PageReleaser()
     merged = (_entries(step, kernel, recipe, factor, read) for step in steps)
-    # what no merge changes has shards of its own, the last
+    # deal the tensors to shards; those that no merge changes have shards of their own, the last
     beside = ([_given(name, tensor)] for name, tensor in kernel.sources[BASE].beside().items())
     entries = [*_shards(merged, shard_bytes), *_shards(beside, shard_bytes)]
     names = _shard_names(len(entries))
+    # write the shards that are not there yet
     lacking = [
         (folder / name, shard)
         for name, shard in zip(names, entries, strict=True)
@@ -77,14 +81,14 @@ def write_weights(
 def _entries(
     step: TensorStep, kernel: Kernel, recipe: Recipe, factor: float, read: PageReleaser
 ) -> list[Entry]:
-    """A step as what a shard holds of it; the sources' pages are given back once it is made."""
+    """Return a step's entries in a shard; the sources' pages are released once it is merged."""
     dtype, base = kernel.dtype(step.tensor.name), kernel.sources[BASE]
-    held: dict[str, Tensor] = {}
+    pending: dict[str, Tensor] = {}  # pieces of the merged tensor that are not written yet
 
     def piece(name: str) -> Tensor:
-        if name not in held:
-            held.update(base.as_saved({step.name: merged()}))
-        return held.pop(name)
+        if name not in pending:
+            pending.update(base.as_saved({step.name: merged()}))
+        return pending.pop(name)
 
     def merged() -> Tensor:
         out = torch.empty(step.tensor.shape, dtype=dtype)
@@ -106,7 +110,7 @@ def _given(name: str, tensor: Tensor) -> Entry:
 
 
 def _shards(groups: Iterable[list[Entry]], shard_bytes: int) -> Iterator[list[Entry]]:
-    """Consecutive entries, at most `shard_bytes` together; a larger group has its own shard."""
+    """Yield shards of consecutive groups up to `shard_bytes`; a larger group has its own shard."""
     shard: list[Entry] = []
     size = 0
     for group in groups:
@@ -127,7 +131,7 @@ def _shard_names(count: int) -> list[str]:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Refuse to write so many bytes where the disk has not the room.
+    """Refuse to write `needed` bytes where the disk has less room.
 
     Raises:
         InputError: says what is needed and what is free.

@@ -1,4 +1,4 @@
-"""What the weights of a checkpoint are, in a few bytes a tensor, and by how much others differ.
+"""The record of a checkpoint's weights, in a few bytes a tensor, and the difference of two.
 
 Digests say whether a tensor is the same to the bit. Where it is not, its sums say by how much: each
 is Σᵢ sᵢxᵢ over a part of the tensor with fixed random signs s, so that for two tensors the squared
@@ -29,26 +29,35 @@ from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import read_stored
 
 SUMS = 31
+"""Number of sums of a tensor."""
 _LENGTH = 1 << 15
 """Entries of a block that go into one sum; another length is another file format."""
 
 
 class TensorRecord(Strict):
-    """One tensor: SHA-256 over dtype, shape and bytes; its sums, float32, little-endian, base64."""
+    """The record of one tensor.
+
+    Attributes:
+        sha256: over dtype, shape and bytes.
+        sums: float32, little-endian, base64.
+    """
 
     sha256: str
     sums: str
 
     def decoded(self) -> np.ndarray:
-        """The sums, float64 [SUMS]."""
+        """Return the sums, float64 [SUMS]."""
         return np.frombuffer(base64.b64decode(self.sums), "<f4").astype(np.float64)
 
 
 class WeightsRecord(Strict):
     """The weights of a checkpoint and what they were made with.
 
-    `digest` is over all tensors, however they are dealt to files. `cpu` is its instruction set as
-    torch uses it. `statistics`: whether what the sources alone decide was read from a run's folder.
+    Attributes:
+        digest: over all tensors, however they are dealt to files.
+        evomerge, torch: versions.
+        cpu: its instruction set as torch uses it.
+        statistics: statistics of the sources were read from a run's folder.
     """
 
     digest: str
@@ -61,7 +70,7 @@ class WeightsRecord(Strict):
 
 @dataclass(frozen=True)
 class Difference:
-    """How the weights of one checkpoint differ from another's.
+    """The difference between the weights of two checkpoints.
 
     Attributes:
         tensors: names of those that are not the same to the bit, in either.
@@ -78,7 +87,7 @@ class Difference:
 
 
 def record_weights(folder: Path, evomerge: str, statistics: bool) -> WeightsRecord:
-    """Read a checkpoint's weights once and say what they are."""
+    """Read a checkpoint's weights once and record them."""
     stored, read = read_stored(folder, allow_pickle=False), PageReleaser()
     tensors: dict[str, TensorRecord] = {}
     with ThreadPoolExecutor() as pool:
@@ -98,7 +107,7 @@ def record_weights(folder: Path, evomerge: str, statistics: bool) -> WeightsReco
 
 
 def difference(ours: WeightsRecord, theirs: WeightsRecord, folder: Path) -> Difference | None:
-    """How our weights, which lie in `folder`, differ from those of a record; None: not at all."""
+    """Compare our weights, which lie in `folder`, with a record's; None if they are equal."""
     if ours.digest == theirs.digest:
         return None
     names = [*ours.tensors, *(name for name in theirs.tensors if name not in ours.tensors)]
@@ -118,13 +127,13 @@ def _shares(
     names: tuple[str, ...],
     folder: Path,
 ) -> Iterator[tuple[str, float]]:
-    """Of the tensors that both have, the norm of the difference over the norm of ours."""
+    """Yield for each tensor that both have the norm of the difference over the norm of ours."""
     stored = read_stored(folder, allow_pickle=False)
     for name in names:
         if name in ours and name in theirs:
-            apart = float(np.linalg.norm(ours[name].decoded() - theirs[name].decoded()))
+            distance = float(np.linalg.norm(ours[name].decoded() - theirs[name].decoded()))
             norm = float(torch.linalg.vector_norm(stored[name].tensor, dtype=torch.float64))
-            yield name, apart / norm if norm else math.inf
+            yield name, distance / norm if norm else math.inf
 
 
 def _record(tensor: Tensor) -> TensorRecord:
@@ -135,15 +144,18 @@ def _record(tensor: Tensor) -> TensorRecord:
 
 
 def signed_sums(tensor: Tensor) -> Tensor:
-    """float64 [SUMS]: entries with random signs, each added to one of the sums.
+    """Return float64 [SUMS]: entries with random signs, each added to one of the sums.
 
-    A block has `SUMS` parts and every block the same signs, but for one more of each part of it.
+    A block of the tensor has `SUMS` parts, one for each sum. Every block has the same signs, and
+    each of its parts one more sign of its own.
     """
     signs, total = _signs(), torch.zeros(SUMS, dtype=torch.float64)
     for number, block in enumerate(tensor.reshape(-1).split(SUMS * _LENGTH)):
+        # pad the block, the last one may be short, and cut it into parts
         width = math.ceil(block.numel() / SUMS)
         lack = SUMS * width - block.numel()
         padded = torch.nn.functional.pad(block, (0, lack)) if lack else block
+        # Σ sᵢxᵢ over each part, times the part's own sign
         parts = torch.linalg.vecdot(padded.view(SUMS, width).float(), signs[:, :width])
         total += parts.double() * _random_signs(1 + number, SUMS)
     return total
@@ -155,7 +167,7 @@ def _signs() -> Tensor:
 
 
 def _random_signs(key: int, count: int) -> Tensor:
-    """±1, float64 [count]: the bits of Philox, which are the same everywhere and for good."""
+    """Return ±1, float64 [count]: bits of Philox, which are the same everywhere and for good."""
     raw = np.random.Philox(key=key).random_raw(math.ceil(count / 64)).astype("<u8")
     bits = np.unpackbits(raw.view(np.uint8))[:count]
     return torch.from_numpy(2.0 * bits - 1.0)
