@@ -95,8 +95,7 @@ def _check_push(repo: str | None, dry_run: bool, format: str) -> None:
 
 def _push(folder: Path, repo: str, public: bool, dry_run: bool) -> None:
     """Send an export, or show what would be sent."""
-    from evomerge.export.push import offline, push, upload_of
-    from evomerge.export.upload import upload_table
+    from evomerge.export.push import offline, push, upload_of, upload_table
 
     upload = upload_of(folder, repo)
     dry = dry_run or offline()

@@ -1,15 +1,17 @@
-"""The model card: what was merged, how well it does, and how to make it again."""
+"""The model card: the recipe, its scores, how to make it again, and the hub's metadata."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from evomerge import __version__
 from evomerge.config import SPLITS
-from evomerge.export.metadata import TaskScore, front_matter
 from evomerge.export.parents import Parent
 from evomerge.materialize.plan import keeps_layers
 from evomerge.mergekit import MergekitFile
@@ -20,7 +22,25 @@ if TYPE_CHECKING:
     from evomerge.models.layout import Layout
 
 Cells = dict[str, str]
-"""Column → what stands in it."""
+"""Column → the text of its cell."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task's own metric as it was measured on documents that decided nothing.
+
+    Attributes:
+        dataset: the task's data set on the hub, if it is one.
+        mean: over `documents`; `low`, `high`: its 95 % interval.
+    """
+
+    task: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    documents: int
+    dataset: str | None = None
 
 
 def model_card(
@@ -33,13 +53,13 @@ def model_card(
     commands: Sequence[str],
     scores: Sequence[TaskScore] = (),
 ) -> str:
-    """The text of the export's `README.md`.
+    """Return the text of the export's `README.md`.
 
     Args:
-        mergekit: the recipe for mergekit, or why there is none.
-        summary: its scores as `report.summary` gives them; None when it comes from no run.
+        mergekit: the recipe for mergekit, or the reason why there is none.
+        summary: the trial's table as `Results` gives it; None when the recipe is not a run's.
         commands: the lm_eval commands that give its scores.
-        scores: what the hub shows as its evaluation results.
+        scores: the evaluation results that the hub shows.
     """
     sections = [
         front_matter(title, parents, scores, isinstance(mergekit, MergekitFile)),
@@ -52,6 +72,42 @@ def model_card(
         *_gguf(title),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def front_matter(
+    title: str, parents: Sequence[Parent], scores: Iterable[TaskScore] = (), mergekit: bool = False
+) -> str:
+    """Return the YAML with which a model card begins, between its two rules.
+
+    `base_model` names models of the hub only. `scores` are measured ones, no estimates.
+    """
+    on_hub = list(dict.fromkeys(parent.hub_id for parent in parents if parent.hub_id))
+    results = [_result(score) for score in scores]
+    data = ModelCardData(
+        base_model=on_hub or None,
+        base_model_relation="merge" if on_hub else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["merge", "evomerge", *(["mergekit"] if mergekit else [])],
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _result(score: TaskScore) -> EvalResult:
+    """Return a score as the hub has it, which tells tasks of one data set apart by its config."""
+    return EvalResult(
+        task_type="text-generation",
+        task_name="Text generation",
+        dataset_type=score.dataset or score.task,
+        dataset_name=score.task,
+        dataset_config=score.task if score.dataset else None,
+        metric_type=score.metric,
+        metric_name=f"{score.metric} on {score.documents} documents held out from the search",
+        metric_value=score.mean,
+        metric_args={"interval": [score.low, score.high], "confidence": 0.95},
+    )
 
 
 def _list(parents: Sequence[Parent]) -> str:
@@ -83,7 +139,7 @@ def _kind(method: str, shared: Cells) -> str:
 
 
 def _constants(recipe: Recipe) -> dict[str, Cells]:
-    """Method → those of its shared parameters that have one value in the whole recipe."""
+    """Return method → its shared parameters that have one value in the whole recipe."""
     found: dict[str, dict[str, set[str]]] = {}
     for merge in recipe.merges:
         shared = found.setdefault(merge.method, {})
@@ -98,9 +154,9 @@ def _constants(recipe: Recipe) -> dict[str, Cells]:
 def _places(
     recipe: Recipe, constant: Mapping[str, Cells], straight: bool
 ) -> Iterator[tuple[str, Cells]]:
-    """The recipe's rows in depth order, each with its coefficients.
+    """Yield the recipe's rows in depth order, each with its coefficients.
 
-    Unless the path is `straight`, each says which layer of the parents stands there.
+    Unless the path is `straight`, a row names the layer of the parents that stands there.
     """
     found: dict[int | None, list[Merge]] = {}
     for merge in recipe.merges:
@@ -134,7 +190,7 @@ def _cells(merge: Merge, constant: Mapping[str, Cells]) -> Cells:
 
 
 def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Means with intervals on every split, against each parent and baseline."""
+    """Yield means with intervals on every split, against each parent and baseline."""
     shown = "test" if summary["scores"]["test"] else "search"
     rows: dict[str, Cells] = {"this merge": _means(summary["scores"])}
     for role, kind in (("parents", "parent"), ("baselines", "baseline"), ("grid", "grid")):
@@ -172,7 +228,7 @@ def _lead(scores: Mapping[str, Any] | None) -> str:
 
 
 def span(found: Mapping[str, float], key: str) -> str:
-    """A number with its 95 % interval."""
+    """Format a number with its 95 % interval."""
     return f"{found[key]:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
@@ -226,7 +282,7 @@ def _gguf(title: str) -> Iterator[str]:
 
 
 def table(corner: str, rows: Mapping[str, Cells]) -> str:
-    """Rows by name as Markdown; columns in the order in which they are first met."""
+    """Format rows by name as a Markdown table; columns in the order in which they are first met."""
     columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     lines = [[corner, *columns], ["---"] * (1 + len(columns))]
     lines += [[name, *(cells.get(c, "") for c in columns)] for name, cells in rows.items()]
@@ -234,12 +290,12 @@ def table(corner: str, rows: Mapping[str, Cells]) -> str:
 
 
 def _plain(text: str) -> str:
-    """What others have written, as text without mark-up of its own."""
+    """Escape other people's text, so that it has no mark-up of its own."""
     return re.sub(r"([\\`*<>|!\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _literal(text: str) -> str:
-    """The same between backticks."""
+    """Put other people's text between backticks."""
     plain = " ".join(text.split()).replace("`", "'").replace("|", r"\|")
     return f"`{plain}`"
 

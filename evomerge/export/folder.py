@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evomerge.common.errors import InputError
-from evomerge.export.card import model_card
+from evomerge.export.card import TaskScore, model_card
 from evomerge.export.mergekit_file import mergekit_file, mergekit_text
-from evomerge.export.metadata import TaskScore
 from evomerge.export.parents import parents_of
 from evomerge.materialize.disk.checkpoint import write_merge
 from evomerge.materialize.disk.provenance import RECIPE_FILE, MergeInputs, recipe_text
@@ -23,7 +22,7 @@ Format = Literal["hf", "mergekit", "recipe"]
 
 @dataclass(frozen=True)
 class Measured:
-    """How well a recipe does, as its card and the hub say it.
+    """A recipe's scores for its card and the hub.
 
     Attributes:
         summary: a table of `Results.best` or `Results.trial`, when it comes from a run.
@@ -74,7 +73,7 @@ def export_recipe(
 
 
 def holds(folder: Path, recipe: Recipe) -> bool:
-    """Whether a folder is the checkpoint of this recipe already."""
+    """Say whether a folder is the checkpoint of this recipe already."""
     written = folder / RECIPE_FILE
     there = written.is_file() and (folder / "config.json").is_file()
     return there and load_recipe(written).digest == recipe.digest

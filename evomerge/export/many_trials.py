@@ -1,4 +1,4 @@
-"""Many trials of a run exported at once: a Pareto front, or an optimizer's archive."""
+"""Exports many trials of a run at once: a Pareto front, or an optimizer's archive."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from evomerge.common.errors import InputError
 from evomerge.config import SPLITS, CampaignConfig
-from evomerge.export.card import span, table
+from evomerge.export.card import front_matter, span, table
 from evomerge.export.folder import Format, export_recipe, holds
-from evomerge.export.metadata import front_matter
 from evomerge.export.parents import parents_of
 from evomerge.export.trial import inputs_of, measured_of
 from evomerge.materialize.disk.checkpoint import checkpoint_size
@@ -51,7 +50,7 @@ def export_many(
     """
     if format == "mergekit":
         raise InputError(f"--{kind} writes checkpoints or recipes; leave out --format mergekit")
-    _check_ours(to)
+    _check_folder(to)
     models = check_models(with_recipes_made(config.models))
     results = Results(study)
     trials = _front(results) if kind == "front" else _archive(config, models, results)
@@ -60,7 +59,9 @@ def export_many(
         f"trial-{t.number}": results.trial(t.number) for t in chosen if t.number is not None
     }
     recipes = {name: Recipe.from_json(found["recipe"]) for name, found in summaries.items()}
-    missing = [name for name, recipe in recipes.items() if not _there(to / name, recipe, format)]
+    missing = [
+        name for name, recipe in recipes.items() if not _is_written(to / name, recipe, format)
+    ]
     to.mkdir(parents=True, exist_ok=True)
     if format == "hf":
         sizes = (checkpoint_size(recipes[name], models, config.dtype) for name in missing)
@@ -83,8 +84,12 @@ def export_many(
     return to
 
 
-def _check_ours(to: Path) -> None:
-    """Refuse a folder in which something else lies."""
+def _check_folder(to: Path) -> None:
+    """Refuse a folder that holds anything but an export of many trials.
+
+    Raises:
+        InputError: names it.
+    """
     if to.exists() and not to.is_dir():
         raise InputError(f"{to}: is a file; choose another --to")
     for path in to.iterdir() if to.is_dir() else ():
@@ -92,7 +97,7 @@ def _check_ours(to: Path) -> None:
             raise InputError(f"{to}: holds {path.name}, which is no part of this; choose another")
 
 
-def _there(place: Path, recipe: Recipe, format: str) -> bool:
+def _is_written(place: Path, recipe: Recipe, format: str) -> bool:
     return holds(place, recipe) if format == "hf" else (place / RECIPE_FILE).is_file()
 
 

@@ -1,4 +1,4 @@
-"""`evomerge merge`: a recipe or a mergekit file as a checkpoint."""
+"""`evomerge merge`: writes a recipe or a mergekit file as a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from evomerge.common.errors import InputError
 from evomerge.config import resolve_spec
 from evomerge.export.folder import export_recipe, holds
-from evomerge.export.remerge_check import compared
+from evomerge.export.remerge_check import compare_weights
 from evomerge.materialize.disk.checkpoint import check_free
 from evomerge.materialize.disk.provenance import NO_TRUST, MergeInputs, Trust
 from evomerge.materialize.disk.recipe_models import (
@@ -35,7 +35,7 @@ def merge_file(
     shard_bytes: int = SHARD_BYTES,
     trust: Trust = NO_TRUST,
 ) -> tuple[Path, Sequence[str]]:
-    """Merge what a file says into a new checkpoint folder.
+    """Merge a file's recipe, or a mergekit file's stages, into a new checkpoint folder.
 
     Where a recipe's weights were recorded when it was exported, the result is compared with them.
 
@@ -51,7 +51,7 @@ def merge_file(
             merges it.
 
     Returns:
-        The folder, and what is worth telling the user, one line each.
+        The folder, and notes for the user, one line each.
 
     Raises:
         InputError: a file or a model cannot be used, or the models are not the recipe's.
@@ -61,7 +61,7 @@ def merge_file(
         return _merge_stages(load_stages(path), path, to, given, weights, shard_bytes, trust)
     recipe, inputs, before = open_recipe(path, given, weights, trust)
     folder = export_recipe(recipe, inputs, to, shard_bytes=shard_bytes)
-    told = compared(folder, recipe, before)
+    told = compare_weights(folder, recipe, before)
     return folder, [*inputs.models.notes, *([told] if told else [])]
 
 
@@ -100,8 +100,10 @@ def _stage(
     weights: str | None,
     trust: Trust,
 ) -> tuple[Recipe, MergeInputs]:
-    """A merge names its models by path: an earlier stage, else from the file's own folder, else
-    from the current one.
+    """Open a stage's models and make its recipe.
+
+    A stage names its models by path: an earlier stage, else from the file's own folder, else from
+    the current one.
     """
     folder = path.parent.resolve()
     places = {}
@@ -127,7 +129,7 @@ def _stage(
 
 
 def _check_tokenizer(models: CheckedModels, name: str, where: str, trust: Trust) -> None:
-    """Refuse a tokenizer with tokens that the result has no rows for."""
+    """Refuse a tokenizer with tokens for which the result has no rows."""
     folder = models.sources[name].folder
     tokenizer = load_tokenizer(folder, trust_remote_code=trust.remote_code)
     tokens = {} if tokenizer is None else tokens_by_id(tokenizer)
@@ -141,7 +143,7 @@ def _check_tokenizer(models: CheckedModels, name: str, where: str, trust: Trust)
 
 
 def _commonest_template(models: CheckedModels, trust: Trust) -> str | None:
-    """The chat template that most of the models have, of several the first."""
+    """Return the chat template that most of the models have, of several the first."""
     return next((text for text, _ in Counter(_templates(models, trust)).most_common(1)), None)
 
 

@@ -24,7 +24,7 @@ from evomerge.recipe import BASE, Merge, Recipe
 
 
 def mergekit_file(recipe: Recipe, inputs: MergeInputs) -> MergekitFile:
-    """The recipe for mergekit.
+    """Translate the recipe for mergekit.
 
     Raises:
         InputError: mergekit would not make the same of it; says why.
@@ -76,7 +76,7 @@ def _entrywise(method: str) -> bool:
 
 
 def _check_aligned(recipe: Recipe, models: CheckedModels) -> None:
-    """mergekit reads every model as it is stored.
+    """Refuse aligned experts: mergekit reads every model as it is stored.
 
     Raises:
         InputError: the recipe uses one whose units are permuted first.
@@ -91,10 +91,10 @@ def _check_aligned(recipe: Recipe, models: CheckedModels) -> None:
 
 
 def _check_config(recipe: Recipe, inputs: MergeInputs) -> None:
-    """mergekit gives the base's config another number of layers and changes nothing else in it.
+    """Refuse a path that needs more of the base's config changed than the number of layers.
 
     Raises:
-        InputError: it says more layer by layer, which the path's layers need otherwise.
+        InputError: the config has settings by layer; mergekit leaves them as they are.
     """
     if keeps_layers(recipe, inputs.models.layout):
         return
@@ -113,7 +113,7 @@ def _check_config(recipe: Recipe, inputs: MergeInputs) -> None:
 
 
 def _folded(recipe: Recipe, layout: Layout) -> Recipe:
-    """The recipe with an input scale of its first slot in the embeddings, where that is the same.
+    """Fold an input scale of the recipe's first slot into the embeddings, where that is the same.
 
     Raises:
         InputError: the path has other scales, or the embeddings are merged by a method.
@@ -148,13 +148,13 @@ def _model_spec(source: Checkpoint) -> ModelSpec:
 
 
 def mergekit_text(file: MergekitFile) -> str:
-    """The file with its caveats as comments above."""
+    """Return the file with its caveats as comments above."""
     caveats = [f"# Note: {caveat}." for caveat in file.caveats]
     return "\n".join(["# For mergekit 0.1.5, written by evomerge.", *caveats, file.text])
 
 
 def _check_names(inputs: MergeInputs) -> None:
-    """mergekit's filters meet the names of its own tables, which are those tensors are stored by.
+    """Refuse stored names that mergekit's filters, which use transformers' names, may not match.
 
     Raises:
         InputError: the base stores tensors under other names than transformers has for them.

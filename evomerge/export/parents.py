@@ -1,4 +1,4 @@
-"""The models a merge was made of, and under which licences they say they stand."""
+"""The models of which a merge was made, and the licences that they state."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Parent:
 
 
 def parents_of(recipe: Recipe, models: CheckedModels) -> list[Parent]:
-    """The base and the experts that the recipe uses, in its order."""
+    """Return the base and the experts that the recipe uses, in its order."""
     names = [BASE, *recipe.active_experts()]
     return [_parent(models.sources[name]) for name in names]
 
 
 def licence_of(folder: Path) -> str:
-    """The licence that a model's folder states."""
+    """Return the licence that a model's folder states, else `UNSTATED`."""
     card = _front_matter(folder / "README.md")
     stated = card.get("license_name") or card.get("license")
     if stated:
@@ -61,7 +61,7 @@ def _parent(source: Checkpoint) -> Parent:
 
 
 def _front_matter(card: Path) -> dict[str, Any]:
-    """The YAML between the two rules that a model card begins with; {} where there is none."""
+    """Return the YAML with which a model card begins; {} where there is none."""
     try:
         text = read_text(card)
         data = yaml_data(text.split("---", 2)[1], str(card)) if text.startswith("---") else None

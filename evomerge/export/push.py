@@ -1,4 +1,4 @@
-"""An export on the Hugging Face hub; offline, what would be sent."""
+"""Pushes an export to the Hugging Face hub, or shows what would be sent."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
 
 from evomerge import __version__
 from evomerge.common.errors import EvomergeError, InputError
@@ -22,12 +27,12 @@ _HUBS_OWN = frozenset({".gitattributes"})
 
 @dataclass(frozen=True)
 class Upload:
-    """What is sent.
+    """The content of a push.
 
     Attributes:
-        files: path in the repository → bytes.
-        metadata: what the hub reads of the card.
-        local: folders of this machine that the texts name, as those of the models.
+        files: path in the repository → size in bytes.
+        metadata: the part of the card that the hub reads.
+        local: folders of this machine that the texts name, such as the models'.
     """
 
     repo: str
@@ -37,12 +42,12 @@ class Upload:
 
 
 def offline() -> bool:
-    """Whether the user has said that nothing may be sent or fetched (`HF_HUB_OFFLINE`)."""
+    """Say whether nothing may be sent or fetched (`HF_HUB_OFFLINE`)."""
     return constants.is_offline_mode()
 
 
 def check_repo(repo: str, dry: bool) -> None:
-    """Before any work: can this be a repository's name, and, unless `dry`, who would own it?
+    """Check before any work the repository's name and, unless `dry`, that the user is logged in.
 
     Raises:
         InputError: the name will not do, or nobody is logged in.
@@ -58,7 +63,7 @@ def check_repo(repo: str, dry: bool) -> None:
 
 
 def upload_of(folder: Path, repo: str) -> Upload:
-    """What `push` would send: every file but hidden ones.
+    """Return what `push` would send: every file but hidden ones.
 
     Raises:
         InputError: the folder's card is not one that the hub would take.
@@ -78,9 +83,9 @@ def upload_of(folder: Path, repo: str) -> Upload:
 
 
 def push(folder: Path, upload: Upload, private: bool) -> str:
-    """Send a folder to its repository, made if there is none; its address.
+    """Send a folder to its repository, made if there is none, and return its address.
 
-    Sent again after a failure, what has arrived is not sent twice.
+    When it is sent again after a failure, files that have arrived are not sent twice.
 
     Raises:
         InputError: the repository holds other files than these, or nobody may write to it.
@@ -105,13 +110,29 @@ def push(folder: Path, upload: Upload, private: bool) -> str:
     return str(url)
 
 
+def upload_table(upload: Upload, public: bool) -> RenderableType:
+    """Show the files with their sizes, and the metadata that the hub reads of the card."""
+    who = "public" if public else "private"
+    files = Table("file", "size", title=f"to {upload.repo} ({who} if it is new)")
+    files.columns[1].justify = "right"
+    for name, size in upload.files.items():
+        files.add_row(name, decimal(size))
+    files.add_section()
+    files.add_row(f"{len(upload.files)} files", decimal(sum(upload.files.values())))
+    card = yaml.safe_dump(dict(upload.metadata), sort_keys=False, allow_unicode=True)
+    notes = [
+        Text(f"note: its texts name folders of this machine: {', '.join(upload.local)}", "yellow")
+    ]
+    return Group(files, Text("the card's metadata:"), Text(card), *(notes if upload.local else []))
+
+
 def _api() -> HfApi:
     return HfApi(library_name="evomerge", library_version=__version__)
 
 
 @contextmanager
 def _hub(repo: str) -> Iterator[None]:
-    """What goes wrong with the hub, as one message."""
+    """Turn errors of the hub into one message."""
     try:
         yield
     except EvomergeError:

@@ -1,4 +1,4 @@
-"""Whether a recipe that is merged again gives the weights it gave before; if not, why."""
+"""Compares the weights of a recipe that is merged again with those recorded at its export."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from evomerge.methods import find_method
 from evomerge.recipe import Recipe
 
 
-def compared(folder: Path, recipe: Recipe, before: Sources | None) -> str | None:
-    """What to tell of a checkpoint made anew; None where no weights were recorded before."""
+def compare_weights(folder: Path, recipe: Recipe, before: Sources | None) -> str | None:
+    """Say whether a new checkpoint has the recorded weights, and if not, by how much and why.
+
+    None where no weights were recorded.
+    """
     now = load_sources(folder / SOURCES_FILE)
     if before is None or before.made is None or now.made is None:
         return None
@@ -50,7 +53,7 @@ def _reasons(recipe: Recipe, now: Sources, before: Sources) -> Iterator[str]:
         ours, theirs = getattr(now.made, name), getattr(before.made, name)
         if ours != theirs:
             yield f"{name} is {ours}, there {theirs}"
-    wide = sorted({merge.method for merge in recipe.merges if _looks_around(merge.method)})
+    wide = sorted({merge.method for merge in recipe.merges if _reads_whole_tensors(merge.method)})
     if wide and (before.made.statistics or _moved(now.made, before.made)):
         kept = ", which the export read from its run's statistics" * before.made.statistics
         yield (
@@ -63,8 +66,8 @@ def _moved(now: WeightsRecord, before: WeightsRecord) -> bool:
     return (now.torch, now.cpu) != (before.torch, before.cpu)
 
 
-def _looks_around(name: str) -> bool:
-    """Whether a method looks beyond the entries it merges."""
+def _reads_whole_tensors(name: str) -> bool:
+    """Say whether a method looks beyond the entries it merges."""
     method = find_method(name, "recipe")
     return not method.elementwise or method.statistic is not None or method.joint is not None
 

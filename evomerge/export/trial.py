@@ -1,4 +1,4 @@
-"""One trial of a run, exported: the winner, or the trial of a number."""
+"""Exports one trial of a run: the winner, or the trial with a number."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from evomerge.common.errors import InputError
 from evomerge.config import CampaignConfig
-from evomerge.export.command import stock_commands
+from evomerge.export.card import TaskScore
 from evomerge.export.folder import Format, Measured, export_recipe, holds
-from evomerge.export.metadata import TaskScore
+from evomerge.export.lm_eval_command import stock_commands
 from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.disk.stream import SHARD_BYTES
@@ -36,7 +36,7 @@ def export_trial(
     Args:
         run: the folder whose statistics of the models the workers used: with them, decompositions
             are those that were scored, to the byte.
-        again: a folder that is the recipe's checkpoint already will do.
+        again: accept a folder that is the recipe's checkpoint already.
 
     Raises:
         InputError: no such trial, the models have changed, or `to` cannot be written.
@@ -52,7 +52,7 @@ def export_trial(
 
 
 def inputs_of(config: CampaignConfig, models: CheckedModels, run: Path | None) -> MergeInputs:
-    """The models of a campaign, opened, as what its recipes are merged from."""
+    """Return the opened models of a campaign, from which its recipes are merged."""
     statistics = statistics_folder(run) if run else None
     return MergeInputs(config.models, models, config.dtype, statistics=statistics)
 
@@ -60,13 +60,13 @@ def inputs_of(config: CampaignConfig, models: CheckedModels, run: Path | None) -
 def measured_of(
     config: CampaignConfig, results: Results, summary: Mapping[str, Any], to: Path
 ) -> Measured:
-    """The scores of the recipe of a summary, and the commands that give them on the export."""
+    """Return the scores of a trial's table, and the commands that give them on the export."""
     commands = scoring_commands(config, results.study, to)
     return Measured(summary, commands, _task_scores(results, summary))
 
 
 def _summary_of(results: Results, trial: int) -> dict[str, Any]:
-    """The table of a trial that was measured on all items."""
+    """Return the table of a trial that was measured on all items."""
     if results.evaluation(trial).estimated:
         raise InputError(
             f"--trial {trial}: was pruned at a rung, so that its score is an estimate; "
@@ -76,7 +76,7 @@ def _summary_of(results: Results, trial: int) -> dict[str, Any]:
 
 
 def _task_scores(results: Results, summary: Mapping[str, Any]) -> list[TaskScore]:
-    """Every task on the test split; none where it was not opened for this recipe."""
+    """Return every task's score on the test split; none where it was not opened for this recipe."""
     if not summary["scores"]["test"]:
         return []
     counts = summary["scores"]["test"]["tasks"]
@@ -94,6 +94,6 @@ def _task_scores(results: Results, summary: Mapping[str, Any]) -> list[TaskScore
 
 
 def scoring_commands(config: CampaignConfig, study: Study, checkpoint: Path) -> list[str]:
-    """The stock lm_eval commands that give the campaign's own scores on an exported folder."""
+    """Return the stock lm_eval commands that give the campaign's scores on an exported folder."""
     compute = study.identity["dtype"]["compute"]
     return stock_commands(config.fitness, str(checkpoint.resolve()), compute)

@@ -17,10 +17,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.export.card import model_card
+from evomerge.export.card import TaskScore, model_card
 from evomerge.export.folder import Measured, export_recipe
 from evomerge.export.mergekit_file import mergekit_file
-from evomerge.export.metadata import TaskScore
 from evomerge.export.parents import Parent, licence_of
 from evomerge.materialize.disk.provenance import MergeInputs, load_sources
 from evomerge.models.checks.checked_models import check_models

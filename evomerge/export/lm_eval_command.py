@@ -1,4 +1,4 @@
-"""The stock `lm_eval` command that gives the campaign's own scores on an export."""
+"""The stock `lm_eval` commands that give the campaign's own scores on an export."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from evomerge.config import FitnessConfig, TaskConfig
 
 
 def stock_commands(fitness: FitnessConfig, checkpoint: str, compute: str) -> list[str]:
-    """One command per group of tasks that share their settings; lm-eval knows no callables.
+    """Return a command for each group of tasks that share their settings; callables have none.
+
+    lm-eval takes relative data files from the working directory, so a command begins with a `cd` to
+    the tasks' folder.
 
     Args:
         checkpoint: the exported folder.
-        compute: dtype in which the campaign scored, `float32`.
-
-    lm-eval takes relative data files from the working directory, so the command begins with a `cd`
-    to the tasks' folder.
+        compute: the dtype in which the campaign scored, such as `float32`.
     """
     groups: dict[str, list[TaskConfig]] = {}
     for task in fitness.lm_eval_tasks:
@@ -44,7 +44,7 @@ def _command(
 
 
 def _settings(task: TaskConfig) -> Mapping[str, Any]:
-    """The task's settings as lm_eval's options; True stands for a bare flag."""
+    """Return the task's settings as lm_eval's options; True stands for a bare flag."""
     options = {
         "--num_fewshot": task.num_fewshot,
         "--apply_chat_template": task.apply_chat_template or None,
