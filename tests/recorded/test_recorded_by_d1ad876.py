@@ -38,9 +38,9 @@ TOLERANCES: dict[str, float] = {}
 REDEFINED: set[str] = set()
 """Fields that must be there, with other values than d1ad876 gave them."""
 DECOMPOSE = {"iso_c", "iso_cts", "opcm", "tsvm", "twin", "wudi"}
-"""Merge methods whose decompositions were changed since: close to the record, not the same bytes.
+"""Merge methods whose decompositions depended on threads: near the record, not the same bytes.
 
-With another BLAS, d1ad876 itself gave them other bytes (up to 6e-5 of a tensor's norm).
+With MKL_CBWR=COMPATIBLE, d1ad876 itself gives all but wudi other bytes (6e-5 of a tensor's norm).
 """
 WHY: str | None = None
 """What `evomerge merge` says of those where the bytes differ; None until it says so."""
