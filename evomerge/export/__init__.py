@@ -5,11 +5,4 @@ from evomerge.export.many_trials import export_many
 from evomerge.export.merge import merge_file
 from evomerge.export.trial import export_trial
 
-__all__ = [
-    "Format",
-    "Measured",
-    "export_many",
-    "export_recipe",
-    "export_trial",
-    "merge_file",
-]
+__all__ = ["Format", "Measured", "export_many", "export_recipe", "export_trial", "merge_file"]

@@ -71,59 +71,39 @@ class DeviceCache:
         return self._copies[key]
 
 
-class CopyStream(Protocol):
-    """Copies tensors to a device while it computes."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device to which tensors are copied."""
-
-    def pinned(self, tensor: Tensor) -> Tensor:
-        """Return the tensor in memory from which `send` need not wait."""
-
-    def send(self, tensor: Tensor) -> tuple[Tensor, Any]:
-        """Begin to copy a pinned tensor; return the copy and the token that `receive` takes."""
-
-    def receive(self, copy: Tensor, token: Any) -> Tensor:
-        """Let all computations from now on wait for a copy, and return it."""
-
-    def mark(self) -> Any:
-        """Return a mark that is reached when all computations asked for so far are done."""
-
-    def wait(self, mark: Any) -> None:
-        """Block until a mark is reached."""
-
-
-class CudaCopyStream:
-    """Copies to a GPU on a CUDA stream of their own."""
+class CopyStream:
+    """Copies tensors to a GPU, on a CUDA stream of its own, while the GPU computes."""
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self._stream = torch.cuda.Stream(self.device)
 
     def pinned(self, tensor: Tensor) -> Tensor:
-        """Pin a tensor; torch reuses pinned memory only when copies from it are done."""
+        """Return the tensor in memory from which `send` need not wait.
+
+        torch reuses pinned memory only when the copies from it are done.
+        """
         return tensor.pin_memory()
 
     def send(self, tensor: Tensor) -> tuple[Tensor, Any]:
-        """Copy on the stream; the token is an event."""
+        """Begin to copy a pinned tensor; return the copy and the token that `receive` takes."""
         with torch.cuda.stream(self._stream):
             copy = tensor.to(self.device, non_blocking=True)
             return copy, self._stream.record_event()
 
     def receive(self, copy: Tensor, token: Any) -> Tensor:
-        """Let the current stream wait for the copy's event."""
+        """Let all computations from now on wait for a copy, and return it."""
         current = torch.cuda.current_stream(self.device)
         current.wait_event(token)
         copy.record_stream(current)  # its memory is the other stream's
         return copy
 
     def mark(self) -> Any:
-        """Record an event on the current stream."""
+        """Return a mark that is reached when all computations asked for so far are done."""
         return torch.cuda.current_stream(self.device).record_event()
 
     def wait(self, mark: Any) -> None:
-        """Block the host until the event is reached."""
+        """Block until a mark is reached."""
         mark.synchronize()
 
 

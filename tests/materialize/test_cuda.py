@@ -6,7 +6,7 @@ import pytest
 import torch
 from merges import open_family, random_recipe
 
-from evomerge.materialize.feed import CudaCopyStream, DeviceCache, MemoryMapped, Prefetched
+from evomerge.materialize.feed import CopyStream, DeviceCache, MemoryMapped, Prefetched
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
 from evomerge.methods import View, methods
@@ -70,7 +70,7 @@ def test_a_gpu_gives_the_cpus_weights(models, name, compiled):
 @torch.no_grad()
 def test_prefetched_sources_give_the_same_bytes_as_cached_ones(models, name, room):
     cached = DeviceCache(models.sources, "cuda")
-    prefetched = Prefetched(models.sources, CudaCopyStream("cuda"), room)
+    prefetched = Prefetched(models.sources, CopyStream("cuda"), room)
     for seed in range(3):
         recipe = random_recipe(models, name, seed)
         expected = merged(models, recipe, cached)
@@ -80,7 +80,7 @@ def test_prefetched_sources_give_the_same_bytes_as_cached_ones(models, name, roo
 
 def test_copies_overlap_with_what_is_computed():
     """A copy and a computation take less time than one after the other."""
-    stream = CudaCopyStream("cuda")
+    stream = CopyStream("cuda")
     host = torch.empty(1 << 28, dtype=torch.uint8).pin_memory()
     square = torch.randn(8192, 8192, device="cuda")
     started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))

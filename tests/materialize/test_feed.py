@@ -1,6 +1,6 @@
 """Sources brought to a device: the same bytes by every way, copies that overlap, bounded memory.
 
-The device is the CPU; `HostCopyStream` does as `CudaCopyStream` does, as late as a device may.
+The device is the CPU; `HostCopyStream` does as `CopyStream` does, as late as a device may.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from accelerate.utils import get_balanced_memory
 from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.common.errors import InputError
-from evomerge.materialize.feed import AHEAD, CopyStream, CudaCopyStream, DeviceCache, Prefetched
+from evomerge.materialize.feed import AHEAD, CopyStream, DeviceCache, Prefetched
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 
@@ -90,7 +90,7 @@ class GpuMemoryPlan:
         self, sources: Mapping[str, Source], stream: CopyStream | None = None
     ) -> DeviceCache | Prefetched:
         """Build the feed that keeps the sources so; `stream` copies them (None: a CUDA stream)."""
-        stream = stream or CudaCopyStream("cuda")
+        stream = stream or CopyStream("cuda")
         if self.placement == "cached":
             return DeviceCache(sources, stream.device)
         return Prefetched(sources, stream, self.pinnable)
