@@ -28,7 +28,7 @@ class CampaignConfig(Strict):
     dtype: DtypeConfig = DtypeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     initial: list[Start] = Field(default_factory=list)
-    """What to try first: `uniform`, a model's name, a recipe file, a mergekit file, trials of
+    """Points to try first: `uniform`, a model's name, a recipe file, a mergekit file, trials of
     another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`).
     """
     budget: BudgetConfig = BudgetConfig()
@@ -43,7 +43,7 @@ class CampaignConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _stages_have_spaces(cls, data: Any) -> Any:
-        """Of a campaign with stages, `space` is the first one's."""
+        """Take the first stage's `space` as the campaign's."""
         stages = data.get("stages") if isinstance(data, dict) else None
         if not (isinstance(stages, list) and stages and isinstance(stages[0], dict)):
             return data

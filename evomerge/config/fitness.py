@@ -89,7 +89,7 @@ class EngineConfig(PlugConfig):
 
 
 class FitnessConfig(Strict):
-    """What "good" means: tasks, the objective over them, and how documents are split."""
+    """The measure of a merge: tasks, the objective over them, and how documents are split."""
 
     tasks: list[AnyTask] = Field(min_length=1)
     include_path: str | None = None

@@ -84,7 +84,7 @@ class StageConfig(Strict):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    """Of the stage, and of its winner as a model of the later stages."""
+    """The name of the stage, and of its winner as a model of the later stages."""
     space: SpaceConfig
     optimizer: OptimizerConfig | None = None
     initial: list[Start] = Field(default_factory=list)

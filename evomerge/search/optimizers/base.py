@@ -1,4 +1,4 @@
-"""What an optimizer is, and how one is found by its name.
+"""`Optimizer`, the base class, and the registry of optimizers by name.
 
 An optimizer is a class in a file of this folder under `@optimizer("name")`, in another package's
 entry point of the group `evomerge.optimizers`, or `module:Class` in the campaign file. Its
@@ -21,7 +21,7 @@ from evomerge.judging.scores import Scores
 from evomerge.search.spaces.genes import Domain, Genome
 
 RECORDED = 256
-"""Up to so many members are recorded with every trial, about 1 kB; of more, none."""
+"""Most members that are recorded with every trial, about 1 kB; of more, none are."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class Optimizer(ABC):
         self._openings: Sequence[Genome] = domain.starts
 
     def ask(self, index: int) -> Proposal:
-        """The proposal of ask `index`: the openings (the domain's starts, unless an optimizer adds
-        to them) first, then the optimizer's own.
+        """Answer ask `index`: the openings (the domain's starts, unless an optimizer adds to them)
+        first, then the optimizer's own proposals.
         """
         if index < len(self._openings):
             return Proposal(index, self.tells, self._openings[index])
         return Proposal(index, self.tells, *self.answer(index))
 
     def answer(self, index: int, nth: int = 0) -> tuple[Genome, tuple[int, ...]]:
-        """The `nth` of the answers that it could give to ask `index`, beyond the openings: a genome
+        """Return the `nth` answer that it could give to ask `index`, beyond the openings: a genome
         and its parents' ask indices. The first is the one it gives.
         """
         return self._propose(self._random(index, stream=nth and nth + 1))
@@ -81,7 +81,7 @@ class Optimizer(ABC):
         self.tells += 1
 
     def state(self) -> dict[str, Any]:
-        """What is worth recording of the optimizer's state with each evaluation: JSON data by name.
+        """Return the part of the state to record with each evaluation: JSON data by name.
 
         `members`: ask indices of those it keeps and breeds from, where it keeps any (see `kept`);
         `coverage`, `entropy`: numbers, drawn over the trials.
@@ -89,7 +89,7 @@ class Optimizer(ABC):
         return kept(self.members())
 
     def members(self) -> Sequence[int]:
-        """Ask indices of those that it keeps, in an archive or a population; none by default."""
+        """Return the ask indices of its archive or population; none by default."""
         return ()
 
     def check_metrics(self, names: Collection[str]) -> None:
@@ -126,26 +126,26 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
-        """A genome and its parents' ask indices; all randomness comes from `rng`."""
+        """Propose a genome and its parents' ask indices; all randomness comes from `rng`."""
 
     @abstractmethod
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
-        """Take in one result."""
+        """Learn from one result; `scores` is None for a failure."""
 
     def _random(self, index: int, stream: int = 0) -> np.random.SeedSequence:
-        """Randomness keyed by (seed, stream, index); asks use stream 0, and those from 2 on for
-        further answers.
+        """Key randomness by (seed, stream, index); asks use stream 0, their further answers
+        streams from 2 on.
         """
         return np.random.SeedSequence([self.seed & 0xFFFFFFFFFFFFFFFF, stream, index])
 
 
 def kept(asks: Sequence[int], **beside: Sequence[Any]) -> dict[str, Any]:
-    """`members` for `state`, and what stands beside each; nothing where there are too many."""
+    """Make `members` for `state`, with lists beside them; nothing where there are too many."""
     return {"members": list(asks), **beside} if len(asks) <= RECORDED else {}
 
 
 def ask_index(rng: np.random.SeedSequence) -> int:
-    """The index of the ask whose randomness `rng` is, as `_propose` is given it."""
+    """Return the index of the ask that `_propose` was given `rng` for."""
     assert isinstance(rng.entropy, list)
     return int(rng.entropy[-1])
 
@@ -170,5 +170,5 @@ def optimizers() -> Mapping[str, type[Optimizer]]:
 
 
 def summary(kind: type) -> str:
-    """The first line of a plug's docstring."""
+    """Return the first line of a plug-in's docstring."""
     return (inspect.getdoc(kind) or "").partition("\n")[0]

@@ -10,7 +10,7 @@ from evomerge.search.spaces.genes import Domain
 
 
 def build_optimizer(config: OptimizerConfig, domain: Domain, seed: int) -> Optimizer:
-    """The optimizer that a campaign file names, with its options checked; screened if it says so.
+    """Build the optimizer that a campaign file names, its options checked, screened if it says so.
 
     Raises:
         InputError: no such optimizer, an unknown option, or an option's value of the wrong type, or

@@ -120,7 +120,7 @@ class OptunaOptimizer(Optimizer):
             self._record(proposal, scores)
 
     def _widens(self, scores: Scores) -> bool:
-        """Whether these scores have objectives or constraints that the study lacks; notes them."""
+        """Note objectives or constraints that the study lacks; return whether there are any."""
         before = self._objectives, self._constrained
         self._objectives = max(self._objectives, len(scores.objectives))
         self._constrained |= self._constrains and scores.violation > 0
@@ -143,7 +143,7 @@ class OptunaOptimizer(Optimizer):
             self._study.tell(trial, scores.value if self._constrained else scores.fitness)
 
     def _again(self, proposal: Proposal) -> Trial:
-        """The proposal as a running trial with the recorded values."""
+        """Make the proposal a running trial with the recorded values."""
         self._study.enqueue_trial(self._sampled(proposal.genome))
         memory = self._name not in NO_MEMORY
         trial, _ = self._ask(self._new_sampler(proposal.ask) if memory else RandomSampler(seed=0))
@@ -163,7 +163,7 @@ class OptunaOptimizer(Optimizer):
         return trial, genome
 
     def _sampled(self, genome: Genome) -> dict[str, Any]:
-        """A genome as the study has it: active genes only."""
+        """Convert a genome to the study's params: active genes only."""
         sampled: dict[str, Any] = dict(self.domain.params(genome))
         for gene, unit in zip(self.domain.genes, genome, strict=True):
             if gene.kind == "float" and gene.name in sampled:
@@ -171,7 +171,7 @@ class OptunaOptimizer(Optimizer):
         return sampled
 
     def _new_sampler(self, index: int) -> BaseSampler:
-        """The sampler for one ask; a quasi-random sequence has one seed for the whole campaign."""
+        """Make the sampler for one ask; a quasi-random sequence has one seed for the campaign."""
         key = 0 if issubclass(self.sampler, QMCSampler) else index
         seed = int(self._random(key).generate_state(1)[0])
         with warnings.catch_warnings():
@@ -189,7 +189,7 @@ class OptunaOptimizer(Optimizer):
         return _Endless(study_name="tells", storage=storage, sampler=RandomSampler(seed=0))
 
     def _check_space(self) -> None:
-        """Refuse what Optuna would only warn of, and then sample at random."""
+        """Refuse genes that Optuna would warn of, and then sample at random."""
         choices = [gene.name for gene in self.domain.genes if gene.kind == "categorical"]
         conditional = [gene.name for gene in self.domain.genes if gene.when]
         for names, what, refuse in (
@@ -203,7 +203,7 @@ class OptunaOptimizer(Optimizer):
                 )
 
     def _rehearse(self) -> None:
-        """Ask and tell twice in a study that is thrown away: whatever the sampler objects to."""
+        """Ask and tell twice in a study that is thrown away, to find what the sampler refuses."""
         try:
             for index in range(2):
                 trial, _ = self._ask(self._new_sampler(index))

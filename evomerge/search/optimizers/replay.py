@@ -1,4 +1,4 @@
-"""What an optimizer knows of a study: its trials, told in the order of the record."""
+"""Replay: tell an optimizer a study's trials in the order of the record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from evomerge.study.record import Evaluation
 
 
 def tell(optimizer: Optimizer, judge: Judge, trial: Evaluation) -> None:
-    """Let an optimizer learn of one of its own trials; `judge` is that of the search split."""
+    """Tell an optimizer one of its own trials; `judge` is that of the search split."""
     assert trial.ask is not None
     assert trial.tells is not None
     assert trial.genome is not None
@@ -23,7 +23,7 @@ def tell(optimizer: Optimizer, judge: Judge, trial: Evaluation) -> None:
 def members(
     optimizer: Optimizer, judge: Judge, evaluations: Sequence[Evaluation]
 ) -> list[Evaluation]:
-    """The trials that a new optimizer keeps in its archive or population, once told of all."""
+    """Return the trials that a new optimizer keeps in its archive or population, told of all."""
     own = [e for e in evaluations if e.optimizers_own]
     for trial in own:
         tell(optimizer, judge, trial)

@@ -37,7 +37,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What the file's `genes` say.
+    """The file's `genes`, read.
 
     Attributes:
         fixed: method → parameter → value.
@@ -80,10 +80,9 @@ def read_tuning(methods: Sequence[Method], genes: Mapping[str, Any], where: str)
 
 
 def _meaning(key: str, methods: Sequence[Method], where: str) -> tuple[list[Method], str, bool]:
-    """The methods that a key of `genes` speaks of, its parameter, and whether it is a pattern."""
-    first, dot, rest = key.partition(".")
-    named = [method for method in methods if dot and method.name == first]
-    name, dot, _ = rest.partition(".") if named else (first, dot, rest)
+    """Read a key of `genes`: the methods it means, its parameter, and whether it is a pattern."""
+    named = [method for method in methods if key.startswith(f"{method.name}.")]
+    name, dot, _ = key.removeprefix(f"{named[0].name}." if named else "").partition(".")
     found = [method for method in named or methods if name in method.parameters]
     if found:
         return found, name, bool(dot)
@@ -122,7 +121,7 @@ def _value_or_bounds(parameter: Parameter, value: Any, where: str) -> Value | Bo
 
 @dataclass
 class OwnBounds:
-    """What the file says of single genes, by patterns; of several that fit, the last counts."""
+    """Bounds and values of single genes, by patterns; of several that fit, the last counts."""
 
     patterns: Mapping[str, Value | Bounds]
     where: str

@@ -1,4 +1,4 @@
-"""What an optimizer sees of a search space: genes, where to begin, and how two points recombine."""
+"""`Gene` and `Domain`: all that an optimizer sees of a search space."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Gene:
     when: tuple[Condition, ...] = ()
 
     def exists(self, active: Mapping[str, Value]) -> bool:
-        """Whether it exists beside the values of the active genes that stand before it."""
+        """Return whether it exists beside the values of the active genes that stand before it."""
         return all(active.get(condition.gene) in condition.values for condition in self.when)
 
     @property
     def levels(self) -> int | None:
-        """How many values it can take; None when it is continuous."""
+        """The number of values it can take; None when it is continuous."""
         if self.kind == "float":
             return None
         return len(self.choices) if self.kind == "categorical" else int(self.high - self.low) + 1
@@ -125,7 +125,7 @@ class Domain:
 
     @cached_property
     def discrete(self) -> NDArray[np.bool_]:
-        """Which genes have levels, whose distance means nothing; shape (dimension,)."""
+        """Mask of the genes that have levels, whose distance means nothing; shape (dimension,)."""
         return np.array([gene.levels is not None for gene in self.genes], dtype=bool)
 
     @property

@@ -1,4 +1,4 @@
-"""Which tensors are tuned together, at every granularity."""
+"""Groups of tensors that are tuned together, at every granularity."""
 
 from __future__ import annotations
 

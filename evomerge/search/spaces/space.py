@@ -1,4 +1,4 @@
-"""What a search space adds to its genes: a genome's recipe, and recipes to compare it with."""
+"""`Space`: a domain whose genomes decode to recipes, with recipes to compare them with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Space(Domain):
     notes: tuple[str, ...] = ()
 
     def keep_in(self, folder: Path) -> None:
-        """Told where the run's files lie, for what a space may want to keep between starts."""
+        """Take the run's folder, where a space may keep files between starts."""
         return None
 
     @abstractmethod

@@ -34,7 +34,7 @@ _BASE_ALONE: Mapping[str, float] = {"weight": 0.0, "base_weight": 1.0}
 
 @dataclass(frozen=True)
 class _Coefficient:
-    """Where one gene goes: a parameter of one expert (or shared: None) in one tuned group."""
+    """The target of a gene: a parameter of one expert (or shared: None) in one tuned group."""
 
     group: int
     expert: str | None
@@ -149,7 +149,7 @@ class WeightSpace(Space):
                 yield index, Gene(name, given.low, given.high, log=given.log, when=when)
 
     def _conditions(self, coefficient: _Coefficient) -> Iterator[Condition]:
-        """Where a coefficient counts: its expert is used, and its method chosen."""
+        """Yield the conditions of a coefficient: its expert is used, and its method chosen."""
         if coefficient.expert in self._switched:
             yield Condition(f"use.{coefficient.expert}", (True,))
         choice, methods = self._chosen_by[coefficient.group], coefficient.searched.methods
@@ -164,7 +164,6 @@ class WeightSpace(Space):
     @property
     @override
     def cuts(self) -> Sequence[int]:
-        """Where each group of tensors begins."""
         owners = self._owners
         return [i for i, group in enumerate(owners) if i == 0 or group != owners[i - 1]]
 
@@ -378,7 +377,7 @@ def _merges_of(
 
 
 def _value_in(merge: Merge | None, coefficient: _Coefficient) -> Value | None:
-    """What a recipe's merge says of a coefficient; None where its gene does not matter."""
+    """Read a coefficient off a recipe's merge; None where its gene does not matter."""
     name, owner = coefficient.parameter, coefficient.expert
     if merge is None or (owner is not None and owner not in merge.experts):
         return _BASE_ALONE.get(name)

@@ -80,7 +80,7 @@ class Surrogate:
 
     @property
     def ready(self) -> bool:
-        """Whether there are enough results to predict from."""
+        """True once there are enough results to predict from."""
         return self._successes >= FEWEST
 
     def __call__(self, genomes: Sequence[Genome]) -> Floats:

@@ -17,7 +17,7 @@ Goals = Callable[[Genome], tuple[Floats, Floats]]
 POPULATION = 60
 GENERATIONS = 80
 ETA = 20.0
-"""Of crossover and mutation: the larger, the nearer children stay to their parents."""
+"""Distribution index of crossover and mutation: the larger, the nearer children stay."""
 
 
 def front_of(

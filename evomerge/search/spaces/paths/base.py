@@ -1,4 +1,4 @@
-"""What a space of layer sequences is, and how one is found by its name.
+"""`LayerPaths`, the base class of spaces of layer sequences, and their registry.
 
 A kind of path is a class in a file of this folder under `@path_kind("name")`. Its constructor takes
 `(models, depth)` and then keyword-only options, whose annotations and defaults are the schema of

@@ -94,21 +94,15 @@ class Indicator(LayerPaths):
     def _enumerate(self) -> Iterator[Gene]:
         for place in self._places:
             yield Gene(place.on, 0, 1, "int")
-            if (
-                self._scales and place is not self._places[0]
-            ):  # which always follows a's first layer
+            # the first slot follows a's first layer, where a scale does not count
+            if self._scales and place is not self._places[0]:
                 yield Gene(place.scale, *self._scales, when=(Condition(place.on, (1,)),))
         if self._scales:
             yield Gene("path.end.scale", *self._scales)
 
-    def _always_follows(self, place: _Place) -> bool:
-        """Whether nothing but a's first layer can stand before it."""
-        return place is self._places[0] and (place.model, place.layer) == (self._a, 1)
-
     @property
     @override
     def cuts(self) -> Sequence[int]:
-        """Where each slot begins."""
         return [i for i, gene in enumerate(self.genes) if not gene.when]
 
     @override

@@ -12,7 +12,7 @@ from evomerge.search.spaces.genes import Gene, Genome, Value
 from evomerge.search.spaces.paths.base import MERGED, Layer, LayerPaths, path_kind
 
 _PAPER = {"bottom": 5 / 32, "bottom_transition": 1 / 32, "top_transition": 1 / 32, "top": 2 / 32}
-"""What the paper takes for 32 layers, as shares of the depth."""
+"""The paper's numbers of layers for 32 in all, as shares of the depth."""
 
 
 @path_kind("layer_swap")

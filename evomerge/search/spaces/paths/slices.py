@@ -86,7 +86,6 @@ class Slices(LayerPaths):
     @property
     @override
     def cuts(self) -> Sequence[int]:
-        """Where each range begins."""
         owners = [gene.name.split(".")[1] for gene in self.genes]
         return [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
 
