@@ -18,7 +18,7 @@ def test_a_method_of_another_package_has_parameters_of_its_own_by_its_dotted_nam
     assert [(s.name, s.methods) for s in tuning.searched] == [
         ("weight", ("package.module:ties", "linear"))
     ]
-    with pytest.raises(InputError, match="genes: package.module:ties has no parameter 'dens'"):
+    with pytest.raises(InputError, match=r"genes: package\.module:ties has no parameter 'dens'"):
         read_tuning(methods, {"package.module:ties.dens": 0.5}, "genes")
 
 
