@@ -1,11 +1,30 @@
-"""The command line. Heavy imports happen inside the commands that need them."""
+"""The command line, one file a command. Heavy imports happen inside the commands that need them."""
 
-from evomerge.cli import running, looking, making  # isort: skip
+# Each module registers its command; `evomerge --help` lists them in this order.
+from evomerge.cli import search  # isort: skip
+from evomerge.cli import compare, check, quickstart  # isort: skip
+from evomerge.cli import status, best, report, dashboard  # isort: skip
+from evomerge.cli import list  # isort: skip
+from evomerge.cli import export, merge  # isort: skip
 from evomerge.cli.shared import app
 
-__all__ = ["app", "looking", "main", "making", "running"]
+__all__ = [
+    "app",
+    "best",
+    "check",
+    "compare",
+    "dashboard",
+    "export",
+    "list",
+    "main",
+    "merge",
+    "quickstart",
+    "report",
+    "search",
+    "status",
+]
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command that `sys.argv` names."""
     app()

@@ -1,10 +1,14 @@
-"""The small models, tasks and campaign to play with, copied out of the package."""
+"""`evomerge quickstart`: small models, tasks and a campaign to play with."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from evomerge.cli.shared import app, exit_codes, hint, say
 from evomerge.common.errors import InputError
 
 CAMPAIGN = "quickstart.yaml"
@@ -12,11 +16,22 @@ _PACKAGED = Path(__file__).parent / "quickstart_files"
 _REPOSITORY = Path(__file__).parents[2] / "search_spaces" / "quickstart"
 
 
+@app.command()
+def quickstart(
+    to: Annotated[Path, typer.Option("--to", help="A new folder for the files.")],
+) -> None:
+    """Copy small models, tasks and a campaign to play with."""
+    with exit_codes():
+        campaign = copy_quickstart(to)
+        say(campaign)
+        hint(f"run it: evomerge search {campaign}")
+
+
 def quickstart_files() -> Path:
-    """Where the files lie: inside an installed wheel, or in the repository.
+    """Find the files: inside an installed wheel, or in the repository.
 
     Raises:
-        InputError: in neither.
+        InputError: they are in neither.
     """
     for folder in (_PACKAGED, _REPOSITORY):
         if (folder / CAMPAIGN).is_file():

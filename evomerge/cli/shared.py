@@ -1,4 +1,4 @@
-"""What the commands share: the app, its consoles, options, exit codes."""
+"""The parts that commands share: the app, its consoles, options, exit codes, kinds of lines."""
 
 from __future__ import annotations
 
@@ -41,36 +41,37 @@ Override = Annotated[
         "--set", metavar="KEY.PATH=VALUE", help="Override a key of the campaign file; repeatable."
     ),
 ]
+RunOut = Annotated[
+    Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/<name>")
+]
+ShardSize = Annotated[
+    str, typer.Option(metavar="SIZE", help="The largest file of weights: 5GB, 900MB.")
+]
 BAD_INPUT, INTERRUPTED, FAILED = 2, 3, 1
 
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Errors that are the user's to mend: one message, no trace-back, the documented exit code."""
+    """Turn an error that the user can mend into one message and its documented exit code."""
     try:
         yield
     except InputError as error:
-        stderr.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        hint(f"error: {error}", style="red")
         raise typer.Exit(BAD_INPUT) from None
     except EvomergeError as error:
-        stderr.print(f"failed: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        hint(f"failed: {error}", style="red")
         raise typer.Exit(FAILED) from None
 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C or SIGTERM ends the command in order, and says how to go on."""
+    """On Ctrl-C or SIGTERM end the command in order, and say how to go on."""
     try:
         with terminated_like_interrupted():
             yield
     except KeyboardInterrupt:
         again = shlex.join(["evomerge", *sys.argv[1:]])
-        stderr.print(
-            f"\nstopped; nothing recorded is lost. The same command goes on:\n  {again}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        hint(f"\nstopped; nothing recorded is lost. The same command goes on:\n  {again}")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -81,6 +82,26 @@ def _main(
     if version:
         stdout.print(__version__, highlight=False)
         raise typer.Exit
+
+
+def say(result: object) -> None:
+    """Print a result of a command on standard output: one unwrapped line, for scripts to read."""
+    stdout.print(str(result), markup=False, highlight=False, soft_wrap=True)
+
+
+def hint(text: object, style: str = "") -> None:
+    """Print an unwrapped line for people on standard error."""
+    stderr.print(str(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Tell the user what they should know, though the command goes on."""
+    hint(f"note: {text}", style="yellow")
+
+
+def warn(text: str) -> None:
+    """Warn the user of what may do harm, though the command goes on."""
+    hint(f"warning: {text}", style="yellow")
 
 
 def load(campaign: Path, overrides: list[str]) -> CampaignConfig:
@@ -96,3 +117,20 @@ def show(summary: dict[str, Any], as_json: bool, table: Any) -> None:
         typer.echo(json.dumps(summary))
     else:
         stdout.print(table(summary))
+
+
+def shard_bytes_of(size: str) -> int:
+    """Read `--shard-size` as a number of bytes.
+
+    Raises:
+        InputError: it is no size, or nothing would fit.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        found = TypeAdapter(ByteSize).validate_python(size)
+    except ValidationError:
+        found = ByteSize(0)
+    if found < 1:
+        raise InputError(f"--shard-size {size}: write a size such as 5GB or 900MB")
+    return int(found)

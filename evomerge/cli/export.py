@@ -1,4 +1,4 @@
-"""Commands that write checkpoints: export, merge."""
+"""`evomerge export`: the winner, or other trials, as checkpoints; on request sent to the hub."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from evomerge.cli.shared import RunFolder, app, exit_codes, resumable, stderr, stdout
+from evomerge.cli.shared import (
+    RunFolder,
+    ShardSize,
+    app,
+    exit_codes,
+    hint,
+    resumable,
+    say,
+    shard_bytes_of,
+    stderr,
+)
 from evomerge.common.errors import InputError
-
-ShardSize = Annotated[
-    str, typer.Option(metavar="SIZE", help="The largest file of weights: 5GB, 900MB.")
-]
 
 
 @app.command()
@@ -52,7 +58,7 @@ def export(
         _check_one(trial=trial is not None, front=front, archive=archive)
         _check_push(push, dry_run, format)
         config, study = open_run(folder)
-        run, shard_bytes = run_folder(folder), _bytes(shard_size)
+        run, shard_bytes = run_folder(folder), shard_bytes_of(shard_size)
         from evomerge.export.many_trials import export_many
         from evomerge.export.trial import export_trial, scoring_commands
 
@@ -65,11 +71,11 @@ def export(
                 written = export_trial(
                     config, study, trial, to, format, run, shard_bytes, again=again
                 )
-        stdout.print(f"{written}", markup=False, highlight=False, soft_wrap=True)
+        say(written)
         if format == "hf" and not (front or archive):
-            stderr.print("its scores, with stock lm-eval:", highlight=False)
+            hint("its scores, with stock lm-eval:")
             for command in scoring_commands(config, study, written):
-                stderr.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+                hint(f"  {command}")
         if push is not None:
             _push(written, push, public, dry_run)
 
@@ -82,6 +88,7 @@ def _check_one(**given: bool) -> None:
 
 
 def _check_push(repo: str | None, dry_run: bool, format: str) -> None:
+    """Refuse a push that could not be made, before anything is written."""
     if repo is None:
         if dry_run:
             raise InputError("--dry-run shows what --push would send; add --push NAME/MODEL")
@@ -102,71 +109,6 @@ def _push(folder: Path, repo: str, public: bool, dry_run: bool) -> None:
     stderr.print(upload_table(upload, public))
     if dry:
         why = "--dry-run" if dry_run else "HF_HUB_OFFLINE is set"
-        stderr.print(f"nothing was sent ({why})", markup=False, highlight=False)
+        hint(f"nothing was sent ({why})")
     else:
-        url = push(folder, upload, private=not public)
-        stdout.print(url, markup=False, highlight=False, soft_wrap=True)
-
-
-@app.command()
-def merge(
-    file: Annotated[
-        Path,
-        typer.Argument(help="A recipe.json, or a mergekit file (.yaml).", show_default=False),
-    ],
-    to: Annotated[Path, typer.Option("--to", help="A new folder for the checkpoint.")],
-    base: Annotated[
-        str | None,
-        typer.Option(help="The base model.", show_default="as the file says"),
-    ] = None,
-    experts: Annotated[
-        list[str] | None,
-        typer.Option("--expert", metavar="NAME=MODEL", help="Where an expert lies; repeatable."),
-    ] = None,
-    dtype: Annotated[
-        Literal["checkpoint", "float32", "float16", "bfloat16"] | None,
-        typer.Option(help="The result's dtype.", show_default="as the file says, or the base's"),
-    ] = None,
-    shard_size: ShardSize = "5GB",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no others.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the models.")
-    ] = False,
-) -> None:
-    """Write the checkpoint of a recipe or of a mergekit file, streamed."""
-    with exit_codes(), resumable():
-        given = dict(_named(text) for text in experts or [])
-        if base is not None:
-            given["base"] = base
-        from evomerge.export.merge import merge_file
-        from evomerge.materialize.disk.provenance import Trust
-
-        with stderr.status(f"writing {to}"):
-            written, notes = merge_file(
-                file, to, given, dtype, _bytes(shard_size), Trust(allow_pickle, trust_remote_code)
-            )
-        for note in notes:
-            stderr.print(f"note: {note}", style="yellow", markup=False, highlight=False)
-        stdout.print(f"{written}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _named(text: str) -> tuple[str, str]:
-    """`NAME=MODEL` in two."""
-    name, separator, model = text.partition("=")
-    if not separator or not name or not model:
-        raise InputError(f"--expert {text}: write it as NAME=MODEL")
-    return name, model
-
-
-def _bytes(size: str) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        found = TypeAdapter(ByteSize).validate_python(size)
-    except ValidationError:
-        found = ByteSize(0)
-    if found < 1:
-        raise InputError(f"--shard-size {size}: write a size such as 5GB or 900MB")
-    return int(found)
+        say(push(folder, upload, private=not public))

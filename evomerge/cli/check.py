@@ -1,0 +1,56 @@
+"""`evomerge check`: what would fail in a campaign, and what it will take, before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evomerge.cli.shared import (
+    CampaignFile,
+    Override,
+    RunOut,
+    app,
+    exit_codes,
+    load,
+    stderr,
+    stdout,
+)
+from evomerge.common.errors import InputError
+
+
+@app.command()
+def check(
+    campaign: CampaignFile,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure/--no-measure", help="Try one candidate, for memory and seconds."),
+    ] = True,
+    out: RunOut = None,
+    overrides: Override = None,
+) -> None:
+    """Check a campaign before its first candidate: what would fail, and what it will take.
+
+    Where no model has its weights here, their configs are enough.
+    """
+    with exit_codes():
+        config = load(campaign, overrides or [])
+        from evomerge.campaign.setup import prepare
+        from evomerge.campaign.stages import check_later, stages_of
+        from evomerge.preflight.forecast import foresee
+        from evomerge.preflight.probe import probe
+        from evomerge.preflight.problems import problems
+        from evomerge.preflight.show import preflight_table
+
+        run = out or Path("runs") / config.name
+        with stderr.status("opening models and tasks"):
+            stages = stages_of(config, run)
+            setup = prepare(stages[0].config, unread=True)
+            check_later(setup, stages)
+        trials = sum(stage.config.budget.trials for stage in stages)
+        with stderr.status("trying one candidate" if measure else "adding up"):
+            forecast = foresee(setup, run, trials, probe if measure else None)
+        stdout.print(preflight_table(setup, forecast))
+        if found := list(problems(setup, forecast, run)):
+            raise InputError("\n".join(found))

@@ -1,0 +1,124 @@
+"""`evomerge search`: run a campaign, or go on with what its folder already holds."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evomerge.cli.shared import (
+    CampaignFile,
+    Override,
+    RunOut,
+    app,
+    exit_codes,
+    hint,
+    load,
+    note,
+    resumable,
+    stderr,
+    stdout,
+)
+from evomerge.common.errors import InputError
+
+if TYPE_CHECKING:
+    from evomerge.campaign.stages import Stage
+    from evomerge.config import CampaignConfig
+
+
+@app.command()
+def search(
+    campaign: CampaignFile,
+    out: RunOut = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="The study's total.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0, help="This run's wall time.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="HH:MM", help="Stop asking at this time of day.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of workers.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the search and of masks.")] = None,
+    overrides: Override = None,
+) -> None:
+    """Run a campaign, or go on with what its folder already holds."""
+    started = time.monotonic()
+    flags = {
+        "budget.trials": trials,
+        "budget.hours": hours,
+        "workers.count": workers,
+        "seed": seed,
+    }
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    with exit_codes():
+        config = load(campaign, [*(overrides or []), *given])
+        folder = out or Path("runs") / config.name
+        deadline = _deadline(started, config, until)
+        with resumable():
+            _search(config, folder, deadline)
+
+
+def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
+    """Run the stages that are left, one after the other, and print the winner's table."""
+    from evomerge.campaign.stages import stages_of
+    from evomerge.report.tables import best_table
+    from evomerge.results import Results
+    from evomerge.study.run_folder import check_folder, open_run
+
+    check_folder(config, folder)
+    for place in range(max(1, len(config.stages))):
+        stages = stages_of(config, folder)  # anew: one stage's winner is a model of the next
+        if stages[place].done:
+            continue
+        if not _run_stage(stages[place:], folder, config, deadline):
+            raise KeyboardInterrupt
+    _, study = open_run(folder)
+    with study:
+        stdout.print(best_table(Results(study).best()))
+    hint(f"export the winner: evomerge export {folder} --to DIR")
+
+
+def _run_stage(
+    stages: list[Stage], folder: Path, config: CampaignConfig, deadline: float | None
+) -> bool:
+    """Run the first of the stages that are left; returns whether the next may begin."""
+    from evomerge.cli.progress import ProgressDisplay
+    from evomerge.study.run_folder import remember_campaign
+
+    with stderr.status("opening models and tasks"):
+        from evomerge.campaign.setup import prepare
+        from evomerge.campaign.stages import check_later, run_stage
+
+        setup = prepare(stages[0].config)
+        check_later(setup, stages)
+    for text in setup.models.notes:
+        note(text)
+    if config.stages:
+        remember_campaign(config, folder)
+    with ProgressDisplay(stderr) as display:
+        if stages[0].name:
+            display.begin(stages[0].title)
+        return run_stage(stages[0], setup, display, deadline)
+
+
+def _deadline(started: float, config: CampaignConfig, until: str | None) -> float | None:
+    """The moment to stop asking, on the monotonic clock: the earlier of `budget.hours`, `--until`.
+
+    Raises:
+        InputError: `--until` is no time of day.
+    """
+    limits = []
+    if config.budget.hours is not None:
+        limits.append(started + 3600 * config.budget.hours)
+    if until is not None:
+        now = datetime.now()
+        try:
+            clock = datetime.strptime(until, "%H:%M").time()
+        except ValueError:
+            raise InputError(f"--until {until}: write a time of day as HH:MM") from None
+        end = datetime.combine(now.date(), clock)
+        if end <= now:
+            end += timedelta(days=1)
+        limits.append(started + (end - now).total_seconds())
+    return min(limits, default=None)
