@@ -1,35 +1,20 @@
-"""`merge`, `quickstart`, and what `export` leaves for others, as a user meets them."""
+"""`evomerge merge`: recipes and mergekit files to checkpoints, as a user meets it."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 import yaml
 from command_line import evomerge
 from mergekit_oracle import tensors_in
 
 from evomerge.recipe import load_recipe
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """A folder with a finished run in `run/` and its winner in `out/`."""
-    folder = tmp_path_factory.mktemp("done")
-    tiny.save_campaign(folder)
-    evomerge("search", folder / "campaign.yaml", "--out", folder / "run", "--trials", 2)
-    evomerge("export", folder / "run", "--to", folder / "out")
-    return folder
 
 
 def weights(folder):
@@ -52,36 +37,6 @@ def test_the_exports_mergekit_file_gives_the_same_tensors_by_either_tool(done, t
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=2**-10, atol=1e-7)
-
-
-def test_the_card_has_scores_with_intervals_and_the_commands(done):
-    card = (done / "out" / "README.md").read_text()
-    best = json.loads(evomerge("best", done / "run", "--json").stdout)
-    test = best["scores"]["test"]
-    assert f"{test['mean']:.3f} [{test['low']:.3f}, {test['high']:.3f}]" in card
-    for row in ("base (parent)", "math (parent)", "average (baseline)", "pick (18 items)"):
-        assert row in card
-    assert "lm_eval --model hf" in card
-    assert f"pretrained={done / 'out'}" in card
-
-
-def test_the_card_of_another_trial_has_that_trials_scores(done, tmp_path):
-    from evomerge.study.run_folder import open_run
-
-    [trial] = [
-        e
-        for e in open_run(done / "run")[1].evaluations()
-        if (e.name, e.split) == ("lang", "search")
-    ]
-    evomerge("export", done / "run", "--trial", trial.number, "--to", tmp_path / "lang")
-    card = (tmp_path / "lang" / "README.md").read_text()
-    assert f"| this merge | {trial.value:.3f} [" in card
-
-
-def test_export_formats_write_one_file(done, tmp_path):
-    for name, format in (("recipe.json", "recipe"), ("mergekit.yaml", "mergekit")):
-        evomerge("export", done / "run", "--format", format, "--to", tmp_path / name)
-        assert (tmp_path / name).read_bytes() == (done / "out" / name).read_bytes()
 
 
 def test_a_recipe_alone_needs_to_be_told_where_its_models_lie(done, tmp_path):
@@ -174,47 +129,3 @@ def test_bad_input_to_merge_is_one_clear_message(tmp_path, name, text, options, 
     result = evomerge("merge", tmp_path / name, "--to", tmp_path / "out", *options, code=2)
     assert message in result.stderr.replace("\n", " ")
     assert not (tmp_path / "out").exists()
-
-
-def test_quickstart_copies_a_campaign_that_checks(tmp_path):
-    result = evomerge("quickstart", "--to", tmp_path / "try")
-    campaign = tmp_path / "try" / "quickstart.yaml"
-    assert result.stdout.strip() == str(campaign)
-    assert "listops_eo" in evomerge("check", campaign, "--no-measure").stdout
-    assert {"README.md", "train.py", "zoo", "tasks"} <= set(os.listdir(tmp_path / "try"))
-
-
-def test_quickstart_overwrites_nothing(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    assert "not an empty folder" in evomerge("quickstart", "--to", tmp_path, code=2).stderr
-    assert os.listdir(tmp_path) == ["mine.txt"]
-
-
-def test_quickstart_is_a_quick_command():
-    code = "import sys; from evomerge.cli import quickstart; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.slow
-def test_a_wheel_brings_the_quickstart_along(tmp_path):
-    """Needs hatchling, from an index or already there."""
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT]
-    subprocess.run(command, check=True, capture_output=True)
-    [wheel] = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    code = "from evomerge.cli.quickstart import quickstart_files; print(quickstart_files())"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path / "site",
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    files = Path(run.stdout.strip())
-    assert files == tmp_path / "site" / "evomerge" / "quickstart_files"
-    theirs = {p.relative_to(files) for p in files.rglob("*") if p.is_file()}
-    source = ROOT / "search_spaces" / "quickstart"
-    ours = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
-    assert {p for p in ours if "__pycache__" not in p.parts} == theirs
