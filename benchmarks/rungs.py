@@ -27,7 +27,7 @@ from evomerge.judging.constraints import Items
 from evomerge.judging.estimators.calibration import calibrate
 from evomerge.judging.estimators.responses import estimator_of
 from evomerge.judging.objectives import find_objective
-from evomerge.judging.pruning_test import is_stopped, on
+from evomerge.judging.pruning_test import is_pruned, items_at
 from evomerge.judging.rungs import Rungs, fix_rungs
 from evomerge.judging.scores import Judge
 
@@ -100,9 +100,9 @@ def _climb(
 ) -> tuple[float, int]:
     """A candidate's score, estimated by the mean if it is stopped, and the rung it reached."""
     for rung, rivals in enumerate(incumbents):
-        ours = on(items, rungs.places(rung))
+        ours = items_at(items, rungs.places(rung))
         table = {t: np.array([rival[t] for rival in rivals]) for t in TASKS}
-        stopped = bool(rivals) and is_stopped(JUDGE, ours, table, keep, confidence)
+        stopped = bool(rivals) and is_pruned(JUDGE, ours, table, keep, confidence)
         rivals.append(ours)
         if stopped:
             return JUDGE.value_of(ours), rung

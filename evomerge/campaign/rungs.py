@@ -19,7 +19,7 @@ from evomerge.campaign.setup import Setup
 from evomerge.config import FitnessConfig
 from evomerge.judging.constraints import Items
 from evomerge.judging.estimators import Estimates
-from evomerge.judging.pruning_test import is_stopped, on
+from evomerge.judging.pruning_test import is_pruned, items_at
 from evomerge.judging.rungs import Rungs, fix_rungs
 from evomerge.judging.scores import Judge
 from evomerge.study.record import Evaluation, RungProgress, RungResult
@@ -134,7 +134,7 @@ class SuccessiveHalving(AllItems):
     def among(self, candidate: Candidate, known: Evaluation) -> Items | None:
         if candidate.progress is None:
             return super().among(candidate, known)
-        found = on(known.scores, self._rungs.new(len(candidate.progress.results)))
+        found = items_at(known.scores, self._rungs.new(len(candidate.progress.results)))
         return found if _all_finite(found) else None
 
     @override
@@ -158,8 +158,8 @@ class SuccessiveHalving(AllItems):
             task: np.array([found[task] for found in self._incumbents[rung].values()])
             for task in self._rungs.sizes
         }
-        ours = on(progress.scores, self._rungs.places(rung))
-        pruned = is_stopped(self._judge, ours, incumbents, self._test.keep, self._test.confidence)
+        ours = items_at(progress.scores, self._rungs.places(rung))
+        pruned = is_pruned(self._judge, ours, incumbents, self._test.keep, self._test.confidence)
         # 3. Estimate its score on all items, whether it goes on or not.
         estimates = self._estimator(progress.scores)
         means, errors = np.array([estimates[task] for task in self._judge.tasks]).T
@@ -186,7 +186,7 @@ class SuccessiveHalving(AllItems):
         """Make recorded trials incumbents of every rung whose items they were measured on."""
         for trial in trials[self._entered :]:
             for rung, incumbents in enumerate(self._incumbents):
-                found = {} if trial.failed else on(trial.scores, self._rungs.places(rung))
+                found = {} if trial.failed else items_at(trial.scores, self._rungs.places(rung))
                 if found and _all_finite(found):
                     incumbents.setdefault(trial.digest, found)
             if trial.measured:

@@ -1,1 +1,32 @@
-"""Items to decisions, on the driver and with numpy only: splits, objectives, intervals, choice."""
+"""Items to decisions, on the driver and with numpy only: splits, objectives, intervals, choice.
+
+`scores` has the judge, which sums up a recipe's items; `objectives/` one file an objective;
+`constraints` the bounds against parents; `rungs` and `pruning_test` successive halving;
+`estimators/` the means of items that were not measured; `selection` the choice of the winner, and
+`best_of_many` the correction of its score for it; `intervals` bootstrap intervals and paired tests;
+`pareto` dominance; `splits` the documents of search, select and test.
+"""
+
+from evomerge.judging.constraints import Check, Constraints, Items, Values
+from evomerge.judging.objectives import Objective, find_objective, objective
+from evomerge.judging.scores import Judge, JudgedTask, Scores, build_judge
+from evomerge.judging.selection import Judged, best, by_preference, finalists, leading
+
+__all__ = [
+    "Check",
+    "Constraints",
+    "Items",
+    "Judge",
+    "Judged",
+    "JudgedTask",
+    "Objective",
+    "Scores",
+    "Values",
+    "best",
+    "build_judge",
+    "by_preference",
+    "finalists",
+    "find_objective",
+    "leading",
+    "objective",
+]

@@ -1,4 +1,4 @@
-"""The best of many looks better than it is: by how much, and what it will do on new items."""
+"""Correction of the winner's score for having been the best of many."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from evomerge.judging.scores import Judge, Values
 RESAMPLES = 2000
 
 
-def on_new_items(judge: Judge, candidates: Sequence[Items]) -> float | None:
-    """What the best of some candidates, chosen by these items, is expected to score on others.
+def expected_on_new_items(judge: Judge, candidates: Sequence[Items]) -> float | None:
+    """Estimate the score on new items of the best of some candidates, chosen by these items.
 
     Bootstrap bias correction (Tsamardinos, Greasidou & Borboudakis 2018, BBC-CV): items are drawn
-    with replacement, within each task; whoever is best on those drawn is scored on those that were
-    not, and the mean is taken over many draws. So the whole choice is repeated on items that had
-    no part in it; that candidates are scored on the same items is accounted for. As fewer items
-    choose than did in fact, the estimate errs, if at all, towards less.
+    with replacement, within each task; the candidate that is best on those drawn is scored on those
+    that were not, and the mean is taken over `RESAMPLES` draws. So the whole choice is repeated on
+    items that had no part in it, and candidates share items as they do in fact. As fewer distinct
+    items choose than did in fact, the estimate errs, if at all, towards less.
 
     Args:
         judge: of the split on which they were chosen, by value alone.
@@ -29,20 +29,23 @@ def on_new_items(judge: Judge, candidates: Sequence[Items]) -> float | None:
     Returns:
         The mean, or None where a task has a single item, so that no draw leaves any.
     """
+    # 1. every candidate's task means over the items drawn, and over those left
     drawn, left = [], []
     for place, task in enumerate(judge.tasks):
         values = np.stack([items[task] for items in candidates], axis=1)
         inside, outside = _means(values, place)
         drawn.append(inside)
         left.append(outside)
+    # 2. in every draw the best on the items drawn, scored on the items left
     chosen = judge.value(np.stack(drawn, axis=-1)).argmax(axis=1)
     scored = np.take_along_axis(np.stack(left, axis=-1), chosen[:, None, None], axis=1)[:, 0]
+    # 3. the mean over draws that left items of every task
     known = np.isfinite(scored).all(axis=1)
     return float(judge.value(scored[known]).mean()) if known.any() else None
 
 
 def _means(values: Values, task: int) -> tuple[Values, Values]:
-    """Means over the items drawn and over those not, shape (RESAMPLES, candidates) each.
+    """Means over the items drawn and over those left, shape (RESAMPLES, candidates) each.
 
     `values` has shape (items, candidates). NaN where every item was drawn.
     """

@@ -1,4 +1,4 @@
-"""What a merge must not lose: bounds against a parent on the same items."""
+"""Constraints: bounds on what a merge may lose against a parent, on the same items."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Check:
 
     @property
     def violation(self) -> float:
-        """By how much it is broken; 0 while it holds."""
+        """The excess of `measured` over `limit`; 0 while the constraint holds."""
         return max(0.0, self.measured - self.limit)
 
 
@@ -40,7 +40,7 @@ class Constraints:
     Attributes:
         configs: as the campaign file gives them.
         signs: task → +1 where a larger metric is better, −1 where a smaller one is.
-        beside: measures, which count as flips only where a constraint names them.
+        beside: measures of weight 0, which count as flips only where a constraint names them.
     """
 
     configs: Sequence[ConstraintConfig]
@@ -48,7 +48,7 @@ class Constraints:
     beside: Collection[str] = ()
 
     def check(self, tasks: Sequence[str], parents: Sequence[str]) -> None:
-        """See that tasks and parents exist.
+        """Check that the tasks and models exist that constraints name.
 
         Raises:
             InputError: one does not; names the key and the nearest that does.
@@ -65,7 +65,7 @@ class Constraints:
                 )
 
     def measure(self, items: Items, parents: Mapping[str, Items]) -> list[Check]:
-        """Every constraint on a recipe's items, against the parents' on the same items.
+        """Measure every constraint on a recipe's items, against the parents' on the same items.
 
         Raises:
             EvomergeError: a parent that a constraint names could not be scored.
@@ -83,8 +83,8 @@ class Constraints:
         if config.not_below is not None:
             return self._loss(config.not_below.task, model, config.not_below.by, items, parents)
         assert config.negative_flips is not None
-        counted = [task for task in self.signs if task not in self.beside]
-        tasks = [config.task] if config.task else counted
+        scored = [task for task in self.signs if task not in self.beside]
+        tasks = [config.task] if config.task else scored
         flips = self._flips(tasks, items, parents[model])
         label = f"negative flips against {model}" + (f" on {config.task}" if config.task else "")
         return Check(label, flips, config.negative_flips.at_most)
@@ -101,7 +101,7 @@ class Constraints:
     def _loss(
         self, task: str, model: str, by: float, items: Items, parents: Mapping[str, Items]
     ) -> Check:
-        """By how much a task's mean lies below a parent's, or below the best parent's."""
+        """A task's mean below a parent's, or below the best parent's."""
         sign = self.signs[task]
         against = list(parents.values()) if model == BEST_PARENT else [parents[model]]
         reference = max(sign * float(np.mean(found[task])) for found in against)

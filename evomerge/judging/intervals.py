@@ -1,4 +1,4 @@
-"""How sure we are: bootstrap intervals, paired tests over items, and many of them at once.
+"""Bootstrap intervals, paired tests over items, and the correction for many of them.
 
 Items are resampled within each task, because tasks are fixed and documents are the sample. All
 draws come from a fixed seed: the same scores give the same interval.
@@ -19,7 +19,7 @@ RESAMPLES = 10_000
 CONFIDENCE = 0.95
 _TIE = 1e-6
 _KEPT = 1 << 23
-"""Draws of up to so many entries (32 MB) are kept: every row of a table needs the same ones."""
+"""Draws of up to this many entries (32 MB) are kept: every row of a table needs the same ones."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A minus B on identical items: difference, interval, two-sided p-value of no difference.
+    """A minus B on identical items.
 
-    `test`: what gave the p-value, `mcnemar` or `permutation`.
+    Attributes:
+        difference: of the objective.
+        low: end of its percentile bootstrap interval at `CONFIDENCE`.
+        high: the other end.
+        p: two-sided p-value of no difference.
+        test: the test that gave it, `mcnemar` or `permutation`.
     """
 
     difference: float
@@ -46,7 +51,7 @@ class Comparison:
 
 
 def interval(judge: Judge, items: Mapping[str, Values]) -> Interval:
-    """The objective's percentile bootstrap interval."""
+    """Give the objective of a recipe's items with its percentile bootstrap interval."""
     values = [items[task][:, None] for task in judge.tasks]
     low, high = _percentiles(judge.value(_resampled(values)[:, 0]))
     return Interval(judge.value_of(items), low, high)
@@ -55,14 +60,21 @@ def interval(judge: Judge, items: Mapping[str, Values]) -> Interval:
 def compare(judge: Judge, ours: Mapping[str, Values], theirs: Mapping[str, Values]) -> Comparison:
     """Compare two recipes on the same items.
 
-    The interval resamples items jointly. Under the null hypothesis of the p-value the two scores of
-    an item may change places. Where all items are right or wrong and weigh the same, that is
-    McNemar's test, and it is exact; elsewhere places are changed at random.
+    Under the null hypothesis of the p-value the two scores of an item may change places. Where all
+    items are right or wrong and weigh the same, that is McNemar's test, and it is exact; elsewhere
+    places are changed at random.
+
+    Args:
+        judge: of the split that the items belong to.
+        ours: task → scores of A, shape (items,).
+        theirs: task → scores of B on the same items, in the same order.
     """
     pairs = [np.stack([ours[task], theirs[task]], axis=-1) for task in judge.tasks]
+    # the interval: both recipes' items are resampled jointly
     means = _resampled(pairs)
     low, high = _percentiles(judge.value(means[:, 0]) - judge.value(means[:, 1]))
     observed = judge.value_of(ours) - judge.value_of(theirs)
+    # the p-value: exact where it can be had, by permutation elsewhere
     p, test = _mcnemar(judge, pairs), "mcnemar"
     if p is None:
         p, test = _permutation(judge, pairs, observed), "permutation"
@@ -70,10 +82,10 @@ def compare(judge: Judge, ours: Mapping[str, Values], theirs: Mapping[str, Value
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number, by Holm's step-down procedure (Holm 1979).
+    """Adjust p-values for their number, by Holm's step-down procedure (Holm 1979).
 
-    Whatever depends on what, calling those below α different errs anywhere in the family with a
-    chance of at most α.
+    Calling those below α different errs anywhere in the family with a chance of at most α,
+    however the tests depend on each other.
     """
     order = np.argsort(p_values, kind="stable")
     steps = np.array(p_values)[order] * np.arange(len(order), 0, -1)
@@ -83,37 +95,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _mcnemar(judge: Judge, pairs: Sequence[Values]) -> float | None:
-    """The exact McNemar test (McNemar 1947): of the items that one of the two has right, each is as
-    likely one's as the other's. None where its count is not the objective's difference.
+    """The exact McNemar test (McNemar 1947), two-sided; None where the objective is not its count.
+
+    Of the items that only one of two equal recipes has right, each is as likely one's as the
+    other's: the number won is binomial with chance 1/2.
     """
+    from scipy.stats import binomtest  # half a second, which only commands that compare shall pay
+
+    # 1. the tasks that make up the objective, and how much one item of each moves it
     signs = np.broadcast_to(judge.signs, len(pairs))
-    counted = [
+    scored = [
         (pair, sign, weight / len(pair))
         for pair, sign, weight in zip(pairs, signs, judge.weights, strict=True)
         if weight > 0
     ]
-    influence = [each for _, _, each in counted]
+    influence = [each for _, _, each in scored]
+    # 2. the difference is a count of items if all move it alike and are right or wrong
     alike = max(influence) <= min(influence) * (1 + 1e-9)
-    if len(counted) > 1 and not (alike and judge.objective.name == "mean"):
+    if len(scored) > 1 and not (alike and judge.objective.name == "mean"):
         return None
-    if not all(np.isin(pair, (0, 1)).all() for pair, _, _ in counted):
+    if not all(np.isin(pair, (0, 1)).all() for pair, _, _ in scored):
         return None
-    gains = np.concatenate([sign * (pair[:, 0] - pair[:, 1]) for pair, sign, _ in counted])
+    # 3. items won and lost, of which ties say nothing
+    gains = np.concatenate([sign * (pair[:, 0] - pair[:, 1]) for pair, sign, _ in scored])
     won, lost = int((gains > 0).sum()), int((gains < 0).sum())
-    return min(1.0, 2 * _fair_tail(won + lost, min(won, lost)))
-
-
-def _fair_tail(tosses: int, most: int) -> float:
-    """The chance that a fair coin falls heads up at most so often, in whole numbers to the end."""
-    ways = total = 1
-    for heads in range(most):
-        ways = ways * (tosses - heads) // (heads + 1)
-        total += ways
-    return total / 2**tosses
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def _permutation(judge: Judge, pairs: Sequence[Values], observed: float) -> float:
-    """A paired permutation test on the objective: differences of items change their signs."""
+    """The p-value of a paired permutation test: differences of items change their signs.
+
+    (extreme + 1) / (`RESAMPLES` + 1), where the observed assignment counts as one draw.
+    """
     swapped = _swapped(pairs)
     null = judge.value(swapped[:, 0]) - judge.value(swapped[:, 1])
     extreme = np.sum(np.abs(null) >= abs(observed) - _TIE)
@@ -137,9 +150,9 @@ def _swapped(pairs: Sequence[Values]) -> Values:
 
 
 def _draws(kind: str, n: int, task: int, values: Values) -> Values:
-    """(RESAMPLES, n) random weights times values (n, k): the same weights at every call.
+    """Multiply (RESAMPLES, n) random weights with values (n, k): the same weights at every call.
 
-    Tasks draw apart, so that items which happen to stand at one place are not tied together.
+    Each task has draws of its own, so that items at equal places in two tasks are not tied.
     """
     if RESAMPLES * n <= _KEPT:
         return _kept(kind, n, task, RESAMPLES) @ values
@@ -152,10 +165,13 @@ def _kept(kind: str, n: int, task: int, rows: int) -> NDArray[np.float32]:
 
 
 def draws(kind: str, n: int, task: int, rows: int) -> Iterator[NDArray[np.float32]]:
-    """Random weights of n items, `rows` draws in blocks of shape (some, n), equal at every call.
+    """Yield `rows` draws of random weights in blocks of shape (some, n), equal at every call.
 
-    `kind`: `counts`, how often each item is drawn, or `signs`; `task`: its place, for draws of its
-    own.
+    Args:
+        kind: `counts`, how often each item is drawn with replacement, or `signs`, ±1.
+        n: items of the task.
+        task: its place among the tasks, which seeds its draws.
+        rows: draws in all.
     """
     rng = np.random.default_rng([n, task])
     size = max(1, _KEPT // n)
@@ -167,6 +183,7 @@ def _weights(kind: str, rows: int, n: int, rng: np.random.Generator) -> NDArray[
     """How often each item is drawn in each row, or a sign for each."""
     if kind == "signs":
         return rng.integers(0, 2, size=(rows, n), dtype=np.int8).astype(np.float32) * 2 - 1
+    # row r counts its items in the bins r·n … r·n + n − 1 of one long count
     drawn = rng.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n
     return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float32)
 

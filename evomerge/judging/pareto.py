@@ -15,9 +15,9 @@ Floats = NDArray[np.float64]
 
 
 def front(objectives: ArrayLike, violation: ArrayLike | None = None) -> NDArray[np.bool_]:
-    """Which points nothing dominates, shape (n,); equal points are in together.
+    """Mark the points that no other dominates, shape (n,); equal points are in together.
 
-    O(n · size of the front) after one sort, so it may be asked of a whole study.
+    O(n · size of the front) after one sort, so that whole studies can be asked about.
 
     Raises:
         ValueError: shapes that do not fit, or NaN.
@@ -26,9 +26,11 @@ def front(objectives: ArrayLike, violation: ArrayLike | None = None) -> NDArray[
     mask = np.zeros(len(points), dtype=bool)
     if not len(points):
         return mask
+    # 1. the least violation dominates all others
     left = np.flatnonzero(broken == broken.min())
-    # a point can be dominated only by one that comes before it in this order
+    # 2. in lexicographic order a point can be dominated only by one that comes before it
     left = left[np.lexsort(-points[left].T[::-1])]
+    # 3. the first that is left is on the front, with its equals; what it dominates goes
     while left.size:
         leader = points[left[0]]
         mask[left[0]] = True
@@ -40,8 +42,9 @@ def front(objectives: ArrayLike, violation: ArrayLike | None = None) -> NDArray[
 
 
 def sort(objectives: ArrayLike, violation: ArrayLike | None = None) -> NDArray[np.int64]:
-    """Each point's rank by non-dominated sorting, shape (n,): 0 is the front, 1 the front of what
-    is left without it, and so on. O(n²) memory: meant for populations.
+    """Rank points by non-dominated sorting, shape (n,): 0 is the front, 1 the front without it, …
+
+    O(n²) memory: meant for populations.
 
     Raises:
         ValueError: shapes that do not fit, or NaN.
@@ -51,6 +54,7 @@ def sort(objectives: ArrayLike, violation: ArrayLike | None = None) -> NDArray[n
     dominators = dominates.sum(axis=0)
     ranks = np.full(len(points), -1, dtype=np.int64)
     rank = 0
+    # whatever has no dominator left gets the rank; then it dominates nothing any more
     while (ranks < 0).any():
         now = (ranks < 0) & (dominators == 0)
         ranks[now] = rank
@@ -60,8 +64,9 @@ def sort(objectives: ArrayLike, violation: ArrayLike | None = None) -> NDArray[n
 
 
 def crowding(objectives: ArrayLike) -> Floats:
-    """Crowding distance of the points of one front, shape (n,); infinite at the extremes
-    (Deb et al. 2002, NSGA-II, §III-B).
+    """Give the crowding distance of the points of one front, shape (n,); infinite at the extremes.
+
+    Deb et al. 2002, NSGA-II, §III-B.
     """
     points, _ = _checked(objectives, None)
     count, width = points.shape
@@ -77,7 +82,7 @@ def crowding(objectives: ArrayLike) -> Floats:
 
 
 def knee_scores(front: Floats) -> Floats:
-    """How far each point of a front bulges beyond the plane through the front's extremes.
+    """Measure how far each point of a front bulges beyond the plane through its extremes.
 
     Objectives are scaled to [0, 1] over the front. With two objectives this is the distance to the
     line between the two ends (Das 1999's normal-boundary knee); with more, to the plane Σ fᵢ = 1
@@ -95,7 +100,7 @@ def knee_scores(front: Floats) -> Floats:
 
 
 def hypervolume(objectives: ArrayLike, reference: ArrayLike) -> float:
-    """The volume that up to three objectives dominate above `reference`, shape (m,).
+    """Give the volume that up to three objectives dominate above `reference`, shape (m,).
 
     Raises:
         ValueError: more than three objectives, shapes that do not fit, or NaN.

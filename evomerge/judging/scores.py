@@ -1,4 +1,4 @@
-"""Scores of one recipe: per item first, then in sum with a standard error."""
+"""The judge and its scores of one recipe: per item first, then in sum with a standard error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEP = 1e-6
 
 @dataclass(frozen=True)
 class Scores:
-    """What is known of one recipe on one set of items.
+    """The scores of one recipe on one set of items.
 
     Attributes:
         value: the objective, larger is better.
@@ -29,12 +29,12 @@ class Scores:
         items: task → metric value per item, in the study's order.
         objectives: what a multi-objective optimizer maximises, each larger is better; by default
             the value alone.
-        violation: by how much constraints are broken in sum; 0 when all hold.
+        violation: the sum of constraint violations; 0 when all constraints hold.
         metrics: measures by name, in their natural direction: each task's mean.
         signs: task → −1 where a smaller metric is better; others count as +1.
         beside: tasks of weight 0, measured beside the score.
-        objectives_of: what is made of means in the order of `metrics`, shape (..., metrics) → (...,
-            objectives); None: unknown.
+        objectives_of: the function from means in the order of `metrics` to objectives, shape (...,
+            metrics) → (..., objectives); None: unknown.
     """
 
     value: float
@@ -54,7 +54,7 @@ class Scores:
             object.__setattr__(self, "objectives", (self.value,))
 
     @property
-    def counted(self) -> Mapping[str, Values]:
+    def scored_items(self) -> Mapping[str, Values]:
         """The items of the tasks that make up the score."""
         return {task: values for task, values in self.items.items() if task not in self.beside}
 
@@ -65,8 +65,9 @@ class Scores:
 
     @property
     def best_key(self) -> tuple[bool, float]:
-        """By what memories of bests compare: whatever was measured comes before an estimate, whose
-        luck would hold the place for good.
+        """Sort key for "best so far": measured scores rank above estimates.
+
+        A lucky estimate would hold the place for good.
         """
         return not self.estimated, self.fitness
 
@@ -80,7 +81,7 @@ class Judge:
         tasks: task names, in order.
         weights: one per task; 0 for what is measured beside the score.
         signs: +1 where a larger metric is better, −1 where a smaller one is.
-        constraints: what a recipe must not lose against a parent.
+        constraints: bounds on what a recipe may lose against a parent.
         parents: name → items on the split that is judged; see `against`.
     """
 
@@ -92,7 +93,7 @@ class Judge:
     parents: Mapping[str, Items] = field(default_factory=dict)
 
     def against(self, parents: Mapping[str, Items]) -> Judge:
-        """The judge of one split, on which the parents have these items."""
+        """Give the judge of one split, on which the parents have these items."""
         return replace(self, parents=parents)
 
     def scores(self, items: Items) -> Scores:
@@ -114,14 +115,17 @@ class Judge:
             items: task → values, NaN where not measured.
             estimates: task → the estimated mean over all items, and its standard error.
         """
+        # 1. the items that were measured
         known = {task: np.isfinite(values) for task, values in items.items()}
         measured = {task: values[known[task]] for task, values in items.items()}
+        # 2. estimated means; errors of the estimate and of sampling N items, independent
         means = np.array([estimates[task][0] for task in self.tasks])
         sampling = [
             _standard_error(measured[t]) * np.sqrt(len(measured[t]) / len(items[t]))
             for t in self.tasks
         ]
         errors = np.hypot([estimates[task][1] for task in self.tasks], sampling)
+        # 3. constraints hold or not on the measured items, for the parents too
         parents = {
             name: {task: found[task][known[task]] for task in known}
             for name, found in self.parents.items()
@@ -133,7 +137,7 @@ class Judge:
     def _summed_up(
         self, items: Items, means: Values, errors: Values, checks: Sequence[Check]
     ) -> Scores:
-        """`errors`: of the means, shape (tasks,)."""
+        """Put the scores together; `errors`: standard errors of the means, shape (tasks,)."""
         return Scores(
             value=float(self.value(means)),
             se=self.error(means, errors),
@@ -150,13 +154,13 @@ class Judge:
         )
 
     def error(self, means: Values, errors: Values) -> float:
-        """The value's standard error, by the delta method from the task means', shape (tasks,)."""
+        """Give the value's standard error by the delta method; `errors`: of the means, (tasks,)."""
         above, below = self.value(self._around(means))
         slopes = (above - below) / (2 * STEP)
         return float(np.sqrt(np.sum((slopes * errors) ** 2)))
 
     def objectives_of(self, means: Values) -> Values:
-        """What is maximised, of raw task means, often one value: (..., tasks) → (..., goals)."""
+        """Give the goals that are maximised, of raw task means: (..., tasks) → (..., goals)."""
         goals = self.objective.goals
         if goals is None:
             return self.value(means)[..., None]
@@ -164,9 +168,7 @@ class Judge:
         return goals(means * self.signs, self.weights, **given)
 
     def slopes(self, means: Values) -> Values:
-        """The derivatives of `objectives_of` by task means: shape (..., tasks) → (..., goals,
-        tasks).
-        """
+        """Give the derivatives of `objectives_of`: shape (..., tasks) → (..., goals, tasks)."""
         steps = np.stack([np.eye(len(self.tasks)), -np.eye(len(self.tasks))]) * STEP
         around = self.objectives_of(means[..., None, None, :] + steps)
         return np.swapaxes(around[..., 0, :, :] - around[..., 1, :, :], -1, -2) / (2 * STEP)
@@ -176,10 +178,10 @@ class Judge:
         return means + np.stack([np.eye(len(means)), -np.eye(len(means))]) * STEP
 
     def value(self, means: Values) -> Values:
-        """The objective of raw task means, shape (..., tasks) → (...).
+        """Give the objective of raw task means, shape (..., tasks) → (...).
 
-        Of an objective that compares with the parents: the weighted mean, as long as there are
-        none (while they themselves are measured).
+        An objective that compares with the parents is the weighted mean as long as there are none,
+        which is while they themselves are measured.
         """
         objective, signed = self.objective, means * self.signs
         if objective.needs_parents and not self.parents:
@@ -189,27 +191,27 @@ class Judge:
         )
 
     def value_of(self, items: Items) -> float:
-        """The value that `scores` gives, without looking at constraints."""
+        """Give the value of `scores`, without measuring constraints."""
         return float(self.value(self._means(items)))
 
     def checks(self, items: Items) -> list[Check]:
-        """Every constraint, measured; none while the parents themselves are measured."""
+        """Measure every constraint; none while the parents themselves are measured."""
         if self.constraints is None or not self.parents:
             return []
         return self.constraints.measure(items, self.parents)
 
     @property
     def goals(self) -> int:
-        """How many goals a multi-objective optimizer is given; 1 where there is the value alone."""
+        """The number of goals of a multi-objective optimizer; 1 where there is the value alone."""
         return len(self._goals(np.zeros(len(self.tasks)))) or 1
 
     def _goals(self, means: Values) -> tuple[float, ...]:
-        """None where the value is the only one, which `Scores` fills in."""
+        """The goals; empty where the value is the only one, which `Scores` fills in."""
         return () if self.objective.goals is None else tuple(self.objectives_of(means).tolist())
 
     @cached_property
     def _known(self) -> dict[str, Any]:
-        """What objectives may name in their signatures."""
+        """The arguments that objectives may name in their signatures."""
         parents = [self._means(found) * self.signs for found in self.parents.values()]
         return {"parents": np.array(parents), "tasks": self.tasks, "signs": self.signs}
 

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Judged(Generic[T]):
-    """A trial with what the judge says of it; scores are None when it failed.
+    """A trial with its scores, which are None when it failed.
 
     One that was not measured on all items has scores, but no value: it can inform an optimizer,
     and is never chosen.
@@ -42,12 +42,12 @@ class Judged(Generic[T]):
 
     @property
     def value(self) -> float | None:
-        """The objective; where constraints are broken below every value of those that hold."""
+        """The objective; with constraints broken, less than any value with all of them kept."""
         return self.scores.fitness if self.scores and not self.scores.estimated else None
 
 
 def finalists(trials: Sequence[R], count: int) -> list[R]:
-    """The best `count` distinct recipes by value; of equals, the earlier trial comes first."""
+    """Pick the best `count` distinct recipes by value; of equals, the earlier trial comes first."""
     scored = [trial for trial in trials if trial.value is not None]
     ranked = sorted(scored, key=lambda trial: -(trial.value or 0.0))
     first: dict[str, R] = {}
@@ -57,13 +57,13 @@ def finalists(trials: Sequence[R], count: int) -> list[R]:
 
 
 def best(trials: Sequence[R]) -> R | None:
-    """The best of `trials` by value, or None if all failed; of equals, the earlier one."""
+    """Pick the best of `trials` by value, or None if all failed; of equals, the earlier one."""
     top = finalists(trials, 1)
     return top[0] if top else None
 
 
 def leading(trials: Sequence[R]) -> list[R | None]:
-    """The best of the first one, two, … of `trials`; None as long as all failed."""
+    """List the best of the first one, two, … of `trials`; None as long as all failed."""
     leaders: list[R | None] = []
     for trial in trials:
         rivals = [leaders[-1], trial] if leaders and leaders[-1] else [trial]
@@ -72,7 +72,7 @@ def leading(trials: Sequence[R]) -> list[R | None]:
 
 
 def by_preference(judged: Sequence[Judged[T]], objective: Objective) -> list[Judged[T]]:
-    """Distinct recipes, the preferred first: of a multi-objective campaign the front alone.
+    """Rank distinct recipes, the preferred first: of a multi-objective campaign the front alone.
 
     Nothing that breaks a constraint stands before what keeps all; where nothing keeps all, the
     smaller violation comes first.

@@ -1,4 +1,4 @@
-"""Which documents may be seen when: the optimizer's, the selection's, and the test's."""
+"""The splits: which documents the optimizer sees, which choose the winner, which test it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ Dealt = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Shared:
-    """What two tasks have in common: how many documents, and what one of them says."""
+    """Documents that two tasks have in common.
+
+    Attributes:
+        tasks: their names.
+        count: number of documents.
+        example: the text of one of them, or the beginning of its hash.
+    """
 
     tasks: tuple[str, str]
     count: int
@@ -58,11 +64,13 @@ def deal(
     Raises:
         InputError: a split would be empty, or counts cannot be had without a document in two.
     """
+    # 1. every task by itself; done, unless a document is in two splits
     alone = {task: split_items(list(items), splits, task) for task, items in tasks.items()}
     documents = _documents(tasks)
     shared = _shared_across_splits(alone, documents, tasks)
     if not shared:
         return alone, []
+    # 2. all again, the smallest task first: documents stay in the split they are in
     homes: dict[str, str] = {}
     together: dict[str, Dealt] = {}
     for task in sorted(tasks, key=lambda task: len(tasks[task])):
@@ -110,16 +118,18 @@ def _deal(
     documents: Mapping[str, str],
     homes: Mapping[str, str],
 ) -> Dealt:
-    """One task's items, document by document; those that have a home in a split go there first.
+    """Deal one task's items, document by document; those with a home in a split go there first.
 
     Args:
         room: split → how many items it is to have.
         documents: item → its document; by default, the hash in its id.
     """
+    # 1. a document's items together, in the order of its hash
     dealt: Dealt = {split: [] for split in SPLITS}
     groups: dict[str, list[str]] = {}
     for item in sorted(ids):
         groups.setdefault(documents.get(item, _hash(item)), []).append(item)
+    # 2. each to the first split with room for all of it
     for document in sorted(groups, key=lambda document: document not in homes):
         group, home = groups[document], homes.get(document)
         left = {split: room[split] - len(dealt[split]) for split in SPLITS}
@@ -136,9 +146,10 @@ def _hash(item: str) -> str:
 
 
 def _documents(tasks: Mapping[str, Marks]) -> dict[str, dict[str, str]]:
-    """task → item → a name of its document, equal in every task that has it."""
+    """Task → item → a name of its document, equal in every task that has it."""
     places = list(dict.fromkeys((t, _hash(item)) for t, items in tasks.items() for item in items))
     place_of = {key: place for place, key in enumerate(places)}
+    # 1. mark → the documents that have it, one of each task: shared marks in a task tell nothing
     holders: dict[str, list[int]] = {}
     for task, items in tasks.items():
         found: dict[str, set[int]] = {}
@@ -148,10 +159,12 @@ def _documents(tasks: Mapping[str, Marks]) -> dict[str, dict[str, str]]:
         for mark, here in found.items():
             if len(here) == 1:
                 holders.setdefault(mark, []).extend(here)
+    # 2. documents tied by marks are one: connected components of the graph of ties
     same = [(held[0], other) for held in holders.values() for other in held[1:]]
     rows, columns = np.array(same, dtype=np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(same)), (rows, columns)), shape=(len(places), len(places)))
     _, parts = connected_components(graph, directed=False)
+    # 3. each component is named after its least hash
     names: dict[int, str] = {}
     for part, (_, name) in zip(parts.tolist(), places, strict=True):
         names[part] = min(name, names.get(part, name))
@@ -166,7 +179,7 @@ def _shared_across_splits(
     documents: Mapping[str, Mapping[str, str]],
     tasks: Mapping[str, Marks],
 ) -> list[Shared]:
-    """Of every two tasks that have one document in two splits, what they share."""
+    """For every two tasks with one document in two splits, the documents they share."""
     homes = {
         task: {documents[task][item]: split for split, items in found.items() for item in items}
         for task, found in dealt.items()

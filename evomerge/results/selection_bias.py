@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from evomerge.judging.best_of_many import on_new_items
+from evomerge.judging.best_of_many import expected_on_new_items
 from evomerge.judging.intervals import holm, interval
 from evomerge.judging.scores import Judge
 from evomerge.study.judged import judged
@@ -42,7 +42,7 @@ def choice_summary(
     winner = next((one for one in rivals if one.digest == concluded.get("winner")), None)
     if winner is None or winner.value is None or judge.objective.ranking is not None:
         return None
-    expected = on_new_items(judge, [one.trial.scores for one in rivals])
+    expected = expected_on_new_items(judge, [one.trial.scores for one in rivals])
     if expected is None:
         return None
     excess = max(0.0, winner.value - expected) if len(rivals) > 1 else 0.0

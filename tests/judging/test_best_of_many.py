@@ -7,7 +7,7 @@ import pytest
 from cmaes import CMA
 from scipy import stats
 
-from evomerge.judging.best_of_many import on_new_items
+from evomerge.judging.best_of_many import expected_on_new_items
 from evomerge.judging.intervals import interval
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge, Scores
@@ -103,7 +103,7 @@ def test_the_best_of_ten_is_said_to_be_what_it_is_on_new_items(spread, naive):
         values = [items["t"].mean() for items in found]
         winner = int(np.argmax(values))
         said.append(values[winner] - truth[winner])
-        expected.append(on_new_items(judge(), found) - truth[winner])
+        expected.append(expected_on_new_items(judge(), found) - truth[winner])
     assert np.mean(said) > naive
     assert -0.015 < np.mean(expected) < 0.005
     assert np.square(expected).mean() < np.square(said).mean()
@@ -119,7 +119,7 @@ def test_lowered_by_as_much_the_winners_interval_holds_the_truth_about_as_often_
         truth, found = candidates(seed, count=count, items=180, spread=spread)
         winner = int(np.argmax([items["t"].mean() for items in found]))
         around = interval(judge(), found[winner])
-        excess = max(0.0, around.value - on_new_items(judge(), found))
+        excess = max(0.0, around.value - expected_on_new_items(judge(), found))
         hits += around.low - excess <= truth[winner] <= around.high - excess
         plain += around.low <= truth[winner] <= around.high
     assert hits / rounds >= 0.88
@@ -128,15 +128,15 @@ def test_lowered_by_as_much_the_winners_interval_holds_the_truth_about_as_often_
 
 def test_a_winner_without_a_rival_keeps_its_score():
     _, found = candidates(0)
-    alone = on_new_items(judge(), found[:1])
+    alone = expected_on_new_items(judge(), found[:1])
     assert alone == pytest.approx(found[0]["t"].mean(), abs=0.005)
     hopeless = [{"t": np.zeros(100)} for _ in range(9)]
-    assert on_new_items(judge(), [found[0], *hopeless]) == pytest.approx(alone)
+    assert expected_on_new_items(judge(), [found[0], *hopeless]) == pytest.approx(alone)
 
 
 def test_a_single_item_cannot_be_chosen_by_and_scored_on():
-    assert on_new_items(judge(), [{"t": np.ones(1)}, {"t": np.zeros(1)}]) is None
-    assert on_new_items(judge(), [{"t": np.ones(2)}, {"t": np.zeros(2)}]) == 1.0
+    assert expected_on_new_items(judge(), [{"t": np.ones(1)}, {"t": np.zeros(1)}]) is None
+    assert expected_on_new_items(judge(), [{"t": np.ones(2)}, {"t": np.zeros(2)}]) == 1.0
 
 
 def test_the_choice_is_repeated_by_the_campaigns_objective():
@@ -144,12 +144,14 @@ def test_the_choice_is_repeated_by_the_campaigns_objective():
     tasks = ("a", "b")
     good, bad, fair = ((np.arange(200) % 10 < share) * 1.0 for share in (9, 2, 6))
     found = [{"a": good, "b": bad}, {"a": bad, "b": good}, {"a": fair, "b": fair}]
-    assert on_new_items(judge("weakest_link", tasks), found) == pytest.approx(0.57, abs=0.02)
-    assert on_new_items(judge("mean", tasks), found) == pytest.approx(0.6, abs=0.01)
+    assert expected_on_new_items(judge("weakest_link", tasks), found) == pytest.approx(
+        0.57, abs=0.02
+    )
+    assert expected_on_new_items(judge("mean", tasks), found) == pytest.approx(0.6, abs=0.01)
 
 
 def test_large_splits_are_drawn_in_blocks_with_the_same_answer(monkeypatch):
     _, found = candidates(1)
-    whole = on_new_items(judge(), found)
+    whole = expected_on_new_items(judge(), found)
     monkeypatch.setattr("evomerge.judging.intervals._KEPT", 10_000)
-    assert on_new_items(judge(), found) == pytest.approx(whole, abs=0.003)
+    assert expected_on_new_items(judge(), found) == pytest.approx(whole, abs=0.003)

@@ -1,24 +1,16 @@
-"""Rungs and the race on them: fair samples, nested sets, and a test that keeps its promise."""
+"""Rungs: fair samples, each within the next."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from evomerge.judging.objectives import find_objective
-from evomerge.judging.pruning_test import beaten_by, is_stopped
 from evomerge.judging.rungs import Rungs, fix_rungs
-from evomerge.judging.scores import Judge
 
 SIZES = {"short": 40, "long": 200}
+
+
 WEIGHTS = {"short": 1.0, "long": 1.0}
-
-
-def judge(kind="mean", tasks=("short", "long"), **options):
-    names = list(tasks)
-    wanted = find_objective(kind, "fitness.objective", options, names)
-    ones = np.ones(len(names))
-    return Judge(wanted, names, ones, ones)
 
 
 def responses(rng, abilities, difficulty):
@@ -88,64 +80,3 @@ def test_a_rung_is_a_fairer_sample_than_items_drawn_at_random():
             biases.append(np.mean([p[sample[t]].mean() - p.mean() for t, p in chances.items()]))
     assert np.std(chosen) < 0.8 * np.std(random)
     assert abs(np.mean(chosen)) < 3 * np.std(chosen) / np.sqrt(40)
-
-
-@pytest.mark.parametrize("confidence", [0.7, 0.9])
-def test_an_equal_is_called_worse_as_often_as_the_confidence_says(confidence):
-    rng = np.random.default_rng(0)
-    measure, wrong, rounds = judge(), 0, 1500
-    for _ in range(rounds):
-        draw = {t: (rng.random((2, 40)) < 0.6).astype(float) for t in SIZES}
-        ours = {t: pair[0] for t, pair in draw.items()}
-        theirs = {t: pair[1:] for t, pair in draw.items()}
-        wrong += int(beaten_by(measure, ours, theirs, confidence)[0])
-    assert wrong / rounds == pytest.approx(1 - confidence, abs=0.05)
-
-
-def test_pairing_finds_what_two_means_would_not():
-    rng = np.random.default_rng(1)
-    better = {t: (rng.random(60) < 0.6).astype(float) for t in SIZES}
-    worse = {t: v.copy() for t, v in better.items()}
-    for values in worse.values():
-        values[np.flatnonzero(values)[:4]] = 0  # the same but for a few items
-    rival = {t: v[None] for t, v in better.items()}
-    assert beaten_by(judge(), worse, rival, 0.99)[0]
-    shuffled = {t: rng.permutation(v)[None] for t, v in better.items()}
-    assert not beaten_by(judge(), worse, shuffled, 0.99)[0]
-
-
-def test_who_has_no_rival_is_promoted_and_who_is_beaten_by_enough_is_stopped():
-    ones, zeros = ({t: np.full(10, v) for t in SIZES} for v in (1.0, 0.0))
-    nobody = {t: np.zeros((0, 10)) for t in SIZES}
-    assert not is_stopped(judge(), zeros, nobody, 0.25, 0.8)
-    rivals = {t: np.stack([ones[t], *[zeros[t]] * 4]) for t in SIZES}
-    assert is_stopped(judge(), zeros, rivals, 0.2, 0.8)  # 1 of 5 is enough
-    assert not is_stopped(judge(), zeros, rivals, 0.25, 0.8)  # ⌈5/4⌉ = 2 are needed
-    assert not is_stopped(judge(), ones, rivals, 0.2, 0.8)
-
-
-def test_with_several_goals_only_who_is_worse_in_each_is_beaten():
-    measure = judge("pareto", of=["short", "long"]).against({"base": responses_of(0.5)})
-    rival = {"short": np.full((1, 20), 0.9), "long": np.full((1, 20), 0.1)}
-    assert not beaten_by(measure, responses_of(0.3), rival, 0.8)[0]
-    rival["long"] = np.full((1, 20), 0.4)
-    assert beaten_by(measure, responses_of(0.3), rival, 0.8)[0]
-
-
-def responses_of(value):
-    return {t: np.full(20, value) for t in SIZES}
-
-
-def test_an_estimate_knows_what_it_was_not_told():
-    """Its error is of a score on documents like these, as a measured one's is."""
-    rng = np.random.default_rng(2)
-    items = {t: (rng.random(n) < 0.5).astype(float) for t, n in SIZES.items()}
-    whole = judge().scores(items)
-    known = {t: (float(v.mean()), 0.0) for t, v in items.items()}
-    same = judge().estimated(items, known)
-    assert (same.value, same.se) == (pytest.approx(whole.value), pytest.approx(whole.se))
-    assert same.estimated
-    holes = {t: np.where(np.arange(len(v)) < 10, v, np.nan) for t, v in items.items()}
-    fewer = judge().estimated(holes, dict.fromkeys(SIZES, (0.5, 0.1)))
-    assert (fewer.value, fewer.n) == (pytest.approx(0.5), 20)
-    assert fewer.se > whole.se

@@ -8,7 +8,7 @@ from invented import Invented
 from rich.console import Console
 
 from evomerge.export.card import _scores
-from evomerge.judging.best_of_many import on_new_items
+from evomerge.judging.best_of_many import expected_on_new_items
 from evomerge.judging.intervals import holm, interval
 from evomerge.recipe import Recipe
 from evomerge.report.pages.report import report_page
@@ -45,7 +45,7 @@ def printed(best):
 def test_the_select_score_of_the_best_of_many_is_corrected(chosen):
     run, winner, on_select = chosen
     choice = run.results.best()["choice"]
-    expected = on_new_items(run.judge, [e.scores for e in on_select])
+    expected = expected_on_new_items(run.judge, [e.scores for e in on_select])
     assert (choice["finalists"], choice["select"]) == (4, winner.value)
     assert choice["expected"] == pytest.approx(expected)
     excess, span = winner.value - expected, interval(run.judge, winner.scores)

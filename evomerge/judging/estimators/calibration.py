@@ -1,4 +1,4 @@
-"""Whether estimates can be trusted: held against what was measured later."""
+"""Calibration of estimates: how they compare with what was measured later."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 LEVEL = 0.9
-"""Of the intervals that are checked."""
+"""Confidence level of the intervals that are checked."""
 TOLERATED = 0.75
-"""An estimator whose intervals hold less of the truth than this is off."""
+"""An estimator whose intervals cover less of the truth than this is switched off."""
 RISK = 0.01
-"""The chance of switching off an estimator whose intervals hold `TOLERATED` of the truth."""
+"""The chance of switching off an estimator whose intervals cover `TOLERATED` of the truth."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Calibration:
 
     @property
     def off(self) -> bool:
-        """Whether so few would be covered by chance less often than `RISK`."""
+        """Whether coverage this low has a chance below `RISK` at `TOLERATED`: a binomial tail."""
         ways = (
             math.comb(self.of, k) * TOLERATED**k * (1 - TOLERATED) ** (self.of - k)
             for k in range(self.covered + 1)
@@ -40,7 +40,7 @@ class Calibration:
 
 
 def calibrate(checks: Sequence[tuple[float, float, float]]) -> Calibration:
-    """Sum up (estimate, standard error, full score) triples."""
+    """Compare (estimate, standard error, full score) triples."""
     bound = NormalDist().inv_cdf((1 + LEVEL) / 2)
     gaps = [abs(estimate - full) for estimate, _, full in checks]
     covered = [gap <= bound * se + 1e-12 for gap, (_, se, _) in zip(gaps, checks, strict=True)]
@@ -49,6 +49,6 @@ def calibrate(checks: Sequence[tuple[float, float, float]]) -> Calibration:
 
 
 def switched_off_after(checks: Sequence[tuple[float, float, float]]) -> int | None:
-    """After how many checks an estimator was found to be off; None while it is not."""
+    """Count the checks after which an estimator was found to be off; None while it is not."""
     counts = range(1, len(checks) + 1)
     return next((count for count in counts if calibrate(checks[:count]).off), None)

@@ -1,4 +1,4 @@
-"""Estimators by name, made from the items of whoever was measured on all.
+"""Estimators by name, fitted to the items of models that were measured on all.
 
 mp-IRT and gmp-IRT are MERGE3's (Mencattini et al. 2025, arXiv:2502.10436, section 3). The paper
 takes a merge's ability for a mixture of its sources', and fits the mixture. Here the archive of
@@ -22,25 +22,28 @@ MOST_DIMENSIONS = 4
 FOLDS = 3
 """Cross-validation of the errors: fits without a third of the models each."""
 DOUBT = (4, 2.0)
-"""So many held-out models, with squared errors so many times too large, are added to those there
-are: a few say little of how far errors can be trusted."""
+"""(number, factor): this many made-up held-out models, with squared errors this many times too
+large, are added to the real ones, since a few say little of how far errors can be trusted."""
 
 
 def estimator_of(
     name: str, full: Sequence[Items], rungs: Sequence[Mapping[str, NDArray[np.int64]]]
 ) -> Estimator:
-    """`mean`, `mp_irt` or `gmp_irt`, knowing the responses of models measured on all items.
+    """Make `mean`, `mp_irt` or `gmp_irt` from the responses of models measured on all items.
 
     Tasks whose metric leaves [0, 1] have their mean.
 
     Args:
-        rungs: task → places, of each rung on which there is something to estimate.
+        name: of the estimator.
+        full: task → scores of every such model, shape (items,).
+        rungs: for each rung but the last, task → places of its items.
 
     Raises:
-        ValueError: item response theory cannot be had of these responses.
+        ValueError: item response theory cannot be fitted to these responses.
     """
     if name == "mean":
         return mean
+    # 1. the tasks whose metric is a share of right answers
     tasks = [
         task
         for task in (full[0] if full else {})
@@ -52,6 +55,7 @@ def estimator_of(
     rungs = [{task: rung[task] for task in tasks} for rung in rungs]
     if len(full) < FOLDS:
         raise ValueError(f"item response theory needs {FOLDS} models measured on all items")
+    # 2. cross-validation: by how much standard errors on each rung must grow
     generalised = name == "gmp_irt"
     folds = [full[start::FOLDS] for start in range(FOLDS)]
     without = [[m for f in folds if f is not fold for m in f] for fold in folds]
@@ -62,6 +66,7 @@ def estimator_of(
         )
         for rung in rungs
     }
+    # 3. the fit to all models, with these factors
     return replace(_fit(full, generalised), factors=factors)
 
 
@@ -75,7 +80,7 @@ def _fit(full: Sequence[Items], generalised: bool) -> ResponseEstimator:
 def _errors(
     estimator: ResponseEstimator, held_out: Sequence[Items], rung: Mapping[str, NDArray[np.int64]]
 ) -> list[float]:
-    """How far estimates of models that were not fitted are off, in standard errors."""
+    """Errors of estimates for models that were not fitted, in standard errors."""
     found = []
     for items in held_out:
         partial = {task: np.full(len(values), np.nan) for task, values in items.items()}
@@ -89,7 +94,7 @@ def _errors(
 
 
 def _factor(errors: Sequence[float]) -> float:
-    """By how much standard errors must grow; never shrink, for fits know more than they should."""
+    """The factor of standard errors, ≥ 1: in-sample errors are too small, never too large."""
     count, doubt = DOUBT
     square = (np.square(errors).sum() + count * doubt) / (len(errors) + count)
     return max(1.0, float(np.sqrt(square)))
@@ -97,16 +102,16 @@ def _factor(errors: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class ResponseEstimator:
-    """mp-IRT: what was measured, and the item model's chances for the rest.
+    """mp-IRT: measured responses, and the item model's chances for the rest.
 
     (k/N) · mean(measured) + (1 − k/N) · mean(P over the others), of each task. Its variance: that
-    of the others' responses, Σ P (1 − P), and that of the ability, by the delta method; of the
-    errors of the items' own parameters it knows nothing, hence the factors.
+    of the others' responses, Σ P (1 − P), and that of the ability, by the delta method. It
+    leaves out the errors of the items' own parameters, for which the factors make up.
 
     Attributes:
         generalised: gmp-IRT, the mean of mp-IRT and of the measured items' mean, whose errors are
             taken to go together.
-        factors: items measured → what standard errors are multiplied with.
+        factors: number of measured items → factor of the standard errors.
     """
 
     tasks: tuple[str, ...]
@@ -115,7 +120,8 @@ class ResponseEstimator:
     factors: Mapping[int, float] = field(default_factory=dict)
 
     def __call__(self, items: Items) -> Estimates:
-        """task → mean over all its items, and its standard error."""
+        """Estimate each task's mean over all its items, with its standard error."""
+        # 1. the model's ability θ with its covariance C, and the chances P with slopes ∂P/∂θ
         responses = np.concatenate([items[task] for task in self.tasks])
         theta, covariance = self.model.ability(responses)
         chances = self.model.chances(theta)
@@ -123,12 +129,14 @@ class ResponseEstimator:
         ends = np.cumsum([len(items[task]) for task in self.tasks])[:-1]
         parts = zip(self.tasks, np.split(chances, ends), np.split(slopes, ends), strict=True)
         found: dict[str, tuple[float, float]] = {}
+        # 2. each task: measured responses and chances in sum; Var = Σ P (1 − P) + gᵀ C g, over N²
         for task, p, slope in parts:
             unseen = np.isnan(items[task])
             total = np.where(unseen, p, items[task]).sum()
             gradient = slope[unseen].sum(axis=0)
             variance = (p * (1 - p))[unseen].sum() + gradient @ covariance @ gradient
             found[task] = (float(total / len(p)), float(np.sqrt(variance) / len(p)))
+        # 3. gmp-IRT averages with the plain mean; errors on this rung grow by its factor
         if self.generalised:
             found = self._with_mean(items, found)
         factor = self.factors.get(int(np.isfinite(responses).sum()), 1.0)

@@ -38,9 +38,9 @@ class Objective:
     """A registered objective, with its options once they are known.
 
     Attributes:
-        goals: task means → what a multi-objective optimizer maximises; None: the value alone.
+        goals: task means → the goals of a multi-objective optimizer; None: the value alone.
         ranking: (goals, values) → scores to choose by; None: by value.
-        check: `(tasks, options)`, raises InputError for options that do not fit the tasks.
+        check: `(tasks, options)` → None; raises InputError for options that do not fit the tasks.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Objective:
 
     @property
     def needs_parents(self) -> bool:
-        """Whether a value says how a recipe compares with the parents."""
+        """Whether the value of a recipe depends on the parents'."""
         return "parents" in inspect.signature(self.function).parameters
 
     def given(self, function: ObjectiveFunction, known: Mapping[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of `function`: what its signature names of `known`, and options."""
+        """Collect the keyword arguments of `function`: what it names of `known`; options."""
         named = inspect.signature(function).parameters
         filled = {name: value for name, value in known.items() if name in named}
         return {**filled, **self.options}
@@ -120,7 +120,7 @@ def find_objective(
     options: Mapping[str, Any] | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Objective:
-    """The objective called `name`, with its options checked; against the tasks, when given.
+    """Find the objective called `name`; its options are checked, against the tasks when given.
 
     Raises:
         InputError: there is none, or an option is unknown or of the wrong type; begins with

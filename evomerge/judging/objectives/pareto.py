@@ -1,4 +1,4 @@
-"""Several goals at once, and what to prefer among those that none beats."""
+"""Several goals at once, and the preference among recipes that no other dominates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from evomerge.judging.pareto import knee_scores
 
 Values = NDArray[np.float64]
 PENALTY = 10.0
-"""What a relative breach of a preferred bound costs, in units of the goal that is to be best."""
+"""The cost of a relative breach of a preferred bound, in units of the goal that is to be best."""
 
 
 class _Strict(BaseModel):
@@ -25,14 +25,14 @@ class _Strict(BaseModel):
 
 
 class Goal(_Strict):
-    """A task or measure; `minimize`: by default as the metric's own direction is."""
+    """A task or measure; `minimize` defaults to the direction of its metric."""
 
     metric: str
     minimize: bool | None = None
 
 
 class Bound(_Strict):
-    """What a goal must reach, or must not exceed, in its natural direction and units."""
+    """A bound that a goal must reach, or must not exceed, in its natural direction and units."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -70,7 +70,7 @@ def goals(
     of: Of,
     prefer: Prefer = "knee",
 ) -> Values:
-    """The goals' means, larger is better, shape (..., goals)."""
+    """Give the goals' means, larger is better, shape (..., goals)."""
     turned = np.array([signs[place] for place in _places(tasks, of)])
     for place, goal in enumerate(of):
         if isinstance(goal, Goal) and goal.minimize is not None:
@@ -79,7 +79,7 @@ def goals(
 
 
 def ranking(points: Values, values: Values, *, of: Of, prefer: Prefer = "knee") -> Values:
-    """Scores of a front's points by the preference, −∞ off the front."""
+    """Score points, shape (n, goals), by the preference; −∞ off the front."""
     front = front_of(points)
     scores = np.full(len(points), -np.inf)
     scores[front] = knee_scores(points[front]) if prefer == "knee" else values[front]
@@ -87,7 +87,11 @@ def ranking(points: Values, values: Values, *, of: Of, prefer: Prefer = "knee") 
 
 
 def check(tasks: Sequence[str], *, of: Of, prefer: Prefer = "knee") -> None:
-    """See that goals are tasks, and that the preference names goals."""
+    """Check that goals are tasks, and that the preference names goals.
+
+    Raises:
+        InputError: they are not; names the option.
+    """
     names = _names(of)
     for name in names:
         if name not in tasks:
@@ -138,7 +142,7 @@ def pareto(
 
 
 def _breach(natural: Values, bound: Bound) -> Values:
-    """By how much a bound is broken, as a share of the bound (of 1 where the bound is 0)."""
+    """The breach of a bound as a share of the bound, or in its units where the bound is 0."""
     if bound.at_least is not None:
         return np.maximum(0, bound.at_least - natural) / (abs(bound.at_least) or 1.0)
     assert bound.at_most is not None

@@ -18,16 +18,16 @@ def weakest_link(
     *,
     temperature: Annotated[float, Field(ge=0)] = 0.0,
 ) -> NDArray[np.float64]:
-    """minₜ mₜ, or its soft form −T log Σ wₜ exp(−mₜ/T) / Σ wₜ, in which every task tells a little.
+    """minₜ mₜ, or its soft form −T log Σ wₜ exp(−mₜ/T) / Σ wₜ, in which every task counts a little.
 
     `temperature`: T, in units of the metric. The soft form tends to the minimum as T → 0 and to
     the weighted mean as T → ∞.
     """
-    counted = means[..., weights > 0]
-    lowest = counted.min(axis=-1)
+    scored = means[..., weights > 0]
+    lowest = scored.min(axis=-1)
     if temperature == 0:
         return lowest
     shares = weights[weights > 0] / weights.sum()
     # relative to the lowest, so that no exponential overflows
-    excess = np.exp(-(counted - lowest[..., None]) / temperature)
+    excess = np.exp(-(scored - lowest[..., None]) / temperature)
     return lowest - temperature * np.log(excess @ shares)

@@ -99,7 +99,7 @@ class Competition(Optimizer):
         if scores is None or scores.violation > 0 or scores.estimated:
             return
         # the newcomer competes item by item; it takes the slot of the member that goes
-        items = scores.counted or {"": np.array([scores.value])}
+        items = scores.scored_items or {"": np.array([scores.value])}
         row = self._columns.row(items, scores.signs)
         slot = self._archive.offer(row, self._columns.tasks)
         if slot is not None:

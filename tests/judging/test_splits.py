@@ -1,4 +1,4 @@
-"""No document is searched on in one task and tested on in another, under whichever name."""
+"""Splits: disjoint, exact, and no document searched on in one task and tested on in another."""
 
 from __future__ import annotations
 
@@ -11,6 +11,61 @@ from evomerge.config import SPLITS
 from evomerge.judging.splits import deal, split_items
 
 FRACTIONS = {"search": 0.5, "select": 0.2, "test": 0.3}
+
+
+def ids(count, start=0):
+    return [hashlib.sha256(str(i).encode()).hexdigest() for i in range(start, start + count)]
+
+
+def test_splits_are_disjoint_complete_and_exact():
+    dealt = split_items(ids(107), FRACTIONS, "t")
+    assert [len(dealt[s]) for s in ("search", "select", "test")] == [54, 21, 32]
+    assert sorted(item for split in dealt.values() for item in split) == sorted(ids(107))
+
+
+def test_counts_are_taken_as_they_are():
+    dealt = split_items(ids(100), {"search": 10, "select": 20, "test": 30}, "t")
+    assert {k: len(v) for k, v in dealt.items()} == {"search": 10, "select": 20, "test": 30}
+
+
+def test_a_document_keeps_its_split_when_the_order_changes():
+    assert split_items(ids(50), FRACTIONS, "t") == split_items(ids(50)[::-1], FRACTIONS, "u")
+
+
+def test_copies_of_a_document_go_to_one_split():
+    copies = [f"{item}#{n}" for item in ids(20) for n in (2, 3)]
+    dealt = split_items([*ids(20), *copies], FRACTIONS, "t")
+    homes = [{item.partition("#")[0] for item in dealt[s]} for s in dealt]
+    assert not homes[0] & homes[1]
+    assert not homes[0] & homes[2]
+    assert not homes[1] & homes[2]
+
+
+@pytest.mark.parametrize(
+    ("count", "splits", "message"),
+    [
+        (3, {"search": 0.9, "select": 0.05, "test": 0.05}, "would be empty: 0.05 of the 3 items"),
+        (
+            20,
+            {"search": 10, "select": 10, "test": 10},
+            "asks for 30 items of each task, but 't' has 20",
+        ),
+    ],
+)
+def test_splits_that_cannot_be_filled_are_refused(count, splits, message):
+    with pytest.raises(InputError, match=message):
+        split_items(ids(count), splits, "t")
+
+
+def test_copies_that_fit_nowhere_are_not_dropped():
+    dealt = split_items([f"{item}{copy}" for item in ids(5) for copy in ("", "#2")], FRACTIONS, "t")
+    assert sum(len(items) for items in dealt.values()) == 10
+
+
+def test_copies_that_leave_a_split_empty_are_refused():
+    one = ids(1)[0]
+    with pytest.raises(InputError, match="would be empty"):
+        split_items([one, *[f"{one}#{n}" for n in range(2, 9)]], FRACTIONS, "t")
 
 
 def hashes(*numbers):
