@@ -15,7 +15,7 @@ from evomerge.study.record import Evaluation
 
 
 def finalists(record: Recorder) -> list[Judged[Evaluation]]:
-    """The best trials by search, the preferred first: as many as `fitness.select_top` says."""
+    """Rank the trials by search, the preferred first; as many as `fitness.select_top` says."""
     trials = judged(record.judge("search"), record.trials)
     return by_preference(trials, record.setup.judge.objective)[
         : record.setup.config.fitness.select_top
@@ -23,7 +23,7 @@ def finalists(record: Recorder) -> list[Judged[Evaluation]]:
 
 
 def choose_finalists(record: Recorder) -> list[Evaluation]:
-    """As `finalists`, but there must be some.
+    """Return the trials of `finalists`; there must be some.
 
     Raises:
         EvomergeError: there was no trial, or all failed.
@@ -37,7 +37,7 @@ def choose_finalists(record: Recorder) -> list[Evaluation]:
 
 
 def choose_winner(record: Recorder, among: list[Evaluation]) -> Evaluation:
-    """The finalist that is preferred on select, where all must have been measured.
+    """Choose the finalist that is preferred on select, where all must have been measured.
 
     Raises:
         EvomergeError: none could be scored there.
@@ -50,13 +50,13 @@ def choose_winner(record: Recorder, among: list[Evaluation]) -> Evaluation:
 
 
 def leaders(record: Recorder) -> list[Evaluation]:
-    """Every trial that was the best of the search at some time, once a recipe."""
+    """Return every trial that was the best of the search at some time, once a recipe."""
     found = leading(judged(record.judge("search"), record.trials))
     return list({one.digest: one.trial for one in found if one}.values())
 
 
 def grid_on(split: str, record: Recorder) -> list[Candidate]:
-    """The grid's merges; on later splits only the best of those that were measured as such."""
+    """Return the grid's merges; on later splits, the best of those that are no baseline."""
     grid = named(record.setup.grid, "grid", split)
     if split == "search":
         return grid

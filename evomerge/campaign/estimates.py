@@ -1,4 +1,4 @@
-"""The estimator of a campaign: it learns from whoever is measured on all items, and is checked."""
+"""The score estimator: it learns from candidates measured on all items, and is checked by them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from evomerge.study.judged import check_of
 from evomerge.study.record import Evaluation
 
 GROWTH = 1.5
-"""A new fit when so many times as many models have been measured as for the last."""
+"""The estimator is fitted anew once so many times as many models are measured as for the last."""
 MOST = 100
-"""A fit rests on the latest so many."""
+"""Number of models that a fit rests on, the latest ones."""
 
 
 class ScoreEstimator:
-    """Estimates from the record alone: the same record in the same order, the same estimates."""
+    """Estimates scores from the record alone: the same record gives the same estimates."""
 
     def __init__(
         self,
@@ -32,7 +32,14 @@ class ScoreEstimator:
         references: Mapping[str, Items],
         listener: Listener,
     ) -> None:
-        """`rungs`: places by task, of those below the last; `references`: digest → items."""
+        """Begin with the references alone.
+
+        Args:
+            name: of the estimator, as in `fitness.estimator`.
+            rungs: of each below the last, task → places of its items.
+            references: digest → items, of parents and baselines.
+            listener: is told when the estimator is switched off.
+        """
         self._name = name
         self._rungs = rungs
         self._full = dict(references)
@@ -43,16 +50,21 @@ class ScoreEstimator:
         self._estimator: Estimator = mean
 
     def __call__(self, items: Items) -> Estimates:
-        """task → the mean over all items, and its standard error."""
+        """Estimate task → mean over all items and its standard error.
+
+        `items`: task → scores, NaN where not measured.
+        """
         if self._name != "mean" and self._fitted_to < self._due:
             self._fit()
         return self._estimator(items)
 
     def learn(self, trial: Evaluation) -> None:
-        """Take in a trial that was measured on all items, and look what was thought of it."""
+        """Take in a trial that was measured on all items, and check what was estimated of it."""
+        # 1. The next fit is due at 1.5, 1.5², … times the references.
         self._full.setdefault(trial.digest, trial.scores)
         while GROWTH * self._due <= len(self._full):
             self._due = int(np.ceil(GROWTH * self._due))
+        # 2. Too few true scores within the estimates' intervals switch the estimator off.
         check = check_of(trial)
         if check is None or self._name == "mean":
             return

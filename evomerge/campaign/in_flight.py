@@ -17,7 +17,7 @@ from evomerge.study.study import Study
 from evomerge.workers.job import Executor, Job, Outcome
 
 ATTEMPTS = 3
-"""How often a candidate may take its worker or the driver down before it counts as failed."""
+"""Attempts after which a candidate that takes down its worker or the driver counts as failed."""
 
 
 class InFlight:
@@ -39,16 +39,16 @@ class InFlight:
         self._taken: set[int | None] = {marker.slot for marker in self._left.values()}
 
     def __len__(self) -> int:
-        """How many candidates have begun and are not on record."""
+        """Number of candidates that have begun and are not on record."""
         return len(self.queue) + len(self.running) + len(self.waiting)
 
     @property
     def mostly_waiting(self) -> bool:
-        """Whether more candidates wait for another's result than are being measured."""
+        """True if more candidates wait for another's result than are being measured."""
         return len(self.waiting) > len(self.running)
 
     def left_over(self) -> list[Proposal]:
-        """What the last driver had asked for and not recorded, in the order of the asks."""
+        """Return the proposals that the last driver had not recorded, in the order of the asks."""
         found = [
             Proposal(marker.ask, marker.tells or 0, marker.genome, marker.parents)
             for marker in self._left.values()
@@ -61,7 +61,7 @@ class InFlight:
         self.queue.extend(self.with_previous_attempts(candidate) for candidate in candidates)
 
     def with_previous_attempts(self, candidate: Candidate) -> Candidate:
-        """The candidate, with the attempts that earlier drivers made on it, and its progress."""
+        """Return the candidate with the attempts and the progress of earlier drivers."""
         ask = candidate.proposal.ask if candidate.proposal else None
         marker = self._left.get((*candidate.key, ask))
         if marker is None:

@@ -1,4 +1,4 @@
-"""Where a search begins: the campaign file's `initial`, as genomes."""
+"""Initial points: the genomes that the campaign file's `initial` names."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.recipe.recipe import load_recipe
 from evomerge.search.spaces.genes import Gene, Genome, Value
 from evomerge.search.spaces.space import Space
-from evomerge.study.others import best_own_params, best_params
+from evomerge.study.best_trials import best_own_params, best_params
 from evomerge.study.run_folder import open_run
 from evomerge.study.storage import describe
 
 
-def starts(initial: Sequence[Start], space: Space, models: CheckedModels) -> list[Genome]:
-    """The genomes to try first, in the file's order, equal ones once.
+def initial_points(initial: Sequence[Start], space: Space, models: CheckedModels) -> list[Genome]:
+    """Return the genomes to try first, in the file's order, equal ones once.
 
     Raises:
         InputError: a name that is no model of the space, a recipe or mergekit file that is no point
@@ -67,9 +67,13 @@ def _best_of_run(start: BestTrials) -> list[Mapping[str, Any]]:
 
 
 def _by_name(trials: Iterable[Mapping[str, Any]], space: Space, where: str) -> Iterator[Genome]:
-    """The genomes of other searches' params: those that no gene is named after are passed over,
-    genes that they lack stand as in the space's initial point, numbers out of a gene's bounds go to
-    the nearest.
+    """Convert other searches' params to genomes, gene by gene, by name.
+
+    Params that name no gene are passed over; genes without a param are as in the space's initial
+    point; numbers out of a gene's bounds go to the nearest.
+
+    Raises:
+        InputError: no param names a gene.
     """
     genes = {gene.name: gene for gene in space.genes}
     for params in trials:
@@ -85,7 +89,7 @@ def _by_name(trials: Iterable[Mapping[str, Any]], space: Space, where: str) -> I
 
 
 def _natural(gene: Gene, value: Any, where: str) -> Value:
-    """Another search's value as one of the gene's.
+    """Convert another search's value to one of the gene's.
 
     Raises:
         InputError: a choice that the gene has not, or no number where it needs one.
@@ -101,9 +105,7 @@ def _natural(gene: Gene, value: Any, where: str) -> Value:
 
 
 def _mergekit_recipe(path: Path, models: CheckedModels) -> Recipe:
-    """What a mergekit file says, in the campaign's names.
-
-    Only its merge counts, not its dtype or tokenizer.
+    """Read a mergekit file as a recipe in the campaign's names, without its dtype and tokenizer.
 
     Raises:
         InputError: the file cannot be read, its models are not the campaign's, or it takes task
@@ -130,7 +132,7 @@ def _mergekit_recipe(path: Path, models: CheckedModels) -> Recipe:
 
 
 def _renamed(merge: Merge, names: Mapping[str, str]) -> Merge:
-    """A merge in the campaign's names; the file's base may be an expert of it in a linear merge."""
+    """Rename a merge's models; in a linear merge the file's base may be one of our experts."""
     experts = {names[name]: values for name, values in merge.experts.items()}
     parameters = dict(merge.parameters)
     if names[BASE] != BASE:
@@ -140,7 +142,7 @@ def _renamed(merge: Merge, names: Mapping[str, str]) -> Merge:
 
 
 def _campaign_names(theirs: Mapping[str, str], path: Path, models: CheckedModels) -> dict[str, str]:
-    """A mergekit file's names → the campaign's, by the folders or hub ids that both name.
+    """Map a mergekit file's names to the campaign's, by the folders or hub ids that both name.
 
     Relative paths are taken from the file's folder, else from the current one.
     """
@@ -165,5 +167,5 @@ def _campaign_names(theirs: Mapping[str, str], path: Path, models: CheckedModels
 
 
 def _unrevised(spec: str) -> str:
-    """A hub id without its revision."""
+    """Return a hub id without its revision; a path as it is."""
     return spec if Path(spec).is_absolute() else spec.partition("@")[0]

@@ -1,4 +1,4 @@
-"""Who is told what happens in a campaign."""
+"""The listener: is told what happens in a campaign, for display."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from evomerge.study.record import Evaluation
 
 
 class Listener(Protocol):
-    """Told what happens, for display; must not raise."""
+    """Shows what happens; its methods must not raise."""
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """A phase begins with `done` of its `total` evaluations already recorded."""
+        """Begin a phase with `done` of its `total` evaluations already recorded."""
 
     def recorded(self, evaluation: Evaluation) -> None:
-        """An evaluation was recorded."""
+        """Show an evaluation that was recorded."""
 
     def said(self, message: str) -> None:
-        """Something happened that the user should know of."""
+        """Show the user a message."""

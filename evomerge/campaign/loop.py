@@ -84,7 +84,7 @@ class Campaign:
         try:
             yield
         except (KeyboardInterrupt, EvomergeError):
-            self._record.study.hurry()
+            self._record.study.stop_waiting()
             self._in_flight.uncount()
             raise
 

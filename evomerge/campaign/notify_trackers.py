@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from typing_extensions import override
+
 from evomerge.campaign.listener import Listener
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import Judged, best
@@ -22,7 +24,7 @@ from evomerge.study.study import Study
 from evomerge.trackers import Outcome, Run, Tracker
 
 CLOSE_SECONDS = {"finished": 60.0, "failed": 60.0, "stopped": 10.0}
-"""How long trackers may take after the run for what they have not taken in yet."""
+"""Seconds that trackers have after the run to take in what is left, by its outcome."""
 
 
 @contextmanager
@@ -39,20 +41,20 @@ def tracked(
     if not trackers:
         yield listener
         return
-    telling = TrackerDispatch(trackers, study, folder, listener)
+    dispatch = TrackerDispatch(trackers, study, folder, listener)
     outcome = Outcome("stopped")
     try:
-        yield telling
+        yield dispatch
         outcome = _outcome(study)
     except Exception as error:
         outcome = Outcome("failed", reason=str(error))
         raise
     finally:
-        telling.close(outcome)
+        dispatch.close(outcome)
 
 
-class TrackerDispatch:
-    """A campaign's `Listener`: passes on what it hears, and tells trackers what is recorded."""
+class TrackerDispatch(Listener):
+    """A campaign's listener: passes on what it hears, and tells trackers what is recorded."""
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class TrackerDispatch:
         folder: Path,
         listener: Listener,
     ) -> None:
-        """Begin every tracker, and tell it the record so far; see `tracked`."""
+        """Begin every tracker, each in a thread, and tell it the record so far."""
         self._study, self._listener = study, listener
         self._leader: Judged[Evaluation] | None = None
         self._judge: Judge | None = None
@@ -77,42 +79,42 @@ class TrackerDispatch:
             done=Results(study).concluded,
             say=self._messages.put,
         )
-        self._tellers = [TrackerThread(name, tracker, run) for name, tracker in trackers.items()]
+        self._threads = [TrackerThread(name, tracker, run) for name, tracker in trackers.items()]
         for evaluation in record:
             self._tell(evaluation)
 
+    @override
     def phase(self, name: str, done: int, total: int) -> None:
-        """Pass it on."""
         self._listener.phase(name, done, total)
         self._say()
 
+    @override
     def recorded(self, evaluation: Evaluation) -> None:
-        """Pass it on, and tell the trackers."""
         self._listener.recorded(evaluation)
         self._tell(evaluation)
         self._say()
 
+    @override
     def said(self, message: str) -> None:
-        """Pass it on."""
         self._listener.said(message)
 
     def close(self, outcome: Outcome) -> None:
-        """Tell the outcome, and wait a while for those who have not taken in all."""
+        """Tell trackers the outcome, and wait a while for those who have not taken in all."""
         deadline = time.monotonic() + CLOSE_SECONDS[outcome.kind]
-        for teller in self._tellers:
-            teller.end(outcome)
-        for teller in self._tellers:
-            if not teller.done(max(0.0, deadline - time.monotonic())):
-                self._messages.put(f"{teller.name} has not taken in all, and is left behind")
+        for thread in self._threads:
+            thread.end(outcome)
+        for thread in self._threads:
+            if not thread.done(max(0.0, deadline - time.monotonic())):
+                self._messages.put(f"{thread.name} has not taken in all, and is left behind")
         self._say()
 
     def _tell(self, evaluation: Evaluation) -> None:
         leader = self._leading(evaluation)
-        for teller in self._tellers:
-            teller.record(evaluation, leader)
+        for thread in self._threads:
+            thread.record(evaluation, leader)
 
     def _leading(self, evaluation: Evaluation) -> Evaluation | None:
-        """The best trial by the time of this evaluation."""
+        """Return the best trial by the time of this evaluation."""
         if evaluation.optimizers_own:
             if self._judge is None:  # the parents are on record by now
                 self._judge = Results(self._study).judges["search"]
@@ -121,7 +123,7 @@ class TrackerDispatch:
         return self._leader.trial if self._leader else None
 
     def _say(self) -> None:
-        """What trackers had to say, from the campaign's own thread."""
+        """Pass on what trackers had to say, in the campaign's own thread."""
         while True:
             try:
                 self._listener.said(self._messages.get_nowait())
@@ -130,10 +132,10 @@ class TrackerDispatch:
 
 
 class TrackerThread:
-    """One tracker in its thread."""
+    """Runs one tracker in a thread of its own."""
 
     def __init__(self, name: str, tracker: Tracker, run: Run) -> None:
-        """Begin at once; what goes wrong is told through `run`, and ends the thread."""
+        """Begin at once; an error is told through `run.say`, and ends the thread."""
         self.name = name
         self._tracker, self._run = tracker, run
         self._queue: SimpleQueue[tuple[Evaluation, Evaluation | None] | Outcome] = SimpleQueue()
@@ -141,16 +143,16 @@ class TrackerThread:
         self._thread.start()
 
     def record(self, evaluation: Evaluation, leader: Evaluation | None) -> None:
-        """To be told in its turn."""
+        """Queue an evaluation, with the best trial by then."""
         if self._thread.is_alive():
             self._queue.put((evaluation, leader))
 
     def end(self, outcome: Outcome) -> None:
-        """To be told last."""
+        """Queue the outcome, which is told last."""
         self._queue.put(outcome)
 
     def done(self, seconds: float) -> bool:
-        """Whether it has taken in all, after so many seconds at most."""
+        """Wait so many seconds at most; return whether it has taken in all."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -165,33 +167,36 @@ class TrackerThread:
             )
 
     def _tell_all(self) -> None:
+        # 1. The first trial to tell: the tracker says it, or the run's folder does.
         first = self._tracker.begin(self._run)
-        count = Count(self._run.folder, self.name) if first is None else None
-        if count is not None:
-            first = count.read()
+        position = TrackerPosition(self._run.folder, self.name) if first is None else None
+        if position is not None:
+            first = position.read()
+        # 2. Every trial from there on, until the outcome.
         while not isinstance(message := self._queue.get(), Outcome):
             evaluation, leader = message
             number = evaluation.number or 0
             if number >= (first or 0):
-                if count is not None:
-                    count.write(number + 1)  # first, so that a kill in between tells nothing twice
+                if position is not None:
+                    # Before it is told, so that a kill in between tells nothing twice.
+                    position.write(number + 1)
                 self._tracker.record(evaluation, leader)
         self._tracker.end(message)
 
 
-class Count:
-    """How far a tracker was told, in a small file of the run's folder."""
+class TrackerPosition:
+    """Keeps the number of the next trial to tell a tracker, in a file of the run's folder."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """`name`: the tracker's."""
+        """Name the file after the tracker, in safe letters."""
         self._path = folder / "trackers" / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.next"
 
     def read(self) -> int:
-        """The number of the first trial that it was not told of."""
+        """Read the number of the first trial that the tracker was not told of."""
         return int(self._path.read_text()) if self._path.exists() else 0
 
     def write(self, number: int) -> None:
-        """Replace the file, whole."""
+        """Replace the file, whole or not at all."""
         self._path.parent.mkdir(exist_ok=True)
         partial = self._path.with_suffix(".partial")
         partial.write_text(str(number))
@@ -199,7 +204,7 @@ class Count:
 
 
 def _uid(study: Study) -> str:
-    """The study's own, made at the first need."""
+    """Return the study's own id; make and record it at the first call."""
     uid = study.note("uid")
     if uid is None:
         uid = uuid.uuid4().hex[:16]

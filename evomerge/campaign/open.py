@@ -1,4 +1,4 @@
-"""A campaign opened over its folder: the study, the trackers and the workers behind it."""
+"""Open a campaign over its folder: study, trackers and workers."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ def open_campaign(
     elsewhere: Mapping[tuple[str, str], Evaluation] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Iterator[Campaign]:
-    """Take the study's lock, build trackers and workers, and hand out the campaign, ready to run.
+    """Take the study's lock, begin trackers and workers, and yield the campaign, ready to run.
 
     Args:
-        elsewhere: what other studies know; see `Campaign`.
+        folder: the run's.
+        listener: is told what happens.
+        elsewhere: (digest, split) → evaluation of other studies; copied, not measured again.
         notes: small facts for the study to keep.
 
     Raises:
@@ -62,9 +64,12 @@ def open_campaign(
 def open_study(
     setup: Setup, folder: Path, listener: Listener, notes: Mapping[str, Any] | None = None
 ) -> Iterator[Study]:
-    """Take the lock of the study of a run's folder, made if there is none; `notes` go into it.
+    """Take the lock of a run's study, which is made if there is none, and yield it.
 
-    `listener` is told when the study's database is away, and when it is back.
+    Args:
+        folder: the run's.
+        listener: is told when the study's database is away, and when it is back.
+        notes: small facts for the study to keep.
 
     Raises:
         InputError: the folder cannot be written, or the study belongs to another campaign or is
@@ -80,7 +85,7 @@ def open_study(
         identity=setup.identity,
         campaign=shown_campaign(config),
         genes={gene.name: distribution(gene) for gene in space.genes},
-        patience=OutagePolicy(60 * config.study.wait_minutes, listener.said),
+        outages=OutagePolicy(60 * config.study.wait_minutes, listener.said),
     )
     with study:
         study.set_items(setup.items)
@@ -102,10 +107,13 @@ def open_study(
 
 
 def open_workers(setup: Setup, folder: Path, facts: Mapping[str, int] | None = None) -> Executor:
-    """Workers for the campaign's models and items; they know nothing of its optimizer.
+    """Start workers for the campaign's models and items; they know nothing of its optimizer.
 
-    They keep the models' statistics in the run's folder. `facts` are what engines found out about
-    themselves in earlier runs: with them, batches are the same again.
+    They keep the models' statistics in the run's folder.
+
+    Args:
+        folder: the run's.
+        facts: recorded by engines in earlier runs (a batch size); with them, batches are the same.
 
     Raises:
         InputError: a worker cannot load models or tasks.

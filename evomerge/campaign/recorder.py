@@ -17,7 +17,7 @@ from evomerge.workers.worker import PACKAGES
 
 
 class Recorder:
-    """The record so far, and the optimizer that has been told of it.
+    """Holds the record so far, and the optimizer that has been told of it.
 
     Attributes:
         known: (digest, split) → the evaluation on record.
@@ -45,7 +45,7 @@ class Recorder:
             self._count(trial)
 
     def budget_left(self, begun: int = 0) -> bool:
-        """Whether there is budget for another trial, beside those that have begun.
+        """Tell whether there is budget for another trial, beside those that have begun.
 
         What these will be asked for on higher rungs is not known: items may be overspent by it.
         """
@@ -55,7 +55,7 @@ class Recorder:
         return budget.items is None or self.spent + begun * first < budget.items
 
     def judge(self, split: str) -> Judge:
-        """The judge of a split; until it has met the parents, one that knows none."""
+        """Return the judge of a split; until it has met the parents, one that knows none."""
         return self._judges.get(split, self.setup.judge)
 
     def meet_parents(self, split: str) -> None:

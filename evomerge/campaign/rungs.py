@@ -57,19 +57,19 @@ class AllItems:
     """No rungs: every candidate is measured on all items of its split at once."""
 
     def begin(self) -> RungProgress | None:
-        """The progress with which one of the optimizer's candidates begins; None without rungs."""
+        """Return the progress that the optimizer's candidates begin with; None without rungs."""
         return None
 
     def items(self, candidate: Candidate) -> Ids | None:
-        """task → ids of the items to measure next; None for all of the split."""
+        """Return task → ids of the items to measure next; None for all of the split."""
         return None
 
     def asked(self, candidate: Candidate) -> int | None:
-        """How many items it has been asked for, those in flight included; None for all."""
+        """Number of items it has been asked for, those in flight included; None for all."""
         return None
 
     def among(self, candidate: Candidate, known: Evaluation) -> Items | None:
-        """The scores of the items to measure next, if an evaluation of the recipe has them all."""
+        """Return the scores of the items to measure next, if `known` has them all; else None."""
         return None if known.estimated else known.scores
 
     def decide(
@@ -171,7 +171,7 @@ class SuccessiveHalving(AllItems):
     def _with_items(
         self, progress: RungProgress, items: Items, seconds: Mapping[str, float]
     ) -> RungProgress:
-        """The progress with what its rung gave; it is still on that rung."""
+        """Add what its rung gave to the progress, which stays on that rung."""
         scores = {
             task: progress.scores[task].copy() if progress.scores else np.full(size, np.nan)
             for task, size in self._rungs.sizes.items()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from evomerge.campaign.initial_points import starts
+from evomerge.campaign.initial_points import initial_points
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.config import SPLITS, CallableConfig, CampaignConfig, TaskConfig
@@ -72,20 +72,20 @@ class Setup:
 
     @property
     def first_rung(self) -> int:
-        """How many search items every trial is asked for."""
+        """Number of search items that every trial is asked for."""
         first = self.config.fitness.rungs[0]
         return first if isinstance(first, int) else sum(self.sizes("search").values())
 
     @property
     def most_trials(self) -> int:
-        """How many trials the budget can be enough for."""
+        """Number of trials that the budget can at most be enough for."""
         budget = self.config.budget
         if budget.items is None:
             return budget.trials
         return min(budget.trials, math.ceil(budget.items / self.first_rung))
 
     def with_config(self, config: CampaignConfig) -> Setup:
-        """The same models, tasks and items under a config that differs in how it searches.
+        """Set up the same models, tasks and items under a config that searches otherwise.
 
         Raises:
             InputError: no such optimizer, one that cannot search this space, for these goals or
@@ -98,7 +98,7 @@ class Setup:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must not change when a study is resumed. Paths and budgets are not part of it."""
+        """Everything that must not change when a study is resumed; paths and budgets may."""
         config, fitness = self.config, self.config.fitness
         return {
             "models": {name: source.digest for name, source in self.models.sources.items()},
@@ -203,7 +203,9 @@ def _check_search(setup: Setup) -> None:
 def _space(config: CampaignConfig, models: CheckedModels) -> Space:
     digests = {name: source.digest for name, source in models.sources.items()}
     space = build_space(config.space, models.layout, digests, config.seed, models.sources)
-    space.starts = () if models.configs_only else tuple(starts(config.initial, space, models))
+    space.starts = (
+        () if models.configs_only else tuple(initial_points(config.initial, space, models))
+    )
     if config.space.path.kind != "none":
         _check_depths(config, models)
     return space

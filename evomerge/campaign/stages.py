@@ -32,7 +32,7 @@ from evomerge.study.record import Evaluation
 from evomerge.study.run_folder import open_study_of, stage_folder, stage_study
 
 WINNER = "winner"
-"""The folder, in a stage's own, of its winner's checkpoint; of a path, the recipe's file."""
+"""Name, in a stage's folder, of its winner's checkpoint or, of a path, recipe file."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class Stage:
 
     Attributes:
         name: None for the whole campaign.
-        config: a campaign of its own.
+        config: of the stage as a campaign of its own.
+        folder: the stage's run folder.
         place: from 1.
-        of: how many there are.
-        before: the stages whose winners are among its experts.
+        of: number of stages.
+        before: the stages whose winners it builds on.
     """
 
     name: str | None
@@ -56,32 +57,32 @@ class Stage:
 
     @property
     def last(self) -> bool:
-        """Whether it is the one that opens the test split."""
+        """True for the stage that opens the test split."""
         return self.place == self.of
 
     @property
     def gives_path(self) -> bool:
-        """Whether its winner is a path for the later stages, and not an expert."""
+        """True if its winner is a path for the later stages, and not an expert."""
         return self.config.space.path.kind != "none"
 
     @property
     def winner(self) -> Path:
-        """Where its winner lies, once it has one: a checkpoint's folder, or a recipe of a path."""
+        """Place of its winner, once it has one: a checkpoint's folder, or the recipe of a path."""
         return self.folder / (f"{WINNER}.json" if self.gives_path else WINNER)
 
     @property
     def done(self) -> bool:
-        """Whether its winner is there for the stages after it; of the last, nobody asks."""
+        """True if its winner is there for the stages after it; False for the last stage."""
         return not self.last and self.winner.exists()
 
     @property
     def title(self) -> str:
-        """For display."""
+        """Name and place, for display."""
         return f"stage {self.name} ({self.place} of {self.of})"
 
 
 def stages_of(config: CampaignConfig, folder: Path) -> list[Stage]:
-    """A campaign's stages, in the order in which they run.
+    """List a campaign's stages, in the order in which they run.
 
     Raises:
         InputError: a stage whose winner was built upon is given another budget.
@@ -102,7 +103,7 @@ def stages_of(config: CampaignConfig, folder: Path) -> list[Stage]:
 def _config_of(
     stage: StageConfig, whole: CampaignConfig, before: Sequence[Stage]
 ) -> CampaignConfig:
-    """A stage as a campaign of its own."""
+    """Make a campaign of its own of a stage."""
     winners = {str(s.name): str(s.winner.resolve()) for s in before if not s.gives_path}
     experts = {**whole.models.experts, **winners}
     trials = stage.trials or whole.budget.trials
@@ -119,7 +120,7 @@ def _config_of(
 
 
 def _path_of(stage: StageConfig, before: Sequence[Stage]) -> PathConfig:
-    """The stage's path; where it names an earlier stage's winner, that one's layers.
+    """Return the stage's path; where it names an earlier stage, the layers of that one's winner.
 
     Raises:
         InputError: no earlier stage of that name has a path for its winner.
@@ -143,9 +144,9 @@ def _path_of(stage: StageConfig, before: Sequence[Stage]) -> PathConfig:
 
 
 def check_later(setup: Setup, stages: Sequence[Stage]) -> None:
-    """See, before the first stage, that the later ones can work.
+    """Check, before the first stage, that the later ones can work.
 
-    Winners that do not exist yet are stood in for by an expert, which has their shapes.
+    An expert, which has their shapes, stands in for winners that do not exist yet.
 
     Raises:
         InputError: a stage's space or optimizer cannot work; names the stage.
@@ -195,7 +196,7 @@ def _record(stage: Stage) -> list[Evaluation]:
 
 
 def _note(stage: Stage) -> dict[str, Any]:
-    """What the study keeps of the stage and of those before it."""
+    """The study's note of the stage and of those before it."""
     return {
         "name": stage.name,
         "place": stage.place,

@@ -1,4 +1,4 @@
-"""A study's storage as its driver, or a reader, has it: locked, explained, waited for."""
+"""Access to one study's storage: locked for its driver, errors explained, outages waited for."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from evomerge.study.storage import (
 T = TypeVar("T")
 
 DRIVER = "driver"
-"""The study's attribute (of the system's) that its latest driver on a server has signed."""
+"""System attribute of the study: its latest driver on a server."""
 
 
 @dataclass
 class OutagePolicy:
-    """How long a database that has gone away is waited for, and who is told.
+    """Limits how long a database that is away is waited for.
 
     Attributes:
-        seconds: of one outage.
-        say: is given lines for the user.
+        seconds: duration of one outage.
+        say: shows the user a line.
     """
 
     seconds: float = 0.0
@@ -45,10 +45,10 @@ class OutagePolicy:
 
 
 class Access:
-    """The storage of one study. A writable one holds the driver's lock."""
+    """Opens the storage of one study; a writable one holds the driver's lock."""
 
     def __init__(
-        self, url: str, study: str, *, writable: bool, patience: OutagePolicy | None = None
+        self, url: str, study: str, *, writable: bool, outages: OutagePolicy | None = None
     ) -> None:
         """Open the storage, under the driver's lock when `writable`.
 
@@ -56,7 +56,7 @@ class Access:
             InputError: it cannot be opened, or another driver is running.
         """
         self._url, self._study = url, study
-        self._patience = patience or OutagePolicy()
+        self._outages = outages or OutagePolicy()
         self._signed: tuple[int, dict[str, Any]] | None = None
         self._ended: EvomergeError | None = None
         self._lock = driver_lock(url, study) if writable else None
@@ -86,7 +86,7 @@ class Access:
             self._lock = None
 
     def sign(self, study_id: int) -> None:
-        """Note in the study that this is its driver. From now on a server's outages are waited for.
+        """Note in the study that this is its driver; from now on, wait for a server's outages.
 
         Raises:
             InputError: the storage cannot be written.
@@ -97,17 +97,17 @@ class Access:
             self._signed = study_id, signature
             self._lock.guard(self.engine)
 
-    def hurry(self) -> None:
-        """Wait no longer: the user wants to stop."""
-        self._patience.seconds = 0.0
+    def stop_waiting(self) -> None:
+        """Wait for no outage any more: the user wants to stop."""
+        self._outages.seconds = 0.0
 
     def do(self, operation: Callable[[], T], arrived: Callable[[], T | None] | None = None) -> T:
-        """What `operation` on the storage gives; in an outage, once the storage is back.
+        """Return the result of an operation on the storage; in an outage, once that is back.
 
         Args:
-            operation: may be tried again.
-            arrived: for one that must not be repeated: what it gave if it came through although it
-                failed (the server died after the commit and before it could say so), or None.
+            operation: may be tried again, unless `arrived` finds a result.
+            arrived: looks for the result of an operation that seemed to fail but was done (the
+                server died after the commit and before its answer); None: there is none.
 
         Raises:
             InputError: the storage cannot be read or written.
@@ -122,20 +122,20 @@ class Access:
             except Exception as error:
                 if self._signed is None or not is_outage(error):
                     raise
-            return self._wait(lambda: self._again(operation, arrived))
+            return self._wait(lambda: self._retry(operation, arrived))
 
-    def _again(self, operation: Callable[[], T], arrived: Callable[[], T | None] | None) -> T:
+    def _retry(self, operation: Callable[[], T], arrived: Callable[[], T | None] | None) -> T:
         self._renew()
         found = arrived() if arrived else None
         return operation() if found is None else found
 
     def _wait(self, operation: Callable[[], T]) -> T:
         where, started = describe(self._url), time.monotonic()
-        # So it stays if Ctrl-C ends the waiting: nothing more is tried.
+        # Ctrl-C leaves it so: nothing more is tried.
         self._ended = EvomergeError(f"{where}: was away when the search was stopped")
         patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_outage),
-            stop=tenacity.stop_after_delay(self._patience.seconds),
+            stop=tenacity.stop_after_delay(self._outages.seconds),
             wait=tenacity.wait_exponential(multiplier=0.25, max=5),
             before_sleep=self._tell,
             reraise=True,
@@ -152,20 +152,20 @@ class Access:
             raise self._ended from error
         self._ended = None
         if patiently.statistics["attempt_number"] > 1:
-            self._patience.say(f"{where} is back after {time.monotonic() - started:.0f} s")
+            self._outages.say(f"{where} is back after {time.monotonic() - started:.0f} s")
         return found
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
-        """Say once that it is waited for."""
+        """Tell the user, once per outage, that it is waited for."""
         error = state.outcome.exception() if state.outcome else None
         if state.attempt_number == 1 and error is not None:
-            self._patience.say(
+            self._outages.say(
                 f"{describe(self._url)} is away ({reason_of(error)}); "
-                f"waiting for it, up to {self._patience.seconds / 60:g} min"
+                f"waiting for it, up to {self._outages.seconds / 60:g} min"
             )
 
     def _renew(self) -> None:
-        """Connect anew, under the lock, and see that no other driver has been here meanwhile.
+        """Connect again, under the lock, and check that no other driver was here meanwhile.
 
         Raises:
             EvomergeError: one has.
@@ -193,7 +193,7 @@ class Access:
             raise self._ended
 
     def _holder(self) -> Any:
-        """The latest driver's signature, by a connection of its own; None if it can't be read."""
+        """Read the latest driver's signature by a separate connection; None if that fails."""
         with suppress(InputError, KeyError), errors_explained(self._url):
             rdb = open_for_reading(self._url)
             try:

@@ -33,7 +33,7 @@ def pack(key: str, data: bytes) -> dict[str, str]:
 
 
 def unpack(key: str, attributes: Mapping[str, Any]) -> bytes | None:
-    """The bytes that `pack` wrote under `key`, or None when there are none.
+    """Read the bytes that `pack` wrote under `key`; None when there are none.
 
     Chunks left over from a longer value written earlier under the same key are passed over.
 
@@ -60,7 +60,7 @@ def pack_json(key: str, value: Any) -> dict[str, str]:
 
 
 def unpack_json(key: str, attributes: Mapping[str, Any]) -> Any:
-    """The value that `pack_json` wrote under `key`, or None; raises as `unpack`."""
+    """Read the value that `pack_json` wrote under `key`, or None; raises as `unpack`."""
     data = unpack(key, attributes)
     return None if data is None else json.loads(data)
 
@@ -68,9 +68,9 @@ def unpack_json(key: str, attributes: Mapping[str, Any]) -> Any:
 def attributes(
     evaluation: Evaluation, *, with_params: bool
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """An evaluation's plain and packed attributes; what is too long to be plain is packed too.
+    """Encode an evaluation as plain and packed attributes; long plain ones are packed, too.
 
-    `with_params`: when Optuna gets only a summary of them.
+    `with_params`: pack its params, because Optuna gets only a summary of them.
     """
     plain, packed = _plain(evaluation), _packed(evaluation, with_params=with_params)
     for key in [key for key, fact in plain.items() if not fits(fact)]:
@@ -79,7 +79,7 @@ def attributes(
 
 
 def fits(value: Any) -> bool:
-    """Whether one attribute can hold it on every database."""
+    """Tell whether one attribute can hold the value on every database."""
     return len(json.dumps(value)) <= CHUNK
 
 
@@ -132,7 +132,7 @@ def decode_evaluation(
     number: int,
     finished: datetime | None,
 ) -> Evaluation | None:
-    """The evaluation in a finished trial, or None when evomerge did not write it, or not whole."""
+    """Decode a finished trial; None when evomerge did not write it, or it is damaged."""
     try:
         plain = {**plain, **_unpack_plain(packed)}
         genome = unpack("genome", packed)
@@ -178,7 +178,7 @@ def _unpack_plain(packed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode_marker(marker: Marker) -> dict[str, str]:
-    """A marker as study attributes `marker/<slot>:…`; a later one in the slot overwrites it."""
+    """Encode a marker as study attributes `marker/<slot>:…`; a later one overwrites them."""
     facts: dict[str, Any] = {
         "slot": marker.slot,
         "digest": marker.digest,
@@ -196,7 +196,7 @@ def encode_marker(marker: Marker) -> dict[str, str]:
 
 
 def decode_markers(attributes: Mapping[str, Any]) -> list[Marker]:
-    """The markers among a study's attributes, by slot; one cut short by a crash is left out."""
+    """Decode a study's markers, by slot; one cut short by a crash is left out."""
     markers = []
     for key in attributes:
         name, _, chunk = key.rpartition(":")
@@ -245,7 +245,7 @@ def _from_bytes(data: bytes) -> np.ndarray:
 
 
 def _split_scores(tasks: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
-    """The concatenated item scores, cut at the tasks' lengths."""
+    """Cut the concatenated item scores at the tasks' lengths."""
     lengths = [task["n"] for task in tasks.values()]
     values = _from_bytes(data)
     if len(values) != sum(lengths):
@@ -254,8 +254,9 @@ def _split_scores(tasks: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray
 
 
 def _of_task(values: np.ndarray, estimated: bool) -> dict[str, float | int | None]:
-    """A task's mean for readers, None where JSON has no number for it, and its number of items;
-    of an estimated one the mean over those `measured`.
+    """Sum a task up for readers: its mean (None if not finite) and its number of items.
+
+    Of an estimated evaluation, the mean is over the items that were measured.
     """
     measured = values[~np.isnan(values)] if estimated else values
     mean = float(np.mean(measured)) if len(measured) else float("nan")

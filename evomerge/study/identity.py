@@ -1,4 +1,4 @@
-"""Whether a campaign may go on in an existing study, and if not, why, key by key."""
+"""Check that a campaign may go on in an existing study; name every key that differs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from evomerge.common.errors import InputError
 
 LM_EVAL = "versions.lm_eval"
 SHOWN = 6
-"""How many differing keys a message spells out."""
+"""Number of differing keys that a message spells out."""
 _ABSENT = object()
 
 
 def as_json(value: Any) -> Any:
-    """The value as it comes back from JSON: tuples as lists, keys as text."""
+    """Convert a value to what comes back from JSON: tuples to lists, keys to text."""
     return json.loads(json.dumps(value))
 
 

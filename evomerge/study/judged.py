@@ -1,4 +1,4 @@
-"""Recorded items judged: what every decision rests on, driver's or reader's."""
+"""Judge recorded items: every decision rests on this, the driver's and the readers'."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evomerge.study.record import Evaluation
 
 
 def judge_on(judge: Judge, evaluations: Iterable[Evaluation], split: str) -> Judge:
-    """The judge of a split, knowing the parents' items on it as far as they are recorded."""
+    """Give the judge the parents' items on a split, as far as they are recorded."""
     return judge.against(
         {
             e.name: e.scores
@@ -23,7 +23,7 @@ def judge_on(judge: Judge, evaluations: Iterable[Evaluation], split: str) -> Jud
 
 
 def judged(judge: Judge, trials: Sequence[Evaluation]) -> list[Judged[Evaluation]]:
-    """Trials of one split with their scores; `judge` is that split's."""
+    """Judge trials of one split, in their order; `judge` is that split's."""
     return [
         Judged(
             trial,
@@ -35,18 +35,18 @@ def judged(judge: Judge, trials: Sequence[Evaluation]) -> list[Judged[Evaluation
 
 
 def scores_of(judge: Judge, items: Items, estimates: Estimates) -> Scores:
-    """Items judged; with estimates, those of a recipe that was not measured on all."""
+    """Judge items; with estimates, those of a recipe that was not measured on all of them."""
     return judge.estimated(items, estimates) if estimates else judge.scores(items)
 
 
 def searched(judge: Judge, evaluations: Sequence[Evaluation]) -> list[Judged[Evaluation]]:
-    """The optimizer's own trials, judged on search, in the order of the record."""
+    """Judge the optimizer's own trials on search, in the order of the record."""
     own = [e for e in evaluations if e.optimizers_own]
     return judged(judge_on(judge, evaluations, "search"), own)
 
 
 def known_of(evaluations: Iterable[Evaluation]) -> dict[tuple[str, str], Evaluation]:
-    """What is known of each (digest, split): the measured before the estimated, then the latest."""
+    """Map (digest, split) to its evaluation: measured ones before estimated, then the latest."""
     known: dict[tuple[str, str], Evaluation] = {}
     for evaluation in evaluations:
         before = known.get((evaluation.digest, evaluation.split))
@@ -56,7 +56,7 @@ def known_of(evaluations: Iterable[Evaluation]) -> dict[tuple[str, str], Evaluat
 
 
 def check_of(trial: Evaluation) -> tuple[float, float, float] | None:
-    """Estimate on the lowest rung, its standard error, and the full score, if it has all three."""
+    """Estimate on the lowest rung, its standard error, and the full score; None if one lacks."""
     if not trial.measured or not trial.rungs or trial.value is None:
         return None
     return trial.rungs[0].value, trial.rungs[0].se, trial.value

@@ -20,15 +20,15 @@ from evomerge.common.errors import InputError
 from evomerge.study.storage import ConnectionLostError, describe, sqlite_path
 
 GRACE_SECONDS = 3
-"""How long a server is given to notice that a driver which was killed is gone."""
+"""Time that a server is given to notice that a killed driver is gone."""
 
 
 class TakenError(Exception):
-    """Somebody else holds the lock."""
+    """Raised when another driver holds the lock."""
 
 
 class FileLock:
-    """A lock beside the SQLite file, freed by the system if we die."""
+    """Locks a file beside the SQLite file; the system frees it if the driver dies."""
 
     on_connect = None
 
@@ -65,11 +65,11 @@ class FileLock:
 
 
 class ServerLock:
-    """An advisory lock of the one connection that the driver writes through.
+    """Takes an advisory lock with the one connection that the driver writes through.
 
-    The server frees it when the connection ends, and nothing is committed by a connection that has
-    ended: whatever is written is written under the lock. Once guarded, a new one is made while
-    `renewing` only, so that no write goes on silently after an outage during which another driver
+    The server frees it when the connection ends, and a connection that has ended commits nothing:
+    whatever is written is written under the lock. Once guarded, a new connection is made only
+    while `renewing`, so that no write goes on silently after an outage during which another driver
     may have come and gone.
     """
 
@@ -111,7 +111,7 @@ class ServerLock:
             self._closed = True
 
     def release(self) -> None:
-        """Nothing to do: the lock ends with its connection."""
+        """Do nothing: the lock ends with its connection."""
 
     def _may_connect(self, *_: Any) -> None:
         if self._closed:
@@ -147,7 +147,7 @@ def driver_lock(storage: str, study: str) -> FileLock | ServerLock:
 
 
 def driven(storage: str) -> bool | None:
-    """Whether a driver is at work on the study; None where that cannot be told from here."""
+    """Tell whether a driver works on the study; None where that cannot be told from here."""
     path = sqlite_path(storage)
     if path is None:
         return None
@@ -161,12 +161,12 @@ def driven(storage: str) -> bool | None:
 
 
 def this_driver() -> dict[str, Any]:
-    """How a driver is named to others."""
+    """Name this driver by pid and host."""
     return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def refusal(where: str, holder: Any) -> InputError:
-    """Why a second driver may not start; `holder` is the first one's `this_driver`, if known."""
+    """Say why a second driver may not start; `holder`: the first one's `this_driver`, if known."""
     named = f" (pid {holder['pid']}, host {holder['host']})" if holder else ""
     return InputError(
         f"{where}: another evomerge search{named} is running on this study; "

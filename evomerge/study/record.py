@@ -1,4 +1,4 @@
-"""What the study records: evaluations, and markers of those still in flight."""
+"""Evaluations, which the study records, and markers of those still in flight."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RungResult:
 
 @dataclass(frozen=True, eq=False)
 class RungProgress:
-    """What has been measured of a candidate; it is on rung `len(results)`.
+    """Measurements of a candidate so far; it is on rung `len(results)`.
 
     Attributes:
         results: one for each rung it has left behind.
@@ -63,59 +63,58 @@ class Evaluation:
     se: float | None = None
     """The standard error of `value`."""
     violation: float = 0.0
-    """By how much constraints are broken in sum; for Optuna, which must not call such a trial the
-    best. Not read back: whoever needs it judges the items."""
+    """Sum by which constraints are broken; for Optuna, which must not call such a trial the best.
+    Not read back: whoever needs it judges the items."""
     n: int = 0
-    """How many items `value` rests on."""
+    """Number of items that `value` rests on."""
     estimated: bool = False
-    """Whether `value` estimates items that were not scored: it was stopped on a rung (PRUNED)."""
+    """`value` estimates items that were not measured: it was pruned on a rung."""
     estimates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Of an estimated one: task -> mean over all items, and its standard error."""
+    """If estimated: task → mean over all items, and its standard error."""
     rungs: tuple[RungResult, ...] = ()
     """One for each rung below the last that it was measured on, also the one it was pruned on."""
     asked: int | None = None
-    """With rungs: how many items it was asked for, which is what it costs."""
+    """With rungs: number of items it was asked for, which is its cost."""
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Task -> float64 [items], in the study's item order of (split, task); NaN where an estimated
-    one was not measured."""
+    """Task → float64 [items], in the study's order of items; NaN where not measured."""
     reason: str | None = None
-    """Why it failed."""
+    """Why it failed; None when it did not."""
     params: Mapping[str, bool | float | int | str] = field(default_factory=dict)
-    """Gene -> natural value (search trials only)."""
+    """Gene → natural value (search trials only)."""
     genome: np.ndarray | None = None
     """float64 [genes], the whole raw vector (search trials only)."""
     ask: int | None = None
     """The optimizer's ask index."""
     tells: int | None = None
-    """How many tells had arrived when it was asked."""
+    """Number of tells that had arrived when it was asked."""
     parents: tuple[int, ...] = ()
     """Ask indices."""
     state: Mapping[str, Any] = field(default_factory=dict)
-    """What the optimizer said of its own state when this result arrived: members, coverage."""
+    """The optimizer's state when this result arrived: members, coverage (`Optimizer.state`)."""
     attempt: int = 1
     """1 for the first try; more when earlier tries took their worker or the driver down."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Stage (`materialize`, `score`) -> wall time in seconds."""
+    """Stage (`materialize`, `score`) → wall time in seconds."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Library -> version it was scored with."""
+    """Library → version it was scored with."""
     number: int | None = None
     """The Optuna trial number, set by the study."""
     finished: datetime | None = None
-    """When it was known; set by the study when absent. Timezone-aware as read back (UTC)."""
+    """Time of the result; set by the study when absent. In UTC as read back."""
 
     @property
     def failed(self) -> bool:
-        """Whether there is no value."""
+        """True if there is no value."""
         return self.value is None
 
     @property
     def measured(self) -> bool:
-        """Whether it was measured on all items: neither failed nor stopped on a rung."""
+        """True if it was measured on all items: neither failed nor pruned."""
         return not (self.failed or self.estimated)
 
     @property
     def optimizers_own(self) -> bool:
-        """Whether the optimizer asked for it: a search trial on the search split."""
+        """True if the optimizer asked for it: a search trial on the search split."""
         return self.role == "search" and self.split == "search"
 
     def cost(self, whole: int) -> int:
@@ -128,7 +127,7 @@ class Marker:
     """An evaluation in flight: written before work begins, so that a crash leaves a trace."""
 
     slot: int
-    """Where it is written; a slot holds one marker, the latest."""
+    """Place in the study; a slot holds one marker, the latest."""
     digest: str
     split: str
     attempt: int = 1
@@ -140,4 +139,4 @@ class Marker:
     progress: RungProgress | None = None
     """With rungs: what was measured on those below the one in flight."""
     not_counted: bool = False
-    """Whether the driver's death meanwhile is not counted as an attempt of the candidate."""
+    """The driver's death meanwhile is not counted as an attempt of the candidate."""

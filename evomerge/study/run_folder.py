@@ -1,4 +1,4 @@
-"""A run's folder: the study beside the campaign that made it."""
+"""The run folder: the study, beside the campaign file that made it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def study_place(config: CampaignConfig, folder: Path) -> tuple[str, str]:
 
 
 def shown_campaign(config: CampaignConfig) -> dict[str, Any]:
-    """The campaign as JSON data for others to read: no password, no addresses of messages."""
+    """Return the campaign as JSON data for others: without passwords and addresses."""
     shown = config.model_dump(mode="json", exclude={"trackers", "notify"})
     if config.study.storage != "sqlite":
         shown["study"]["storage"] = describe(config.study.storage)
@@ -51,7 +51,7 @@ def remember_campaign(config: CampaignConfig, folder: Path) -> None:
 
 
 def check_folder(config: CampaignConfig, folder: Path) -> None:
-    """See that the run a folder holds, if any, is of this campaign's study.
+    """Check that the run a folder holds, if any, is of this campaign's study.
 
     Raises:
         InputError: another study's run lies there.
@@ -72,7 +72,7 @@ def check_folder(config: CampaignConfig, folder: Path) -> None:
 
 
 def stage_folder(folder: Path, stage: str) -> Path:
-    """Where a stage of a campaign runs, within the campaign's own folder."""
+    """The folder of a stage, within the campaign's."""
     return folder / stage
 
 
@@ -82,12 +82,12 @@ def stage_study(config: CampaignConfig, stage: str) -> str:
 
 
 def statistics_folder(folder: Path) -> Path:
-    """Where a run keeps what its models alone decide, absolute."""
+    """The folder, absolute, in which a run keeps statistics of its models."""
     return folder.resolve() / STATISTICS
 
 
 def open_study_of(config: CampaignConfig, folder: Path) -> Study:
-    """The study of a campaign's run, to look at.
+    """Open the study of a campaign's run for reading.
 
     Raises:
         InputError: there is none, or it cannot be read.
@@ -96,7 +96,7 @@ def open_study_of(config: CampaignConfig, folder: Path) -> Study:
 
 
 def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
-    """The campaign and the study of a run's folder, to look at; of stages, of the latest one.
+    """Open a run folder for reading: its campaign and study, or those of its latest stage.
 
     Raises:
         InputError: the folder holds no run, or its study cannot be read.
@@ -107,10 +107,10 @@ def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
 
 
 class FollowedRun:
-    """A run that may be going on: its study, and of stages always that of the latest one."""
+    """Follows a run that may be going on: its study, or always that of its latest stage."""
 
     def __init__(self, folder: Path) -> None:
-        """Open it to look at.
+        """Open the run for reading.
 
         Raises:
             InputError: the folder holds no run, or its study cannot be read.
@@ -135,7 +135,7 @@ class FollowedRun:
 
 
 def run_folder(folder: Path) -> Path:
-    """The folder of a campaign's run itself; of stages, of the latest one.
+    """Find the folder of the run itself: the given one, or that of its latest stage.
 
     Raises:
         InputError: the folder holds no run.

@@ -1,4 +1,4 @@
-"""When the driver ran, and on how many workers: utilisation and the time left rest on it."""
+"""Sessions: when the driver ran, and on how many workers; the time left is computed from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from evomerge.study.study import Study
 
 NOTE = "sessions"
 KEPT = 300
-"""Of more sessions the earliest are forgotten, so that the note stays short."""
+"""Only the latest sessions are kept, so that the note stays short."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Session:
     """One run of the driver over a study.
 
     Attributes:
-        started: when its workers stood (UTC).
-        workers: how many there were.
-        until: when it was to stop asking, if it was told (UTC).
+        started: when its workers were ready (UTC).
+        workers: number of workers.
+        until: when it was to stop asking (UTC), if there was a deadline.
     """
 
     started: datetime
@@ -29,7 +29,7 @@ class Session:
 
 
 def begin_session(study: Study, workers: int, deadline: float | None) -> None:
-    """Note that the driver begins; `deadline` is on the monotonic clock.
+    """Record that the driver begins; `deadline`: in seconds of the monotonic clock, or None.
 
     Raises:
         InputError: the storage cannot be written.
@@ -45,7 +45,7 @@ def begin_session(study: Study, workers: int, deadline: float | None) -> None:
 
 
 def sessions(study: Study) -> list[Session]:
-    """The driver's sessions, the earliest first; none in studies that did not note them."""
+    """Return the driver's sessions, the earliest first; none in studies that recorded none."""
     return [
         Session(
             started=datetime.fromisoformat(entry["started"]),

@@ -18,10 +18,10 @@ import tenacity
 from evomerge.common.errors import InputError
 
 BUSY_SECONDS = 30
-"""How long SQLite waits for another process's write before it gives up."""
+"""Seconds that SQLite waits for another process's write."""
 
 BEGINNING = "if its search has only just begun, look again in a moment"
-"""What a reader is told while the driver is still making the tables."""
+"""Hint for a reader while the driver is still making the tables."""
 
 DRIVERS = {
     "postgresql": "pip install 'evomerge[postgresql]', and write postgresql+psycopg://…",
@@ -42,7 +42,7 @@ DATABASE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlc
 
 
 class ConnectionLostError(InputError):
-    """The connection to a server, and with it the driver's lock, is lost."""
+    """Raised when the connection to a server, and with it the driver's lock, is lost."""
 
 
 def sqlite_url(path: Path) -> str:
@@ -77,15 +77,14 @@ def describe(storage: str) -> str:
 def open_for_writing(
     storage: str, on_connect: Callable[[Any], None] | None = None
 ) -> optuna.storages.RDBStorage:
-    """The storage, its tables created where missing.
+    """Open the storage for writing; create its tables where they are missing.
 
     SQLite is put in WAL mode with synchronous=NORMAL: a `kill -9` loses nothing that was committed,
     and readers never block the driver. On a server everything goes through one connection.
 
     Args:
         storage: the URL.
-        on_connect: is given every new connection to a server (DBAPI's object) before it is used;
-            None: to nobody.
+        on_connect: is given every new connection to a server (DBAPI's object) before it is used.
 
     Raises:
         InputError: it cannot be opened; and whatever `on_connect` raises.
@@ -116,13 +115,13 @@ def open_for_writing(
 
 
 def close(rdb: optuna.storages.RDBStorage) -> None:
-    """Let go of a storage's connections."""
+    """Close a storage's connections."""
     rdb.remove_session()
     rdb.engine.dispose()
 
 
 def open_for_reading(storage: str) -> optuna.storages.RDBStorage:
-    """The storage as it stands; a SQLite file is opened read-only.
+    """Open the storage for reading; a SQLite file is opened read-only.
 
     Raises:
         InputError: it cannot be opened, or there is no such file.
@@ -157,13 +156,13 @@ def errors_explained(storage: str, hint: str = "nothing recorded is lost") -> It
 
 
 def reason_of(error: BaseException) -> str:
-    """What the database itself said, in one line."""
+    """The database's own reason, in one line."""
     cause = _cause(error)
     return " ".join(str(getattr(cause, "orig", None) or cause).split())
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the database may take the same words later: unreachable, restarting, full."""
+    """Tell whether the same operation may succeed later: unreachable, restarting, full."""
     cause = _cause(error)
     if isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.connection_invalidated:
         return True
@@ -172,7 +171,7 @@ def is_outage(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What SQLAlchemy raised, where Optuna raised something of its own for it."""
+    """The SQLAlchemy error behind an error of Optuna's; any other error itself."""
     ours = isinstance(error, optuna.exceptions.OptunaError)
     return (ours and error.__cause__) or error
 
@@ -204,7 +203,7 @@ def _statement_failed(error: BaseException) -> bool:
     reraise=True,
 )
 def _make_tables(storage: str) -> None:
-    """Create a server's tables where they are missing; see that they are of this Optuna's version.
+    """Create a server's tables where missing; check that they are of this Optuna's version.
 
     Not under the driver's lock: Optuna makes a second connection for it.
     """

@@ -29,11 +29,11 @@ from evomerge.study.storage import describe, quiet
 from evomerge.study.trial import FINISHED, Genes, from_trial, to_trial, utc
 
 SCHEMA = 1
-"""How evomerge lays its facts out in a study; raised when older readers would misread them."""
+"""Version of the layout of facts in a study; raised when older readers would misread them."""
 PACKED = {"packed": True}
 """Stands in the place of a note that is too long to be shown."""
 OWN = ("digest", "split", "role", "name", "ask")
-"""The attributes that an evaluation is known again by."""
+"""The attributes by which an evaluation is recognised."""
 
 Items = Mapping[str, Mapping[str, list[str]]]
 
@@ -42,7 +42,7 @@ class Study:
     """A campaign's durable record. Make one with `create_or_resume` or `read`."""
 
     def __init__(
-        self, storage: str, name: str, *, writable: bool, patience: OutagePolicy | None = None
+        self, storage: str, name: str, *, writable: bool, outages: OutagePolicy | None = None
     ) -> None:
         """Open the storage, under the driver's lock when `writable`."""
         self.name = name
@@ -53,7 +53,7 @@ class Study:
         self._loaded = False
         self._still = False
         self._next = 0  # no number that an evaluation is still to get is below
-        self._access = Access(storage, name, writable=writable, patience=patience)
+        self._access = Access(storage, name, writable=writable, outages=outages)
         self._storage, self._do = self._access.storage, self._access.do
 
     @classmethod
@@ -65,7 +65,7 @@ class Study:
         identity: Mapping[str, Any],
         campaign: Mapping[str, Any],
         genes: Mapping[str, BaseDistribution],
-        patience: OutagePolicy | None = None,
+        outages: OutagePolicy | None = None,
     ) -> Study:
         """Open the study for the one driver that writes it; make it if there is none.
 
@@ -83,7 +83,7 @@ class Study:
                 evomerge's, or of a newer evomerge; the storage cannot be opened or written.
                 Nothing recorded is touched then.
         """
-        study = cls(storage, name, writable=True, patience=patience)
+        study = cls(storage, name, writable=True, outages=outages)
         try:
             study._do(lambda: study._adopt(as_json(identity), as_json(campaign)))
             study._access.sign(study._id)
@@ -112,9 +112,9 @@ class Study:
         """Close the storage and let another driver in."""
         self._access.close()
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """Wait no longer for a database that is away: the user wants to stop."""
-        self._access.hurry()
+        self._access.stop_waiting()
 
     def __enter__(self) -> Study:
         return self
@@ -129,7 +129,7 @@ class Study:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must not change between runs, as JSON data."""
+        """The campaign's identity, which must not change between runs, as JSON data."""
         return self._fact("identity")
 
     @property
@@ -139,7 +139,7 @@ class Study:
 
     @property
     def driven(self) -> bool | None:
-        """Whether a driver is at work on it; None where that cannot be told from here."""
+        """True while a driver works on the study; None where that cannot be told from here."""
         return driven(self._url)
 
     def add(self, evaluation: Evaluation) -> Evaluation:
@@ -172,9 +172,7 @@ class Study:
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Within, a reader's `evaluations` stay those of the beginning, while the driver goes on:
-        what is made of them in several steps fits together.
-        """
+        """Keep a reader's `evaluations` as they are, while the driver goes on."""
         self._load()
         self._still = True
         try:
@@ -191,7 +189,7 @@ class Study:
         self._set_facts(codec.encode_marker(marker))
 
     def markers(self) -> list[Marker]:
-        """What was in flight when the driver died, by slot: marked, but never recorded."""
+        """Markers of what was in flight when the driver died, by slot: never recorded."""
         known = self.evaluations()
         recorded = {(e.digest, e.split) for e in known}
         asks = {None, *(e.ask for e in known)}
@@ -238,7 +236,7 @@ class Study:
         self._set_facts(codec.pack_json("rungs", rungs))
 
     def rungs(self) -> dict[str, Any] | None:
-        """What `set_rungs` stored, or None."""
+        """The items of the rungs, as `set_rungs` stored them, or None."""
         try:
             return codec.unpack_json("rungs", self._facts())
         except ValueError:  # killed between chunks, before any evaluation could rest on them
@@ -292,7 +290,7 @@ class Study:
         self._storage.set_study_user_attr(self._id, "evomerge", stamp)
 
     def _check_name(self) -> None:
-        """MySQL finds `Ours` where `ours` is asked for; our lock would not."""
+        """Refuse a study whose name differs in case: MySQL finds it, but its lock is another."""
         theirs = self._storage.get_study_name_from_id(self._id)
         if theirs != self.name:
             raise InputError(
@@ -301,7 +299,7 @@ class Study:
             )
 
     def _find(self) -> None:
-        """Look up the study by its name, and make sure that it is one to read."""
+        """Look up the study by its name, and check that this evomerge can read it."""
         try:
             self._id = self._storage.get_study_id_from_name(self.name)
         except KeyError:
@@ -312,7 +310,7 @@ class Study:
             raise self._foreign()
 
     def _is_ours(self) -> bool:
-        """Whether evomerge made the study; refuses one that a newer evomerge laid out."""
+        """Tell whether evomerge made the study; refuse one that a newer evomerge wrote."""
         stamp = self._storage.get_study_user_attrs(self._id).get("evomerge")
         if stamp is None:
             return False
@@ -324,7 +322,7 @@ class Study:
         return True
 
     def _is_blank(self) -> bool:
-        """Whether nobody used the study yet: new, or its maker was killed while making it."""
+        """Tell whether the study is unused: new, or its maker was killed while making it."""
         return (
             not self._storage.get_study_user_attrs(self._id)
             and not self._has_trials()
@@ -355,12 +353,12 @@ class Study:
             self._do(partial(self._storage.set_study_system_attr, self._id, key, chunk))
 
     def _write(self, trial: FrozenTrial) -> int:
-        """Add the trial; its number."""
+        """Add the trial; return its number."""
         trial_id = self._storage.create_new_trial(self._id, template_trial=trial)
         return self._storage.get_trial(trial_id).number
 
     def _arrived(self, trial: FrozenTrial) -> int | None:
-        """The number of the trial if it was added although nobody could say so any more."""
+        """The number of the trial if it was added before the connection was lost, or None."""
         for found in self._trials():
             same = (found.user_attrs.get(key) == trial.user_attrs.get(key) for key in OWN)
             if found.number >= self._next and all(same):
@@ -379,7 +377,7 @@ class Study:
 
 
 def _remedy(task: str, ours: Items, theirs: Items) -> str:
-    """What else than a new study might help: documents that were only dealt anew cannot return."""
+    """Suggest what may help beside a new study; documents dealt to other splits cannot return."""
     searched = set(theirs.get("search", {}).get(task, []))
     moved = any(searched & set(ours[split].get(task, [])) for split in ours if split != "search")
     why = "some that were searched on stand in another split now, for another task has them too; "

@@ -1,4 +1,4 @@
-"""An evaluation as an Optuna trial: what Optuna itself is told of it."""
+"""Convert an evaluation to an Optuna trial and back."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from evomerge.study import codec
 from evomerge.study.record import Evaluation
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-"""Measured on all items; stopped on a rung; failed."""
+"""Measured on all items; pruned; failed."""
 REAL_PARAMS = 64
-"""Up to so many genes are Optuna params; beyond, a summary (500 params cost .4 s a trial)."""
+"""Up to so many genes are Optuna params; of more, a summary (500 params cost .4 s a trial)."""
 SUMMARIES: dict[str, Callable[[list[float]], float]] = {
     "genes.min": min,
     "genes.mean": statistics.fmean,
@@ -25,7 +25,7 @@ SUMMARIES: dict[str, Callable[[list[float]], float]] = {
 
 
 class Genes:
-    """What Optuna's params are: one per gene, or a summary of them."""
+    """Decides Optuna's params: one per gene, or a summary of them."""
 
     def __init__(self, genes: Mapping[str, BaseDistribution]) -> None:
         """`genes`: each gene's distribution over its natural values."""
@@ -40,7 +40,7 @@ class Genes:
             self.distributions = dict.fromkeys(SUMMARIES, FloatDistribution(low, high))
 
     def params(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Gene → value, or the summary; clipped to the bounds, as Optuna wants it."""
+        """Convert gene → value to Optuna's params, clipped to their bounds."""
         if self.summarised and values:
             numbers = [float(v) for v in values.values() if not isinstance(v, str)] or [0.0]
             values = {name: summary(numbers) for name, summary in SUMMARIES.items()}
@@ -48,7 +48,7 @@ class Genes:
 
 
 def to_trial(evaluation: Evaluation, genes: Genes) -> FrozenTrial:
-    """The whole trial, before its number is known."""
+    """Convert an evaluation to a trial, whole but for its number."""
     params = genes.params(evaluation.params)
     plain, packed = codec.attributes(evaluation, with_params=genes.summarised and bool(params))
     trial = create_trial(
@@ -70,7 +70,7 @@ def to_trial(evaluation: Evaluation, genes: Genes) -> FrozenTrial:
 
 
 def from_trial(trial: FrozenTrial) -> Evaluation | None:
-    """The evaluation in a finished trial, or None when evomerge did not write it, or not whole."""
+    """Convert a finished trial to its evaluation; None if evomerge did not write it whole."""
     return codec.decode_evaluation(
         trial.user_attrs,
         trial.system_attrs,
@@ -82,14 +82,14 @@ def from_trial(trial: FrozenTrial) -> Evaluation | None:
 
 
 def state_of(evaluation: Evaluation) -> TrialState:
-    """What Optuna calls it. Only COMPLETE trials can be a study's best."""
+    """The trial's state; only COMPLETE trials can be a study's best."""
     if evaluation.failed:
         return TrialState.FAIL
     return TrialState.PRUNED if evaluation.estimated else TrialState.COMPLETE
 
 
 def intermediate_values(evaluation: Evaluation) -> dict[int, float]:
-    """Items measured → the value estimated from them; of a pruned trial the last is its own."""
+    """Number of items → value estimated from them; a pruned trial's own value is the last."""
     values = {result.n: result.value for result in evaluation.rungs}
     if evaluation.estimated and evaluation.value is not None:
         values[max([evaluation.n, *values])] = evaluation.value
@@ -103,19 +103,19 @@ def _value(trial: FrozenTrial) -> float | None:
 
 
 def constraints_of(evaluation: Evaluation) -> dict[str, float] | None:
-    """What Optuna takes for violated when it is above 0."""
+    """Optuna's constraints, each violated when above 0."""
     if not evaluation.optimizers_own:
         return {"optimizers_own": 1.0}
     return {"violation": evaluation.violation} if evaluation.violation > 0 else None
 
 
 def clip(value: Any, distribution: BaseDistribution) -> Any:
-    """A param's value without the rounding excess that Optuna refuses."""
+    """Clip a param to its bounds: Optuna refuses rounding excess."""
     if not isinstance(distribution, FloatDistribution):
         return value
     return min(max(float(value), distribution.low), distribution.high)
 
 
 def utc(moment: datetime | None) -> datetime | None:
-    """Optuna hands out local time without a zone."""
+    """Convert Optuna's local time, which has no zone, to UTC."""
     return None if moment is None else moment.astimezone(UTC)

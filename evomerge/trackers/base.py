@@ -1,4 +1,4 @@
-"""What a tracker is, how campaign files name one, and what of an evaluation is worth a curve."""
+"""The tracker: its interface, its registry, and the numbers of an evaluation that are drawn."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from evomerge.common.plugins import Registry, subclass_of
 from evomerge.study.record import Evaluation
 
 MOST_GENES = 64
-"""A curve for each gene of a space that has no more."""
+"""Genes are drawn, a curve each, in spaces that have no more than these."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a tracker is told before the first trial.
+    """Describes a run to a tracker, before the first trial.
 
     Attributes:
         name: the study's.
         folder: the run's; a tracker may make one of its own in it.
-        uid: the same whenever this study is resumed, and no other study's.
-        campaign: the campaign file as JSON data, without what is secret in it.
-        trials: how many are on record.
+        uid: the study's own id, the same after every resume.
+        campaign: the campaign file as JSON data, without secrets.
+        trials: number of trials on record.
         stage: of a campaign with stages: `name`, `place` (from 1), `of`.
-        done: whether the search had ended before, so that only an extension makes news.
+        done: the search had ended before this run began.
         say: shows the user a line.
     """
 
@@ -42,13 +42,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """Describes how a run ended.
 
     Attributes:
-        kind: `finished`: the winner is chosen; `stopped`: it can go on; `failed`: so it can, but
-            something went wrong.
-        reason: of a failure.
-        summary: of a finished one, what `evomerge best --json` prints.
+        kind: `finished`: the winner is chosen; `stopped`: the run can go on; `failed`: it ended
+            with an error, and can go on.
+        reason: the error's message.
+        summary: of a finished run, as `evomerge best --json` prints it.
     """
 
     kind: Literal["finished", "stopped", "failed"]
@@ -57,32 +57,32 @@ class Outcome:
 
 
 class Tracker:
-    """Told what a campaign records, in its order.
+    """Is told what a campaign records, in its order.
 
-    All three are called in one thread that is the tracker's own: they may take their time, and one
-    that raises switches the tracker off, not the campaign. A campaign that is resumed begins anew.
+    The three methods are called in a thread of the tracker's own: they may take their time, and an
+    error in one switches the tracker off, not the campaign. A resumed campaign calls `begin` again.
     """
 
     needs: ClassVar[str | None] = None
-    """The package it imports; evomerge's extra of the tracker's name installs it."""
+    """The package it imports, which evomerge's extra of the tracker's name installs."""
 
     def begin(self, run: Run) -> int | None:
         """Open what is written to.
 
         Returns:
-            The number of the first trial that it does not hold yet; None: evomerge keeps count in
-            the run's folder, so that no trial is told twice.
+            The number of the first trial that it does not hold yet; or None, and evomerge keeps
+            that number in the run's folder, so that no trial is told twice.
         """
         return None
 
     def record(self, evaluation: Evaluation, best: Evaluation | None) -> None:
-        """An evaluation is on record, as trial `evaluation.number`.
+        """Take in an evaluation, which is on record as trial `evaluation.number`.
 
         `best`: the search's best trial by then; it may be this one.
         """
 
     def end(self, outcome: Outcome) -> None:
-        """The run is over."""
+        """Take in how the run ended."""
 
 
 REGISTRY = Registry[type[Tracker]](
@@ -99,12 +99,12 @@ def tracker(name: str) -> Callable[[type[Tracker]], type[Tracker]]:
 
 
 def trackers() -> Mapping[str, type[Tracker]]:
-    """Every registered tracker by name, in alphabetical order."""
+    """Return every registered tracker by name, in alphabetical order."""
     return REGISTRY.all()
 
 
 def numbers(evaluation: Evaluation, best: Evaluation | None) -> dict[str, float]:
-    """What of an evaluation is drawn against the trial's number, by name; finite all of it."""
+    """Return the finite numbers of an evaluation by name, to be drawn over the trial's number."""
     split = evaluation.split
     if not evaluation.optimizers_own:
         named = f"{evaluation.role}/{evaluation.name}" if evaluation.name else evaluation.role

@@ -1,4 +1,4 @@
-"""MLflow."""
+"""MLflow: the tracker `mlflow`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from evomerge.study.record import Evaluation
 from evomerge.trackers.base import Outcome, Run, Tracker, numbers, tracker
@@ -17,14 +19,14 @@ if TYPE_CHECKING:
 LAST = "trial"
 """The metric that is logged with every trial."""
 BATCH = 1000
-"""MLflow takes no more at a time."""
+"""Metrics that MLflow takes at a time."""
 UID = "evomerge.uid"
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 @tracker("mlflow")
 class MLflow(Tracker):
-    """A run of an MLflow server, or of the database mlflow.db in the run's folder."""
+    """Writes a run of an MLflow server, or of the database mlflow.db in the run's folder."""
 
     needs = "mlflow"
     _client: MlflowClient
@@ -39,8 +41,8 @@ class MLflow(Tracker):
         """
         self._uri, self._experiment = uri, experiment
 
+    @override
     def begin(self, run: Run) -> int:
-        """Go on with the run that this study has there, or make one."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         from mlflow import MlflowClient
@@ -60,8 +62,8 @@ class MLflow(Tracker):
         logged = self._client.get_metric_history(self._run, LAST)
         return 1 + max((metric.step for metric in logged), default=-1)
 
+    @override
     def record(self, evaluation: Evaluation, best: Evaluation | None) -> None:
-        """Log the numbers, the trial's own last."""
         from mlflow.entities import Metric
 
         moment = evaluation.finished.timestamp() if evaluation.finished else time.time()
@@ -71,14 +73,14 @@ class MLflow(Tracker):
         for start in range(0, len(metrics), BATCH):
             self._client.log_batch(self._run, metrics=metrics[start : start + BATCH])
 
+    @override
     def end(self, outcome: Outcome) -> None:
-        """Add the winner, and close the run."""
         if outcome.summary:
             self._client.log_dict(self._run, dict(outcome.summary), "best.json")
         self._client.set_terminated(self._run, STATUS[outcome.kind])
 
     def _experiment_of(self, name: str, folder: Path | None) -> Any:
-        """Its id; made if there is none, with what is logged as files in `folder` if given."""
+        """Find or make the experiment; return its id. Its files are kept in `folder`, if given."""
         known = self._client.get_experiment_by_name(name)
         if known is not None:
             return known.experiment_id
@@ -87,5 +89,5 @@ class MLflow(Tracker):
 
 
 def _key(name: str) -> str:
-    """The name in the letters that MLflow takes."""
+    """Replace the characters that MLflow does not take in names."""
     return re.sub(r"[^\w./ -]", "_", name)

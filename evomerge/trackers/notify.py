@@ -9,33 +9,34 @@ import subprocess
 from typing import Any
 
 import tenacity
+from typing_extensions import override
 
 from evomerge.config import NotifyConfig
 from evomerge.study.record import Evaluation
 from evomerge.trackers.base import Outcome, Run, Tracker
 
 SECONDS = 30
-"""How long a webhook may take to answer, or a command to end."""
+"""Time-out of a webhook's answer, or of a command."""
 ATTEMPTS = 3
 
 
 class Notify(Tracker):
-    """An entry of the campaign file's `notify`. What cannot be delivered is said, and passed by."""
+    """Sends the messages of one entry of `notify`; what cannot be delivered is said, not raised."""
 
     _run: Run
 
     def __init__(self, config: NotifyConfig) -> None:
-        """Of what, and to whom, as `config` says."""
+        """Send to the webhook or command of `config`, on the occasions it names."""
         self._config = config
 
+    @override
     def begin(self, run: Run) -> int:
-        """What is on record is no news."""
-        self._run, self._news = run, not run.done
-        return run.trials
+        self._run, self._changed = run, not run.done
+        return run.trials  # of what is on record already, nothing is told
 
+    @override
     def record(self, evaluation: Evaluation, best: Evaluation | None) -> None:
-        """Tell of a new best."""
-        self._news = True
+        self._changed = True
         if evaluation is best and "best" in self._config.when:
             self._send(
                 "best",
@@ -45,13 +46,13 @@ class Notify(Tracker):
                 value=evaluation.value,
             )
 
+    @override
     def end(self, outcome: Outcome) -> None:
-        """Tell of a failure, and of the end of the last stage."""
         stage = self._run.stage
         last = stage is None or stage["place"] == stage["of"]
         if outcome.kind == "failed" and "failure" in self._config.when:
             self._send("failure", f"failed: {outcome.reason}", reason=outcome.reason)
-        elif outcome.summary and last and self._news and "finish" in self._config.when:
+        elif outcome.summary and last and self._changed and "finish" in self._config.when:
             found = outcome.summary
             test = found["scores"]["test"]["mean"]
             text = f"done: trial {found['trial']} reaches {test:.4f} on test"

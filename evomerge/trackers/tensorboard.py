@@ -1,10 +1,12 @@
-"""TensorBoard."""
+"""TensorBoard: the tracker `tensorboard`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from evomerge.study.record import Evaluation
 from evomerge.trackers.base import Outcome, Run, Tracker, numbers, tracker
@@ -18,13 +20,13 @@ LAST = "trial"
 
 @tracker("tensorboard")
 class TensorBoard(Tracker):
-    """Curves in the run's folder: tensorboard --logdir runs."""
+    """Writes curves in the run's folder: tensorboard --logdir runs."""
 
     needs = "tensorboard"
     _writer: SummaryWriter
 
+    @override
     def begin(self, run: Run) -> int:
-        """Go on behind the last trial that was written whole."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder = run.folder / "tensorboard"
@@ -35,16 +37,16 @@ class TensorBoard(Tracker):
             self._writer.add_text("campaign", _indented(run.campaign), 0)
         return first
 
+    @override
     def record(self, evaluation: Evaluation, best: Evaluation | None) -> None:
-        """Add a point to every curve."""
         number = evaluation.number or 0
         moment = evaluation.finished.timestamp() if evaluation.finished else None
         for name, value in {**numbers(evaluation, best), LAST: number}.items():
             self._writer.add_scalar(name, value, number, walltime=moment)
         self._writer.flush()
 
+    @override
     def end(self, outcome: Outcome) -> None:
-        """Add the winner."""
         if outcome.summary:
             trial = outcome.summary["trial"]
             self._writer.add_text("winner", _indented(outcome.summary["recipe"]), trial)
@@ -61,6 +63,6 @@ def _next_trial(folder: Path) -> int:
 
 
 def _indented(data: object) -> str:
-    """JSON as Markdown shows it as it stands."""
+    """Indent JSON, so that Markdown shows it as it is."""
     lines = json.dumps(data, indent=1).splitlines()
     return "\n".join(f"    {line}" for line in lines)

@@ -1,9 +1,11 @@
-"""Weights & Biases."""
+"""Weights & Biases: the tracker `wandb`."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Literal
+
+from typing_extensions import override
 
 from evomerge.study.record import Evaluation
 from evomerge.trackers.base import Outcome, Run, Tracker, numbers, tracker
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 @tracker("wandb")
 class WandB(Tracker):
-    """A run of a Weights & Biases project; with mode: offline kept in the run's folder."""
+    """Writes a run of a Weights & Biases project; with mode: offline, in the run's folder."""
 
     needs = "wandb"
     _run: wandb.Run
@@ -35,8 +37,8 @@ class WandB(Tracker):
         """
         self._project, self._entity, self._mode = project, entity, mode
 
+    @override
     def begin(self, run: Run) -> int | None:
-        """Go on with the run that this study has there, or make one."""
         import wandb
 
         mode = self._mode or os.environ.get("WANDB_MODE", "online")
@@ -56,12 +58,12 @@ class WandB(Tracker):
         # Offline it does not know what it was told before.
         return None if self._run.offline else self._run.step
 
+    @override
     def record(self, evaluation: Evaluation, best: Evaluation | None) -> None:
-        """Log the numbers at the trial's step."""
         self._run.log(numbers(evaluation, best), step=evaluation.number)
 
+    @override
     def end(self, outcome: Outcome) -> None:
-        """Add the winner, and close the run."""
         if outcome.summary:
             self._run.summary["winner"] = dict(outcome.summary["recipe"])
             self._run.summary["scores"] = dict(outcome.summary["scores"])

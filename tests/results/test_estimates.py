@@ -21,8 +21,8 @@ from evomerge.config import BudgetConfig
 from evomerge.export.trial import export_trial
 from evomerge.judging.selection import leading
 from evomerge.report.tables import best_table, status_table
+from evomerge.study.best_trials import best_own_params, best_params
 from evomerge.study.judged import searched
-from evomerge.study.others import best_own_params, best_params
 from evomerge.study.record import Evaluation, RungResult
 from evomerge.study.run_folder import open_run, study_place
 

@@ -85,7 +85,7 @@ def test_what_is_known_while_the_server_is_away_is_recorded_in_order_when_it_is_
         if "is away" in message:
             server.start()
 
-    with open_study(url, patience=OutagePolicy(60, say)) as study:
+    with open_study(url, outages=OutagePolicy(60, say)) as study:
         study.add(scored(0.1, "before"))
         server.kill()
         for digest in ("first", "second"):
@@ -106,7 +106,7 @@ def test_what_is_known_while_the_server_is_away_is_recorded_in_order_when_it_is_
 def test_a_trial_is_recorded_once_whether_or_not_a_cut_off_commit_came_through(
     server, url, monkeypatch, committed
 ):
-    with open_study(url, patience=OutagePolicy(60)) as study:
+    with open_study(url, outages=OutagePolicy(60)) as study:
         study.add(scored(0.1, "twin"))
         dialect = study._access.engine.dialect
         commit = dialect.do_commit
@@ -126,7 +126,7 @@ def test_a_trial_is_recorded_once_whether_or_not_a_cut_off_commit_came_through(
 
 def test_connections_that_an_administrator_ends_are_made_anew_without_a_word(server, url):
     told = []
-    with open_study(url, patience=OutagePolicy(60, told.append)) as study:
+    with open_study(url, outages=OutagePolicy(60, told.append)) as study:
         for digest in ("a", "b"):
             cut_connections(server, url)
             study.add(scored(0.1, digest))
@@ -136,7 +136,7 @@ def test_connections_that_an_administrator_ends_are_made_anew_without_a_word(ser
 
 
 def test_an_outage_longer_than_the_patience_ends_the_search_and_loses_nothing_recorded(server, url):
-    with open_study(url, patience=OutagePolicy(0.5)) as study:
+    with open_study(url, outages=OutagePolicy(0.5)) as study:
         study.add(scored(0.1, "before"))
         server.kill()
         try:
@@ -159,7 +159,7 @@ def test_ctrl_c_ends_the_waiting(server, url):
     def interrupt(_message):
         raise KeyboardInterrupt
 
-    with open_study(url, patience=OutagePolicy(60, interrupt)) as study:
+    with open_study(url, outages=OutagePolicy(60, interrupt)) as study:
         server.kill()
         try:
             with pytest.raises(KeyboardInterrupt):
@@ -171,10 +171,10 @@ def test_ctrl_c_ends_the_waiting(server, url):
 
 
 def test_who_is_in_a_hurry_does_not_wait(server, url):
-    with open_study(url, patience=OutagePolicy(60)) as study:
+    with open_study(url, outages=OutagePolicy(60)) as study:
         server.kill()
         try:
-            study.hurry()
+            study.stop_waiting()
             started = time.monotonic()
             with pytest.raises(EvomergeError, match="is away"):
                 study.add(scored(0.1))
@@ -186,7 +186,7 @@ def test_who_is_in_a_hurry_does_not_wait(server, url):
 def test_a_server_that_is_away_at_the_start_is_said_at_once(server, url):
     server.kill()
     try:
-        text = refusal(url, patience=OutagePolicy(60))
+        text = refusal(url, outages=OutagePolicy(60))
         with pytest.raises(InputError, match="cannot be read or written"):
             Study.read(url, "c")
     finally:
@@ -200,7 +200,7 @@ def test_a_server_that_is_away_at_the_start_is_said_at_once(server, url):
 
 @pytest.mark.parametrize("still_there", [True, False])
 def test_a_driver_that_took_over_in_between_is_noticed(server, url, still_there):
-    with open_study(url, patience=OutagePolicy(60)) as first:
+    with open_study(url, outages=OutagePolicy(60)) as first:
         first.add(scored(0.1, "first"))
         cut_connections(server, url)
         second = open_study(url)

@@ -1,4 +1,4 @@
-"""The best trials of any Optuna study, evomerge's own or not, read and never written."""
+"""Read the best trials of any Optuna study, evomerge's own or another's; nothing is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from evomerge.study.study import Study
 
 
 def best_params(storage: str, name: str | None, count: int) -> list[Mapping[str, Any]]:
-    """The params of the best trials, the best first, in the study's own terms.
+    """Return the params of the best trials, the best first, in the study's own terms.
 
     Best is what the study's direction says; trials that break an Optuna constraint, failed or were
     pruned are passed over. Of a study with several objectives the Pareto front counts, in the
@@ -46,7 +46,7 @@ def best_params(storage: str, name: str | None, count: int) -> list[Mapping[str,
 
 
 def best_own_params(study: Study, count: int) -> list[Mapping[str, Any]]:
-    """The genes of the best search trials of a study of evomerge's, the best first."""
+    """Return the genes of the best search trials of one of evomerge's studies, best first."""
     own = [e for e in study.evaluations() if e.optimizers_own and not e.estimated]
     return [evaluation.params for evaluation in finalists(own, count)]
 
@@ -68,7 +68,7 @@ def _opened(storage: str, name: str | None) -> Iterator[optuna.Study]:
 
 
 def _ranked(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that count, the best first; of equals, the earlier one."""
+    """Rank the trials that count, the best first; of equals, the earlier one first."""
     if len(study.directions) > 1:
         return sorted(study.best_trials, key=lambda trial: trial.number)
     sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
