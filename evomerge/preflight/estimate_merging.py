@@ -107,14 +107,21 @@ class _Bench:
 
     def cost(self, steps: Sequence[TensorStep]) -> MergeCost:
         """The cost of all these steps, which are alike."""
-        entries = sum(math.prod(step.tensor.shape) for step in steps)
+        sizes = [math.prod(step.tensor.shape) for step in steps]
         if _by_entry(steps[0]):
-            # A tensor of their average size, in turn with others so that none is in a cache.
-            size = min(_ENTRIES, max(1, entries // len(steps)))
+            # Memory is that of the largest. Seconds are those of a tensor of their average size,
+            # in turn with others so that none is in a cache.
+            largest, size = (
+                min(_ENTRIES, max(sizes)),
+                max(1, min(_ENTRIES, sum(sizes) // len(sizes))),
+            )
             found = self._measured(steps[0], (size,), math.ceil(min(_COPIES, _ENTRIES / size)))
-            times = entries / size
+            times = sum(sizes) / size
             return MergeCost(
-                found.seconds * times, found.once * times, found.bytes, found.statistics * times
+                seconds=found.seconds * times,
+                once=found.once * times,
+                bytes=self._measured(steps[0], (largest,)).bytes,
+                statistics=found.statistics * times,
             )
         # One matrix, in sizes that grow to its own, or until one takes long.
         tensor = steps[0].tensor

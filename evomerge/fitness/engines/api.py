@@ -1,4 +1,4 @@
-"""The engine for a model that is served elsewhere, driven through lm-eval's own API models."""
+"""Engine `api` answers with a model served elsewhere, through lm-eval's own API models."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.common.plugins import nearest
@@ -48,7 +50,7 @@ class Api(Engine):
 
     def __init__(
         self,
-        place: EngineContext,
+        context: EngineContext,
         *,
         url: str,
         checkpoint: str,
@@ -57,18 +59,18 @@ class Api(Engine):
         timeout: float = 600.0,
         args: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(place)
+        super().__init__(context)
         from evomerge.models.checks.tokenizer import load_tokenizer
 
         self._url, self._reload, self._timeout = url, reload, timeout
         self._folder = Path(checkpoint).expanduser()
-        trusted = place.config.models.trust_remote_code
-        self._tokenizer = load_tokenizer(place.base.folder, trust_remote_code=trusted)
+        trusted = context.config.models.trust_remote_code
+        self._tokenizer = load_tokenizer(context.base.folder, trust_remote_code=trusted)
         self.lm: Any = self._client(model, args or {})
 
     @classmethod
+    @override
     def check(cls, config: CampaignConfig, kinds: Mapping[str, str], options: Any) -> None:
-        """See `Engine.check`."""
         where = "fitness.engine"
         folder = Path(options["checkpoint"]).expanduser()
         if not folder.is_absolute():
@@ -104,16 +106,19 @@ class Api(Engine):
             raise InputError(f"fitness.tasks: {plain[0]} needs apply_chat_template: true for chats")
 
     @classmethod
+    @override
     def identity(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Whether it chats, and what of lm-eval's arguments decides what is asked."""
+        # Whether it chats, and those of lm-eval's arguments that decide what is asked.
         args = {k: v for k, v in (options.get("args") or {}).items() if k not in _OF_SPEED}
         return {"kind": "api", "chat": cls.has_template(options), "args": args}
 
     @classmethod
+    @override
     def has_template(cls, options: Mapping[str, Any]) -> bool:
-        """Chats are put together by the server."""
+        # Chats are put together by the server.
         return options["url"].endswith(CHAT)
 
+    @override
     def load(self, recipe: Recipe) -> None:
         """Write the candidate, and have the server load it.
 
@@ -123,7 +128,7 @@ class Api(Engine):
         """
         if self._folder.exists() and _is_ours(self._folder):
             shutil.rmtree(self._folder)
-        self.place.write(recipe, self._folder)
+        self.context.write(recipe, self._folder)
         try:
             if self._reload.startswith(("http://", "https://")):
                 self._post()
@@ -134,12 +139,13 @@ class Api(Engine):
                 f"fitness.engine.reload: {self._reload!r} failed: {_reason(error)}"
             ) from error
 
+    @override
     def prepare(self, requests: Sequence[Instance]) -> None:
-        """Nothing: lm-eval's API models tokenise at every call."""
+        """Do nothing: lm-eval's API models tokenise at every call."""
 
+    @override
     def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
-        """The server's answers; a counted one has as many tokens as its text, by the base's
-        tokenizer.
+        """Ask the server; an answer's tokens are those of its text, by the base's tokenizer.
 
         Raises:
             CandidateError: a log-likelihood is not finite.
@@ -171,8 +177,10 @@ class Api(Engine):
         return Response(value, len(self._tokenizer.encode(value, add_special_tokens=False)))
 
     def _client(self, model: str, args: Mapping[str, Any]) -> Any:
-        """lm-eval's object for the server. What it assumes of every model is set to what holds of
-        the base: how much it reads, and whether its tokenizer begins a text.
+        """Build lm-eval's object for the server.
+
+        What it assumes of every model is set to what holds of the base: how much it reads, and
+        whether its tokenizer begins a text.
         """
         from lm_eval.api.registry import get_model
 
@@ -180,7 +188,7 @@ class Api(Engine):
 
         chat = self._url.endswith(CHAT)
         if not (chat or self._tokenizer):
-            raise InputError(f"models.base: {self.place.base.folder} has no tokenizer")
+            raise InputError(f"models.base: {self.context.base.folder} has no tokenizer")
         told = {} if chat else self._of_base()
         with quiet():
             lm = get_model(_lm_name(chat))(base_url=self._url, model=model, **{**told, **args})
@@ -190,14 +198,14 @@ class Api(Engine):
     def _of_base(self) -> dict[str, Any]:
         from lm_eval.models.utils import resolve_max_length
 
-        base, tokenizer = self.place.base, self._tokenizer
+        base, tokenizer = self.context.base, self._tokenizer
         assert tokenizer is not None
-        templated = any(t.apply_chat_template for t in self.place.config.fitness.lm_eval_tasks)
+        templated = any(t.apply_chat_template for t in self.context.config.fitness.lm_eval_tasks)
         begins = tokenizer.bos_token_id in tokenizer.encode("a")[:1]
         return {
             "tokenizer": str(base.folder),
             "tokenizer_backend": "huggingface",
-            "trust_remote_code": self.place.config.models.trust_remote_code,
+            "trust_remote_code": self.context.config.models.trust_remote_code,
             "max_length": resolve_max_length(base.config, tokenizer),
             "add_bos_token": begins and not templated,  # templates begin a text themselves
         }
@@ -227,7 +235,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _arguments() -> list[str]:
-    """What may be said in `args`: lm-eval's arguments, but for those that are said elsewhere."""
+    """Names that `args` may hold: lm-eval's arguments, but for those that have their own option."""
     from lm_eval.models.api_models import TemplateAPI
 
     known = inspect.signature(TemplateAPI.__init__).parameters
@@ -242,7 +250,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """lm-eval's API models draw bars whether they are asked to or not."""
+    """Hide the bars that lm-eval's API models draw whether they are asked to or not."""
     from lm_eval.models import api_models
 
     bar, gather = api_models.tqdm, api_models.tqdm_asyncio

@@ -1,4 +1,4 @@
-"""Packs as tensors, side by side."""
+"""Batches: packs of rows as tensors, side by side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Batch:
 
     Attributes:
         tokens: int32 [packs, length].
-        depths: int32 [packs, length], positions.
+        depths: int32 [packs, length], the tokens' positions in their rows.
         ends: int32 [packs, length]; padding ends at once, so that nothing but itself sees it.
         branches: whether masks and positions are the packs' own; else plain causal ones do.
     """
@@ -30,7 +30,7 @@ class Batch:
 
     @classmethod
     def of(cls, packs: Sequence[Pack]) -> Batch:
-        """Pad and stack packs."""
+        """Stack packs, each padded on the right to the longest."""
         length = max(map(len, packs))
         tokens, depths = np.zeros((2, len(packs), length), dtype=np.int32)
         ends = np.tile(np.arange(1, length + 1, dtype=np.int32), (len(packs), 1))

@@ -1,4 +1,4 @@
-"""A resident model's forward passes: packed rows, and the steps of a generation."""
+"""Run a resident model's forward passes: packed rows, and the steps of a generation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from evomerge.fitness.inference.kv_cache import RowsCache
 from evomerge.fitness.inference.self_check import agrees
 
 WORTH = 2
-"""Times the hidden size: how many entries of the attention cost what a token's other work does."""
+"""Entries of the attention, for each hidden number, that cost what a token's other work does."""
 
 
 class Forward:
@@ -33,11 +33,11 @@ class Forward:
 
     @property
     def worth(self) -> float:
-        """See `pack_rows`."""
+        """Entries of the attention that cost what a token's other work does; for `pack_rows`."""
         return WORTH * float(getattr(self.config, "hidden_size", 1024))
 
     def packs(self) -> bool:
-        """Whether rows may share their beginnings, and a generation its cache.
+        """Say whether rows may share their beginnings, and a generation may keep a cache.
 
         The first call with finite weights compares packed rows and cached steps with plain rows;
         of a model without weights the config decides.
@@ -52,10 +52,12 @@ class Forward:
     def logits(
         self, batch: Batch, rows: Tensor, places: Tensor, cache: DynamicCache | None = None
     ) -> Tensor:
-        """Logits at the chosen (row, place) pairs only, [pairs, vocabulary].
+        """Compute logits at the chosen (row, place) pairs only, [pairs, vocabulary].
 
         Args:
-            rows: int64 [pairs], and `places` likewise.
+            batch: what is read.
+            rows: int64 [pairs], packs of the batch.
+            places: int64 [pairs], places in them.
             cache: an empty one, to be filled with the keys and values of all places.
         """
         inputs: dict[str, Any] = {"input_ids": batch.tokens.to(self.device).long()}
@@ -70,9 +72,14 @@ class Forward:
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int], live: Sequence[bool], cache: RowsCache) -> Tensor:
-        """Logits after one more token of every row, [rows, vocabulary]; extends the cache.
+        """Compute logits after one more token of every row, [rows, vocabulary]; extends the cache.
 
         A row that is not live any more stays at its position, which may be the model's last.
+
+        Args:
+            tokens: one of each row.
+            live: whether a row's answer goes on, for each row.
+            cache: keys and values of the rows so far.
         """
         going = torch.tensor(live, device=cache.mask.device)[:, None]
         cache.mask = torch.cat([cache.mask, going], dim=1)
@@ -86,12 +93,13 @@ class Forward:
 
     @property
     def config(self) -> Any:
-        """Of the language model."""
+        """The config of the language model."""
         return self.model.config.get_text_config(decoder=True)
 
     def _windows(self) -> Mapping[str, int | None] | None:
-        """Kind of layer → its attention window, None where it sees all; None if masks are not ours
-        to give, or the model keeps something else than keys and values.
+        """Kind of layer → its attention window, None where it sees all.
+
+        None if the model takes no masks from outside, or keeps something else than keys and values.
         """
         own = getattr(self.model, "_supports_attention_backend", False)
         if not own or self.config._attn_implementation not in ("sdpa", "eager"):
@@ -104,12 +112,14 @@ class Forward:
         return windows if windows.keys() <= {"full_attention", "sliding_attention"} else None
 
     def _masks(self, batch: Batch) -> Any:
-        """Which tokens see which, [packs, 1, queries, keys]; by kind of layer if there are two."""
+        """Masks, [packs, 1, queries, keys], true where a token is seen; by kind of layer if two."""
         windows = self._windows()
         assert windows is not None
+        # 1. A token is seen from its place on, to the end of its branch.
         depths, ends = batch.depths.to(self.device), batch.ends.to(self.device)
         places = torch.arange(ends.shape[1], device=self.device)
         seen = (places <= places[:, None]) & (places[:, None] < ends[:, None])
+        # 2. A window counts positions in the row, not places in the pack.
         masks = {}
         for kind, window in windows.items():
             near = (
@@ -119,7 +129,7 @@ class Forward:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _as_taken(self, mask: Tensor) -> Tensor:
-        """Booleans, or for the eager attention what is added to its scores."""
+        """A mask as booleans, or for the eager attention as what is added to its scores."""
         if self.config._attn_implementation == "sdpa":
             return mask
         dtype = self.model.dtype
@@ -156,5 +166,5 @@ def _head_narrowed(model: Any, pairs: tuple[Tensor, Tensor]) -> Iterator[list[bo
 
 
 def _beside(tensor: Tensor, pairs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Indices where the tensor is: of a model on several GPUs the end is not where it begins."""
+    """Move indices to the tensor's device: a model may end on another than it begins on."""
     return pairs[0].to(tensor.device), pairs[1].to(tensor.device)

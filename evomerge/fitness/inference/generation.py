@@ -1,9 +1,9 @@
-"""Greedy answers, equal to lm-eval's, from a loop that lets every row go as soon as it is done.
+"""Generate greedy answers, equal to lm-eval's, in a loop that lets rows go when they are done.
 
 lm-eval generates in batches that run until their last row has stopped, and cuts the texts
 afterwards. Here a row that has stopped leaves, waiting requests take the free places when half are
-free, and prompts that begin alike are read once (see `packing`). What is not plain greedy decoding
-is left to lm-eval.
+free, and prompts that begin alike are read once (`prefix_packing`). What is not plain greedy
+decoding is left to lm-eval.
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ _PLAIN = _OF_SAMPLING | {
 
 
 class Answer(NamedTuple):
-    """An answer's text, its tokens up to and including the one that ends it, and what could."""
+    """A generated answer.
+
+    Attributes:
+        text: as lm-eval gives it.
+        tokens: up to and including the one that ends it.
+        stop: the strings that could have ended it.
+    """
 
     text: str
     tokens: list[int]
@@ -56,10 +62,10 @@ class _Prompt:
     """A context as the model reads it, and how its answer ends.
 
     Attributes:
-        tokens: what the model reads.
+        tokens: int32 [tokens], what the model reads.
         stop: the strings at which an answer is cut.
-        lookback: so many of an answer's last tokens are looked at for them.
-        most: tokens of an answer.
+        lookback: number of an answer's last tokens in which they are looked for.
+        most: most tokens of an answer.
     """
 
     tokens: Tokens
@@ -73,10 +79,10 @@ class _Running:
     """Rows being generated, side by side.
 
     Attributes:
-        numbers: their prompts.
-        said: the tokens of their answers so far.
-        cache: of everything but the last token said; None where there are no rows.
-        live: the places of those whose answers are not done.
+        numbers: the number of each row's prompt.
+        said: tokens of each row's answer so far.
+        cache: keys and values of everything but the last token said; None where there are no rows.
+        live: places of the rows whose answers are not done.
     """
 
     numbers: list[int] = field(default_factory=list)
@@ -89,7 +95,7 @@ class _Running:
 
     @classmethod
     def joined(cls, parts: Sequence[_Running]) -> _Running:
-        """All rows in one; none may be done."""
+        """Put all rows side by side; none may be done."""
         return cls(
             [number for part in parts for number in part.numbers],
             [said for part in parts for said in part.said],
@@ -97,7 +103,7 @@ class _Running:
         )
 
     def tidy(self) -> None:
-        """Let the rows go that are done."""
+        """Drop the rows that are done."""
         places = sorted(self.live)
         if self.cache is not None and places:
             self.cache.keep(places)
@@ -109,12 +115,13 @@ class _Running:
 
 
 class Greedy:
-    """Generates with the present weights of a model; every answer is what lm-eval gives when it
-    generates it alone.
+    """Generates with the present weights of a model.
+
+    Every answer is what lm-eval gives when it generates it alone.
     """
 
     def __init__(self, lm: HFLM, forward: Forward, budget: Budget, rows: int) -> None:
-        """`rows`: how many are generated at once, at most; halved when memory runs out."""
+        """Prepare to generate at most `rows` answers at once; halved when memory runs out."""
         self._lm = lm
         self._forward = forward
         self._budget = budget
@@ -129,7 +136,7 @@ class Greedy:
         self._own_plain = said <= _PLAIN
 
     def takes(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a request's settings, and the model's own, ask for plain greedy decoding."""
+        """Say whether a request's settings, and the model's, ask for plain greedy decoding."""
         key = repr(settings)
         if key not in self._plain:
             asked = normalize_gen_kwargs(dict(settings), self._lm.max_gen_toks)
@@ -139,7 +146,7 @@ class Greedy:
         return self._plain[key]
 
     def encode(self, context: str, settings: Mapping[str, Any]) -> int:
-        """The number of a prompt, tokenised when it is first met."""
+        """Number a prompt, and tokenise it when it is first met."""
         key = (context, repr(settings))
         if key not in self._known:
             asked = normalize_gen_kwargs(dict(settings), self._lm.max_gen_toks)
@@ -181,7 +188,7 @@ class Greedy:
         return found
 
     def __call__(self, requests: Sequence[Instance]) -> list[Answer]:
-        """The answers.
+        """Answer requests, in their order.
 
         Raises:
             CandidateError: logits are not finite.
@@ -208,10 +215,12 @@ class Greedy:
 
     @torch.inference_mode()
     def _generated(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        """Prompts with the tokens of their answers, as they are done."""
+        """Yield prompts with the tokens of their answers, as they are done."""
         waiting: deque[int] = deque(numbers)
         running = _Running()
         while waiting or running.live:
+            # 1. When half of the places are free, waiting prompts take them and say a first token;
+            #    else every row says one more.
             free = self._most_rows - len(running.live)
             if waiting and 2 * free >= self._most_rows:
                 running.tidy()
@@ -219,22 +228,24 @@ class Greedy:
                 running = _Running.joined([running, *self._started(admitted)])
             else:
                 self._step(running)
+            # 2. Rows whose answer has ended are done.
             for place in list(running.live):
                 number, said = running.numbers[place], running.said[place]
                 if self._ended(self._prompts[number], said):
                     running.live.discard(place)
                     yield number, said
+            # 3. They leave when they are enough to be worth copying the rest.
             if len(running.live) * LEAVING <= len(running.numbers) * (LEAVING - 1):
                 running.tidy()
 
     def _packed(self, numbers: Sequence[int]) -> Iterator[list[Pack]]:
-        """Prompts that are read at a time, in batches."""
+        """Yield batches of packs in which the prompts are read."""
         rows = {number: self._prompts[number].tokens for number in numbers}
         packs = pack_rows(rows, self._budget.tokens, self._forward.worth)
         return by_length(packs, self._budget.tokens)
 
     def _started(self, numbers: Sequence[int]) -> Iterator[_Running]:
-        """Prompts read, and the first token of their answers said."""
+        """Read prompts, and say the first token of their answers."""
         for packed in self._packed(numbers):
             paths = {
                 number: (i, path)
@@ -258,7 +269,7 @@ class Greedy:
             running.said[place].append(tokens[place])
 
     def _ended(self, prompt: _Prompt, said: Sequence[int]) -> bool:
-        """Whether lm-eval would stop here if it generated this answer alone."""
+        """Say whether lm-eval would stop here if it generated this answer alone."""
         if len(said) == prompt.most or said[-1] in self._ends:
             return True
         text = self._lm.tokenizer.decode(said[-prompt.lookback :])
@@ -266,7 +277,7 @@ class Greedy:
 
 
 def _likeliest(logits: Tensor) -> list[int]:
-    """The likeliest token of each row, as transformers chooses it.
+    """Choose the likeliest token of each row, as transformers does.
 
     Raises:
         CandidateError: logits are not finite.

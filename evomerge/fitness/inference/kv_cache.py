@@ -1,4 +1,4 @@
-"""Keys and values of rows being generated: taken out of packs, added to, thinned out.
+"""The KV cache of rows being generated: taken out of packs, added to, thinned out.
 
 Rows stand side by side, padded on the left, so that all of them go on at the same place. Layers
 with a window keep everything too; their mask alone narrows what they see.
@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
+from typing_extensions import override
 
 ROOM = 32
-"""Tokens for which space is made at a time, so that a step does not copy what is there."""
+"""Tokens for which room is made at a time, so that a step need not copy what is there."""
 
 
 class RowsCache(Cache):
-    """The cache of rows side by side.
+    """Keys and values of rows side by side.
 
     Attributes:
         mask: bool [rows, tokens], false where a row is padded; whoever adds a token lengthens it.
@@ -33,7 +34,7 @@ class RowsCache(Cache):
         self.mask = mask
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let all other rows go, and the padding that those which stay have in common."""
+        """Keep these rows, without the padding that all of them have."""
         chosen = torch.tensor(rows, device=self.mask.device)
         mask = self.mask[chosen]
         first = int(mask.any(0).int().argmax())
@@ -43,12 +44,13 @@ class RowsCache(Cache):
 
 
 def unpacked(cache: DynamicCache, paths: Sequence[tuple[int, np.ndarray]]) -> RowsCache:
-    """Rows on their own that were read in packs, each padded on the left to the longest.
+    """Take rows that were read in packs out of the packs' cache, padded on the left to the longest.
 
     Args:
-        cache: of the packs.
+        cache: keys and values of the packs, [packs, heads, length, head size] in each layer.
         paths: (pack, places of the row's tokens in it) of each row.
     """
+    # 1. For each row and token, its place in its pack; padding takes the first token's, unseen.
     longest = max(len(path) for _, path in paths)
     places = torch.zeros((len(paths), longest), dtype=torch.int64)
     mask = torch.zeros((len(paths), longest), dtype=torch.bool)
@@ -57,6 +59,7 @@ def unpacked(cache: DynamicCache, paths: Sequence[tuple[int, np.ndarray]]) -> Ro
         mask[row, longest - len(path) :] = True
     packs = torch.tensor([[pack] for pack, _ in paths])
 
+    # 2. Gather them in each layer; beginnings that rows share are copied to each.
     def take(held: Tensor) -> Tensor:
         # Layers may be on several devices.
         at = packs.to(held.device), places.to(held.device)
@@ -67,7 +70,7 @@ def unpacked(cache: DynamicCache, paths: Sequence[tuple[int, np.ndarray]]) -> Ro
 
 
 def joined(caches: Sequence[RowsCache]) -> RowsCache:
-    """The rows of all caches in one, the shorter of them padded."""
+    """Join the rows of all caches in one, the shorter padded on the left."""
     if len(caches) == 1:
         return caches[0]
     lacking = [max(c.mask.shape[1] for c in caches) - c.mask.shape[1] for c in caches]
@@ -84,7 +87,7 @@ def joined(caches: Sequence[RowsCache]) -> RowsCache:
 
 
 class _Layer(DynamicLayer):
-    """One layer's keys and values, the beginnings of buffers with room for more."""
+    """Holds one layer's keys and values: the beginnings of buffers with room for more."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -92,10 +95,11 @@ class _Layer(DynamicLayer):
         self._buffers = [keys, values]
         self.keys, self.values = keys, values
 
+    @override
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Add tokens; see transformers' `DynamicLayer`."""
+        # Buffers grow by more than is needed; else new tokens are written behind the others.
         now = self.keys.shape[-2]
         then = now + key_states.shape[-2]
         if (lacking := then - self._buffers[0].shape[-2]) > 0:
@@ -105,7 +109,7 @@ class _Layer(DynamicLayer):
         return self._show(then)
 
     def keep(self, rows: Tensor, first: int) -> None:
-        """Rows at these places only, their tokens from `first` on."""
+        """Keep rows at these places only, and their tokens from `first` on."""
         length = self.keys.shape[-2] - first
         rows = rows.to(self._buffers[0].device)
         self._buffers = [held.index_select(0, rows)[:, :, first:] for held in self._buffers]

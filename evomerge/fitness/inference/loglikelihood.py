@@ -1,8 +1,8 @@
-"""Log-likelihoods of continuations, equal to lm-eval's up to rounding, at a fraction of its work.
+"""Score log-likelihoods of continuations, as lm-eval up to rounding, at a fraction of its work.
 
 Every distinct (context, continuation) is tokenised once in a worker's life; what inputs begin with
-in common is read once (see `packing`); the output head is applied where a continuation is read off
-only; log-probabilities are computed in float32 whatever the model's dtype.
+in common is read once (`prefix_packing`); the output head is applied where a continuation is read
+off only; log-probabilities are computed in float32 whatever the model's dtype.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ class _Reading:
     """A batch, and where continuations are read off.
 
     Attributes:
+        batch: what is read.
         of_one_row: whether it cannot be made smaller.
         asked: the continuations, in the order of their tokens below.
-        rows, places: int64 [logits], where logits are needed, each once.
+        rows: int64 [logits], packs where logits are needed.
+        places: int64 [logits], places in them; each pair once.
         at: int64 [tokens of all continuations], the logits that predict a token.
-        targets: int64 likewise, the token.
-        lengths: tokens of each continuation.
+        targets: int64 [tokens of all continuations], the token.
+        lengths: number of tokens of each continuation.
     """
 
     batch: Batch
@@ -69,7 +71,7 @@ class LogLikelihoods:
         self._plan = lru_cache(maxsize=PLANS)(self._planned)
 
     def encode(self, context: str, continuation: str) -> int:
-        """The number of a continuation, tokenised when it is first met.
+        """Number a continuation, and tokenise it when it is first met.
 
         Raises:
             InputError: it has no tokens, or more than the model can read.
@@ -102,7 +104,7 @@ class LogLikelihoods:
         return [PassShape.of(reading.batch, len(reading.rows)) for reading in self._readings(asked)]
 
     def __call__(self, requests: Sequence[Instance]) -> list[Answer]:
-        """`(log-likelihood, is greedy)` for each request.
+        """Score requests: `(log-likelihood, is greedy)` of each.
 
         Raises:
             CandidateError: a log-likelihood is not finite.
@@ -110,6 +112,8 @@ class LogLikelihoods:
         """
         asked = [self.encode(*request.args) for request in requests]
         answers: dict[int, Answer] = {}
+        # Until all are answered: plan batches within the budget, and plan again when it changes,
+        # because the first pass measured it, or because memory ran out.
         while remaining := {*asked} - answers.keys():
             budget = self._budget.tokens
             for reading in self._readings(remaining):
@@ -133,11 +137,11 @@ class LogLikelihoods:
         return (tokens[:1], tokens[1:]) if tokens[:1] == [prefix] else ([prefix], tokens)
 
     def _readings(self, asked: set[int]) -> list[_Reading]:
-        """Batches as they fit now."""
+        """Plan batches within the present budget."""
         return self._plan(tuple(sorted(asked)), self._budget.tokens, self._forward.packs())
 
     def _planned(self, asked: Sequence[int], budget: int, share: bool) -> list[_Reading]:
-        """Batches that answer the continuations."""
+        """Plan batches that answer the continuations, of packs or of single rows."""
         of_row: dict[int, list[int]] = {}
         for continuation in asked:
             of_row.setdefault(self._continuations[continuation][0], []).append(continuation)
@@ -146,6 +150,8 @@ class LogLikelihoods:
         return [self._reading(batch, of_row) for batch in by_length(packs, budget)]
 
     def _reading(self, packs: Sequence[Pack], of_row: Mapping[int, list[int]]) -> _Reading:
+        """Find where a batch's logits are needed, and which tokens they are to predict."""
+        # 1. For each continuation: the places that predict its tokens, as indices in the batch.
         batch, asked = Batch.of(packs), []
         length, read_at, targets = batch.tokens.shape[1], [], []
         for i, pack in enumerate(packs):
@@ -156,6 +162,7 @@ class LogLikelihoods:
                     # A position predicts the next token: read off the row's end.
                     read_at.append(path[-len(tokens) :].astype(np.int64) + i * length)
                     targets.append(tokens)
+        # 2. Continuations of one row share places: each logit is computed once.
         read, at = np.unique(np.concatenate(read_at), return_inverse=True)
         return _Reading(
             batch=batch,
@@ -170,8 +177,9 @@ class LogLikelihoods:
 
     @torch.inference_mode()
     def _read(self, reading: _Reading) -> dict[int, Answer]:
-        """The answers of a batch, by continuation."""
+        """Answer a batch's continuations: continuation → answer."""
         logits = self._forward.logits(reading.batch, reading.rows, reading.places)
+        # log p(token) = logit − logsumexp(logits), in float32, a piece at a time.
         pieces = logits.split(max(1, LOGITS // logits.shape[-1]))
         norms = torch.cat([piece.logsumexp(-1) for piece in map(Tensor.float, pieces)])
         at, targets = reading.at.to(logits.device), reading.targets.to(logits.device)

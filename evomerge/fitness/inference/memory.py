@@ -1,4 +1,4 @@
-"""How many tokens one forward pass may hold: measured once, halved when the memory is not there."""
+"""Budget the tokens of a forward pass: measured once, halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIRST = 4096
 """Tokens of the first batch on a GPU, by which the others are sized."""
 MOST = 1 << 18
 SHARE = 0.8
-"""Of the memory that is free, what a batch may take."""
+"""Share of the free memory that a batch may take."""
 
 
 class Budget:
@@ -26,14 +26,14 @@ class Budget:
     """
 
     def __init__(self, devices: Collection[torch.device], tokens: int | None = None) -> None:
-        """`devices`: those of the model."""
+        """Begin with a budget for the model's devices."""
         self._gpus = [device for device in devices if device.type == "cuda"]
         self._measures = bool(self._gpus) and tokens is None
         self.tokens = tokens or (FIRST if self._measures else ON_CPU)
 
     @contextmanager
     def measured(self, tokens: int) -> Iterator[None]:
-        """Around a forward pass of so many tokens: the first one sizes those to come."""
+        """Measure the pass of so many tokens inside the block; the first sizes the others."""
         if not self._measures:
             yield
             return
@@ -51,19 +51,19 @@ class Budget:
         return sized(tokens, used, torch.cuda.mem_get_info(gpu)[0] + cached)
 
     def halve(self, tokens: int) -> None:
-        """After a pass of so many tokens ran out of memory."""
+        """Halve the budget after a pass of so many tokens ran out of memory."""
         self._measures = False
         self.tokens = max(1, min(self.tokens, tokens) // 2)
 
 
 def sized(tokens: int, used: int, free: int) -> int:
-    """The budget, a power of two, when a pass of `tokens` took `used` bytes and `free` are free."""
+    """Size a budget, a power of two: a pass of `tokens` took `used` bytes, `free` are free."""
     most = int(SHARE * free * tokens / max(1, used))
     return min(MOST, 1 << max(0, most.bit_length() - 1))
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that there was no memory, on a GPU or on the host."""
+    """Say whether an exception means that there was no memory, on a GPU or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, Exception) and should_reduce_batch_size(error)

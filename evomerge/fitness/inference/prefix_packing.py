@@ -1,4 +1,4 @@
-"""Rows of tokens that begin alike, packed so that what they share is computed once.
+"""Pack rows of tokens that begin alike, so that what they share is computed once.
 
 A pack is a prefix tree of rows, laid out depth first in one row of tokens. A token sees those
 before it on its own branch only, and stands at its depth, so that every row is read as if it were
@@ -25,7 +25,7 @@ class Pack:
         tokens: int32 [length], depth first.
         depths: int32 [length], each token's position in its rows.
         ends: int32 [length]: token i is seen by the tokens at i … ends[i] − 1.
-        paths: row → the places of its tokens, int32 [tokens of the row].
+        paths: row → the places of its tokens in the pack, int32 [tokens of the row].
     """
 
     tokens: Tokens
@@ -59,8 +59,10 @@ def pack_rows(rows: Mapping[int, Tokens], limit: int, worth: float) -> list[Pack
     packs: list[_Growing] = []
     before: Tokens = np.zeros(0, dtype=np.int32)
     for row in order:
+        # No row has more in common with this one than the row that sorts before it.
         tokens = rows[row]
         shared = _common(before, tokens)
+        # It joins that row's pack if that saves work, or begins another.
         if not (packs and packs[-1].gains(shared, len(tokens), limit, worth)):
             packs.append(_Growing())
             shared = 0
@@ -70,7 +72,7 @@ def pack_rows(rows: Mapping[int, Tokens], limit: int, worth: float) -> list[Pack
 
 
 def by_length(packs: Sequence[Pack], budget: int) -> Iterator[list[Pack]]:
-    """Batches of packs of about one length, each of at most `budget` tokens, padding included.
+    """Yield batches of packs of about one length, of at most `budget` tokens, padding included.
 
     Packs with branches come apart from those without, which need no mask. The longest come first.
     """
@@ -94,30 +96,36 @@ class _Growing:
         self._paths: dict[int, Tokens] = {}  # `_last` is that of the row added last
 
     def gains(self, shared: int, length: int, limit: int, worth: float) -> bool:
+        """Whether a row joins: entries of attention wasted against those that sharing is worth."""
         now = len(self._tokens)
         longer = now + length - shared
         wasted = longer**2 - now**2 - length**2
         return shared > 0 and longer <= limit and wasted <= worth * shared
 
     def add(self, row: int, tokens: Tokens, shared: int) -> None:
+        """Add a row that has its first `shared` tokens in common with the row added last."""
+        # 1. The last row's own branch ends here: no later token sees it.
         now = len(self._tokens)
-        self._ends[self._last[shared:]] = now  # nothing continues the last row from here
+        self._ends[self._last[shared:]] = now
+        # 2. The rest of this row is a new branch, behind everything, at its depths.
         self._tokens = np.concatenate([self._tokens, tokens[shared:]])
         self._depths = np.concatenate(
             [self._depths, np.arange(shared, len(tokens), dtype=np.int32)]
         )
         longer = len(self._tokens)
         self._ends = np.concatenate([self._ends, np.zeros(longer - now, dtype=np.int32)])
+        # 3. The row's path is the shared beginning, and the branch.
         places = np.arange(now, longer, dtype=np.int32)
         self._last = self._paths[row] = np.concatenate([self._last[:shared], places])
 
     def done(self) -> Pack:
+        """The pack; the last row, which nothing ended, is seen to the end."""
         self._ends[self._last] = len(self._tokens)
         return Pack(self._tokens, self._depths, self._ends, self._paths)
 
 
 def _common(one: Tokens, other: Tokens) -> int:
-    """How many tokens two rows begin with alike."""
+    """Count the tokens with which two rows begin alike."""
     length = min(len(one), len(other))
     differ = np.flatnonzero(one[:length] != other[:length])
     return int(differ[0]) if len(differ) else length

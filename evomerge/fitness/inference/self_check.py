@@ -1,4 +1,4 @@
-"""Whether a model reads packed rows, and goes on from a cache, as it reads plain rows."""
+"""Check that a model reads packed rows, and goes on from a cache, as it reads plain rows."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-3}
 """Largest difference of logits that is rounding, as a share of their spread; .2 for others."""
 MANY = 1 << 20
+"""A bound that packs everything together."""
 
 
 def agrees(forward: Forward) -> bool | None:
-    """Compare, on three short rows of random tokens; None if the weights do not let one tell.
+    """Compare logits on three short rows of random tokens; None if the weights do not tell.
 
     A model that ignores positions, masks or the cache it is given is off by about the logits'
     spread.
     """
+    # 1. Two rows that begin alike, and their beginning, each read alone.
     draw, config = np.random.default_rng(0), forward.config
     length = min(12, getattr(config, "max_position_embeddings", 12) - 1)
     trunk, twig = draw.integers(config.vocab_size, size=(2, length), dtype=np.int32)
@@ -37,12 +39,14 @@ def agrees(forward: Forward) -> bool | None:
     plain = torch.cat([_last(forward, pack_rows({0: row}, 0, 0), [0]) for row in rows.values()])
     if not bool(plain.isfinite().all()):
         return None
+    # 2. The same in one pack, and with the last token as a step from a cache.
     try:
         packed = _last(forward, pack_rows(rows, MANY, MANY), list(rows))
         stepped = _stepped(forward, trunk, rows[2])
     # A model that does not take what it is given says so in a way of its own.
     except Exception as error:
         return None if ran_out_of_memory(error) else False
+    # 3. Their largest difference, as a share of the logits' spread.
     off = torch.cat([packed - plain, stepped - plain[:1]]).abs().max() / plain.std()
     return bool(off <= TOLERANCE.get(forward.model.dtype, 0.2))
 

@@ -1,4 +1,4 @@
-"""What tells a document apart, under whichever task or name it is found."""
+"""Tell documents apart, under whichever task or name they are found."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ EXCERPT = 60
 
 
 def document_hash(document: Any) -> str:
-    """lm-eval's `doc_hash`: SHA-256 of the document as JSON, 64 hex digits."""
+    """Compute lm-eval's `doc_hash`: SHA-256 of the document as JSON, 64 hex digits."""
     return hash_string(
         json.dumps(document, indent=2, default=handle_non_serializable, ensure_ascii=False)
     )
 
 
 def item_ids(documents: Sequence[Any]) -> tuple[str, ...]:
-    """One id per document; the second and later copies of a document are numbered."""
+    """Name each document by its hash; the second and later copies are numbered, "#2", "#3"."""
     copies: Counter[str] = Counter()
     ids = []
     for document in documents:
@@ -35,11 +35,11 @@ def item_ids(documents: Sequence[Any]) -> tuple[str, ...]:
 
 
 def marks(document: Any) -> tuple[str, ...]:
-    """What another record of the same document has too, though its hash be another.
+    """Compute marks, of which other records of the same document share one, whatever their hash.
 
-    Each of its longer texts, for records with fields added, left out or rewritten; and all its
-    values, whatever their names. Case, spaces and line ends do not count. A mark is a text's
-    beginning, "#" and a digest of the whole.
+    There is one for each of its longer texts, for records with fields added, left out or rewritten;
+    and one for all its values, whatever their names. Case, spaces and line ends do not count. A
+    mark is a text's beginning, "#" and a digest of the whole.
     """
     values = list(_values(document))
     texts = dict.fromkeys(value for value in values if len(value) >= DISTINCT)
@@ -47,7 +47,7 @@ def marks(document: Any) -> tuple[str, ...]:
 
 
 def _values(part: Any) -> Iterator[str]:
-    """Texts and numbers within a document, in their order."""
+    """Yield texts and numbers within a document, in their order."""
     if isinstance(part, Mapping):
         part = list(part.values())
     if isinstance(part, list | tuple):

@@ -1,4 +1,4 @@
-"""Finding and loading lm-eval tasks: local ones first, built-in ones only when they are needed.
+"""Find and load lm-eval's tasks: local ones first, built-in ones only when they are needed.
 
 lm-eval's own index of built-in tasks takes 10 s to build (14,700 names), so a name is looked up in
 `include_path`, then in the built-in folder that begins its name, and only then everywhere.
@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
+from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.config import FitnessConfig, TaskConfig
@@ -34,12 +35,12 @@ OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 
 @dataclass(frozen=True)
 class LoadedTasks:
-    """The leaf tasks one entry of `fitness.tasks` stands for.
+    """The tasks that one entry of `fitness.tasks` stands for.
 
     Attributes:
         tasks: lm-eval `Task` objects by name; several where the entry names a group or a tag.
-        group: the lm-eval `Group` the entry names, if it names one.
-        test_sets: by name, which public test set the task's documents are, if they are one.
+        group: the lm-eval `Group` that the entry names, if it names one.
+        test_sets: task → the public test set that its documents are, if they are one.
     """
 
     tasks: dict[str, Any]
@@ -50,6 +51,7 @@ class LoadedTasks:
 class LocalTaskFactory(TaskFactory):
     """Builds tasks whose relative data paths start at the folder of the file they stand in."""
 
+    @override
     def _load_full_config(
         self, entry: Entry, overrides: dict[str, Any] | None = None
     ) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class LocalTaskFactory(TaskFactory):
 
 
 def read_task_file(path: Path, dataset_path: str | None) -> dict[str, Any]:
-    """One task or group file with its includes merged in and its data paths made absolute.
+    """Read a task or group file, with its includes merged in and its data paths made absolute.
 
     Args:
         path: the YAML file; `!function` values are imported from its folder, as lm-eval does.
@@ -79,7 +81,7 @@ def read_task_file(path: Path, dataset_path: str | None) -> dict[str, Any]:
 def _with_absolute_data(
     config: Mapping[str, Any], folder: Path, dataset_path: str | None
 ) -> dict[str, Any]:
-    """A task's config with local data paths taken from `folder`; hub names and URLs stay."""
+    """Take a config's local data paths from `folder`; names of the hub and URLs stay."""
     config = dict(config)
     if isinstance(members := config.get("task"), list):
         config["task"] = [
@@ -100,7 +102,7 @@ def _with_absolute_data(
 
 
 def _absolute(value: Any, folder: Path) -> Any:
-    """Every path in a data_files value (text, list or mapping of them), taken from `folder`."""
+    """Take every path in a data_files value (text, list or mapping of them) from `folder`."""
     if isinstance(value, str):
         return value if "://" in value else str(folder / value)
     if isinstance(value, dict):
@@ -111,11 +113,12 @@ def _absolute(value: Any, folder: Path) -> Any:
 
 
 def open_manager(config: FitnessConfig) -> TaskManager:
-    """A task manager that knows every task the campaign names, and as few others as possible.
+    """Open a task manager that knows every task the campaign names, and few others.
 
     Raises:
         InputError: `include_path` is no folder, or a name is neither there nor built in.
     """
+    # 1. Local tasks.
     folder = config.include_path
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"fitness.include_path: {folder} is not a folder")
@@ -124,6 +127,7 @@ def open_manager(config: FitnessConfig) -> TaskManager:
     manager = TaskManager(include_path=folder, include_defaults=False)
     manager._factory = LocalTaskFactory()
     index = manager.task_index
+    # 2. Of names that are missing: the built-in folder that begins the name, then all built-in.
     for name in _unresolved(names, index):
         _add(index, _folder_index(name))
     if _unresolved(names, index):
@@ -138,6 +142,12 @@ def load_tasks(
     manager: TaskManager, position: int, spec: TaskConfig, allow_test_sets: bool
 ) -> LoadedTasks:
     """Load one entry of `fitness.tasks` with its data.
+
+    Args:
+        manager: knows the task.
+        position: of the entry.
+        spec: the entry.
+        allow_test_sets: whether public test sets are let through.
 
     Raises:
         InputError: the task or its data cannot be loaded, is of a kind evomerge does not score, or
@@ -169,7 +179,7 @@ def load_tasks(
 
 
 def dataset_of(task: Any) -> str | None:
-    """The hub's name for a task's data set; None of local data."""
+    """Say the hub's name for a task's data set; None for local data."""
     path = task.DATASET_PATH
     local = path is None or path in FILE_FORMATS or Path(path).exists()
     return None if local else str(path)
@@ -188,7 +198,7 @@ def _refuse_what_cannot_be_scored(where: str, name: str, task: Any) -> None:
 
 
 def _unresolved(names: Iterable[str], index: Mapping[str, Entry]) -> set[str]:
-    """The names, and the members of groups among them, that the index does not hold."""
+    """Find the names, and the members of groups among them, that the index does not hold."""
     missing: set[str] = set()
     waiting, seen = list(names), set[str]()
     while waiting:
@@ -204,7 +214,7 @@ def _unresolved(names: Iterable[str], index: Mapping[str, Entry]) -> set[str]:
 
 
 def _members(group: Mapping[str, Any], index: Mapping[str, Entry]) -> Iterator[str]:
-    """Names a group's config refers to; members defined on the spot need no entry."""
+    """Yield the names that a group's config refers to; members defined there need no entry."""
     for member in group.get("task") or []:
         if isinstance(member, str):
             yield member
@@ -215,13 +225,13 @@ def _members(group: Mapping[str, Any], index: Mapping[str, Entry]) -> Iterator[s
 
 
 def _add(index: dict[str, Entry], more: Mapping[str, Entry]) -> None:
-    """Complete the index; what it has already wins, as include_path does in lm-eval."""
+    """Add entries to the index; those that it has already win, as include_path does in lm-eval."""
     for name, entry in more.items():
         index.setdefault(name, entry)
 
 
 def _folder_index(name: str) -> dict[str, Entry]:
-    """The tasks and groups of the built-in folder with the longest name that begins `name`."""
+    """Index the built-in folder with the longest name that begins `name`."""
     folders = [path for path in BUILT_IN.iterdir() if path.is_dir() and name.startswith(path.name)]
     if not folders:
         return {}
@@ -233,12 +243,12 @@ def _folder_index(name: str) -> dict[str, Entry]:
 
 @functools.cache
 def _built_in_index() -> Mapping[str, Entry]:
-    """Every built-in name; 10 s, so once in a process."""
+    """Index every built-in name; 10 s, so once in a process."""
     return TaskManager(include_defaults=True).task_index
 
 
 def _unknown(position: int, name: str, index: Mapping[str, Entry], folder: str | None) -> str:
-    """The message for a task nobody knows, with the nearest names and unreadable local files."""
+    """Say that there is no such task, with the nearest names and unreadable local files."""
     near = difflib.get_close_matches(name, index, n=3, cutoff=0.6)
     text = f"fitness.tasks[{position}].task: no task {name!r} "
     text += f"in {folder} or among lm-eval's own" if folder else "among lm-eval's own"

@@ -1,4 +1,4 @@
-"""What lm-eval does around a score, contained: its log, its bars, its seeds, its templates."""
+"""Contain what lm-eval does to the process: its log, its bars, its seeds, its templates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from datasets.utils import are_progress_bars_disabled
 from jinja2 import Environment, Template
 
-# Else each load of a data set, of a file on this disk too, is told to a server.
+# Else each load of a data set, of a file on this disk too, is reported to a server.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
 
 PYTHON_SEED = 0

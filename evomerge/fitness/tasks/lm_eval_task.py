@@ -1,4 +1,7 @@
-"""Prepare lm-eval tasks for scoring: choose metrics, draw few-shot examples, build requests."""
+"""Prepare lm-eval tasks for scoring: choose metrics, draw few-shot examples, build requests.
+
+Choosing an lm-eval metric, its filter and its direction is `_choose_metric`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
+from typing_extensions import override
 
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.config import FitnessConfig, TaskConfig
@@ -27,7 +31,7 @@ from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
 from evomerge.fitness.tasks.score_source import ScoreSource
 
 _SCORING_KEYS = ("output_type", "repeats", "filter_list", "metric_list", "process_results")
-"""Of a task's configuration, what turns answers into values; prompts are taken as rendered."""
+"""Keys of a task's configuration that turn answers into values; prompts are taken as rendered."""
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -41,8 +45,9 @@ class LmEvalMetric(ScoreSource):
 
     task: Any
 
+    @override
     def asked(self) -> str:
-        """SHA-256 over every request's arguments, every target and the task's own code, in hex."""
+        # SHA-256 over every request's arguments, every target and how answers become values.
         digest = hashlib.sha256()
         config = self.task.dump_config()
         scoring = {key: config.get(key) for key in _SCORING_KEYS}
@@ -54,8 +59,8 @@ class LmEvalMetric(ScoreSource):
                 digest.update(json.dumps(asked, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
+    @override
     def values(self, places: Sequence[int]) -> list[float]:
-        """See `ScoreSource`; from the requests' responses."""
         if not places:
             return []
         if self.filter == RESPONSE_TOKENS:
@@ -66,7 +71,7 @@ class LmEvalMetric(ScoreSource):
         return [self._value(place) for place in places]
 
     def _tokens(self, place: int) -> float:
-        """The mean length of the document's answers; there are several where a task repeats."""
+        """Mean length of a document's answers; there are several where a task repeats."""
         counts = [n for one in self.requests[place] for n in one.filtered_resps[RESPONSE_TOKENS]]
         return sum(counts) / len(counts)
 
@@ -93,13 +98,15 @@ class LmEvalMetric(ScoreSource):
         return value
 
 
-def load_leaves(
+def load_lm_eval_task(
     position: int, spec: TaskConfig, config: FitnessConfig, manager: TaskManager, lm: Any | None
 ) -> list[LmEvalMetric]:
-    """The leaf tasks of one entry of `fitness.tasks`, and the measures beside them.
+    """Load one entry of `fitness.tasks`: its tasks' metrics, and the measures beside them.
 
     Args:
         position: of the entry.
+        spec: the entry.
+        config: the section.
         manager: knows the task.
         lm: the model whose chat template and limits the requests follow; without one they are
             built as plain text, which gives the same ids and few-shot examples.
@@ -115,15 +122,17 @@ def load_leaves(
 def _build(
     where: str, config: FitnessConfig, spec: TaskConfig, loaded: LoadedTasks, lm: Any | None
 ) -> list[LmEvalMetric]:
-    """The leaves of one entry."""
+    # 1. Settings of the entry, and the metrics to read.
     for task in loaded.tasks.values():
         _configure(task, spec, config.fewshot_seed)
     metrics = {name: _metrics(where, name, loaded.tasks[name], spec) for name in loaded.tasks}
+    # 2. Requests of every document; documents drawn as few-shot examples are not scored.
     drawn = {name: _request(where, name, loaded.tasks[name], spec, lm) for name in loaded.tasks}
     requests = {name: _by_document(task.instances) for name, task in loaded.tasks.items()}
     documents = {name: tuple(group[0].doc for group in requests[name]) for name in loaded.tasks}
     ids = {name: item_ids(documents[name]) for name in loaded.tasks}
     excluded = {name: _excluded(where, name, ids[name], drawn[name]) for name in loaded.tasks}
+    # 3. The entry's weight is shared among its tasks; measures beside the metric have none.
     sizes = {name: len(ids[name]) - len(excluded[name]) for name in loaded.tasks}
     shares = _shares(sizes, spec, loaded.group)
     return [
@@ -161,7 +170,7 @@ def _configure(task: Any, spec: TaskConfig, fewshot_seed: int) -> None:
 
 
 def _metrics(where: str, name: str, task: Any, spec: TaskConfig) -> list[tuple[str, str, bool]]:
-    """What is read off a task's answers: its score first, then the measures beside it."""
+    """Choose what is read off a task's answers: its metric first, then the measures beside it."""
     found = [_choose_metric(f"{where}.metric", name, task, spec.metric)]
     for position, measure in enumerate(spec.measures):
         found.append(_choose_metric(f"{where}.measures[{position}]", name, task, measure))
@@ -171,7 +180,19 @@ def _metrics(where: str, name: str, task: Any, spec: TaskConfig) -> list[tuple[s
 
 
 def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, str, bool]:
-    """The metric's name, its filter, and whether higher is better; `where` is the key."""
+    """Choose a metric by its name: its name in lm-eval, its filter, and whether higher is better.
+
+    Args:
+        where: the key, for messages.
+        name: the task's name.
+        task: lm-eval's task.
+        named: `metric`, or `metric,filter` as lm-eval prints it.
+
+    Raises:
+        InputError: the task has no such metric, not as a mean of one number per document, under
+            several filters, or without a direction.
+    """
+    # 1. Response tokens stand beside lm-eval's own metrics.
     metric, _, wanted = named.partition(",")
     if named == RESPONSE_TOKENS:
         if task.OUTPUT_TYPE != "generate_until":
@@ -180,6 +201,7 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, s
                 f"{RESPONSE_TOKENS}; name a generate_until task, or leave it out"
             )
         return RESPONSE_TOKENS, RESPONSE_TOKENS, False
+    # 2. lm-eval's metrics are those that it aggregates, under each of the task's filters.
     filters = [ensemble.name for ensemble in task._filters]
     aggregation = task.aggregation()
     printed = ", ".join(f"{key},{each}" for key in aggregation for each in filters)
@@ -187,12 +209,14 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, s
         near = difflib.get_close_matches(metric, aggregation, n=1)
         hint = f"; did you mean {near[0]!r}?" if near and near[0] != metric else ""
         raise InputError(f"{where}: {name} has no metric {named!r}; it has: {printed}{hint}")
+    # 3. Judging pairs candidates on items, so a metric must be a mean over them.
     usable = [key for key, function in aggregation.items() if _is_mean(function)]
     if metric not in usable:
         raise InputError(
             f"{where}: {metric!r} of {name} is not a mean of one number per document; "
             f"usable: {', '.join(usable) or 'none'}"
         )
+    # 4. Filter and direction must be known.
     if not wanted and len(filters) > 1:
         raise InputError(
             f"{where}: {name} has {metric!r} under several filters; name one: "
@@ -213,7 +237,7 @@ def _is_mean(aggregation: Any) -> bool:
 
 
 def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None) -> list[Any]:
-    """Build the task's requests for all documents; the documents drawn as few-shot examples."""
+    """Build a task's requests for all documents; return those drawn as few-shot examples."""
     chat: dict[str, Any] = {}
     if lm is not None:
         _check_limits(where, name, task, spec, lm)
@@ -255,7 +279,7 @@ def _check_limits(where: str, name: str, task: Any, spec: TaskConfig, lm: Any) -
 
 @contextmanager
 def _observed(task: Any) -> Iterator[list[Any]]:
-    """Collect the documents the task's few-shot sampler hands out inside the block, each once."""
+    """Collect the documents that the few-shot sampler hands out inside the block, each once."""
     drawn: list[Any] = []
     sampler = getattr(task, "sampler", None)
     if sampler is None:
@@ -281,7 +305,7 @@ def _observed(task: Any) -> Iterator[list[Any]]:
 
 
 def _by_document(instances: Sequence[Instance]) -> tuple[tuple[Instance, ...], ...]:
-    """Instances grouped by document, both in lm-eval's order."""
+    """Group instances by document, both in lm-eval's order."""
     groups: dict[int, list[Instance]] = {}
     for instance in instances:
         groups.setdefault(instance.doc_id, []).append(instance)
@@ -289,7 +313,7 @@ def _by_document(instances: Sequence[Instance]) -> tuple[tuple[Instance, ...], .
 
 
 def _excluded(where: str, name: str, ids: Sequence[str], drawn: Sequence[Any]) -> frozenset[str]:
-    """The items whose document was drawn as an example for any document of the task."""
+    """Find the items whose document was drawn as an example for any document of the task."""
     examples = {document_hash(document) for document in drawn}
     excluded = frozenset(item for item in ids if item.partition("#")[0] in examples)
     if 2 * len(excluded) > len(ids):
@@ -303,7 +327,7 @@ def _excluded(where: str, name: str, ids: Sequence[str], drawn: Sequence[Any]) -
 
 
 def _shares(sizes: dict[str, int], spec: TaskConfig, group: Any | None) -> dict[str, float]:
-    """The entry's weight, shared among its leaves as lm-eval averages a group."""
+    """Share the entry's weight among its tasks as lm-eval averages a group."""
     metric = spec.metric.partition(",")[0]
     by_name = any(
         each.metric == metric and not each.weight_by_size

@@ -1,4 +1,4 @@
-"""Metrics of one's own: Python functions that score documents with the model itself."""
+"""Own metrics: Python functions of the user that score documents with the model itself."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from evomerge.common.data_files import json_data
 from evomerge.common.errors import CandidateError, InputError
@@ -29,7 +30,7 @@ Function = Callable[[Any, Any, list[Any]], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class OwnMetric(ScoreSource):
-    """A function, and the documents it scores.
+    """A function of the user, and the documents it scores.
 
     Attributes:
         function: `(model, tokenizer, items)` → one number per item.
@@ -41,15 +42,16 @@ class OwnMetric(ScoreSource):
     code: str
     lm: Any
 
+    @override
     def asked(self) -> str:
-        """SHA-256 over the documents and the function's module, in hex."""
+        # SHA-256 over the documents and the text of the function's module.
         digest = hashlib.sha256(self.code.encode())
         for document in self.documents:
             digest.update(json.dumps(document, sort_keys=True).encode())
         return digest.hexdigest()
 
+    @override
     def values(self, places: Sequence[int]) -> list[float]:
-        """See `ScoreSource`; the function's numbers."""
         if not places:
             return []
         items = [deepcopy(self.documents[place]) for place in places]
@@ -82,12 +84,13 @@ class OwnMetric(ScoreSource):
         return values.tolist()
 
 
-def load_callable(where: str, config: CallableConfig, lm: Any) -> OwnMetric:
+def load_own_metric(where: str, config: CallableConfig, lm: Any) -> OwnMetric:
     """Import the function and read the documents.
 
     Args:
         where: the entry's key, `fitness.tasks[1]`.
-        lm: see `OwnMetric`.
+        config: the entry.
+        lm: lm-eval's object around the model; None where nothing is scored.
 
     Raises:
         InputError: the module, the function or the documents cannot be had; names the key.
@@ -123,7 +126,7 @@ def load_callable(where: str, config: CallableConfig, lm: Any) -> OwnMetric:
 
 
 def _imported(where: str, name: str) -> ModuleType:
-    """A module by its dotted name, or by its file's path; modules beside the file are found too."""
+    """Import a module by its dotted name, or by its file's path, beside which others are found."""
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)
@@ -160,7 +163,7 @@ def _code(module: ModuleType) -> str:
 
 
 def _documents(where: str, path: Path) -> list[Any]:
-    """JSON objects, one a line."""
+    """Read JSON objects, one a line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # a string may hold other line ends
     except (OSError, UnicodeDecodeError) as error:

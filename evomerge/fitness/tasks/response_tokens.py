@@ -1,4 +1,4 @@
-"""Response tokens: how long an answer is, counted where lm-eval ends it."""
+"""Count response tokens: the length of an answer, up to where lm-eval ends it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import lm_eval.models.huggingface as huggingface
 from lm_eval.models.huggingface import HFLM
 
 RESPONSE_TOKENS = "response_tokens"
-"""What every generation task has beside its own metrics: tokens of an answer, fewer is better."""
+"""A metric that every generation task has beside its own: tokens of an answer, fewer is better."""
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def counted_responses(lm: HFLM) -> Iterator[list[int]]:
 
 
 def response_length(lm: HFLM, tokens: Sequence[int], stop: Sequence[str]) -> int:
-    """Tokens up to and including the one at which lm-eval stops.
+    """Count the tokens up to and including the one at which lm-eval stops.
 
     That is the first end-of-sequence token (the tokenizer's or one of the model's), or the token
     that completes a stop string, as lm-eval's stopping criterion sees it: special tokens are text.
@@ -65,6 +65,7 @@ def response_length(lm: HFLM, tokens: Sequence[int], stop: Sequence[str]) -> int
     ends = end_tokens(lm)
     length = next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))
 
+    # The shortest beginning whose text holds a stop string, by bisection.
     def stopped(count: int) -> bool:
         text = lm.tokenizer.decode(tokens[:count], skip_special_tokens=False)
         return any(string in text for string in stop if string)
@@ -77,7 +78,7 @@ def response_length(lm: HFLM, tokens: Sequence[int], stop: Sequence[str]) -> int
 
 
 def end_tokens(lm: HFLM) -> set[int]:
-    """What ends an answer: the tokenizer's end-of-sequence token, and the model's."""
+    """Find the tokens that end an answer: the tokenizer's end of sequence, and the model's."""
     of_model = getattr(lm.model.generation_config, "eos_token_id", None)
     listed = of_model if isinstance(of_model, list) else [of_model]
     return {token for token in (*listed, lm.eot_token_id) if token is not None}

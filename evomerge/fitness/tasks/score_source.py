@@ -1,4 +1,4 @@
-"""A source of scores: one metric of one set of documents."""
+"""Sources of scores: one metric of one set of documents each."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ class ScoreSource(ABC):
     Attributes:
         name: the task's name; of a measure beside its score, `task.metric`.
         kind: lm-eval's output type of the task, or `callable`.
-        metric: the metric's name, and `filter` the name of the filter it is read under.
+        metric: the metric's name.
+        filter: the name of the filter under which it is read.
+        higher_is_better: whether more of the metric is better.
         weight: the entry's weight, or a group member's share of it; 0 for a measure.
         documents: in lm-eval's order.
-        ids: their item ids; `requests[i]` are the instances of `ids[i]`.
+        ids: their item ids.
+        requests: the instances of each item.
         excluded: ids whose document serves as a few-shot example.
         dataset: the hub's name for their data set; None for local data.
         test_set: which public test set the documents are, if they are one.
@@ -41,11 +44,11 @@ class ScoreSource(ABC):
 
     @abstractmethod
     def asked(self) -> str:
-        """A digest, in hex, of what is asked and of what counts as right."""
+        """Digest, in hex, what is asked and what counts as right."""
 
     @abstractmethod
     def values(self, places: Sequence[int]) -> list[float]:
-        """The metric of the documents at `places` (ascending), once their requests are answered.
+        """Read the metric of the documents at `places` (ascending) off their requests' answers.
 
         Raises:
             CandidateError: the metric's own code fails on the candidate, or is not finite.

@@ -1,4 +1,4 @@
-"""A campaign's tasks as items, and one score per item for a model's present weights."""
+"""Hold a campaign's tasks as items, and score each for a model's present weights."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from evomerge.fitness.engines import RequestAnswerer
 from evomerge.fitness.tasks.documents import marks
 from evomerge.fitness.tasks.lm_eval_loading import open_manager
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
-from evomerge.fitness.tasks.lm_eval_task import load_leaves
-from evomerge.fitness.tasks.own_metric import load_callable
+from evomerge.fitness.tasks.lm_eval_task import load_lm_eval_task
+from evomerge.fitness.tasks.own_metric import load_own_metric
 from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
 from evomerge.fitness.tasks.score_source import ScoreSource
 
 
 @dataclass(frozen=True)
 class TaskItems:
-    """What the driver knows of one leaf task, or of a measure beside its score.
+    """The items of one task, or of a measure beside its metric, as the driver knows them.
 
     Attributes:
-        task: the leaf's name in lm-eval; of a measure, `leaf.metric`.
-        kind: lm-eval's output type; `callable` for a function of one's own.
+        task: the task's name in lm-eval; of a measure, `task.metric`.
+        kind: lm-eval's output type; `callable` for a function of the user's own.
         metric: the metric's name, without its filter.
         higher_is_better: as the task says.
-        weight: the entry's weight; a group's is shared among its leaves as lm-eval averages them.
+        weight: the entry's weight; a group's is shared among its tasks as lm-eval averages them.
             0 for a measure.
         ids: item ids in document order: lm-eval's `doc_hash`; a repeated document gets "#2", "#3".
         excluded: ids whose document serves as a few-shot example; these are not to be scored.
         asked: digest of what is asked and what counts as right: it changes with prompts, choices,
             few-shot examples, generation settings and answers. The driver's is taken before, a
             worker's after the chat template, so it takes no part in comparisons.
-        marks: of each item, what tells its document apart; see `documents.marks`.
+        marks: of each item, the `documents.marks` that other records of its document share.
         test_set: which public test set the documents are, `openai/gsm8k, split test`; None where
             they are none.
         dataset: the hub's name for its data set; None for local data.
@@ -85,7 +85,7 @@ class TaskSet:
         """Metric values of the wanted items, for the weights now in the model.
 
         Args:
-            wanted: item ids by leaf task.
+            wanted: item ids by task.
 
         Returns:
             For each task float64 values [number of ids], in the order of its ids.
@@ -108,7 +108,7 @@ class TaskSet:
         }
 
     def requests(self, wanted: Mapping[str, Sequence[str]]) -> list[Instance]:
-        """What is asked for these items, by leaf task.
+        """List what is asked for these items, given by task.
 
         Raises:
             InputError: a task or an item that does not exist.
@@ -116,7 +116,7 @@ class TaskSet:
         return self._requests({task: self._find(task, ids) for task, ids in wanted.items()})
 
     def documents(self, task: str, ids: Sequence[str]) -> list[Any]:
-        """The documents of a task's items.
+        """List the documents of a task's items.
 
         Raises:
             InputError: a task or an item that does not exist.
@@ -124,7 +124,10 @@ class TaskSet:
         return [self._sources[task].documents[place] for place in self._find(task, ids)]
 
     def check(self, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """See that every item of the campaign's splits is here: split → task → item ids.
+        """Check that every item of the campaign's splits is here.
+
+        Args:
+            splits: split → task → item ids.
 
         Raises:
             InputError: one is not; names its task.
@@ -134,7 +137,7 @@ class TaskSet:
                 self._find(task, ids)
 
     def _requests(self, places: Mapping[str, Sequence[int]]) -> list[Instance]:
-        """Each once: measures of one task share its requests."""
+        """List requests, each once: measures of one task share its requests."""
         once = {
             id(request): request
             for task, found in places.items()
@@ -144,7 +147,7 @@ class TaskSet:
         return list(once.values())
 
     def _find(self, task: str, ids: Sequence[str]) -> list[int]:
-        """The places of items among their task's documents."""
+        """Find the places of items among their task's documents."""
         if task not in self._places:
             raise InputError(f"no task {task!r} here; tasks: {', '.join(self._places)}")
         try:
@@ -173,7 +176,7 @@ class TaskSet:
 
 
 def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
-    """What `TaskSet.items` says, without a model or a tokenizer.
+    """List the items of every task as `TaskSet.items`, without a model or a tokenizer.
 
     Which documents serve as few-shot examples depends on the seed and the documents alone; what
     depends on the model (its chat template, its room to generate) is checked by `TaskSet`.
@@ -185,9 +188,10 @@ def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
 
 
 def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[ScoreSource]:
-    """Every source of scores, in the order of `fitness.tasks`.
+    """Yield every source of scores, in the order of `fitness.tasks`.
 
     Args:
+        config: the section.
         lm: lm-eval's object for the model; None where nothing is to be scored.
 
     Raises:
@@ -199,9 +203,9 @@ def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[ScoreSource]
     for position, spec in enumerate(config.tasks):
         found: Sequence[ScoreSource]
         if isinstance(spec, CallableConfig):
-            found = [load_callable(f"fitness.tasks[{position}]", spec, lm)]
+            found = [load_own_metric(f"fitness.tasks[{position}]", spec, lm)]
         else:
-            found = load_leaves(position, spec, config, manager, lm)
+            found = load_lm_eval_task(position, spec, config, manager, lm)
         for source in found:
             if (other := held.setdefault(source.name, spec.task)) != spec.task:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""Public test sets: documents on which others report scores, and which a search should not see."""
+"""Refuse public test sets: others report scores on them, and a search should not see them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _KEYS = ("dataset_path", "dataset_kwargs", "test_split", "validation_split")
 
 
 def is_built_in(entry: Entry) -> bool:
-    """Whether a task, group or tag is lm-eval's own."""
+    """Say whether a task, group or tag is lm-eval's own."""
     return entry.yaml_path is not None and BUILT_IN in Path(entry.yaml_path).resolve().parents
 
 
 def test_set_named(entry: Entry) -> str | None:
-    """The public test set that a built-in task scores, said before its data is loaded."""
+    """Name the public test set that a built-in task scores, before its data is loaded."""
     if entry.kind != Kind.TASK or not is_built_in(entry):
         return None
     return _test_set(load_yaml(entry.yaml_path, resolve_func=False), built_in=True)
 
 
 def test_set_of(name: str, task: Any, index: Mapping[str, Entry]) -> str | None:
-    """The public test set that a loaded task scores, `openai/gsm8k, split test`; None if none."""
-    # a task that is written down within a group has no entry of its own
+    """Name the public test set that a loaded task scores, `openai/gsm8k, split test`, or None."""
+    # A task that is written down within a group has no entry of its own
     entry = index[name if name in index else name.partition("::")[0]]
     config = {key: getattr(task.config, key, None) for key in _KEYS}
     return _test_set({**config, "dataset_path": task.DATASET_PATH}, is_built_in(entry))
@@ -55,7 +55,7 @@ def refuse(test_sets: Iterable[tuple[str, str | None]], where: str) -> None:
 
 
 def _test_set(config: Mapping[str, Any], built_in: bool) -> str | None:
-    """Data set and split, if they are public.
+    """Name data set and split, if they are public.
 
     What one of lm-eval's own tasks scores is what everybody reports, even where the split is
     called validation, as the test's answers are secret. A task file of one's own may score any

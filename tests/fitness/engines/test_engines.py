@@ -30,9 +30,9 @@ def oracle():
 
         lm = None
 
-        def __init__(self, place, *, salt: str = ""):
-            super().__init__(place)
-            asked.append(dict(place.facts))
+        def __init__(self, context, *, salt: str = ""):
+            super().__init__(context)
+            asked.append(dict(context.facts))
             self._salt = salt
 
         def load(self, recipe):

@@ -175,10 +175,10 @@ def test_code_and_documents_are_part_of_what_is_asked(own):
 
 def test_an_installed_module_will_do(own):
     config = own.config(
-        {**entry(own), "callable": "evomerge.fitness.tasks.own_metric:load_callable"}
+        {**entry(own), "callable": "evomerge.fitness.tasks.own_metric:load_own_metric"}
     )
     (items,) = list_items(config)
-    assert items.metric == "load_callable"
+    assert items.metric == "load_own_metric"
 
 
 @pytest.mark.parametrize(

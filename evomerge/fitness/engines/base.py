@@ -1,0 +1,141 @@
+"""Say what an engine is, what it is given, and what it answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from typing_extensions import override
+
+from evomerge.config import CampaignConfig
+from evomerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+    from evomerge.materialize.kernel import Kernel
+    from evomerge.models.checkpoint import Checkpoint
+
+
+class Response(NamedTuple):
+    """The response to one request.
+
+    Attributes:
+        value: what lm-eval's method of the request's type returns.
+        tokens: length of a generated answer, where it was asked for.
+    """
+
+    value: Any
+    tokens: int | None = None
+
+
+class RequestAnswerer(Protocol):
+    """Answers lm-eval's requests.
+
+    Attributes:
+        lm: lm-eval's own object for the model, from which tasks take chat template and limits.
+    """
+
+    lm: Any
+
+    def prepare(self, requests: Sequence[Instance]) -> None:
+        """Do once what no candidate changes, such as tokenising.
+
+        Raises:
+            InputError: a request cannot be answered, whatever the candidate.
+        """
+
+    def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
+        """Answer requests, in their order.
+
+        Args:
+            counted: with the lengths of generated answers.
+
+        Raises:
+            CandidateError: the candidate cannot answer.
+            InputError: a request cannot be answered, whatever the candidate.
+        """
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """What a worker offers its engine.
+
+    Attributes:
+        config: the campaign.
+        base: the base model.
+        kernel: makes tensors of recipes, on the worker's device.
+        compute: the dtype of scoring, by torch's name.
+        write: writes a recipe as a checkpoint into a folder that must not exist or be empty.
+        facts: `Engine.facts` of the campaign's earlier runs.
+    """
+
+    config: CampaignConfig
+    base: Checkpoint
+    kernel: Kernel
+    compute: str
+    write: Callable[[Recipe, Path], Path]
+    facts: Mapping[str, int]
+
+
+class Engine(RequestAnswerer, ABC):
+    """Answers requests with the candidate that was loaded last.
+
+    Attributes:
+        here: whether the model that answers is in the worker's own memory.
+        context: what the worker offers.
+    """
+
+    here: ClassVar[bool] = True
+
+    def __init__(self, context: EngineContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    def load(self, recipe: Recipe) -> None:
+        """Make the recipe the one that answers.
+
+        Raises:
+            CandidateError: it cannot be materialized.
+            InputError: no recipe can, for a reason that lies outside them.
+        """
+
+    @override
+    @abstractmethod
+    def prepare(self, requests: Sequence[Instance]) -> None: ...
+
+    @override
+    @abstractmethod
+    def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]: ...
+
+    @property
+    def facts(self) -> Mapping[str, int]:
+        """Facts that it found out about itself: recorded, and given back on resume."""
+        return {}
+
+    @classmethod
+    def check(cls, config: CampaignConfig, kinds: Mapping[str, str], options: Any) -> None:
+        """Refuse, before any model is built, a campaign that the engine cannot score.
+
+        Args:
+            kinds: task → lm-eval's output type, or `callable`.
+            options: the engine's own, checked; those left at their defaults are not among them,
+                here and below.
+
+        Raises:
+            InputError: names the key.
+        """
+        return None
+
+    @classmethod
+    def identity(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Say what must not change when a study is resumed; nothing for the stock engine."""
+        return {}
+
+    @classmethod
+    def has_template(cls, options: Mapping[str, Any]) -> bool:
+        """Say whether chats are put together without the base's chat template."""
+        return False
