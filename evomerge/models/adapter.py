@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
+from evomerge.common.one_thread import one_thread
 from evomerge.models.canonical_names import same_bytes
 from evomerge.models.checkpoint import Checkpoint, tensor_digest
 from evomerge.models.files.lazy_tensors import Computed, LazyTensors
@@ -260,10 +261,11 @@ def _merge(layer: Any, path: str, name: str, base: Checkpoint) -> Tensor:
         setattr(target, key, nn.Parameter(value, requires_grad=False))
     # 2. merged: embeddings and linear maps give a plain layer back, stacked experts change theirs
     cast_adapter_dtype(layer, _ADAPTER)
-    if hasattr(layer, "unload_and_optionally_merge_module"):
-        target = layer.unload_and_optionally_merge_module(True, False, None)
-    else:
-        layer.merge()
+    with one_thread():  # the products of its factors have other bytes on eight threads than on one
+        if hasattr(layer, "unload_and_optionally_merge_module"):
+            target = layer.unload_and_optionally_merge_module(True, False, None)
+        else:
+            layer.merge()
     return getattr(target, name).data
 
 

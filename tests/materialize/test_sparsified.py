@@ -17,8 +17,6 @@ from evomerge.methods.core.masks import at, limits
 
 TAKEN = [name for name, m in methods().items() if "lambda" in m.parameters and not m.needs_position]
 ELEMENTWISE = [name for name in TAKEN if methods()[name].elementwise]
-DECOMPOSED = {"iso_c", "tsvm", "wudi"}
-"""Methods whose decompositions, done anew of what is left, may round otherwise on more threads."""
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +104,7 @@ def test_bytes_depend_neither_on_slices_nor_on_threads(wide, name):
     _, expected = written(wide, recipe, compiled=False)
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(threads if name in DECOMPOSED else 2)
+        torch.set_num_threads(2)
         _, sliced = written(wide, recipe, compiled=False, scratch=1)
     finally:
         torch.set_num_threads(threads)

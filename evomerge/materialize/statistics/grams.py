@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evomerge.common.one_thread import one_thread
 from evomerge.models.layout import TensorSpec
 from evomerge.models.source import Source
 from evomerge.models.vocabulary import with_base_rows
@@ -28,7 +29,7 @@ def grams(
     """The Gram matrices of every group's flattened tensors, in one pass over the sources.
 
     Reads mapped tensors slice by slice: 8·`CHUNK` bytes per source are held beside them. Sums are
-    float64, over slices in order.
+    float64, over slices in order, the same bytes on any number of threads.
 
     Args:
         sources: the base first.
@@ -40,7 +41,8 @@ def grams(
         total = torch.zeros(1, dtype=torch.float64)
         for slices in _slices(sources, group):
             vectors = slices[1:] - slices[:1] if task_vectors else slices
-            total = total + vectors @ vectors.T
+            with one_thread():
+                total = total + vectors @ vectors.T
         found.append(total.numpy())
     return np.stack(found)
 

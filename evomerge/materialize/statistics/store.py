@@ -34,6 +34,7 @@ from torch import Tensor
 
 from evomerge import __version__
 from evomerge.common.digest import content_digest
+from evomerge.methods import core
 from evomerge.methods.core.view import Statistic
 from evomerge.models.canonical_names import as_bytes
 from evomerge.recipe import BASE
@@ -129,13 +130,21 @@ def type_of(function: Callable[..., Statistic]) -> Any:
 
 @cache
 def _version(function: Callable[..., Statistic]) -> str:
-    """The function's name and the file it stands in: a change of the code is another statistic."""
+    """Digest a function's name, its file and the maths beneath: other code is another statistic."""
     module = sys.modules[function.__module__]
     try:
         source = inspect.getsource(module)
     except (OSError, TypeError):
         source = ""
-    return content_digest([__version__, function.__module__, function.__qualname__, source])
+    name = [__version__, function.__module__, function.__qualname__]
+    return content_digest([*name, source, _source_of_core()])
+
+
+@cache
+def _source_of_core() -> Sequence[str]:
+    """The files of the maths that methods share."""
+    files = sorted(Path(core.__path__[0]).glob("*.py"))
+    return [path.read_text(encoding="utf-8") for path in files]
 
 
 def _encoded(value: Any, leaves: list[Tensor]) -> Any:

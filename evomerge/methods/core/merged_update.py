@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from evomerge.common.one_thread import one_thread
 from evomerge.methods.core.slices import Entries
 from evomerge.methods.core.view import Tensor, View
 
@@ -54,7 +55,8 @@ def of_sources(
 
     def update(view: View) -> Update:
         taus = [tau.view(*view.shape) for tau in view.taus(slice(None))]
-        return Update((merge(taus) if taus[0].dim() > 1 else mean(taus)).reshape(-1))
+        with one_thread():
+            return Update((merge(taus) if taus[0].dim() > 1 else mean(taus)).reshape(-1))
 
     def scaled(view: View, *, lambda_: float, statistics: Update | None = None) -> Scaled:
         return Scaled(Entries((statistics or update(view)).values), lambda_)

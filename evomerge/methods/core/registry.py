@@ -32,7 +32,9 @@ entry, row or column), or anything else that has a `part(slice)`, such as a trim
 its part for the slice. On large models it is compiled into one pass over memory, with the same
 bytes as result: numbers among the parameters and in `measured` therefore arrive as float32 tensors
 of shape () or (experts,), and a function that asks Python for their values (`if weight[0] > 0`) is
-left uncompiled; `torch.where` is not.
+left uncompiled; `torch.where` is not. One with `elementwise=False` is called on whole tensors, and
+on one thread, so that its sums, products and decompositions have the same bytes everywhere; a
+measure or a statistic sees to that itself (`decompositions`, `inner_products`).
 
 Torch is imported inside functions, so that listing the methods does not load it.
 """
@@ -47,6 +49,7 @@ from types import MappingProxyType
 from typing import Any
 
 from evomerge.common.errors import InputError
+from evomerge.common.one_thread import one_thread
 from evomerge.common.plugins import Registry
 from evomerge.methods.core.masks import at
 from evomerge.methods.core.parameters import Parameter, parameters_of
@@ -93,7 +96,10 @@ class Method:
             places = {"at": given["at"].starting_at} if self.needs_position else {}
             measured = self.measured(whole_view(base, experts), given | places)
             given["measured"] = part_of(measured, slice(0, base.numel()), base.shape)
-        return self.function(base, experts, **given)
+        if self.elementwise:
+            return self.function(base, experts, **given)
+        with one_thread():  # sums and decompositions of whole tensors
+            return self.function(base, experts, **given)
 
     def measured(
         self,
