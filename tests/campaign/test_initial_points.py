@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import optuna
 import pytest
@@ -10,7 +11,7 @@ import tiny
 import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
-from running import run
+from running import evaluations, run
 
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
@@ -253,3 +254,32 @@ def test_values_that_no_gene_can_have_are_refused(folder, tmp_path, params, weig
 def test_wrong_keys_of_a_start_are_refused(folder, start, message):
     with pytest.raises(InputError, match=message):
         load_campaign(folder / "campaign.yaml", [f"initial=[{start}]"])
+
+
+def test_a_search_begins_where_it_is_told_to(tiny_folder):
+    linear = "space.weights={method: task_arithmetic, genes: {weight: [0, 1.5]}}"
+    first = run(tiny_folder, tiny_folder / "first", [linear, "budget.trials=6"])
+    ranked = [e for e in evaluations(first) if e.optimizers_own and e.value is not None]
+    ranked.sort(key=lambda e: -e.value)
+    (tiny_folder / "one.json").write_text(json.dumps(ranked[0].recipe))
+    initial = f"initial=[one.json, math, uniform, {{run: {first}, trials: 3}}]"
+    out = run(tiny_folder, tiny_folder / "second", [linear, "budget.trials=8", initial])
+    own = [e for e in evaluations(out) if e.optimizers_own]
+    assert own[0].digest == ranked[0].digest
+    assert set(own[1].params.values()) == {0.0, 1.0}
+    assert {e.digest for e in own[:5]} >= {e.digest for e in ranked[:3]}
+    assert [e.ask for e in own] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("mathe", r"initial\[0\]: 'mathe' is no point of this space; write one of uniform"),
+        ("nowhere.json", r"initial\[0\]: .*nowhere.json: cannot be read"),
+        ("{run: nowhere}", r"initial\[0\]: .*nowhere: no run here"),
+        ("{run: nowhere, trial: 3}", "initial.0.*trial"),
+    ],
+)
+def test_a_start_that_is_none_is_refused_before_the_search(tiny_folder, start, message):
+    with pytest.raises(InputError, match=message):
+        prepare(load_campaign(tiny_folder / "campaign.yaml", [f"initial=[{start}]"]))

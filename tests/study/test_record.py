@@ -9,7 +9,6 @@ import pytest
 from drivers import on_every_database
 from optuna.distributions import FloatDistribution
 
-from evomerge.study import codec
 from evomerge.study.record import Evaluation, Marker
 from evomerge.study.study import Study
 
@@ -131,24 +130,6 @@ def test_what_is_long_comes_back_from_databases_whose_text_is_short(url):
     with open_study(url) as study:
         study.set_note("tasks", ["one"])
         assert study.note("tasks") == ["one"]
-
-
-def test_packed_chunks_stay_under_60_kb_and_survive_a_shorter_rewrite():
-    long, short = np.random.default_rng(0).bytes(300_000), b"short"
-    packed = codec.pack("items", long)
-    assert len(packed) > 5
-    assert all(len(chunk) < 60_000 for chunk in packed.values())
-    assert codec.unpack("items", packed) == long
-    assert codec.unpack("items", packed | codec.pack("items", short)) == short
-
-
-def test_a_damaged_chunk_is_noticed():
-    packed = codec.pack("items", np.random.default_rng(0).bytes(100_000))
-    cut = {key: value for key, value in packed.items() if key != "items:1"}
-    with pytest.raises(ValueError, match="items: chunk 1 is missing"):
-        codec.unpack("items", cut)
-    with pytest.raises(ValueError, match="damaged"):
-        codec.unpack("items", packed | {"items:1": packed["items:0"]})
 
 
 @on_every_database

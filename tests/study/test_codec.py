@@ -1,0 +1,44 @@
+"""Attributes of trials and studies: short enough for every database, under keys that stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evomerge.study import codec
+from evomerge.study.record import Marker, RungProgress, RungResult
+
+
+def test_packed_chunks_stay_under_60_kb_and_survive_a_shorter_rewrite():
+    long, short = np.random.default_rng(0).bytes(300_000), b"short"
+    packed = codec.pack("items", long)
+    assert len(packed) > 5
+    assert all(len(chunk) < 60_000 for chunk in packed.values())
+    assert codec.unpack("items", packed) == long
+    assert codec.unpack("items", packed | codec.pack("items", short)) == short
+
+
+def test_a_damaged_chunk_is_noticed():
+    packed = codec.pack("items", np.random.default_rng(0).bytes(100_000))
+    cut = {key: value for key, value in packed.items() if key != "items:1"}
+    with pytest.raises(ValueError, match="items: chunk 1 is missing"):
+        codec.unpack("items", cut)
+    with pytest.raises(ValueError, match="damaged"):
+        codec.unpack("items", packed | {"items:1": packed["items:0"]})
+
+
+def test_markers_are_stored_under_the_keys_that_older_studies_have():
+    progress = RungProgress(
+        (RungResult(6, 0.5, 0.1),), {"t": np.array([1.0, np.nan])}, {"score": 2.0}
+    )
+    marker = Marker(3, "d", "search", 2, 7, 5, np.array([0.25]), (1,), progress, not_counted=True)
+    stored = codec.unpack_json("marker/3", codec.encode_marker(marker))
+    assert stored.keys() >= {"slot", "digest", "split", "attempt", "ask", "tells", "genome"}
+    assert (stored["parents"], stored["blameless"]) == ([1], True)
+    assert stored["climb"]["steps"] == [[6, 0.5, 0.1]]
+    (back,) = codec.decode_markers(codec.encode_marker(marker))
+    assert (back.not_counted, back.progress.results) == (True, progress.results)
+    assert np.array_equal(back.progress.scores["t"], progress.scores["t"], equal_nan=True)
+    older = {key: stored[key] for key in stored if key not in ("blameless", "climb")}
+    (back,) = codec.decode_markers(codec.pack_json("marker/3", older))
+    assert (back.not_counted, back.progress, back.ask) == (False, None, 7)
