@@ -8,7 +8,7 @@ from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.setup import Setup
 from evomerge.judging.estimators import Estimates
-from evomerge.judging.scores import Judge, Scores
+from evomerge.judging.scores import Judge
 from evomerge.search.optimizers import replay
 from evomerge.study.judged import judge_on, known_of, scores_of
 from evomerge.study.record import Evaluation, RungProgress
@@ -83,53 +83,42 @@ class Recorder:
             estimates: task → mean of all items and its standard error, if it was pruned.
             reason: why it failed, if it did.
         """
+        estimates, proposal = estimates or {}, candidate.proposal
         judge = self.judge(candidate.split)
-        scores = None if reason is not None else scores_of(judge, progress.scores, estimates or {})
+        scores = None if reason is not None else scores_of(judge, progress.scores, estimates)
         evaluation = self.study.add(
-            self._evaluation(candidate, progress, scores, asked, estimates or {}, reason)
+            Evaluation(
+                split=candidate.split,
+                digest=candidate.recipe.digest,
+                recipe=candidate.recipe.to_json(),
+                role=candidate.role,
+                name=candidate.name,
+                value=scores.value if scores else None,
+                se=scores.se if scores else None,
+                violation=scores.violation if scores else 0.0,
+                n=scores.n if scores else 0,
+                estimated=scores.estimated if scores else False,
+                estimates=estimates,
+                rungs=progress.results,
+                asked=asked,
+                scores=progress.scores,
+                reason=reason,
+                params=self.setup.space.params(proposal.genome) if proposal else {},
+                genome=proposal.genome if proposal else None,
+                ask=proposal.ask if proposal else None,
+                tells=proposal.tells if proposal else None,
+                parents=proposal.parents if proposal else (),
+                state=self.setup.optimizer.state() if proposal else {},
+                attempt=candidate.attempt,
+                seconds=progress.seconds,
+                versions=self._versions,
+            )
         )
         self.known[candidate.key] = evaluation
-        if evaluation.optimizers_own and candidate.proposal:
+        if proposal:
             self._count(evaluation)
-            self.setup.optimizer.tell(candidate.proposal, scores)
+            self.setup.optimizer.tell(proposal, scores)
         self._listener.recorded(evaluation)
-
-    def _evaluation(
-        self,
-        candidate: Candidate,
-        progress: RungProgress,
-        scores: Scores | None,
-        asked: int | None,
-        estimates: Estimates,
-        reason: str | None,
-    ) -> Evaluation:
-        proposal = candidate.proposal
-        return Evaluation(
-            split=candidate.split,
-            digest=candidate.recipe.digest,
-            recipe=candidate.recipe.to_json(),
-            role=candidate.role,
-            name=candidate.name,
-            value=scores.value if scores else None,
-            se=scores.se if scores else None,
-            violation=scores.violation if scores else 0.0,
-            n=scores.n if scores else 0,
-            estimated=scores.estimated if scores else False,
-            estimates=estimates,
-            rungs=progress.results,
-            asked=asked,
-            scores=progress.scores,
-            reason=reason,
-            params=self.setup.space.params(proposal.genome) if proposal else {},
-            genome=proposal.genome if proposal else None,
-            ask=proposal.ask if proposal else None,
-            tells=proposal.tells if proposal else None,
-            parents=proposal.parents if proposal else (),
-            state=self.setup.optimizer.state() if proposal else {},
-            attempt=candidate.attempt,
-            seconds=progress.seconds,
-            versions=self._versions,
-        )
 
     def _count(self, trial: Evaluation) -> None:
         self.trials.append(trial)

@@ -29,11 +29,11 @@ RUNGS = [
 
 
 @pytest.fixture(scope="module")
-def climbed(tmp_path_factory):
+def pruned_run(tmp_path_factory):
     """A run with rungs, and what its worker was asked, in order: (digest, split, items)."""
     import tiny
 
-    folder = tmp_path_factory.mktemp("climbed")
+    folder = tmp_path_factory.mktemp("pruned_run")
     tiny.save_campaign(folder)
     asked, measure = [], Worker.measure
 
@@ -56,8 +56,8 @@ def _measured(trial):
     return tuple(np.flatnonzero(np.isfinite(trial.scores["pick"])))
 
 
-def test_some_are_stopped_and_all_that_were_stopped_saw_the_same_items(climbed):
-    trials = own(climbed[0])
+def test_some_are_stopped_and_all_that_were_stopped_saw_the_same_items(pruned_run):
+    trials = own(pruned_run[0])
     stopped = [t for t in trials if t.estimated]
     assert len(stopped) >= 3
     for asked in (6, 15):
@@ -67,8 +67,8 @@ def test_some_are_stopped_and_all_that_were_stopped_saw_the_same_items(climbed):
     assert {len(_measured(t)) for t in trials if not t.estimated} == {30}
 
 
-def test_a_worker_is_asked_each_item_of_a_candidate_once(climbed):
-    out, asked = climbed
+def test_a_worker_is_asked_each_item_of_a_candidate_once(pruned_run):
+    out, asked = pruned_run
     for trial in own(out):
         if not trial.seconds:
             continue  # looked up
@@ -77,9 +77,9 @@ def test_a_worker_is_asked_each_item_of_a_candidate_once(climbed):
         assert parts == [6, 9, 15][: len(parts)]
 
 
-def test_what_was_estimated_is_never_best_and_counted_apart(climbed):
-    config, study = open_run(climbed[0])
-    trials = own(climbed[0])
+def test_what_was_estimated_is_never_best_and_counted_apart(pruned_run):
+    config, study = open_run(pruned_run[0])
+    trials = own(pruned_run[0])
     stopped = [t for t in trials if t.estimated]
     status = Results(study).status()
     assert status["pruned"] == len(stopped)
@@ -87,9 +87,9 @@ def test_what_was_estimated_is_never_best_and_counted_apart(climbed):
     numbers = {t.number for t in stopped}
     assert status["best"]["trial"] not in numbers
     assert Results(study).best()["trial"] not in numbers
-    finalists = {e.digest for e in evaluations(climbed[0]) if e.role == "finalist"}
+    finalists = {e.digest for e in evaluations(pruned_run[0]) if e.role == "finalist"}
     assert not finalists & {t.digest for t in stopped}
-    storage, name = study_place(config, climbed[0])
+    storage, name = study_place(config, pruned_run[0])
     loaded = optuna.load_study(study_name=name, storage=storage)
     assert loaded.best_trial.number not in numbers
     pruned = [t for t in loaded.trials if t.state == optuna.trial.TrialState.PRUNED]
@@ -98,8 +98,8 @@ def test_what_was_estimated_is_never_best_and_counted_apart(climbed):
 
 
 @pytest.mark.parametrize("killed_at", [9, 12, 17])
-def test_dying_on_a_rung_repeats_at_most_that_rung(climbed, tmp_path, monkeypatch, killed_at):
-    out, asked = climbed
+def test_dying_on_a_rung_repeats_at_most_that_rung(pruned_run, tmp_path, monkeypatch, killed_at):
+    out, asked = pruned_run
     measure, left, repeated = Worker.measure, [killed_at], []
 
     def dies(self, recipe, split, items=None):
@@ -124,7 +124,7 @@ def test_dying_on_a_rung_repeats_at_most_that_rung(climbed, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("at", [12, 19])
 def test_with_several_workers_a_death_repeats_only_the_rungs_in_flight(
-    climbed, tmp_path, monkeypatch, at
+    pruned_run, tmp_path, monkeypatch, at
 ):
     measure, asked, left = Worker.measure, [], [at]
 
@@ -143,9 +143,9 @@ def test_with_several_workers_a_death_repeats_only_the_rungs_in_flight(
     monkeypatch.setattr(Worker, "measure", observed)
     monkeypatch.setattr("evomerge.campaign.open.build_executor", Dying)
     with pytest.raises(SystemError):
-        run(climbed[0].parent, tmp_path / "run", RUNGS)
+        run(pruned_run[0].parent, tmp_path / "run", RUNGS)
     left[0] = -1  # never again
-    out = run(climbed[0].parent, tmp_path / "run", RUNGS)
+    out = run(pruned_run[0].parent, tmp_path / "run", RUNGS)
     assert len(set(asked)) == len(asked)  # what was in flight had not been measured
     trials = own(out)
     assert sorted(t.ask for t in trials) == list(range(16))
@@ -154,9 +154,9 @@ def test_with_several_workers_a_death_repeats_only_the_rungs_in_flight(
         assert sum(parts) == len(_measured(trial))
 
 
-def test_an_estimator_for_metrics_between_0_and_1_gives_way_to_the_mean(climbed, tmp_path):
+def test_an_estimator_for_metrics_between_0_and_1_gives_way_to_the_mean(pruned_run, tmp_path):
     """Perplexities, say: the campaign goes on, and the user is told."""
-    said, trial = [], next(t for t in own(climbed[0]) if t.estimated)
+    said, trial = [], next(t for t in own(pruned_run[0]) if t.estimated)
     listener = SimpleNamespace(said=said.append)
     items = {"pick": 7 * np.ones(30)}
     learner = ScoreEstimator(
@@ -178,15 +178,15 @@ def test_rungs_that_do_not_fit_are_refused_with_their_key(tiny_folder):
             prepare(load_campaign(tiny_folder / "campaign.yaml", [f"fitness.rungs={rungs}"]))
 
 
-def test_a_study_without_rungs_does_not_go_on_with_them(climbed):
+def test_a_study_without_rungs_does_not_go_on_with_them(pruned_run):
     with pytest.raises(InputError, match=r"fitness\.rungs"):
-        run(climbed[0].parent, climbed[0], ["fitness.rungs=[6, all]", *RUNGS[1:]])
+        run(pruned_run[0].parent, pruned_run[0], ["fitness.rungs=[6, all]", *RUNGS[1:]])
 
 
-def test_an_estimate_comes_back_from_the_study_bit_for_bit(climbed, tmp_path):
-    first = next(t for t in own(climbed[0]) if t.estimated)
+def test_an_estimate_comes_back_from_the_study_bit_for_bit(pruned_run, tmp_path):
+    first = next(t for t in own(pruned_run[0]) if t.estimated)
     assert isinstance(first, Evaluation)
-    _, study = open_run(climbed[0])
+    _, study = open_run(pruned_run[0])
     with Study.read(study._url, study.name) as again:
         found = next(e for e in again.evaluations() if e.number == first.number)
     assert (found.value, found.se, found.rungs) == (first.value, first.se, first.rungs)
