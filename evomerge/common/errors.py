@@ -11,6 +11,10 @@ class InputError(EvomergeError):
     """The user's input cannot work: names the file, the key and the way out. Exit code 2."""
 
 
+class ModelNotFoundError(InputError):
+    """A model is neither a folder nor to be had from the hub."""
+
+
 class CandidateError(EvomergeError):
     """One candidate cannot be materialized or scored; the campaign records it and goes on."""
 

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from evomerge.common.data_files import quoted, yaml_documents
 from evomerge.common.errors import InputError
 from evomerge.config import Strict
 
 
-class ModelEntry(Strict):
-    """One model and its own parameters."""
+def _reference(raw: Any) -> Any:
+    """Write mergekit's longer forms of a model, `{model, lora}` and `{path, revision}`, as text."""
+    if not isinstance(raw, dict):
+        return raw
+    if raw.keys() <= {"path", "revision"} and "path" in raw:
+        return "@".join(
+            str(part) for part in (raw["path"], raw.get("revision")) if part is not None
+        )
+    if raw.keys() <= {"model", "lora"} and "model" in raw:
+        parts = (_reference(part) for part in (raw["model"], raw.get("lora")) if part is not None)
+        return "+".join(map(str, parts))
+    return raw
 
-    model: str
+
+Reference = Annotated[str, BeforeValidator(_reference)]
+"""A model: a folder or hub id, `MODEL@REVISION`, and with an adapter on it `MODEL+ADAPTER`."""
+
+
+class ModelEntry(Strict):
+    """One model and its own parameters.
+
+    mergekit ignores a `lora` beside `model`; here it means `MODEL+ADAPTER`.
+    """
+
+    model: Reference
+    lora: Reference | None = None
     parameters: dict[str, Any] | None = None
+
+    @property
+    def reference(self) -> str:
+        """The model as one text, with its adapter."""
+        return self.model if self.lora is None else f"{self.model}+{self.lora}"
 
 
 class SliceSource(ModelEntry):
@@ -28,14 +55,14 @@ class SliceEntry(Strict):
     """Consecutive layers of the result."""
 
     sources: list[SliceSource] = Field(min_length=1)
-    base_model: str | None = None
+    base_model: Reference | None = None
     parameters: dict[str, Any] | None = None
 
 
 class Tokenizer(Strict):
     """The model whose tokens the result has."""
 
-    source: str
+    source: Reference
 
 
 class Document(Strict):
@@ -47,13 +74,13 @@ class Document(Strict):
     name: str | None = None
     out_path: str | None = None
     merge_method: str
-    base_model: str | None = None
+    base_model: Reference | None = None
     models: list[ModelEntry] | None = None
     slices: list[SliceEntry] | None = None
     parameters: dict[str, Any] | None = None
     dtype: str | None = None
     out_dtype: str | None = None
-    tokenizer_source: str | None = None
+    tokenizer_source: Reference | None = None
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
 

@@ -208,7 +208,7 @@ class MergekitMerge:
                 continue
             scopes = [own, span.settings]
             inputs[model] = {
-                ours[name]: self._value(parameter, name, place.spec.name, place.t, scopes)
+                ours[name]: self._value(parameter, name, place.spec.name, place.t, scopes, model)
                 for name, parameter in form.per_model.items()
                 if name in ours
             }
@@ -234,7 +234,13 @@ class MergekitMerge:
         )
 
     def _value(
-        self, parameter: Parameter, name: str, tensor: str, t: float, scopes: Sequence[Settings]
+        self,
+        parameter: Parameter,
+        name: str,
+        tensor: str,
+        t: float,
+        scopes: Sequence[Settings],
+        model: str | None = None,
     ) -> Value:
         """Evaluate a parameter in the innermost scope that has a value for the tensor."""
         for scope in (*scopes, self.settings):
@@ -242,7 +248,8 @@ class MergekitMerge:
             if value is not None:
                 return value if parameter.type is bool else float(value)
         if parameter.default is None:
-            raise InputError(f"{self.where}: parameters: {name!r} is missing for {tensor}")
+            whose = f"{model} ({self.models[model]}), tensor " if model else ""
+            raise InputError(f"{self.where}: parameters: {name!r} is missing for {whose}{tensor}")
         return parameter.default if parameter.type is bool else float(parameter.default)
 
 

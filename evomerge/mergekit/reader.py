@@ -116,7 +116,10 @@ class _Reader:
         names = self._names()
         return MergekitMerge(
             where=self.where,
-            models={BASE: self._base(), **{name: spec for spec, name in names.items()}},
+            models={
+                BASE: self._base(),
+                **{name: _model_and_adapter(spec)[1] or spec for spec, name in names.items()},
+            },
             weights=self._dtype(),
             notes=tuple(self._notes()),
             method=file.merge_method,
@@ -142,14 +145,20 @@ class _Reader:
     def _base(self) -> str:
         """Return the base model: as named, or one of the models where the method needs none.
 
-        Then it is the one with the wanted tokenizer, else the first.
+        Then it is the one that adapters are on, or has the wanted tokenizer, or the first.
         """
         file = self.file
         if file.base_model is not None:
+            if "+" in file.base_model:
+                raise InputError(
+                    f"{self.where}: base_model: {file.base_model}: an adapter is no base; merge it "
+                    "into its model first (peft's merge_and_unload) and name the result"
+                )
             return file.base_model
         if self._pairing.form.base == "needed":
             raise InputError(f"{self.where}: base_model: {file.merge_method} needs one")
-        return self._tokenizer() or self._listed()[0]
+        on = (model for model, adapter in map(_model_and_adapter, self._listed()) if adapter)
+        return next(on, None) or self._tokenizer() or self._listed()[0]
 
     def _tokenizer(self) -> str | None:
         """Return the model whose tokenizer the result shall have, None for the base's."""
@@ -183,9 +192,13 @@ class _Reader:
         file = self.file
         if bool(file.models) == bool(file.slices):
             raise InputError(f"{self.where}: give either 'models' or 'slices'")
+        return [entry.reference for entry in self._entries()]
+
+    def _entries(self) -> list[ModelEntry]:
+        file = self.file
         if file.models:
-            return [entry.model for entry in file.models]
-        return [source.model for entry in file.slices or () for source in entry.sources]
+            return file.models
+        return [source for entry in file.slices or () for source in entry.sources]
 
     def _names(self) -> dict[str, str]:
         """Map each model, as the file names it, → source name, the base first."""
@@ -194,13 +207,16 @@ class _Reader:
             specs[self.file.base_model] = None
         names: dict[str, str] = {}
         for spec in specs:
-            if "+" in spec:
+            model, adapter = _model_and_adapter(spec)
+            if adapter and model != self._base():
                 raise InputError(
-                    f"{self.where}: {spec}: LoRA adapters ('+') are not read; merge the adapter "
-                    "into its model first"
+                    f"{self.where}: {spec}: an adapter on {model}; evomerge merges adapters onto "
+                    f"the base, {self._base()}; merge it into its own model first (peft's "
+                    "merge_and_unload) and name the result"
                 )
             taken = {BASE, *names.values()}
-            names[spec] = _expert_name(spec, taken) if names or self._apart else BASE
+            is_expert = names or self._apart
+            names[spec] = _expert_name(adapter or spec, taken) if is_expert else BASE
         return names
 
     @property
@@ -251,9 +267,9 @@ class _Reader:
         """Read the models of one span with their settings, checked against the method."""
         models: dict[str, Settings] = {}
         for place, entry in entries.items():
-            name = names[entry.model]
+            name = names[entry.reference]
             if name in models:
-                raise InputError(f"{self.where}: {place}: {entry.model} is listed twice")
+                raise InputError(f"{self.where}: {place}: {entry.reference} is listed twice")
             models[name] = self._settings(
                 entry.parameters, f"{place}.parameters", self._pairing.form.per_model
             )
@@ -346,9 +362,19 @@ class _Reader:
                     f"{file.merge_method} divides what is left by the density; mergekit rescales "
                     "it to the L1 norm"
                 )
+        if any(entry.lora for entry in self._entries()):
+            yield "lora beside model is read as MODEL+ADAPTER; mergekit ignores it there"
         if file.base_model is None:
             whose = "whose tokenizer is wanted" if self._tokenizer() else "listed first"
+            if any("+" in spec for spec in self._listed()):
+                whose = "which the adapters are on"
             yield f"no base_model: config and vocabulary are those of {self._base()}, {whose}"
+
+
+def _model_and_adapter(spec: str) -> tuple[str, str | None]:
+    """Split mergekit's `MODEL+ADAPTER`."""
+    model, _, adapter = spec.partition("+")
+    return model, adapter or None
 
 
 def _expert_name(spec: str, taken: Container[str]) -> str:

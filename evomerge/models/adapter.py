@@ -9,8 +9,10 @@ rules, dtypes included (adapters are widened to float32, as `PeftModel.from_pret
 from __future__ import annotations
 
 import copy
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +27,20 @@ from evomerge.common.one_thread import one_thread
 from evomerge.models.canonical_names import same_bytes
 from evomerge.models.checkpoint import Checkpoint, tensor_digest
 from evomerge.models.files.lazy_tensors import Computed, LazyTensors
-from evomerge.models.files.shards import PICKLED, SAFETENSORS, open_weights
-from evomerge.models.layout import build_skeleton
+from evomerge.models.files.shards import ALLOW_PICKLE, PICKLED, SAFETENSORS, open_weights
+from evomerge.models.layout import Layout, build_skeleton
 from evomerge.models.messages import campaign_key, reason
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+    from transformers import PretrainedConfig
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _WAY_OUT = "merge it with peft (merge_and_unload, save_pretrained) and give the result"
 _ADAPTER = "default"
+_WHOLE = "(?:modules_to_save|original_module|base_layer)"
+"""The modules by which PEFT names the whole weight of a module that it wraps."""
 
 _MEANING = (
     *("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"),
@@ -77,8 +82,11 @@ class Adapter(Checkpoint):
     ) -> None:
         raw = _read_config(folder)
         stored = _open(folder, flags["allow_pickle"])
-        model = _load(folder, stored, base, flags["trust_remote_code"])
-        super().__init__(name, spec, folder, base.config, base.layout, _tensors(model, base), flags)
+        config = _resized(base, _vocabulary_rows(folder, stored, base))
+        model = _load(folder, stored, base, config, flags["trust_remote_code"])
+        changed = _changed_tensors(model, base)
+        layout = _layout(base.layout, config, changed)
+        super().__init__(name, spec, folder, config, layout, _tensors(changed, base), flags)
         self.trained_on: str | None = raw.get("base_model_name_or_path")
         self.base, self._stored, self._meaning = base, stored, _meaning(raw)
 
@@ -154,15 +162,64 @@ def _open(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if path.name != _WEIGHTS[0] and not allow_pickle:
         raise InputError(
             f"{folder}: only pickled weights ({path.name}), which can run code when opened; "
-            "convert them to safetensors, or set models.allow_pickle: true if you trust them"
+            f"{ALLOW_PICKLE}"
         )
     return {name: entry.tensor for name, entry in open_weights(path).items()}
 
 
+def _vocabulary_rows(folder: Path, stored: Mapping[str, Tensor], base: Checkpoint) -> int:
+    """Return the vocabulary rows the adapter was trained with: the base's, or those it has stored.
+
+    With added tokens PEFT stores the resized embedding and head, trained or not.
+
+    Raises:
+        InputError: the stored tensors have several numbers of rows.
+    """
+    vocabulary = [spec.name for spec in base.layout.tensors if spec.vocab_dim is not None]
+    found = {}
+    for name in (*vocabulary, *base.layout.tied):
+        module = re.escape(name.rpartition(".")[0])
+        whole = re.compile(rf"^base_model\.model\.{module}(\.{_WHOLE})?\.weight$")
+        found |= {key: len(tensor) for key, tensor in stored.items() if whole.match(key)}
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{key} {rows}" for key, rows in found.items())
+        raise InputError(f"{folder}: its vocabularies differ in rows: {told}; save it again")
+    return next(iter(found.values()), base.layout.vocab_size)
+
+
+def _resized(base: Checkpoint, rows: int) -> PretrainedConfig:
+    """Copy the base's config with another number of vocabulary rows."""
+    config = copy.deepcopy(base.config)
+    if rows != base.layout.vocab_size:
+        config.get_text_config(decoder=True).vocab_size = rows
+    return config
+
+
+def _layout(layout: Layout, config: PretrainedConfig, changed: Container[str]) -> Layout:
+    """Give the base's layout the rows of the vocabulary tensors that the adapter has resized."""
+    rows = config.get_text_config(decoder=True).vocab_size
+    if rows == layout.vocab_size:
+        return layout
+    specs = (
+        replace(spec, shape=(rows, *spec.shape[1:]))
+        if spec.vocab_dim is not None and spec.name in changed
+        else spec
+        for spec in layout.tensors
+    )
+    return replace(layout, tensors=tuple(specs), vocab_size=rows)
+
+
 def _load(
-    folder: Path, stored: Mapping[str, Tensor], base: Checkpoint, trust_remote_code: bool
+    folder: Path,
+    stored: Mapping[str, Tensor],
+    base: Checkpoint,
+    config: PretrainedConfig,
+    trust_remote_code: bool,
 ) -> PeftModel:
     """Put PEFT on the base's skeleton, with the adapter's tensors and none of the base's.
+
+    Args:
+        config: the base's, with the adapter's vocabulary rows.
 
     Raises:
         InputError: the adapter does not fit; names the tensor or the module.
@@ -170,19 +227,31 @@ def _load(
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    skeleton = build_skeleton(copy.deepcopy(base.config), trust_remote_code=trust_remote_code)
+    skeleton = build_skeleton(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    # PEFT stores a resized module that was trained whole three times: as it was, and twice trained.
+    twice = {
+        key for key in stored if key.replace(".modules_to_save.", ".") in stored.keys() - {key}
+    }
+    stored = {
+        key: tensor
+        for key, tensor in stored.items()
+        if key not in twice and ".original_module." not in key
+    }
     try:
-        config: LoraConfig = LoraConfig.from_pretrained(str(folder))
-        config.init_lora_weights, config.inference_mode = False, True
+        lora: LoraConfig = LoraConfig.from_pretrained(str(folder))
+        lora.init_lora_weights, lora.inference_mode = False, True
         with warnings.catch_warnings():  # what PEFT sets right by itself, and ties, seen to below
             warnings.simplefilter("ignore")
             model = get_peft_model(
-                skeleton, config, autocast_adapter_dtype=False, low_cpu_mem_usage=True
+                skeleton, lora, autocast_adapter_dtype=False, low_cpu_mem_usage=True
             )
             for layer in model.modules():
                 if isinstance(layer, BaseTunerLayer):  # loading would move it to the base's device
                     layer._move_adapter_to_device_of_base_layer = lambda *_: None
+            _check_shapes(folder, stored, model)
             loaded = set_peft_model_state_dict(model, dict(stored), low_cpu_mem_usage=True)
+    except InputError:
+        raise
     # PEFT refuses each thing in its own way: no such module, another shape, a key that is missing.
     except Exception as error:
         raise InputError(
@@ -197,11 +266,37 @@ def _load(
     return model
 
 
-def _tensors(model: PeftModel, base: Checkpoint) -> LazyTensors:
-    """List every tensor of the base: its own, replaced, or to be merged when it is read."""
+def _check_shapes(folder: Path, stored: Mapping[str, Tensor], model: PeftModel) -> None:
+    """Refuse weights of another rank than the config's, or of another base's sizes."""
+    from peft import get_peft_model_state_dict
+
+    for key, wanted in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+        found = stored.get(key)
+        if found is None or found.shape == wanted.shape:
+            continue
+        rank = 1 if "lora_B" in key or "lora_embedding_B" in key else 0
+        ours, theirs = list(wanted.shape), list(found.shape)
+        if "lora_" in key and len(ours) == len(theirs) == 2 and ours[1 - rank] == theirs[1 - rank]:
+            raise InputError(
+                f"{folder}: its weights have rank {theirs[rank]}, but its {CONFIG} says "
+                f"{ours[rank]} (r, rank_pattern) for {key}; give the config it was trained with"
+            )
+        raise InputError(
+            f"{folder}: {key} has shape {theirs}, the base calls for {ours}; was it trained on "
+            "another base?"
+        )
+
+
+def _changed_tensors(model: PeftModel, base: Checkpoint) -> dict[str, Tensor | Computed]:
+    """Collect what the adapter changes; refuse it where only one of two tied tensors is."""
     changed = dict(_changed(model, base))
     for name in changed:
         _check_tie(name, changed, base)
+    return changed
+
+
+def _tensors(changed: Mapping[str, Tensor | Computed], base: Checkpoint) -> LazyTensors:
+    """List every tensor of the base: its own, replaced, or to be merged when it is read."""
     entries: dict[str, Tensor | Computed] = {}
     for name in base.names():
         own = Computed(base.dtype(name), partial(base.read, name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,11 +18,22 @@ from evomerge.models.files.shards import StoredTensor
 from evomerge.models.layout import Layout, TensorSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROTARY = r"rotary_emb\.inv_freq$"
 """A buffer that old checkpoints keep in every layer, and that no class declares."""
+
+_WRAPPED = re.compile(r"^(module|_forward_module|pretrained_model)\.")
+_WRAPPED_WITHIN = re.compile(
+    r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+"""Names that wrappers put before a model's names (DDP, DeepSpeed, TRL), or before those of any of
+its modules (torch.compile, FSDP, activation checkpointing)."""
+
+_NUMBERED = re.compile(r"^(.+?)\.(\d+)\.")
+_OTHER_HEADS = re.compile(r"^(v_head|value_head|reward_head|score|classifier)\.")
+"""Heads of value and reward models beside a language model; transformers ignores them, too."""
 
 
 def canonical_tensors(
@@ -30,9 +41,10 @@ def canonical_tensors(
 ) -> LazyTensors:
     """Return the layout's tensors under their canonical names, in its order.
 
-    StoredTensor names may lack or carry the base model's prefix, or be old ones that transformers
-    renames when it loads the model, or those of pieces that it puts together. Buffers the class
-    declares useless are skipped, and so are duplicates of tied tensors.
+    Stored names may lack or carry the base model's prefix or a wrapper's (`torch.compile`, DDP,
+    FSDP), be old ones that transformers renames when it loads the model, or those of pieces that it
+    puts together. Buffers the class declares useless are skipped, and so are duplicates of tied
+    tensors; the heads of reward and value models are left out, and named in the result.
 
     Args:
         stored: the tensors of `folder`, by stored name.
@@ -44,20 +56,36 @@ def canonical_tensors(
         InputError: a tensor that is unexpected, missing, stored twice, of another shape than the
             config says, not floating-point, or tied by the config but stored with another value.
     """
+    try:
+        return _canonical(_unwrapped(stored), model, layout, folder)
+    except InputError as error:
+        raise InputError(_cause(stored, model, layout, folder) or str(error)) from None
+
+
+def _canonical(
+    stored: Mapping[str, StoredTensor], model: PreTrainedModel, layout: Layout, folder: Path
+) -> LazyTensors:
     ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), _ROTARY]
     known = {*layout.names, *layout.tied}
     # 1. Each stored tensor: known, a piece of a known one, or useless. The rules are those by which
     # transformers renames old names: GPT-NeoX's head was embed_out.
-    rules = rules_of(model)
+    rules, base_prefix = rules_of(model), model.base_model_prefix
     pieces = Pieces(model, rules)
+    stored = _without_common_prefix(
+        stored, lambda n: not known.isdisjoint(_candidates(n, rules.renamings, base_prefix))
+    )
     found: dict[str, StoredTensor] = {}
+    left_out = []
     for name, entry in stored.items():
-        candidates = [*_candidates(name, rules.renamings, model.base_model_prefix)]
+        candidates = [*_candidates(name, rules.renamings, base_prefix)]
         canonical = next((candidate for candidate in candidates if candidate in known), None)
         if canonical is None:
             unused = any(re.search(pattern, name) for pattern in ignored)
-            if not unused and not pieces.take(candidates, known, entry):
+            if unused or pieces.take(candidates, known, entry):
+                continue
+            if _OTHER_HEADS.match(name) is None:
                 _refuse(name, entry, model)
+            left_out.append(name)
         elif canonical in found:
             raise InputError(f"{entry.file}: {canonical} is stored twice, once as {name}")
         else:
@@ -71,12 +99,70 @@ def canonical_tensors(
         if spec.name in made:
             continue
         if spec.name not in found:
-            files = {entry.file for entry in stored.values()}
-            where = files.pop() if len(files) == 1 else folder
-            raise InputError(f"{where}: tensor {spec.name} is missing; download the model again")
+            _refuse_missing(spec, stored, model, folder)
         tensor = found[spec.name].tensor
         _check(spec, found[spec.name].file, tuple(tensor.shape), tensor.dtype)
-    return LazyTensors({n: made[n] if n in made else found[n].tensor for n in layout.names})
+    tensors = {n: made[n] if n in made else found[n].tensor for n in layout.names}
+    return LazyTensors(tensors, tuple(left_out))
+
+
+def _unwrapped(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Take the prefixes off that wrappers of a model put before its names, and within them."""
+    found: dict[str, StoredTensor] = {}
+    for name, entry in stored.items():
+        plain = _WRAPPED_WITHIN.sub("", name)
+        while (shorter := _WRAPPED.sub("", plain)) != plain:
+            plain = shorter
+        if plain in found or (plain != name and plain in stored):
+            raise InputError(f"{entry.file}: {plain} is stored twice, once as {name}")
+        found[plain] = entry
+    return found
+
+
+def _without_common_prefix(
+    stored: Mapping[str, StoredTensor], is_known: Callable[[str], bool]
+) -> Mapping[str, StoredTensor]:
+    """Take off what all names begin with, until one of them is known."""
+    plain = stored
+    while not any(is_known(name) for name in plain):
+        if len({name.partition(".")[0] for name in plain}) != 1:
+            return stored
+        plain = {name.partition(".")[2]: entry for name, entry in plain.items()}
+    return plain
+
+
+def _cause(
+    stored: Mapping[str, StoredTensor], model: PreTrainedModel, layout: Layout, folder: Path
+) -> str | None:
+    """Name what is wrong with the whole model, of which a tensor that does not fit is a sign."""
+    config = model.config
+    if method := quantization_of(config):
+        return (
+            f"{folder}: quantized ({method}), as its config.json says; quantized weights cannot "
+            "be merged, give the unquantized model"
+        )
+    # A list of layers that is shorter or longer in the weights than in the config.
+    prefix, wanted = model.base_model_prefix, _layer_numbers({*layout.names, *layout.tied})
+    for name, numbers in _layer_numbers(_unwrapped(stored)).items():
+        own = next((n for n in _candidates(name, (), prefix) if n in wanted), None)
+        count = len(numbers)
+        if own is not None and numbers == set(range(count)) and count != len(wanted[own]):
+            key = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+            return (
+                f"{folder}: its config.json says {len(wanted[own])} layers ({key}), but the "
+                f"weights have {count} ({own}.0 to {count - 1}); set {key} to {count}, or download "
+                "the model again"
+            )
+    return None
+
+
+def _layer_numbers(names: Iterable[str]) -> dict[str, set[int]]:
+    """Map the name of each numbered list of modules → the numbers that occur."""
+    found: dict[str, set[int]] = {}
+    for name in names:
+        if match := _NUMBERED.match(name):
+            found.setdefault(match[1], set()).add(int(match[2]))
+    return found
 
 
 def _put_together(
@@ -105,8 +191,24 @@ def _candidates(name: str, renamings: Sequence[Any], prefix: str) -> Iterator[st
 def _refuse(name: str, entry: StoredTensor, model: PreTrainedModel) -> NoReturn:
     raise InputError(
         f"{entry.file}: unexpected tensor {name}; transformers' {type(model).__name__} with this "
-        "config has no such weight (quantized, or another architecture?)"
+        "config has no such weight (quantized, or another architecture?); if it is none of the "
+        "language model's, remove it from the file"
     )
+
+
+def _refuse_missing(
+    spec: TensorSpec, stored: Mapping[str, StoredTensor], model: PreTrainedModel, folder: Path
+) -> NoReturn:
+    files = {entry.file for entry in stored.values()}
+    where = files.pop() if len(files) == 1 else folder
+    if spec.group == "head":
+        saved = ", ".join(getattr(model.config, "architectures", None) or ()) or "?"
+        raise InputError(
+            f"{where}: a backbone without a language-model head: {spec.name} is missing (saved as "
+            f"{saved}); give the {type(model).__name__} it is part of, or set tie_word_embeddings: "
+            "true in its config.json if its head is the embedding"
+        )
+    raise InputError(f"{where}: tensor {spec.name} is missing; download the model again")
 
 
 def _drop_duplicate(found: dict[str, StoredTensor], duplicate: str, name: str) -> None:
@@ -133,6 +235,17 @@ def _check(spec: TensorSpec, file: Path, shape: tuple[int, ...], dtype: torch.dt
             f"{file}: {spec.name} is stored as {dtype}; quantized weights "
             "cannot be merged, give the unquantized model"
         )
+
+
+def quantization_of(config: PretrainedConfig) -> str | None:
+    """Return how a config says that the weights are quantized: `fp8`, `bitsandbytes, 4 bits`."""
+    raw = getattr(config, "quantization_config", None)
+    found = raw if isinstance(raw, Mapping) else getattr(raw, "to_dict", dict)()
+    if not found:
+        return None
+    bits = next((n for n in (4, 8) if found.get(f"load_in_{n}bit")), found.get("bits"))
+    method = str(getattr(found.get("quant_method"), "value", found.get("quant_method") or "by ?"))
+    return f"{method}, {bits} bits" if bits else method
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:

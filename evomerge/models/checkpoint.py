@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import content_digest
-from evomerge.common.errors import InputError
+from evomerge.common.errors import InputError, ModelNotFoundError
 from evomerge.models.canonical_names import as_bytes, canonical_tensors
 from evomerge.models.files.conversion import as_saved
 from evomerge.models.files.finite import NonFinite, count_non_finite
@@ -116,9 +116,14 @@ class Checkpoint(Source):
     def beside(self) -> dict[str, Tensor]:
         return {}
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Stored names of tensors that are no part of the language model, such as a value head."""
+        return self._tensors.left_out
+
     def config_to_save(self) -> PretrainedConfig:
         """Copy the config that a merge of the model's shape is saved with."""
-        config = copy.deepcopy(self._config)
+        config = unquantized(self._config)
         config.architectures = [self.layout.architecture]
         return config
 
@@ -208,7 +213,9 @@ def find_folder(
     key = campaign_key(name)
     match = _HUB_ID.match(spec)
     if match is None:
-        raise InputError(f"{key}: {spec}: no such folder, and not a hub id (org/model@revision)")
+        raise ModelNotFoundError(
+            f"{key}: {spec}: no such folder, and not a hub id (org/model@revision)"
+        )
     patterns = [*_HUB_FILES, *["*.bin"] * allow_pickle, *["*.py"] * trust_remote_code]
     return _snapshot(key, spec, match["repo"], match["revision"], patterns, _HUB_IGNORED)
 
@@ -251,13 +258,15 @@ def _snapshot(
             )
         )
     except LocalEntryNotFoundError:
-        raise InputError(
+        raise ModelNotFoundError(
             f"{key}: {spec}: not a folder here, and as a hub id neither cached nor reachable "
             "(offline?); run `hf download` for it where there is a network, or give a folder"
         ) from None
     # No such repository, no access, a broken connection: each layer below has its own exceptions.
     except Exception as error:
-        raise InputError(f"{key}: {spec}: cannot be had from the hub ({reason(error)})") from None
+        raise ModelNotFoundError(
+            f"{key}: {spec}: cannot be had from the hub ({reason(error)})"
+        ) from None
 
 
 def _reopen(name: str, spec: str, flags: Mapping[str, bool]) -> Checkpoint:
@@ -306,8 +315,20 @@ def _check_config(config: Mapping[str, Any], path: Path, trust_remote_code: bool
         if key.endswith("_implementation") and not trust_remote_code and "/" in str(value):
             raise InputError(
                 f"{path}: {key} is {value!r}, code that transformers would fetch from the hub and "
-                "run; take the key out, or set models.trust_remote_code: true if you trust it"
+                "run; take the key out or, if you trust it, set models.trust_remote_code: true "
+                "(campaign file) or add --trust-remote-code (evomerge merge)"
             )
+
+
+def unquantized(config: PretrainedConfig) -> PretrainedConfig:
+    """Copy a config without its `quantization_config`, which weights that can be read do not need.
+
+    transformers would load the result as quantized.
+    """
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -22,7 +22,7 @@ from typing_extensions import override
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.models.canonical_names import canonical_tensors
-from evomerge.models.checkpoint import Checkpoint, load_config, tensor_digest
+from evomerge.models.checkpoint import Checkpoint, load_config, tensor_digest, unquantized
 from evomerge.models.files.conversion import as_saved
 from evomerge.models.files.lazy_tensors import LazyTensors
 from evomerge.models.files.shards import read_stored
@@ -83,7 +83,7 @@ class TextModel(Checkpoint):
 
     @override
     def config_to_save(self) -> PretrainedConfig:
-        config = copy.deepcopy(self.whole.config)
+        config = unquantized(self.whole.config)
         config.architectures = [type(self.whole.model).__name__]
         return config
 

@@ -223,8 +223,12 @@ SLICED = {"merge_method": "linear", "models": None}
         ({"models": None}, "either 'models' or 'slices'"),
         ({"models": [{"model": "org/base"}]}, "ties needs a model beside the base"),
         ({"models": GOOD["models"] * 2}, "org/a is listed twice"),
-        ({"models": [{"model": "org/a+org/lora"}]}, "LoRA adapters"),
-        ({"models": [{"model": {"model": {"path": "x"}}}]}, r"models\.0\.model: .*valid string"),
+        (
+            {"models": [{"model": "org/a+org/lora"}]},
+            r"adapter on org/a; .* onto the base, org/b",
+        ),
+        ({"base_model": "org/base+org/lora"}, "base_model: .*an adapter is no base; merge it"),
+        ({"models": [{"model": {"path": "x", "kind": 1}}]}, r"models\.0\.model: .*valid string"),
         ({"merge_method": "slerp", "models": [{"model": "a"}, {"model": "b"}]}, "takes 2 models"),
         ({"merge_method": "passthrough", "models": [{"model": "a"}]}, "takes one model"),
         (SLICED | {"slices": [sources([4, 4])]}, r"slices\[0\]: layer_range \[4, 4\] has no"),
@@ -243,6 +247,38 @@ def test_what_is_not_read_is_refused_by_name(change, message):
         from_mergekit(yaml.safe_dump({**GOOD, **change}), "file.yaml")
 
 
+FORMS = {
+    "one text": {"model": "org/base+org/tuned"},
+    "a mapping": {"model": {"model": "org/base", "lora": "org/tuned"}},
+    "paths": {"model": {"model": {"path": "org/base"}, "lora": {"path": "org/tuned"}}},
+    "lora beside model": {"model": "org/base", "lora": "org/tuned"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_on_the_base_is_an_expert_that_is_its_folder(form):
+    merge = from_mergekit(yaml.safe_dump({**GOOD, "models": [FORMS[form], *GOOD["models"]]}))
+    assert merge.models == {"base": "org/base", "tuned": "org/tuned", "a": "org/a"}
+    assert any("mergekit ignores it" in note for note in merge.notes) == (form[:4] == "lora")
+
+
+def test_without_a_base_model_adapters_say_what_the_base_is():
+    entries = [{"model": "org/a"}, {"model": "org/b@v1+org/tuned@main"}]
+    file = {"merge_method": "linear", "models": entries, "parameters": {"weight": 1}}
+    merge = from_mergekit(yaml.safe_dump(file))
+    assert merge.models == {"base": "org/b@v1", "a": "org/a", "tuned": "org/tuned@main"}
+
+
+def test_a_model_without_a_needed_parameter_is_named(folder):
+    entries = [{"model": "a", "parameters": {"weight": 1}}, {"model": "org/b"}]
+    merge = from_mergekit(yaml.safe_dump({**GOOD, "models": entries}))
+    models = check_models(
+        ModelsConfig(base=str(folder / "base"), experts={"x": str(folder / "math")})
+    )
+    with pytest.raises(InputError, match=r"'weight' is missing for b \(org/b\), tensor model"):
+        merge.recipe(models.layout, dict.fromkeys(merge.models, ""))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -252,7 +288,7 @@ def test_what_is_not_read_is_refused_by_name(change, message):
                     {"model": "a", "parameters": {"weight": {"filter": "q_proj", "value": 1}}}
                 ]
             },
-            r"'weight' is missing for model\.layers\.0\.self_attn\.k_proj",
+            r"'weight' is missing for a \(a\), tensor model\.layers\.0\.self_attn\.k_proj",
         ),
         (
             SLICED | {"slices": [sources([4, 8])], "parameters": {"weight": 1}},

@@ -13,6 +13,7 @@ from evomerge.common.errors import InputError
 from evomerge.models.adapter import Adapter
 from evomerge.models.checks.checked_models import check_models
 from evomerge.models.open_models import open_models
+from evomerge.models.vocabulary import with_base_rows
 
 ATTENTION = ["q_proj", "v_proj"]
 KINDS = {
@@ -168,7 +169,8 @@ def test_an_adapter_of_a_model_by_another_name_is_noted(family, campaign):
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens is not merged here"),
         ({"peft_type": "VERA"}, "peft_type 'VERA'; only LORA"),
         ({"target_modules": ["nothing"]}, "trained on another base"),
-        ({"r": 5}, "trained on another base"),
+        ({"r": 5}, r"weights have rank 2, but its adapter_config\.json says 5"),
+        ({"rank_pattern": {"v_proj": 3}}, r"have rank 2, .* says 3 .* for .*v_proj\.lora_A"),
         ({"target_modules": ["q_proj"]}, "fits nothing in the base"),
         ({"target_modules": [*ATTENTION, "o_proj"]}, r"lacks model\.layers\.0\.self_attn\.o_proj"),
     ],
@@ -201,6 +203,51 @@ def test_embeddings_tied_to_the_head_are_merged_as_peft_does(family, campaign):
     wanted = merged_by_peft(base, folder)
     for name in (*adapter.names(), "lm_head.weight"):
         assert torch.equal(adapter.read(name), wanted[name]), name
+
+
+RESIZED = {
+    "trained whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "one trained whole": {"modules_to_save": ["embed_tokens"]},
+    "of low rank": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "not trained": {},
+}
+
+
+@pytest.mark.parametrize("rows", [40, 28])
+@pytest.mark.parametrize("kind", RESIZED)
+def test_added_tokens_give_an_adapter_a_vocabulary_of_its_own(
+    kind, rows, model_of, add_tokenizer, campaign, tmp_path
+):
+    model_of().save_pretrained(tmp_path / "base")
+    add_tokenizer(tmp_path / "base", tokens=28)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    settings = {"r": 2, "target_modules": ATTENTION, "task_type": "CAUSAL_LM"} | RESIZED[kind]
+    tuned = get_peft_model(model, LoraConfig(**settings))
+    for weight in tuned.parameters():
+        if weight.requires_grad:
+            weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+    tuned.save_pretrained(tmp_path / "adapter")
+    wanted = tuned.merge_and_unload().state_dict()
+
+    models = check_models(campaign(tmp_path / "base", lora=tmp_path / "adapter"))
+    base, adapter = models.sources.values()
+    assert any(f"vocabulary of {rows} rows, 32 in the base" in note for note in models.notes)
+    for name in adapter.names():
+        assert adapter.read(name).shape == adapter.shape(name) == wanted[name].shape
+        assert torch.equal(adapter.read(name), wanted[name]), name
+        merged = with_base_rows(adapter, base, models.layout.tensor(name))
+        assert merged.shape == base.shape(name)
+
+
+def test_weights_of_a_base_of_another_size_are_named_with_both_shapes(
+    family, model_of, campaign, tmp_path
+):
+    _, folder = family("llama", settings={"r": 2, "target_modules": ATTENTION})
+    model_of(hidden_size=32).save_pretrained(tmp_path / "wide")
+    message = r"lora_A\.weight has shape \[2, 16\], the base calls for \[2, 32\]; .*another base"
+    with pytest.raises(InputError, match=message):
+        open_models(campaign(tmp_path / "wide", lora=folder))
 
 
 def test_an_adapter_for_a_base_is_refused(family, campaign):

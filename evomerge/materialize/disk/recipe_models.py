@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from evomerge.common.digest import content_digest
-from evomerge.common.errors import InputError
+from evomerge.common.errors import InputError, ModelNotFoundError
 from evomerge.config import DtypeConfig, ModelsConfig, resolve_spec
 from evomerge.materialize.disk.checkpoint import write_merge
 from evomerge.materialize.disk.provenance import (
@@ -126,7 +126,7 @@ def open_inputs(
     )
     try:
         models = check_models(with_recipes_made(config), base_again=True)
-    except InputError as error:
+    except ModelNotFoundError as error:
         raise InputError(
             f"{error}\n{path}: if a model lies elsewhere now, say so: "
             f"{' '.join(_option(name) for name in (BASE, *config.experts))}"

@@ -65,6 +65,8 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
     # 2. what the weights show
     for source in (base, *experts):
         check_finite(source)
+    for model in (base, *experts):
+        notes += _left_out_notes(model)
     for expert in experts:
         notes += _lock_notes(base, expert, models.allow_locked)
         notes += settings_notes(base, expert)
@@ -187,6 +189,14 @@ def _digest_of(source: Checkpoint, name: str) -> str:
     return source.tensor_digests[source.layout.tensor(name).name]
 
 
+def _left_out_notes(model: Checkpoint) -> Iterator[str]:
+    if names := as_stored(model).left_out:
+        yield (
+            f"{campaign_key(model.name)}: {', '.join(names[:3])}{', …' * (len(names) > 3)} left "
+            "out: a value or reward head is no part of the language model"
+        )
+
+
 def _twin_notes(base: Checkpoint, experts: list[Checkpoint]) -> Iterator[str]:
     for one, other in combinations(experts, 2):
         if _merge_alike(one, other, base):
@@ -238,6 +248,13 @@ def tokenizer_notes(
         raise InputError(
             f"models.base: no tokenizer in {base.folder}; copy its tokenizer files there, "
             "candidates are scored with it"
+        )
+    rows = base.layout.vocab_size
+    if beyond := sorted(index for index in ours.names if index >= rows):
+        yield (
+            f"models.base: its tokenizer has {len(beyond)} tokens from id {beyond[0]} "
+            f"({ours.names[beyond[0]]!r}) on, and its embedding {rows} rows: text with such a "
+            "token cannot be scored or generated; resize the embedding, or take the tokens out"
         )
     for expert in experts:
         key = campaign_key(expert.name)

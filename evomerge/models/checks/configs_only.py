@@ -18,6 +18,7 @@ from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.config import ModelsConfig
 from evomerge.models.adapter import is_adapter
+from evomerge.models.canonical_names import quantization_of
 from evomerge.models.checkpoint import Checkpoint, configs_of, load_config
 from evomerge.models.checks.checked_models import (
     CheckedModels,
@@ -79,6 +80,12 @@ def check_configs_only(models: ModelsConfig) -> CheckedModels | None:
         notes += tokenizer_notes(base, experts, models.trust_remote_code)
     else:
         notes.append(f"models.base: no tokenizer in {base.folder}; it will need one")
+    for model in (base, *experts):
+        if method := quantization_of(model.config):
+            notes.append(
+                f"{campaign_key(model.name)}: quantized ({method}), as its config.json says; "
+                "quantized weights cannot be merged"
+            )
     for expert in experts:
         notes += settings_notes(base, expert)
         notes += shape_notes(base, expert)

@@ -18,10 +18,16 @@ class Computed:
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Name → tensor: a memory-mapped view, or one that is computed anew and not kept."""
+    """Name → tensor: a memory-mapped view, or one that is computed anew and not kept.
 
-    def __init__(self, entries: Mapping[str, Tensor | Computed]) -> None:
-        self._entries = entries
+    Attributes:
+        left_out: names of tensors that are stored beside these and are not the model's.
+    """
+
+    def __init__(
+        self, entries: Mapping[str, Tensor | Computed], left_out: tuple[str, ...] = ()
+    ) -> None:
+        self._entries, self.left_out = entries, left_out
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
@@ -44,4 +50,4 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def part(self, names: Mapping[str, str]) -> LazyTensors:
         """Select tensors under other names: new name → name here."""
-        return LazyTensors({new: self._entries[name] for new, name in names.items()})
+        return LazyTensors({n: self._entries[name] for n, name in names.items()}, self.left_out)

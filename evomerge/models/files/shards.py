@@ -17,6 +17,12 @@ from evomerge.models.messages import reason
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+ALLOW_PICKLE = (
+    "convert them to safetensors or, if you trust them, set models.allow_pickle: true (campaign "
+    "file) or add --allow-pickle (evomerge merge)"
+)
+"""The way out where weights are pickled."""
+
 _LONGEST_NAME = 255
 """The most bytes that a file's name has, on every common file system."""
 
@@ -46,7 +52,7 @@ def read_stored(folder: Path, allow_pickle: bool) -> dict[str, StoredTensor]:
         if file == PICKLED and not allow_pickle:
             raise InputError(
                 f"{folder}: only pickled weights ({file}), which can run code when opened; "
-                "convert them to safetensors, or set models.allow_pickle: true if you trust them"
+                f"{ALLOW_PICKLE}"
             )
         if (folder / file).is_file():
             return open_weights(folder / file)

@@ -172,6 +172,15 @@ def test_tokens_in_rows_only_one_model_names_are_no_conflict(saved, campaign, ad
     assert check_models(campaign(base, math=expert)).notes == ()
 
 
+def test_tokens_of_the_base_beyond_its_embeddings_rows_are_told(saved, campaign, add_tokenizer):
+    base, expert = saved("b"), saved("m", seed=1)
+    for folder in (base, expert):
+        add_tokenizer(folder, tokens=35)
+    [note] = check_models(campaign(base, math=expert)).notes
+    assert note.startswith("models.base: its tokenizer has 3 tokens from id 32 ('t32') on, and its")
+    assert "32 rows" in note
+
+
 def test_tokens_beyond_the_smaller_vocabulary_may_differ(saved, campaign, add_tokenizer):
     base, expert = saved("b"), saved("m", seed=1, vocab_size=28)
     add_tokenizer(expert, renamed={29: "other"})

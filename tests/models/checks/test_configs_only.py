@@ -93,6 +93,12 @@ def test_an_adapter_has_the_bases_shapes(configs):
     assert found.sources["tuned"].layout == found.layout
 
 
+def test_quantized_weights_are_told_before_they_are_downloaded(configs):
+    edit(configs / "math", quantization_config={"quant_method": "awq", "bits": 4})
+    notes = check_configs_only(models_in(configs)).notes
+    assert any("models.experts.math: quantized (awq, 4 bits), as" in note for note in notes)
+
+
 def test_reading_such_a_model_is_refused_with_the_way_out(configs):
     source = check_configs_only(models_in(configs)).sources["math"]
     for read in (lambda: source.read("lm_head.weight"), lambda: source.tensor_digests):
