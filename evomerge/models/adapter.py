@@ -176,7 +176,7 @@ def _vocabulary_rows(folder: Path, stored: Mapping[str, Tensor], base: Checkpoin
         InputError: the stored tensors have several numbers of rows.
     """
     vocabulary = [spec.name for spec in base.layout.tensors if spec.vocab_dim is not None]
-    found = {}
+    found: dict[str, int] = {}
     for name in (*vocabulary, *base.layout.tied):
         module = re.escape(name.rpartition(".")[0])
         whole = re.compile(rf"^base_model\.model\.{module}(\.{_WHOLE})?\.weight$")
