@@ -1,4 +1,4 @@
-"""What is happening, on standard error: a live bar in a terminal, plain lines elsewhere."""
+"""The progress display on standard error: a live bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rich.progress import (
 from evomerge.study.record import Evaluation
 
 PLAIN_SECONDS = 30.0
-"""Where there is no terminal: at most one line in so many seconds within a phase."""
+"""The least number of seconds between two lines of a phase, where there is no terminal."""
 
 
 class ProgressDisplay:
     """A campaign's `Listener`: phase, count, best, rate, failures, time left."""
 
     def __init__(self, console: Console) -> None:
-        """`console` should write to standard error."""
+        """Show nothing yet; `console` should write to standard error."""
         self._console = console
         self._live = console.is_terminal
         self._bar = Progress(
@@ -44,7 +44,7 @@ class ProgressDisplay:
         )
         self._task: TaskID | None = None
         self._phase = ""
-        self._done = self._at_start = self._total = self._failed = self._stopped = 0
+        self._done = self._at_start = self._total = self._failed = self._pruned = 0
         self._best: float | None = None
         self._started = self._printed = time.monotonic()
 
@@ -61,14 +61,14 @@ class ProgressDisplay:
         self._bar.stop()
 
     def begin(self, title: str) -> None:
-        """One of several runs begins: a line for it, and the bars of the one before go."""
+        """Begin one of several runs: print a line for it, remove the bars of the one before."""
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
-        self._best, self._failed, self._stopped = None, 0, 0
+        self._best, self._failed, self._pruned = None, 0, 0
         self._console.print(title, markup=False, highlight=False)
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """A phase begins; the best of the search stays on show."""
+        """Begin a phase; the best of the search stays on show."""
         self._phase, self._done, self._total = name, done, max(done, total)
         self._at_start, self._started = done, time.monotonic()
         self._task = self._bar.add_task(name, total=self._total, completed=done, facts="")
@@ -79,10 +79,10 @@ class ProgressDisplay:
             self._printed = time.monotonic()
 
     def recorded(self, evaluation: Evaluation) -> None:
-        """One more is done."""
+        """Count one more evaluation of the phase."""
         self._done += 1
         self._failed += evaluation.failed
-        self._stopped += evaluation.estimated
+        self._pruned += evaluation.estimated
         measured = not evaluation.estimated
         if evaluation.optimizers_own and measured and evaluation.value is not None:
             values = (evaluation.value, self._best)
@@ -95,7 +95,7 @@ class ProgressDisplay:
             self._console.print(f"{self._phase}: {self._done} of {self._total}  {self._facts()}")
 
     def said(self, message: str) -> None:
-        """A line of its own."""
+        """Print a message as a line of its own."""
         self._console.print(message, markup=False, highlight=False)
 
     def _facts(self) -> str:
@@ -104,8 +104,8 @@ class ProgressDisplay:
         facts = [speed]
         if self._best is not None:
             facts.insert(0, f"best {self._best:.4f}")
-        if self._stopped:
-            facts.append(f"{self._stopped} stopped")
+        if self._pruned:
+            facts.append(f"{self._pruned} pruned")
         if self._failed:
             facts.append(f"{self._failed} failed")
         return "  ".join(facts)

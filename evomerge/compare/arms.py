@@ -1,4 +1,4 @@
-"""What is compared: optimizers as they are named on the command line."""
+"""The arms of a comparison: optimizers as they are named on the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from evomerge.config import OptimizerConfig
 OPTION = "--optimizers"
 FITNESS = "fitness."
 SEARCH_KEYS = ("rungs", "race", "estimator")
-"""What may differ between optimizers that are compared: how a score is had, not what it is."""
+"""Keys of `fitness` that arms may change: how a score is measured, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Arm:
     """One optimizer of a comparison.
 
     Attributes:
-        label: what the table and the figure call it, as it was written.
+        label: its name in table and figure, as it was written.
         optimizer: its section of the campaign file.
-        fitness: what it changes in the campaign's, of `SEARCH_KEYS`.
+        fitness: the keys of the campaign's, of `SEARCH_KEYS`, that it changes.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """A name for its runs' folder, of plain characters, its own among all labels."""
+        """A name for its runs' folder: plain characters, different for every label."""
         plain = re.sub(r"[^\w.]+", "-", self.label).strip("-.")
         if plain == self.label:
             return plain
@@ -47,8 +47,8 @@ def parse_arms(text: str, own: OptimizerConfig) -> list[Arm]:
     """Read `cma,random` or `cma,cma:{sigma: 0.1}`: names, each with options in braces or none.
 
     `cma:{fitness.rungs: [32, all]}` also changes the campaign's rungs, race or estimator, and
-    `cma:{screen: 4}` screens. A name without options of its own that is the campaign's optimizer
-    brings those of the campaign file.
+    `cma:{screen: 4}` screens. The campaign's own optimizer without options of its own has those of
+    the campaign file.
 
     Raises:
         InputError: an entry is not a name with options, or stands there twice.
@@ -97,7 +97,7 @@ def _arm(entry: str, own: OptimizerConfig) -> Arm:
 
 
 def _entries(text: str) -> Iterator[str]:
-    """The parts between commas that stand in no bracket."""
+    """Yield the parts between commas that stand in no bracket."""
     depth, entry = 0, ""
     for character in [*text, ","]:
         depth += (character in "{[") - (character in "}]")

@@ -1,4 +1,4 @@
-"""Best so far against item evaluations: one curve a run, and what several say together."""
+"""Best so far against item evaluations: one curve a run, and the summary of several."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.config import BudgetConfig
-from evomerge.judging.scores import Judge
-from evomerge.judging.selection import leading
+from evomerge.judging import Judge, leading
 from evomerge.study.judged import searched
 from evomerge.study.record import Evaluation
 
 SHARE = 0.95
-"""An optimizer has arrived when it holds this share of the best known score."""
+"""The target that optimizers are timed to, as a share of the best known score."""
 QUARTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One run of an optimizer: what its best by search scores on select, after each trial.
+    """One run of an optimizer: the select score of its best by search, after each trial.
 
     Attributes:
-        spent: item evaluations the optimizer had asked for, shape (trials,), rising.
+        spent: item evaluations that the optimizer had asked for, shape (trials,), rising.
         select: shape (trials,); NaN as long as every trial failed.
     """
 
@@ -33,12 +32,12 @@ class Curve:
     select: NDArray[np.float64]
 
     def at(self, spent: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The curve as a step function; NaN before the first trial."""
+        """Evaluate the curve as a step function; NaN before the first trial."""
         place = np.searchsorted(self.spent, spent, side="right") - 1
         return np.where(place < 0, np.nan, self.select[np.maximum(place, 0)])
 
     def reached(self, target: float) -> float:
-        """The item evaluations until `target` was held for the first time; ∞ when it never was."""
+        """Count the item evaluations until `target` was first reached; ∞ when it never was."""
         there = np.flatnonzero(self.select >= target)
         return float(self.spent[there[0]]) if len(there) else np.inf
 
@@ -46,16 +45,18 @@ class Curve:
 def curve(
     judge: Judge, evaluations: Sequence[Evaluation], budget: BudgetConfig, items: int
 ) -> Curve:
-    """The curve of a run's trials within the budget; of items, the one that begins within it.
+    """Draw the curve of a run's trials within the budget; the last may begin in it and end beyond.
 
     A trial costs the items it was asked for, whether they were scored, looked up or lost in a
-    failure (`items`, the whole search split): what other runs have measured makes nobody faster.
-    Where the best by search could not be scored on select, the one before it stands.
+    failure (which costs `items`, the whole search split): measurements of other runs make no run
+    faster. Where the best by search could not be scored on select, the one before it stays.
     """
+    # 1. the trials within the budget of trials, or of items
     own = searched(judge, evaluations)[: budget.trials]
     spent = np.cumsum([one.trial.cost(items) for one in own], dtype=np.float64)
     if budget.items is not None:
         own = own[: 1 + int(np.searchsorted(spent, budget.items))]
+    # 2. after each trial the select score of the best by search
     select = {e.digest: e.value for e in evaluations if e.split == "select" and not e.failed}
     values: list[float] = []
     for leader in leading(own):
@@ -66,17 +67,19 @@ def curve(
 
 
 def quartiles(curves: Sequence[Curve]) -> dict[str, list[float]]:
-    """Lower quartile, median and upper quartile over runs, wherever every run has a score.
+    """Give lower quartile, median and upper quartile over runs, wherever every run has a score.
 
     Returns:
         `spent`, `low`, `median`, `high`: lists of one length; of equal neighbours the first only,
         and the last point.
     """
+    # 1. every run as a step function over all steps of any
     spent = np.unique(np.concatenate([c.spent for c in curves]))
     values = np.stack([c.at(spent) for c in curves])
     known = np.isfinite(values).all(axis=0)
     if not known.any():
         return {"spent": [], "low": [], "median": [], "high": []}
+    # 2. quartiles, kept where one of them changes
     spent, bands = spent[known], np.quantile(values[:, known], QUARTILES, axis=0)
     changes = np.append(True, (np.diff(bands, axis=1) != 0).any(axis=0))
     changes[-1] = True
@@ -87,7 +90,7 @@ def quartiles(curves: Sequence[Curve]) -> dict[str, list[float]]:
 def summarize(
     runs: Mapping[str, Mapping[int, Curve]], references: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """The comparison in plain data.
+    """Sum the comparison up in plain data.
 
     Args:
         runs: optimizer → seed → its curve.
@@ -95,7 +98,7 @@ def summarize(
 
     Returns:
         `best_known`: the highest score on select, references and all; `target`: `SHARE` of it;
-        `first`: what the optimizer named first ends with, in the median; `yardsticks`;
+        `first`: the median final score of the optimizer named first; `yardsticks`;
         `optimizers`: label → `final` (quartiles and `runs`), `to_target` (`median` item
         evaluations, null unless more than half of the runs arrived; `reached`, `of`), `to_first`
         (likewise to `first`), `wins` (a seed's best final score; ties are shared), `curve`
@@ -147,7 +150,7 @@ def _to_target(curves: Sequence[Curve], target: float) -> dict[str, Any]:
 
 
 def _wins(final: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
-    """How many seeds each optimizer ends best in; those that tie share the seed."""
+    """Count the seeds in which each optimizer ends best; those that tie share the seed."""
     wins = dict.fromkeys(final, 0.0)
     for seed in dict.fromkeys(seed for found in final.values() for seed in found):
         scores = {k: found[seed] for k, found in final.items() if np.isfinite(found[seed])}
@@ -158,5 +161,5 @@ def _wins(final: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
 
 
 def _number(value: float) -> float | None:
-    """For JSON, which has no infinity and no NaN."""
+    """A number for JSON, which has no infinity and no NaN: None."""
     return float(value) if np.isfinite(value) else None

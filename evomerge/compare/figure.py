@@ -1,6 +1,6 @@
-"""The comparison's figure: for the page by plotly, as a picture by matplotlib.
+"""The comparison's figure: for the page by plotly, as a PNG by matplotlib.
 
-Plotly draws pictures through a browser only (kaleido needs Chrome), which servers do not have.
+Plotly writes image files through a browser only (kaleido needs Chrome); servers have none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from evomerge.report.tables import short
 DASHES = ("solid", "dash", "dot", "dashdot")
 STROKES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 BEYOND = 1.02
-"""Lines go on a little after the budget, so that its last step can be seen."""
+"""Factor of the budget up to which lines go on, so that its last step can be seen."""
 QUIET = "#7d8590"
 """The colour of the best parent and the best baseline."""
 
@@ -37,7 +37,7 @@ class Line:
 
 
 def lines(comparison: Mapping[str, Any]) -> Iterator[Line]:
-    """What is drawn of `compare_optimizers`' result; optimizers without a score are left out."""
+    """Yield the lines of `compare_optimizers`' result; optimizers without a score have none."""
     curves = {label: found["curve"] for label, found in comparison["optimizers"].items()}
     end = BEYOND * max((x for found in curves.values() for x in found["spent"]), default=1.0)
     for place, (label, found) in enumerate(curves.items()):
@@ -48,7 +48,7 @@ def lines(comparison: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def references(comparison: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """The best parent and the best baseline on select, named, with their scores."""
+    """Name the best parent and the best baseline on select, with their scores."""
     best = []
     for role, found in comparison["yardsticks"].items():
         if found:
@@ -58,7 +58,7 @@ def references(comparison: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def interactive(comparison: Mapping[str, Any]) -> go.Figure:
-    """Best so far on select against item evaluations: medians, bands between the quartiles."""
+    """Draw best so far on select against item evaluations: medians, bands between quartiles."""
     figure = go.Figure(layout=plot_layout(height=460, right=16, top=24))
     drawn = list(lines(comparison))
     for line in drawn:
@@ -146,14 +146,14 @@ def save_picture(comparison: Mapping[str, Any], path: Path) -> None:
 
 
 def title(comparison: Mapping[str, Any]) -> str:
-    """What is drawn, in one line."""
+    """Say in one line what the figure shows."""
     seeds = len(comparison["seeds"])
     over = "one seed" if seeds == 1 else f"median and quartiles of {seeds} seeds"
     return f"{comparison['campaign']}: best by search so far, scored on select; {over}"
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes as it is."""
+    """Escape text for matplotlib, which takes `$` for maths."""
     return text.replace("$", r"\$")
 
 

@@ -38,7 +38,7 @@ def write_comparison(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
-    """The table for a terminal."""
+    """Lay the comparison out for a terminal."""
     table = Table(title=title(comparison), box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("optimizer", min_width=12, overflow="fold")
     for column in columns(comparison):
@@ -49,7 +49,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:
 
 
 def columns(comparison: Mapping[str, Any]) -> list[str]:
-    """What the table says of each optimizer."""
+    """Name the table's columns of an optimizer."""
     until = {"target": comparison["target"], "the first": comparison["first"]}
     items, first = (
         f"items\nto {name if score is None else short(score)}" for name, score in until.items()
@@ -58,7 +58,7 @@ def columns(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def rows(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Optimizer → cells, the best median first."""
+    """Fill the table: optimizer → cells, the best median first."""
     found = comparison["optimizers"]
     medians = {label: facts["final"]["median"] for label, facts in found.items()}
     ranked = sorted(found, key=lambda label: -(medians[label] or 0.0))
@@ -66,7 +66,7 @@ def rows(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def remarks(comparison: Mapping[str, Any]) -> list[str]:
-    """How to read the table."""
+    """Say how to read the table."""
     trials, items = comparison["trials"], comparison["search_items"]
     each = f"{trials} trials of {items} search items, {trials * items:,} item evaluations"
     if comparison.get("items"):
@@ -93,7 +93,7 @@ def remarks(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def comparison_page(comparison: Mapping[str, Any]) -> str:
-    """The page as text; it needs nothing else, no network either."""
+    """Render the page as text; it needs nothing else, no network either."""
     return (
         page_environment()
         .get_template(TEMPLATE)

@@ -1,4 +1,4 @@
-"""Running a comparison: one ordinary run for each optimizer and seed, one after the other."""
+"""The runs of a comparison: one ordinary run for each optimizer and seed, in turn."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from evomerge.study.judged import known_of
 from evomerge.study.record import Evaluation
 
 Known = dict[tuple[str, str], Evaluation]
-"""(digest, split) → what is known of it."""
+"""(digest, split) → its best known evaluation; see `known_of`."""
 
 
 class RunsListener(Listener, Protocol):
-    """Told what happens in several runs, one after the other."""
+    """A listener to several runs, one after the other."""
 
     def begin(self, title: str) -> None:
-        """Another run begins."""
+        """Learn that another run begins."""
 
 
 def compare_optimizers(
     setup: Setup, arms: Sequence[Arm], seeds: int, folder: Path, listener: RunsListener
 ) -> dict[str, Any]:
-    """Run what is missing of every (optimizer, seed), and sum up.
+    """Run whatever is missing of every (optimizer, seed), and sum up.
 
     Each is a run of its own in `folder/<optimizer>/seed-<seed>`, and goes on where it stopped. All
     seeds of a campaign begin at its own. Optimizers take turns, so that a comparison which is
@@ -79,7 +79,7 @@ def compare_optimizers(
 
 
 def objective_label(setup: Setup) -> str:
-    """What scores are, as an axis title: `mean acc over 3 tasks`."""
+    """Name the scores in an axis title: `mean acc over 3 tasks`."""
     counted = [task for task in setup.tasks if task.weight > 0]
     metrics = {task.metric for task in counted}
     metric = f" {metrics.pop()}" if len(metrics) == 1 else ""
@@ -107,7 +107,7 @@ def _config(config: CampaignConfig, arm: Arm, seed: int) -> CampaignConfig:
 
 
 def _levels(found: Sequence[Evaluation]) -> Mapping[str, Mapping[str, float]]:
-    """Role → name → score; random merges differ by seed, so the median."""
+    """Role → name → score; the median over seeds, since random merges differ by seed."""
     return {
         role: {
             name: float(np.median([e.value for e in found if (e.role, e.name) == (role, name)]))

@@ -1,1 +1,1 @@
-"""What a study says, for people and for programs. No torch."""
+"""A study shown to people: tables for the terminal, figures, the report page, the dashboard."""

@@ -9,8 +9,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from evomerge.common.errors import InputError
-from evomerge.report.figures import archive, coefficients, lineage, progress, running, scores
-from evomerge.results.ancestry import lineage_summary, path_summary
+from evomerge.report.figures import ancestry, archive, coefficients, progress, running, scores
+from evomerge.results import REFERENCES, Results, shown_split
+from evomerge.results.ancestry import ancestry_summary, path_summary
 from evomerge.results.coefficients import (
     coefficient_summary,
     population_coefficients,
@@ -24,17 +25,17 @@ from evomerge.results.population import (
     population_of,
     state_summary,
 )
-from evomerge.results.results import REFERENCES, Results, shown_split
 from evomerge.study.study import Study
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure with what stands beside it.
+    """One figure with the texts beside it.
 
     Attributes:
         id: valid as an HTML id, the same at every drawing.
-        label: what it shows, in a line.
+        label: its subject, in a line.
+        figure: plotly's.
         heading: above it, where its section has several; may be empty.
         note: beside the heading; may be empty.
     """
@@ -48,13 +49,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class StudyView:
-    """What a page about a study shows.
+    """Everything that a page about a study shows.
 
     Attributes:
-        best: `best_summary`; None as long as no trial succeeded.
+        status: `Results.status`.
+        facts: `Results.facts`.
+        running: `Results.running`.
+        best: `Results.best`; None as long as no trial succeeded.
         split: the split that the best is judged by.
-        leader: what the best is called.
-        rows: what was scored on that split, see `figures.scores.forest`.
+        leader: the name of the best: "winner" once it was tested, "best so far" before.
+        rows: scores on that split, see `figures.scores.forest`.
+        population: its members.
         sections: name → its figures, none where there is nothing to draw.
     """
 
@@ -69,13 +74,13 @@ class StudyView:
     sections: Mapping[str, Sequence[Figure]]
 
     @property
-    def pictures(self) -> Iterator[Figure]:
+    def figures(self) -> Iterator[Figure]:
         """All figures, in the order of the page."""
-        return (picture for section in self.sections.values() for picture in section)
+        return (figure for section in self.sections.values() for figure in section)
 
 
 def view_of(study: Study) -> StudyView:
-    """Everything to be seen of a study as it stands."""
+    """Draw everything that is to be seen of a study as it stands."""
     with study.still():
         return _view_of(Results(study))
 
@@ -183,7 +188,7 @@ def _flow(results: Results, view: StudyView) -> Iterator[Figure]:
         theirs = [path_summary(results.study, e.recipe) or [] for e in view.population.trials]
         ways = {tuple(slot["layer"] for slot in other): other for other in theirs if other}
         ways.pop(tuple(slot["layer"] for slot in path), None)
-        figure = lineage.data_flow(path, list(ways.values()))
+        figure = ancestry.data_flow(path, list(ways.values()))
         yield Figure("figure-flow", "The path through the models' layers", figure)
 
 
@@ -223,9 +228,9 @@ def _coefficients(results: Results, view: StudyView) -> Iterator[Figure]:
 
 
 def _lineage(results: Results, view: StudyView) -> Iterator[Figure]:
-    family = lineage_summary(results.study, view.best["trial"]) if view.best else None
+    family = ancestry_summary(results.study, view.best["trial"]) if view.best else None
     if family:
-        figure = lineage.lineage(family, results.trials(), view.leader, _scale(view.facts))
+        figure = ancestry.family_tree(family, results.trials(), view.leader, _scale(view.facts))
         yield Figure("figure-lineage", "Parents and ancestors", figure)
 
 
@@ -259,7 +264,7 @@ _SECTIONS = {
 
 
 def _rows(best: Mapping[str, Any], split: str, leader: str) -> scores.Rows:
-    """What was scored on a split: the winner, parents, baselines, the grid's best."""
+    """Scores on a split: of the winner, parents, baselines, the grid's best."""
     found = {
         ("winner", leader): best["scores"],
         **{("parent", name): found for name, found in best["parents"].items()},

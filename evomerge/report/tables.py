@@ -1,4 +1,4 @@
-"""The same summaries as tables for a terminal."""
+"""Tables of a study's results for a terminal, and the lines that pages share with them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.config import SPLITS
-from evomerge.results.results import shown_split
+from evomerge.results import shown_split
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
 
 SHOWN_OF_FRONT = 20
 """Rows of a front in the terminal."""
 SHOWN_EVENTS = 5
-"""Rows of what befell workers and machines."""
+"""Rows of the latest events of workers and machines."""
 
 
 def status_table(status: dict[str, Any]) -> RenderableType:
-    """`status_summary` for people."""
+    """Lay `Results.status` out for people."""
     table = Table(title=f"campaign {status['name']}", show_header=False)
     state = "done" if status["done"] else "not finished; the same search command goes on with it"
     leader = status["best"]
     stage = status["stage"]
-    flying = f"{status['in_flight']}, on {status['workers']} workers"
+    in_flight = f"{status['in_flight']}, on {status['workers']} workers"
     rows = {
         "state": state,
         **({"stage": f"{stage['name']}, {stage['place']} of {stage['of']}"} if stage else {}),
         "trials": trials_line(status),
         "completed": status["completed"],
-        **({"stopped on a rung": status["pruned"]} if status["pruned"] else {}),
+        **({"pruned at a rung": status["pruned"]} if status["pruned"] else {}),
         "failed": status["failed"],
         **({"estimates": estimates_line(status["estimator"])} if status["estimator"] else {}),
         "best so far": f"{leader['value']:.4f} (trial {leader['trial']}, search split)"
@@ -41,7 +41,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         else "none yet",
         "items scored": f"{status['item_evaluations']:,}",
         "time in evaluations": f"{status['seconds']:.1f} s",
-        **({} if status["done"] else {"time left": left_line(status), "in flight": flying}),
+        **({} if status["done"] else {"time left": left_line(status), "in flight": in_flight}),
     }
     for name, value in rows.items():
         table.add_row(name, str(value))
@@ -55,7 +55,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
 
 
 def left_line(status: dict[str, Any]) -> str:
-    """How long the search will still take, at its latest pace."""
+    """Say how long the search will still take, at its latest pace."""
     if status["left"] is None or not status["rate"]:
         return "not known yet"
     if not status["left"]:
@@ -64,20 +64,20 @@ def left_line(status: dict[str, Any]) -> str:
 
 
 def events_line(events: dict[str, Any]) -> str:
-    """How many workers stood after the latest event, and how often what happened."""
+    """Say how many workers there were after the latest event, and count the kinds of events."""
     counts = {kind: n for kind, n in events["counts"].items() if kind != "workers joined"}
-    return "; ".join([f"{events['workers']} standing", *(f"{k}: {n}" for k, n in counts.items())])
+    return "; ".join([f"{events['workers']} at work", *(f"{k}: {n}" for k, n in counts.items())])
 
 
 def trials_line(status: dict[str, Any]) -> str:
-    """How much of the budget, in trials or in items, is spent."""
+    """Say how much of the budget, in trials or in items, is spent."""
     if status["item_budget"] is None:
         return f"{status['trials']} of {status['budget']}"
     return f"{status['trials']}; {status['items_asked']:,} of {status['item_budget']:,} items"
 
 
 def estimates_line(estimator: dict[str, Any]) -> str:
-    """How far estimates on the lowest rung could be trusted."""
+    """Say how estimates on the lowest rung compare with full scores."""
     name, checked = estimator["name"], estimator["checked"]
     if not checked:
         return f"{name}; nothing to check it by yet"
@@ -90,9 +90,9 @@ def estimates_line(estimator: dict[str, Any]) -> str:
 
 
 def best_table(best: dict[str, Any]) -> RenderableType:
-    """`best_summary` for people: means, and intervals and paired comparisons where they count.
+    """Lay `Results.best` out for people: means, intervals, paired comparisons.
 
-    Intervals stand on the test split once it is open, on the search split before.
+    Intervals and comparisons are of the test split once it is open, of the search split before.
     """
     shown = shown_split(best)
     title = f"winner: trial {best['trial']}, recipe {best['digest'][:12]}"
@@ -121,7 +121,7 @@ def best_table(best: dict[str, Any]) -> RenderableType:
 
 
 def front_table(best: dict[str, Any]) -> Table:
-    """The trials that no other beats in every goal, the preferred first."""
+    """List the trials of the Pareto front, the preferred first."""
     front = best["front"]
     table = Table(title=f"the front on search: {len(front)} recipes", box=SIMPLE)
     table.add_column("trial", justify="right")
@@ -142,7 +142,7 @@ def front_table(best: dict[str, Any]) -> Table:
 
 
 def stage_lines(best: Mapping[str, Any]) -> list[str]:
-    """The winners of the stages before, which the winner is made of: its lineage."""
+    """Say which winners of earlier stages the winner is made of."""
     return [
         f"stage {one['stage']}: trial {one['trial']}, recipe {one['digest'][:12]}, "
         f"search {short(one['search'])}, select {short(one['select'])}, made of "
@@ -152,7 +152,7 @@ def stage_lines(best: Mapping[str, Any]) -> list[str]:
 
 
 def constraint_lines(best: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """Every constraint as measured on the split shown, and whether it holds."""
+    """Say every constraint as measured on the split shown, each with whether it holds."""
     return [
         (
             f"constraint {'holds' if found['holds'] else 'BROKEN'} on {shown_split(best)}: "
@@ -177,22 +177,22 @@ def _means(scores: dict[str, Any], shown: str) -> list[str]:
 
 
 def difference(found: dict[str, float]) -> str:
-    """A paired difference with its interval: `+.304 [+.256, +.352]`."""
+    """Write a paired difference with its interval: `+.304 [+.256, +.352]`."""
     return f"{short(found['difference'], '+')} {span(found, '+')}"
 
 
 def span(found: dict[str, float], sign: str = "") -> str:
-    """An interval: `[.981, 1.000]`; with sign "+", a signed one."""
+    """Write an interval: `[.981, 1.000]`; with sign "+", a signed one."""
     return f"[{short(found['low'], sign)}, {short(found['high'], sign)}]"
 
 
 def short(value: float, sign: str = "") -> str:
-    """Three decimals, without the zero before the point, so that a row fits a terminal."""
+    """Write three decimals without the zero before the point, so that a row fits a terminal."""
     return f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.3f}"
 
 
 def duration(seconds: float) -> str:
-    """A time to read: `8 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    """Write a time in seconds to read: `8 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -204,12 +204,12 @@ def duration(seconds: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value to three decimals."""
+    """Write a p-value with three decimals."""
     return "<.001" if value < 0.001 else short(value)
 
 
 def remarks(best: Mapping[str, Any]) -> list[str]:
-    """How to read the table, and what the reader must not overlook."""
+    """Say how to read the table, and what the reader must not overlook."""
     lines = [
         "[95 % bootstrap intervals], on the test split once it is open, on search before; "
         f"p: {tests_line(best, shown_split(best))}."

@@ -12,12 +12,12 @@ from evomerge.study.storage import close, errors_explained, open_for_writing
 from evomerge.study.study import Study
 
 HEIGHT = 450
-"""Pixels that optuna-dashboard has for a figure."""
+"""Height of a figure in optuna-dashboard, in pixels."""
 BELOW_BUTTONS = {"x": 0.02, "y": 0.94, "yanchor": "top"}
 
 
 def save_figures(study: Study, storage: str) -> list[str]:
-    """Save every figure as attributes of the study; earlier ones of the same name give way.
+    """Save every figure as attributes of the study, in place of earlier ones of the same name.
 
     Nothing else in the study is touched, so that it may be done while the campaign runs.
 
@@ -37,27 +37,27 @@ def save_figures(study: Study, storage: str) -> list[str]:
         raise InputError(
             "--to-optuna-dashboard needs optuna-dashboard: pip install 'evomerge[dashboard]'"
         ) from None
-    pictures = list(view_of(study).pictures)
+    figures = list(view_of(study).figures)
     rdb = open_for_writing(storage)
     try:
         with errors_explained(storage):
             target = optuna.load_study(study_name=study.name, storage=rdb)
             return [
                 save_plotly_graph_object(target, adapted(one), graph_object_id=one.id)
-                for one in pictures
+                for one in figures
             ]
     finally:
         close(rdb)
 
 
-def adapted(picture: Figure) -> go.Figure:
-    """The figure with a title of its own, in optuna-dashboard's height and on its colours."""
-    figure = go.Figure(picture.figure)
-    figure.update_layout(
-        title={"text": shown(picture.label, 60), "font": {"size": 14}, **BELOW_BUTTONS},
+def adapted(figure: Figure) -> go.Figure:
+    """Give the figure a title of its own, optuna-dashboard's height and its colours."""
+    drawn = go.Figure(figure.figure)
+    drawn.update_layout(
+        title={"text": shown(figure.label, 60), "font": {"size": 14}, **BELOW_BUTTONS},
         height=HEIGHT,
-        margin={"t": (figure.layout.margin.t or 0) + 60},
+        margin={"t": (drawn.layout.margin.t or 0) + 60},
         font={"color": COLORS["baseline"]},
     )
     lines = {"gridcolor": FAINT, "zerolinecolor": FAINT, "linecolor": FAINT}
-    return figure.update_xaxes(lines).update_yaxes(lines)
+    return drawn.update_xaxes(lines).update_yaxes(lines)

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.live import Live
 
 from evomerge.report.tables import status_table
-from evomerge.results.results import Results
+from evomerge.results import Results
 from evomerge.study.run_folder import FollowedRun
 
 SECONDS = 2.0
 SHARE = 0.1
-"""Of the time at most this share is spent on reading the study."""
+"""The largest share of the time that is spent on reading the study."""
 
 
 def watch(run: FollowedRun, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Where a recipe comes from: its ancestors among the trials, and its path through the models."""
+"""The origin of a recipe: its ancestors among the trials, and its path through the models."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from evomerge.recipe import BASE
 from evomerge.study.study import Study
 
 MERGED = "merged"
-"""What a slot holds that is not a copy of one model's layer."""
+"""Name of the source of a slot that is merged, not a copy of one model's layer."""
 
 
-def lineage_summary(study: Study, trial: int) -> dict[str, Any] | None:
-    """The ancestors of a trial; None where the record names no parents of it.
+def ancestry_summary(study: Study, trial: int) -> dict[str, Any] | None:
+    """Trace the ancestors of a trial; None where the record names no parents of it.
 
     Returns:
         `trials`: the trial and every ancestor, in the order in which they were asked: `trial`,
-        `value`, `estimated`, `generation` (0 for the trial itself, 1 for its parents; of several
-        ways the shortest), `parents` (trial numbers).
+        `value`, `estimated`, `generation` (0 for the trial itself, 1 for its parents; the
+        shortest of several ways), `parents` (trial numbers).
     """
+    # 1. the trials by ask index, in which parents are recorded
     own = [e for e in study.evaluations() if e.optimizers_own and e.ask is not None]
     by_ask = {e.ask: e for e in own}
     by_number = {e.number: e for e in own}
     if trial not in by_number or not by_number[trial].parents:
         return None
+    # 2. breadth first from the trial: an ancestor is met on its shortest way
     generation = {by_number[trial].ask: 0}
     for ask in (queue := [by_number[trial].ask]):
         for parent in by_ask[ask].parents:
@@ -46,10 +48,10 @@ def lineage_summary(study: Study, trial: int) -> dict[str, Any] | None:
 
 
 def path_summary(study: Study, recipe: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The path of a recipe, slot by slot; None where it is the base's own, layer after layer.
+    """List the path of a recipe, slot by slot; None where it is the base's own layers in order.
 
     Returns:
-        for each slot `source` (a model's name, or "merged"), `layer` of it, `scale` of its input.
+        for each slot `source` (a model's name, or "merged"), its `layer`, the `scale` of its input.
     """
     if any(e.recipe["path"] == recipe["path"] for e in study.evaluations() if e.name == BASE):
         return None

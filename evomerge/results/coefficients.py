@@ -1,4 +1,4 @@
-"""The searched coefficients of recipes, layer by expert: of one, and of a population."""
+"""The searched coefficients of one recipe, and of a population, layer by expert."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from evomerge.study.study import Study
 
 
 def coefficient_summary(study: Study, recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The searched coefficients of a recipe, in depth order.
+    """Tabulate the searched coefficients of a recipe, in depth order.
 
     Returns:
         parameter → `bounds` [low, high], `rows` (embeddings, layers, final norm, head), `depths`
         (of the rows), `columns` (the experts, or one for a parameter they share), `values`
-        [rows][columns]. Where the campaign chooses among methods, those that the recipe's methods
-        have, without the groups whose method has them not.
+        [rows][columns]. Where the campaign chooses among methods: the parameters of the recipe's
+        methods, without the groups whose method lacks them.
     """
     weights = study.campaign["space"]["weights"]
     experts = [name for name in recipe["sources"] if name != BASE]
@@ -44,7 +44,7 @@ def coefficient_summary(study: Study, recipe: Mapping[str, Any]) -> dict[str, di
 
 
 def searched_bounds(weights: Mapping[str, Any] | None) -> dict[str, list[float]]:
-    """Parameter → [low, high] of the campaign's `space.weights`; fixed ones are left out."""
+    """Map each searched parameter of the campaign's `space.weights` to its [low, high]."""
     if weights is None:
         return {}
     found = {}
@@ -53,7 +53,7 @@ def searched_bounds(weights: Mapping[str, Any] | None) -> dict[str, list[float]]
     for name, value in weights["genes"].items():
         first, dot, rest = name.partition(".")
         if dot and (first not in methods or "." in rest):
-            continue  # of single genes, not of `ties.density`
+            continue  # bounds of single genes (`weight.layer_0.math`), not of `ties.density`
         if isinstance(value, list):
             found[name] = value
         elif isinstance(value, Mapping):
@@ -64,7 +64,7 @@ def searched_bounds(weights: Mapping[str, Any] | None) -> dict[str, list[float]]
 def _coefficients(
     recipe: Mapping[str, Any], parameter: str, granularity: str
 ) -> Iterator[tuple[str, float, dict[str | None, float]]]:
-    """For each tuned group a label, its depth, and owner → value; a shared parameter's is None.
+    """Yield each tuned group's label, depth, and owner → value; a shared one's owner is None.
 
     `parameter` may be that of one method, `ties.density`.
     """
@@ -85,7 +85,7 @@ def _coefficients(
 
 
 def _depth(merge: Mapping[str, Any]) -> float:
-    """Where a merge stands from the embeddings to the head; those outside the layers keep order."""
+    """Sort key from the embeddings to the head; groups after the layers keep their order."""
     if merge["slot"] is not None:
         return merge["slot"]
     return -1 if merge["group"] == "embeddings" else float("inf")
@@ -94,9 +94,11 @@ def _depth(merge: Mapping[str, Any]) -> float:
 def population_coefficients(
     study: Study, recipes: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The searched coefficients of several recipes: `coefficient_summary`, with the mean over them
-    as `values`, and `spread`, the standard deviation, beside it. Both are over those recipes that
-    have the coefficient; null where none has.
+    """Pool the searched coefficients of several recipes, in the form of `coefficient_summary`.
+
+    Returns:
+        as there, with the means over the recipes as `values`, and the standard deviations as
+        `spread` [rows][columns]; both over the recipes that have the coefficient, null without.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for recipe in recipes:
@@ -106,6 +108,7 @@ def population_coefficients(
 
 
 def _pooled(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    # 1. rows and columns of any of the tables
     depths = {
         row: depth
         for table in tables
@@ -113,6 +116,7 @@ def _pooled(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     rows = sorted(depths, key=lambda row: depths[row])
     columns = list(dict.fromkeys(column for table in tables for column in table["columns"]))
+    # 2. the values of each cell over the tables
     cells: dict[tuple[str, str], list[float]] = {}
     for table in tables:
         for row, values in zip(table["rows"], table["values"], strict=True):
@@ -120,7 +124,7 @@ def _pooled(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 if value is not None:
                     cells.setdefault((row, column), []).append(value)
 
-    def summed_up(statistic: Callable[[list[float]], Any]) -> list[list[float | None]]:
+    def pooled(statistic: Callable[[list[float]], Any]) -> list[list[float | None]]:
         return [
             [
                 float(statistic(cells[row, column])) if (row, column) in cells else None
@@ -134,6 +138,6 @@ def _pooled(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "rows": rows,
         "depths": [depths[row] for row in rows],
         "columns": columns,
-        "values": summed_up(np.mean),
-        "spread": summed_up(np.std),
+        "values": pooled(np.mean),
+        "spread": pooled(np.std),
     }

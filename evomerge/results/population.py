@@ -1,4 +1,4 @@
-"""The population of a search, item by item: who is kept, what each can do that others cannot."""
+"""The population of a search: its members, their niches, and the items that each solves."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.common.plugins import options
-from evomerge.judging.selection import finalists
+from evomerge.judging import finalists
 from evomerge.results.results import Results
 from evomerge.search.archives import ItemColumns, NicheArchive
 from evomerge.search.optimizers.base import REGISTRY
 from evomerge.study.record import Evaluation
 
 SHOWN = 40
-"""Of a larger population the best so many are shown."""
+"""The most members that are shown: the best of a larger population."""
 BEST = 15
-"""So many of the best recipes stand in for the population of an optimizer that keeps none."""
+"""The number of best recipes that stand in for the population of an optimizer without one."""
 COLUMNS = 600
-"""Of more items, neighbours in the order of difficulty share a column."""
+"""The most columns of items; of more items, neighbours in order of difficulty share one."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Population:
 
     Attributes:
         trials: the members.
-        kept: whether the optimizer keeps them; if not, they are the best of the search.
-        size: how many there are, those included that are not shown.
+        kept: True if the optimizer keeps them, False if they are the best of the search.
+        size: number of members, those not shown included.
     """
 
     trials: Sequence[Evaluation]
@@ -40,9 +40,9 @@ class Population:
 
 
 def population_of(results: Results) -> Population:
-    """The members that the optimizer kept when its last trial arrived, or else the best recipes.
+    """Find the members that the optimizer kept at its last trial, or else the best recipes.
 
-    The record says what the optimizer kept just before a trial was told to it.
+    A trial's record says which members the optimizer had just before it was told of the trial.
     """
     by_ask = {e.ask: e for e in results.own if not e.failed}
     last = next((e.state for e in reversed(results.own) if e.state.get("members")), {})
@@ -56,7 +56,7 @@ def population_of(results: Results) -> Population:
 
 
 def state_summary(results: Results) -> dict[str, dict[str, list[float]]]:
-    """`coverage` and `entropy`, as far as the optimizer recorded them: `trial` → `value`."""
+    """Collect `coverage` and `entropy`, if the optimizer recorded them: lists `trial`, `value`."""
     found: dict[str, dict[str, list[float]]] = {}
     for e in results.own:
         for name in ("coverage", "entropy"):
@@ -68,7 +68,7 @@ def state_summary(results: Results) -> dict[str, dict[str, list[float]]]:
 
 
 def grid_summary(results: Results) -> dict[str, Any] | None:
-    """The elites of a grid over two measures (MAP-Elites); None for other optimizers.
+    """List the elites of a grid over two measures (MAP-Elites); None for other optimizers.
 
     Returns:
         `measures`: the two names; `shape`: cells along each; `bounds`: [low, high] of each;
@@ -94,7 +94,7 @@ def grid_summary(results: Results) -> dict[str, Any] | None:
 
 
 def niche_summary(results: Results, population: Population) -> list[dict[str, Any]]:
-    """What falls to each member when whoever solves an item shares its point with the others.
+    """Share each item's point among the members that solve it, and sum up each member's shares.
 
     This is M2N2's fitness at α = 1 (see `NicheArchive`), over the number of items: members' shares
     add up to the share of items that anyone solves. Members that were not measured on all items
@@ -107,9 +107,11 @@ def niche_summary(results: Results, population: Population) -> list[dict[str, An
     measured = [e for e in population.trials if e.measured]
     if not measured:
         return []
+    # 1. gains, shape (members, items); an item is solved by a member above the worst on it
     columns, signs = ItemColumns(), _signs(results)
     rows = np.array([columns.row({t: e.scores[t] for t in signs}, signs) for e in measured])
     solved = rows > rows.min(axis=0)
+    # 2. gains on items that a single member solves
     alone = rows * (solved & (solved.sum(axis=0) == 1))
     found = [
         {"trial": e.number, "value": e.value, "share": share, "alone": own}
@@ -121,7 +123,7 @@ def niche_summary(results: Results, population: Population) -> list[dict[str, An
 
 
 def item_summary(results: Results, population: Population, marked: str) -> dict[str, Any]:
-    """Who solves what: parents and members by the items of the search split.
+    """Tabulate parents and members by the items of the search split.
 
     Values run from 0, the worst, to 1; of a task whose items are not all 0 or 1, the worst and the
     best that were measured. Within a task the items stand in the order of how well the members do
@@ -137,6 +139,7 @@ def item_summary(results: Results, population: Population, marked: str) -> dict[
         for each `task`, `together` (items to a column) and `values` [rows][columns], null where no
         item was measured.
     """
+    # 1. the rows
     parents = [
         e for e in results.evaluations if e.role == "parent" and e.split == "search" and e.measured
     ]
@@ -144,6 +147,7 @@ def item_summary(results: Results, population: Population, marked: str) -> dict[
         "winner" if e.digest == marked else "member" for e in population.trials
     ]
     shown = [*parents, *population.trials]
+    # 2. each task's items: values scaled to [0, 1], the easiest for the members first
     signs = _signs(results)
     whole = sum(len(shown[0].scores[task]) for task in signs) if shown else 0
     together = -(-whole // COLUMNS)
@@ -164,7 +168,7 @@ def item_summary(results: Results, population: Population, marked: str) -> dict[
 
 
 def _signs(results: Results) -> dict[str, float]:
-    """The tasks that count → −1 where smaller is better."""
+    """Task of positive weight → −1 where a smaller metric is better, else 1."""
     return {
         task["task"]: 1.0 if task["higher_is_better"] else -1.0
         for task in results.task_notes
@@ -180,7 +184,7 @@ def _shares(rows: NDArray[np.float64], columns: ItemColumns) -> list[float]:
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over rows, of what was measured; 0 where nothing was."""
+    """Column means of the measured values; 0 where nothing was measured."""
     known = np.isfinite(values)
     return np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
 

@@ -1,4 +1,4 @@
-"""What a campaign costs, how busy its workers are, and how long it will take."""
+"""A campaign's progress: cost, workers at work, pace, and the time left."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from evomerge.study.sessions import Session, sessions
 from evomerge.study.study import Study
 
 RECENT = 50
-"""The time left is reckoned from the pace of so many trials, those of the last session."""
+"""Number of trials of the last session whose pace gives the time left."""
 BINS = 60
-"""Of the curve of busy workers."""
+"""Bins of the curve of workers at work."""
 NOTHING_YET: dict[str, Any] = {
     "rate": None,
     "left": None,
@@ -33,13 +33,14 @@ NOTHING_YET: dict[str, Any] = {
 class _Clock:
     """Running time: the sessions' wall time one after the other, without what lies between.
 
-    A session ends with its last record: what it did afterwards is not known, and not counted.
+    A session ends with its last record; time after it is not known, and not counted.
 
     Attributes:
         sessions: those in which anything was recorded.
-        finished: of each evaluation, seconds since the epoch, shape (n,).
-        session: of each evaluation, which session recorded it, shape (n,).
-        starts, ends: of the sessions, seconds since the epoch.
+        finished: time of each evaluation's record, seconds since the epoch, shape (n,).
+        session: index of the session that recorded each evaluation, shape (n,).
+        starts: of the sessions, seconds since the epoch.
+        ends: of the sessions, seconds since the epoch.
     """
 
     sessions: Sequence[Session]
@@ -50,32 +51,32 @@ class _Clock:
 
     @property
     def offsets(self) -> NDArray[np.float64]:
-        """The running time at which each session begins, and that at which the last ends."""
+        """Running time at which each session begins, then that at which the last ends."""
         return np.concatenate([[0.0], np.cumsum(self.ends - self.starts)])
 
     def running(self) -> NDArray[np.float64]:
-        """The running time at which each evaluation was recorded, shape (n,)."""
+        """Give the running time at which each evaluation was recorded, shape (n,)."""
         return self.offsets[self.session] + self.finished - self.starts[self.session]
 
 
 def running_summary(study: Study, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Cost, pace and utilisation of a study; times in seconds.
+    """Sum up cost, pace and utilisation of a study; times in seconds.
 
     Returns:
-        `driven`: whether the driver is at work, null where that cannot be told from here;
-        `in_flight`: for each candidate at work `slot`, `split`, `ask`, `rung`, `attempt`; none when
-        the driver is known to have stopped;
-        `workers`: how many the last session had;
-        `repeated`: evaluations of more than one attempt, because a worker or the driver died;
-        `rate`: trials a second lately, null before the second;
+        `driven`: true while a driver is at work, null where that cannot be told from here;
+        `in_flight`: for each candidate in flight `slot`, `split`, `ask`, `rung`, `attempt`; none
+        when the driver is known to have stopped;
+        `workers`: number in the last session;
+        `repeated`: evaluations that took more than one attempt: a worker or the driver died;
+        `rate`: trials a second lately, null before the second trial;
         `left`: until the budget or the session's time is spent at that rate, null where unknown, 0
         once the budget is spent;
         `trials`, `items`: `time` → count, over running time; `budget`, `item_budget`;
-        `time`: how long it has been running; `sessions`: `time` (when each begins), `started`,
+        `time`: running time in all; `sessions`: `time` (at which each begins), `started`,
         `workers`;
         `busy`: `time` (BINS + 1 edges), `workers` (the mean number at work in each bin), `share` of
         the workers' time, null before anything is known;
-        `cost`: what was done → stage → seconds of one worker.
+        `cost`: purpose → stage → seconds of one worker.
     """
     timed = [e for e in evaluations if e.finished]
     noted = sessions(study)
@@ -84,7 +85,7 @@ def running_summary(study: Study, evaluations: Sequence[Evaluation]) -> dict[str
     driven = study.driven
     return {
         "driven": driven,
-        "in_flight": [] if driven is False else [_flying(m) for m in study.markers()],
+        "in_flight": [] if driven is False else [_in_flight(m) for m in study.markers()],
         "workers": noted[-1].workers if noted else asked_for,
         "repeated": sum(e.attempt > 1 for e in timed),
         "budget": study.campaign["budget"]["trials"],
@@ -95,7 +96,7 @@ def running_summary(study: Study, evaluations: Sequence[Evaluation]) -> dict[str
 
 
 def split_size(study: Study, split: str) -> int:
-    """How many items a split has; measures beside a task have its items."""
+    """Count the items of a split; measures beside a task have its items, and add none."""
     beside = {task["task"] for task in study.note("tasks") or [] if task["weight"] == 0}
     items = study.items().get(split, {})
     return sum(len(ids) for task, ids in items.items() if task not in beside)
@@ -128,7 +129,7 @@ def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: _Clock) -
     }
 
 
-def _flying(marker: Marker) -> dict[str, Any]:
+def _in_flight(marker: Marker) -> dict[str, Any]:
     return {
         "slot": marker.slot,
         "split": marker.split,
@@ -143,15 +144,18 @@ def _counts(time: NDArray[np.float64], count: NDArray[np.int64]) -> dict[str, li
 
 
 def _clock(evaluations: Sequence[Evaluation], noted: Sequence[Session], workers: int) -> _Clock:
-    """The clock; what was recorded before any session was noted is one of its own."""
+    """Make the clock; records from before the first noted session are a session of their own."""
+    # 1. a first session for records of older studies, which noted none
     finished = np.array([e.finished.timestamp() for e in evaluations if e.finished])
     spent = np.array([_seconds(e) for e in evaluations])
     begun = list(noted)
     if not begun or finished.min() < begun[0].started.timestamp():
         first = datetime.fromtimestamp(float((finished - spent).min()), UTC)
         begun.insert(0, Session(first, workers))
+    # 2. the session of each record: the last that began before it
     starts = np.array([s.started.timestamp() for s in begun])
     session = np.maximum(np.searchsorted(starts, finished, side="right") - 1, 0)
+    # 3. sessions that recorded something, each ending with its last record
     used, session = np.unique(session, return_inverse=True)
     ends = np.array([finished[session == place].max() for place in range(len(used))])
     return _Clock([begun[i] for i in used], finished, session, starts[used], ends)
@@ -171,7 +175,7 @@ def _left(
     rate: float | None,
     clock: _Clock,
 ) -> float | None:
-    """Seconds of search left at the rate: of the trials, the items or the session's own time."""
+    """Seconds until the first of these is spent: trials, items, the session's own time."""
     if rate is None:
         return None
     left = [(budget["trials"] - len(own)) / rate]
@@ -187,21 +191,24 @@ def _left(
 
 
 def _busy(clock: _Clock, evaluations: Sequence[Evaluation], concluded: bool) -> dict[str, Any]:
-    """How many workers were at work, over running time.
+    """Count the workers at work, over running time.
 
     An evaluation is taken to have ended when it was recorded, and to have been at work without a
     break. While the search goes on, the last evaluation's length is left out at the end: what is
     in flight is not recorded yet.
     """
+    # 1. the end of what is known
     end, time = clock.offsets[-1], clock.running()
     spent = np.array([_seconds(e) for e in evaluations])
     if not concluded:
         longest = float(spent[-2 * clock.sessions[-1].workers :].max())
         end = max(end - longest, clock.offsets[-2]) or end
+    # 2. seconds of work by each edge of the bins; differences give each bin's
     edges = np.linspace(0.0, end, BINS + 1)
     began = np.maximum(time - spent, clock.offsets[clock.session])
-    done = np.clip(edges[:, None], began, time) - began  # seconds of each evaluation by each edge
+    done = np.clip(edges[:, None], began, time) - began  # (edges, evaluations)
     at_work = np.diff(done.sum(axis=1))
+    # 3. the share of the time that all workers of all sessions had
     each = np.array([s.workers for s in clock.sessions])
     there = np.clip(end - clock.offsets[:-1], 0.0, np.diff(clock.offsets))
     capacity = float(each @ there)
@@ -213,7 +220,7 @@ def _busy(clock: _Clock, evaluations: Sequence[Evaluation], concluded: bool) -> 
 
 
 def _cost(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
-    """What was done → stage → seconds of one worker."""
+    """Purpose → stage → seconds of one worker."""
     found: dict[str, dict[str, float]] = {}
     for e in evaluations:
         stages = found.setdefault(_purpose(e), {})

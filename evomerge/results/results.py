@@ -13,12 +13,18 @@ import numpy as np
 from evomerge import __version__
 from evomerge.common.errors import InputError
 from evomerge.config import SPLITS, ConstraintConfig, ObjectiveConfig
-from evomerge.judging.constraints import Items
+from evomerge.judging import (
+    Items,
+    Judge,
+    Judged,
+    JudgedTask,
+    best,
+    build_judge,
+    by_preference,
+    find_objective,
+)
 from evomerge.judging.estimators.calibration import calibrate, switched_off_after
 from evomerge.judging.intervals import compare, interval
-from evomerge.judging.objectives import find_objective
-from evomerge.judging.scores import Judge, JudgedTask, build_judge
-from evomerge.judging.selection import Judged, best, by_preference
 from evomerge.recipe import BASE
 from evomerge.results.progress import is_concluded, running_summary, split_size
 from evomerge.results.selection_bias import choice_summary, correct_for_many

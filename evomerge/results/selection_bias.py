@@ -1,37 +1,38 @@
-"""How the winner was chosen, and what that makes of its scores."""
+"""The winner's selection bias, and the lines that explain its scores and p-values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from evomerge.judging import Judge
 from evomerge.judging.best_of_many import expected_on_new_items
 from evomerge.judging.intervals import holm, interval
-from evomerge.judging.scores import Judge
 from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
 
 NAMED = 3
-"""Of many tasks so many are named."""
+"""The most tasks that are named."""
 
 
 def choice_summary(
     judge: Judge, evaluations: Sequence[Evaluation], concluded: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """By how much the winner's score on select flatters it, for being the best of some there.
+    """Correct the winner's score on select for having been the best of some there.
 
     Args:
         judge: of the select split.
         concluded: the study's note on its winner.
 
     Returns:
-        `finalists`: how many it was chosen among; `select`: its score; `expected`: what a winner
-        so chosen is expected to score on new items, at most `select` (see `best_of_many`); `low`,
-        `high`: the interval of `select`, lowered by as much. None before there is a winner, and
-        where it was not chosen by its score alone: by a preference among goals, or for the smallest
-        breach of a constraint; nor with a single item of a task.
+        `finalists`: number of recipes it was chosen among; `select`: its score; `expected`: the
+        score expected on new items of a winner chosen so, at most `select` (see `best_of_many`);
+        `low`, `high`: the interval of `select`, lowered by as much. None before there is a winner,
+        where it was not chosen by its score alone (but by a preference among goals, or for the
+        smallest breach of a constraint), and where a task has a single item.
     """
-    named = concluded.get("finalists")  # older studies do not say
+    # 1. the finalists that keep all constraints, the winner among them
+    named = concluded.get("finalists")  # None in older studies: all that were scored on select
     found = {
         e.digest: e
         for e in evaluations
@@ -42,6 +43,7 @@ def choice_summary(
     winner = next((one for one in rivals if one.digest == concluded.get("winner")), None)
     if winner is None or winner.value is None or judge.objective.ranking is not None:
         return None
+    # 2. the bias: of a lone finalist there is none
     expected = expected_on_new_items(judge, [one.trial.scores for one in rivals])
     if expected is None:
         return None
@@ -57,9 +59,10 @@ def choice_summary(
 
 
 def correct_for_many(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Give every comparison its p-value among all those on its split (Holm 1979), as `p_holm`.
+    """Add Holm-corrected p-values to the comparisons of each split, as `p_holm`.
 
-    `rows`: split → scores of each recipe that the winner is compared with; written to.
+    Args:
+        rows: for each recipe that the winner is compared with, split → scores; written to.
     """
     for split in {split for row in rows for split in row}:
         found = [row[split]["winner_minus_this"] for row in rows if _compared(row[split])]
@@ -72,7 +75,7 @@ def _compared(scores: Mapping[str, Any] | None) -> bool:
 
 
 def choice_line(choice: Mapping[str, Any], number: Callable[[float], str]) -> str:
-    """`choice_summary` in words."""
+    """Say a `choice_summary` in words; `number` formats a score."""
     if choice["finalists"] == 1:
         return "A single finalist was scored on select: nothing was chosen there."
     excess = choice["select"] - choice["expected"]
@@ -86,7 +89,7 @@ def choice_line(choice: Mapping[str, Any], number: Callable[[float], str]) -> st
 
 
 def tests_line(best: Mapping[str, Any], split: str) -> str:
-    """What the p-values of a `best_summary` are."""
+    """Say which tests gave the p-values of a table of `Results.best`."""
     rows = [
         row[split] for group in ("parents", "baselines", "grid") for row in best[group].values()
     ]
@@ -97,7 +100,7 @@ def tests_line(best: Mapping[str, Any], split: str) -> str:
 
 
 def test_sets_line(tasks: Sequence[str]) -> str:
-    """What a score on public test sets is worth after a search on them."""
+    """Say how scores compare with others' after a search on a part of public test sets."""
     named = ", ".join(tasks[:NAMED]) + (f" and {len(tasks) - NAMED} more" * (len(tasks) > NAMED))
     are = "is a public test set" if len(tasks) == 1 else "are public test sets"
     return (

@@ -79,5 +79,5 @@ def test_a_machines_faults_are_told_and_cost_no_candidate_an_attempt(tiny_folder
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(status_table(status))
     text = console.export_text()
-    assert f"1 standing; nodes left alone: {count}" in text
+    assert f"1 at work; nodes left alone: {count}" in text
     assert "node a/b is quarantined for 5 s: [Errno 28]" in text

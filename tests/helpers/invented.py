@@ -141,20 +141,20 @@ class Invented:
         name=None,
         reason=None,
         items=None,
-        stopped=None,
+        pruned=None,
         **facts,
     ):
         """Record one evaluation whose items are right with probability `level`.
 
-        `items` gives them outright; `stopped` is how many of each task were measured, when it was
-        stopped on a rung; `facts` are the evaluation's own.
+        `items` gives them outright; `pruned` is how many of each task were measured, when it was
+        pruned at a rung; `facts` are the evaluation's own.
         """
         if items is None:
             items = {t: (self.rng.random(COUNTS[split]) < (level or 0)) * 1.0 for t in self.tasks}
         estimates = {}
-        if stopped is not None:
-            estimates = {t: (float(v[:stopped].mean()), 0.05) for t, v in items.items()}
-            items = {t: np.where(np.arange(len(v)) < stopped, v, np.nan) for t, v in items.items()}
+        if pruned is not None:
+            estimates = {t: (float(v[:pruned].mean()), 0.05) for t, v in items.items()}
+            items = {t: np.where(np.arange(len(v)) < pruned, v, np.nan) for t, v in items.items()}
         scores = scores_of(self.judge, items, estimates) if reason is None else None
         own = role == "search"
         evaluation = Evaluation(
@@ -166,7 +166,7 @@ class Invented:
             value=scores.value if scores else None,
             se=scores.se if scores else None,
             n=scores.n if scores else 0,
-            estimated=stopped is not None,
+            estimated=pruned is not None,
             estimates=estimates,
             scores=items if scores else {},
             reason=reason,

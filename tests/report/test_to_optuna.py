@@ -31,7 +31,7 @@ def found(folder):
 def test_every_figure_is_saved_with_a_title_and_a_second_time_in_place(extensible):
     result = pushed(extensible.folder)  # while the driver holds its lock
     assert result.exit_code == 0, result.output
-    ids = [picture.id for picture in view_of(extensible.study).pictures]
+    ids = [figure.id for figure in view_of(extensible.study).figures]
     assert result.stdout.split() == ids
     first = found(extensible.folder)
     assert set(first) == set(ids)

@@ -31,9 +31,9 @@ MEASURED = 10
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """A run of four trials, the second stopped on a rung; and that trial."""
-    run = Invented(tmp_path_factory.mktemp("stopped"), budget=4)
+def pruned(tmp_path_factory):
+    """A run of four trials, the second pruned at a rung; and that trial."""
+    run = Invented(tmp_path_factory.mktemp("pruned"), budget=4)
     run.references().search([0.5])
     recipe = run.recipe()
     holes = np.arange(COUNTS["search"]) >= MEASURED
@@ -66,8 +66,8 @@ def printed(table):
     return capture.get()
 
 
-def test_optuna_calls_it_pruned_and_gives_it_no_value(stopped):
-    run, trial = stopped
+def test_optuna_calls_it_pruned_and_gives_it_no_value(pruned):
+    run, trial = pruned
     storage, name = study_place(open_run(run.folder)[0], run.folder)
     study = optuna.load_study(study_name=name, storage=storage)
     found = study.trials[trial.number]
@@ -81,42 +81,42 @@ def test_optuna_calls_it_pruned_and_gives_it_no_value(stopped):
     assert GUESS not in study.trials_dataframe()["value"].tolist()
 
 
-def test_status_and_best_pass_it_over(stopped):
-    run, trial = stopped
+def test_status_and_best_pass_it_over(pruned):
+    run, trial = pruned
     status, best = run.results.status(), run.results.best()
     assert (status["completed"], status["pruned"]) == (3, 1)
     assert status["best"]["trial"] == best["trial"] != trial.number
-    assert "stopped on a rung │ 1" in " ".join(printed(status_table(status)).split())
+    assert "pruned at a rung │ 1" in " ".join(printed(status_table(status)).split())
     for text in (str(best), printed(best_table(best)), printed(status_table(status))):
         assert ".988" not in text
         assert str(GUESS) not in text
 
 
-def test_the_page_draws_it_apart_and_names_it_an_estimate(stopped):
-    run, trial = stopped
+def test_the_page_draws_it_apart_and_names_it_an_estimate(pruned):
+    run, trial = pruned
     page = page_of(run)
     figure = page.figures["figure-progress"]
-    rings = trace(figure, "stopped on a rung, estimated (1)")
+    rings = trace(figure, "pruned at a rung, estimated (1)")
     assert (rings["x"], rings["y"]) == ([trial.number], [GUESS])
     assert "estimated" in rings["hovertemplate"]
     assert rings["marker"]["symbol"] == "circle-open"
     for name in ("trial", "best so far", "its 95 % interval"):
         assert max(trace(figure, name)["y"]) < GUESS
-    assert "1 stopped on a rung (their scores are estimates)" in page.text
+    assert "1 pruned at a rung (their scores are estimates)" in page.text
     assert ".988" not in page.text
     assert all(GUESS not in t.get("x", []) for t in page.figures["figure-scores"]["data"])
 
 
-def test_it_is_not_exported(stopped, tmp_path):
-    run, trial = stopped
+def test_it_is_not_exported(pruned, tmp_path):
+    run, trial = pruned
     config, study = open_run(run.folder)
     with pytest.raises(InputError, match="was pruned at a rung, so that its score is an estimate"):
         export_trial(config, study, trial.number, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_comparisons_and_later_searches_pass_it_over(stopped):
-    run, trial = stopped
+def test_comparisons_and_later_searches_pass_it_over(pruned):
+    run, trial = pruned
     found = run.study.evaluations()
     leaders = [one.trial.number for one in leading(searched(run.judge, found)) if one]
     assert trial.number not in leaders
@@ -133,8 +133,8 @@ def test_comparisons_and_later_searches_pass_it_over(stopped):
         assert trial.params not in params
 
 
-def test_the_progress_line_counts_it_and_does_not_call_it_best(stopped):
-    run, _ = stopped
+def test_the_progress_line_counts_it_and_does_not_call_it_best(pruned):
+    run, _ = pruned
     out = StringIO()
     own = [e for e in run.study.evaluations() if e.optimizers_own]
     with ProgressDisplay(Console(file=out, width=200)) as display:
@@ -143,4 +143,4 @@ def test_the_progress_line_counts_it_and_does_not_call_it_best(stopped):
             display.recorded(trial)
     last = out.getvalue().splitlines()[-1]
     assert f"best {max(e.value for e in own if e.measured):.4f}" in last
-    assert "1 stopped" in last
+    assert "1 pruned" in last

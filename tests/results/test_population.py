@@ -7,10 +7,10 @@ import pytest
 from invented import COUNTS, Invented
 
 from evomerge.recipe import Recipe
+from evomerge.report.figures.ancestry import data_flow, family_tree
 from evomerge.report.figures.archive import archive_state, elites, item_matrix, niches
 from evomerge.report.figures.coefficients import heat_map
-from evomerge.report.figures.lineage import data_flow, lineage
-from evomerge.results.ancestry import lineage_summary, path_summary
+from evomerge.results.ancestry import ancestry_summary, path_summary
 from evomerge.results.coefficients import coefficient_summary, population_coefficients
 from evomerge.results.population import (
     grid_summary,
@@ -55,7 +55,7 @@ def test_the_population_is_what_the_optimizer_kept_the_best_first(archived):
 def test_without_an_archive_the_best_stand_in_every_recipe_once(tmp_path):
     run = Invented(tmp_path / "run").references().search([0.5, 0, 0.9], {1: "oom"})
     run.add(Recipe.from_json(trials(run)[2].recipe), 0.9)
-    run.add(run.recipe(), 1.0, stopped=20)
+    run.add(run.recipe(), 1.0, pruned=20)
     population = population_of(run.results)
     assert not population.kept
     assert [e.ask for e in population.trials] == [2, 0], "an estimate is never among the best"
@@ -72,8 +72,8 @@ def test_niches_add_up_to_what_is_solved_and_tell_what_is_solved_by_one_alone(ar
     assert drawn == pytest.approx(30 / N), "their shares are the share of items anyone solves"
 
 
-def test_a_member_stopped_on_a_rung_has_no_niche_and_gaps_for_what_was_not_measured(archived):
-    archived.add(archived.recipe(), items=solving(*range(N)), stopped=8, state={"members": [0, 1]})
+def test_a_member_pruned_at_a_rung_has_no_niche_and_gaps_for_what_was_not_measured(archived):
+    archived.add(archived.recipe(), items=solving(*range(N)), pruned=8, state={"members": [0, 1]})
     archived.add(archived.recipe(), 0.5, state={"members": [0, 4]})
     population = population_of(archived.results)
     assert [e.ask for e in population.trials] == [0, 4], "estimates come last"
@@ -162,16 +162,16 @@ def test_a_family_holds_every_ancestor_once_with_its_generation(tmp_path):
     run = Invented(tmp_path / "run", optimizer="m2n2").references()
     parents = [(), (), (), (0, 1), (3,), (3, 4, 77)]
     for level, own in zip([0.2, 0.3, 0.9, 0.4, 0.5, 0.8], parents, strict=True):
-        run.add(run.recipe(), level, parents=own, stopped=10 if own == (3,) else None)
+        run.add(run.recipe(), level, parents=own, pruned=10 if own == (3,) else None)
     numbers = [e.number for e in trials(run)]
-    family = lineage_summary(run.study, numbers[5])["trials"]
+    family = ancestry_summary(run.study, numbers[5])["trials"]
     assert [one["trial"] for one in family] == [numbers[i] for i in (0, 1, 3, 4, 5)]
     assert [one["generation"] for one in family] == [2, 2, 1, 1, 0]
     assert family[-1]["parents"] == [numbers[3], numbers[4]], "what is not on record is left out"
-    assert lineage_summary(run.study, numbers[0]) is None
-    figure = lineage({"trials": family}, run.results.trials(), "winner", "score")
+    assert ancestry_summary(run.study, numbers[0]) is None
+    figure = family_tree({"trials": family}, run.results.trials(), "winner", "score")
     marks = {t.name: t for t in figure.data}
-    assert list(marks["beginning"].x) == numbers[:2]
+    assert list(marks["without parents"].x) == numbers[:2]
     assert list(marks["ancestor"].marker.symbol) == ["circle", "circle", "circle-open"]
     assert list(marks["other trials"].x) == [numbers[2]]
 

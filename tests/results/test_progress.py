@@ -104,7 +104,7 @@ def test_a_deadline_ends_it_earlier(tmp_path):
 
 def test_cost_tells_what_the_time_went_into(two_nights):
     two_nights.references()
-    trial(two_nights, 86_450, 8, stopped=10)
+    trial(two_nights, 86_450, 8, pruned=10)
     cost = two_nights.results.running["cost"]
     assert cost["trials"] == {"materialize": pytest.approx(55), "score": pytest.approx(165)}
     assert cost["trials pruned at a rung"]["score"] == pytest.approx(6)

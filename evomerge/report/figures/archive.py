@@ -1,4 +1,4 @@
-"""The population: its state over the trials, its niches, and who solves which item."""
+"""The population: its state over the trials, its niches, and the items each member solves."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from evomerge.report.tables import short
 UNITS = {"coverage": "coverage", "entropy": "entropy, bits an item"}
 STROKES = {"coverage": (COLORS["winner"], "solid"), "entropy": (COLORS["parent"], "dash")}
 MANY = 20
-"""Rows from which on they are lower."""
+"""Up to this many rows are of full height."""
 
 
 def archive_state(series: Mapping[str, Mapping[str, Sequence[float]]]) -> go.Figure:
-    """Coverage and entropy, trial by trial.
+    """Draw coverage and entropy, trial by trial.
 
     Args:
         series: `state_summary`.
@@ -40,7 +40,7 @@ def archive_state(series: Mapping[str, Mapping[str, Sequence[float]]]) -> go.Fig
 
 
 def niches(members: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """What falls to each member when those who solve an item share it, the largest on top.
+    """Draw each member's share of the items, those solved by several divided up; largest on top.
 
     Args:
         members: `niche_summary`.
@@ -71,7 +71,7 @@ def niches(members: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def item_matrix(summary: Mapping[str, Any]) -> go.Figure:
-    """Who solves which item: a row for each parent and member, a column for each item.
+    """Draw the items that each solves: a row for each parent and member, a column for each item.
 
     Args:
         summary: `item_summary`.
@@ -132,7 +132,7 @@ def item_matrix(summary: Mapping[str, Any]) -> go.Figure:
 
 
 def elites(grid: Mapping[str, Any]) -> go.Figure:
-    """The elite of every cell of a grid over two measures, by its score.
+    """Draw the elite of every cell of a grid over two measures, by its score.
 
     Args:
         grid: `grid_summary`.

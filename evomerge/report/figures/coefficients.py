@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from evomerge.report.figures.style import plot_layout, shown
 
 VIRIDIS_DARK = 0.45
-"""Up to this share of the scale white text contrasts more than black, beyond it black (≥ 4.3)."""
+"""The share of the scale up to which white text contrasts more than black (ratio ≥ 4.3)."""
 
 
 def heat_map(parameter: str, table: Mapping[str, Any]) -> go.Figure:
-    """One searched parameter of a recipe, layer × expert; colours span the searched range.
+    """Draw one searched parameter of a recipe, layer × expert; colours span the searched range.
 
     Args:
         parameter: its name.

@@ -23,7 +23,7 @@ BAND = "rgba(47, 127, 193, 0.22)"
 NORMAL_95 = 1.96
 
 Trial = Mapping[str, Any]
-"""An entry of `search_summary`."""
+"""An entry of `Results.trials`."""
 References = Mapping[tuple[str, str], float]
 """("parent" | "baseline", name) → value."""
 
@@ -31,21 +31,21 @@ References = Mapping[tuple[str, str], float]
 def progress(
     trials: Sequence[Trial], references: References, marked: tuple[int, str], scale: str
 ) -> go.Figure:
-    """Search scores, trial by trial, with the running best and its 95 % interval.
+    """Draw search scores, trial by trial, with the running best and its 95 % interval.
 
     Args:
-        trials: `search_summary`; at least one was measured on all items.
+        trials: `Results.trials`; at least one was measured on all items.
         references: drawn as horizontal lines.
-        marked: the number of the trial to mark, and what it is ("winner").
+        marked: number and name ("winner") of the trial to mark.
         scale: the axis title.
     """
     figure = go.Figure(layout=plot_layout(height=440, right=210))
     ends = [trials[0]["trial"] - 0.5, trials[-1]["trial"] + 0.5]
     done = [t for t in trials if t["value"] is not None and not t["estimated"]]
-    guessed = [t for t in trials if t["estimated"]]
+    estimated = [t for t in trials if t["estimated"]]
     reached = list(accumulate(done, _better))
     band = _band(done, reached, ends[1])
-    figure.add_traces([*band, *_stopped(guessed), _points(done)])
+    figure.add_traces([*band, *_pruned(estimated), _points(done)])
     for (role, name), value in references.items():
         figure.add_scatter(
             x=ends,
@@ -67,7 +67,7 @@ def progress(
     )
     number, label = marked
     figure.add_trace(star(number, [t["value"] for t in done if t["trial"] == number], label))
-    values = [*references.values(), *(t["value"] for t in done + guessed), *band[0].y, *band[1].y]
+    values = [*references.values(), *(t["value"] for t in done + estimated), *band[0].y, *band[1].y]
     low, high = min(values), max(values)
     pad = 0.06 * (high - low) or 0.05
     figure.add_traces(_failures(trials, low - pad))
@@ -97,14 +97,14 @@ def _points(done: Sequence[Trial]) -> go.Scatter:
     )
 
 
-def _stopped(guessed: Sequence[Trial]) -> list[go.Scatter]:
-    """Trials stopped on a rung, at their estimates, as rings."""
-    if not guessed:
+def _pruned(estimated: Sequence[Trial]) -> list[go.Scatter]:
+    """Trials pruned at a rung, at their estimates, as rings."""
+    if not estimated:
         return []
-    points = _points(guessed)
+    points = _points(estimated)
     points.update(
         marker={"color": COLORS["winner"], "symbol": ESTIMATED, "opacity": 0.6, "size": 6},
-        name=f"stopped on a rung, estimated ({len(guessed)})",
+        name=f"pruned at a rung, estimated ({len(estimated)})",
         hovertemplate="trial %{x}: estimated %{y:.4f}<extra></extra>",
     )
     return [points]

@@ -1,4 +1,4 @@
-"""How the campaign runs: failures, workers, pace and cost."""
+"""The running of a campaign: failures, workers, pace and cost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ STAGES = {"materialize": COLORS["parent"], "score": COLORS["winner"]}
 
 
 def failures(reasons: Mapping[str | None, int]) -> go.Figure:
-    """How often trials failed for which reason, the most frequent on top.
+    """Draw how often trials failed for each reason, the most frequent on top.
 
     Args:
-        reasons: `status_summary`'s failures.
+        reasons: `failures` of `Results.status`.
     """
     ranked = sorted(reasons.items(), key=lambda found: -found[1])
     figure = go.Figure(layout=plot_layout(height=44 * len(ranked) + 64, right=40, top=16))
@@ -50,7 +50,7 @@ def failures(reasons: Mapping[str | None, int]) -> go.Figure:
 
 
 def busy(running: Mapping[str, Any]) -> go.Figure:
-    """How many workers were at work, over running time.
+    """Draw the number of workers at work, over running time.
 
     Args:
         running: `running_summary`, with something known of `busy`.
@@ -85,7 +85,7 @@ def busy(running: Mapping[str, Any]) -> go.Figure:
 
 
 def pace(running: Mapping[str, Any]) -> go.Figure:
-    """Trials (or items, where these are the budget) over running time, and on to the budget.
+    """Draw trials (items, where these are the budget) over running time, on to the budget.
 
     Args:
         running: `running_summary`, with a trial at least.
@@ -130,7 +130,7 @@ def pace(running: Mapping[str, Any]) -> go.Figure:
 
 
 def cost(running: Mapping[str, Any]) -> go.Figure:
-    """The workers' time, by what it was spent on.
+    """Draw the workers' time by its purpose.
 
     Args:
         running: `running_summary`, with something in `cost`.
@@ -154,13 +154,13 @@ def cost(running: Mapping[str, Any]) -> go.Figure:
 
 
 def _mark_sessions(figure: go.Figure, starts: list[float]) -> None:
-    """A line where the search was taken up again."""
+    """Draw a line where the search was taken up again."""
     for start in starts[1:]:
         figure.add_vline(x=start, line={"color": COLORS["baseline"], "width": 1, "dash": "dot"})
 
 
 def _unit(seconds: float) -> tuple[float, str]:
-    """What to divide by, and what it then is."""
+    """The unit of a duration: its length in seconds, and its name."""
     if seconds < 180:
         return 1.0, "seconds"
     return (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")

@@ -17,12 +17,12 @@ Rows = Mapping[tuple[str, str], Mapping[str, float]]
 
 
 def forest(rows: Rows, scale: str, *, legend: bool = True) -> go.Figure:
-    """Means as dots with their 95 % intervals, a row each, the winner on top.
+    """Draw means as dots with their 95 % intervals, a row each, the winner on top.
 
     Args:
         rows: the winner, parents and baselines.
         scale: the axis title.
-        legend: whether the figure explains its symbols.
+        legend: if true, the figure explains its symbols.
     """
     height = 34 * len(rows) + (110 if legend else 70)
     figure = go.Figure(layout=plot_layout(height=height, right=16, top=40 if legend else 16))
@@ -69,11 +69,12 @@ def forest(rows: Rows, scale: str, *, legend: bool = True) -> go.Figure:
 
 
 def front(points: Sequence[Mapping[str, Any]], marked: str, label: str) -> go.Figure:
-    """A front of two goals: on search, and the finalists again on select.
+    """Draw a front of two goals: on search, and the finalists again on select.
 
     Args:
-        points: `best_summary`'s front.
-        marked: the digest of the recipe to mark, and `label`, what it is ("winner").
+        points: `front` of `Results.best`.
+        marked: the digest of the recipe to mark.
+        label: its name ("winner").
     """
     across, up = points[0]["search"]
     figure = go.Figure(layout=plot_layout(height=400, right=16))
@@ -105,13 +106,14 @@ def front(points: Sequence[Mapping[str, Any]], marked: str, label: str) -> go.Fi
 
 
 def front_lines(points: Sequence[Mapping[str, Any]], marked: str, label: str) -> go.Figure:
-    """A front of three goals or more on search: a line for each trial across the goals.
+    """Draw a front of three goals or more on search: a line for each trial across the goals.
 
     Goals that do not all lie in [0, 1] are scaled, each from its least to its largest on the front.
 
     Args:
-        points: `best_summary`'s front.
-        marked: the digest of the recipe to mark, and `label`, what it is ("winner").
+        points: `front` of `Results.best`.
+        marked: the digest of the recipe to mark.
+        label: its name ("winner").
     """
     goals = list(points[0]["search"])
     figure = go.Figure(layout=plot_layout(height=420, right=24))

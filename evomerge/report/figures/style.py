@@ -1,4 +1,4 @@
-"""What the figures have in common: colours, symbols, layout, and how names are shown."""
+"""The figures' common style: colours, symbols, layout, and how names are shown."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FAINT = "rgba(125, 133, 144, 0.25)"
 ESTIMATED = "circle-open"
 """The symbol of a score that is an estimate; measured ones are filled."""
 ONLY_NARROW = "only narrow"
-"""A trace's meta: the legend names it where the page is too narrow for labels beside the plot."""
+"""A trace's `meta`: the legend names it on pages too narrow for labels beside the plot."""
 
 
 def plot_layout(height: int, right: int, top: int = 56) -> dict[str, Any]:
-    """What all figures have in common; sizes in pixels."""
+    """Give the layout that all figures share; sizes in pixels."""
     axis = {"automargin": True, "title": {"standoff": 8, "font": {"size": 13}}}
     return {
         "template": go.layout.Template(),
@@ -48,7 +48,7 @@ def plot_layout(height: int, right: int, top: int = 56) -> dict[str, Any]:
 
 
 def star(trial: int, values: Sequence[float], label: str) -> go.Scatter:
-    """The marked trial; `label` says what it is. `values`: its score, or none."""
+    """Draw the marked trial as a star; `label`: its name; `values`: its score, or none."""
     return go.Scatter(
         x=[trial],
         y=values,
@@ -65,7 +65,7 @@ def star(trial: int, values: Sequence[float], label: str) -> go.Scatter:
 
 
 def shown(text: str, length: int = 40) -> str:
-    """A name as plotly shall show it: no mark-up, and its middle left out where it is long."""
+    """Write a name for plotly: mark-up escaped, and the middle left out where it is long."""
     if len(text) > length:
         tail = (length - 1) // 2
         text = f"{text[: length - 1 - tail]}…{text[-tail:]}"

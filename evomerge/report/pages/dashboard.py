@@ -1,4 +1,4 @@
-"""`evomerge dashboard`: a run's page, as it grows. It reads, and has nothing that writes."""
+"""The live dashboard: a run's page as the run goes on. It reads, and has nothing that writes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from evomerge.study.run_folder import FollowedRun
 from evomerge.study.study import Study
 
 SECONDS = 3.0
-"""How often the page asks for news."""
+"""Seconds between two requests of the page for its content."""
 SHARE = 0.1
-"""Of the time at most this share is spent on making the page anew."""
+"""The largest share of the time that is spent on rendering the page."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -41,7 +41,7 @@ HEADERS = {
 
 
 class Content:
-    """What the page shows of a run, made anew when it is asked for and the study has changed."""
+    """The page's content, rendered anew when it is asked for and the study has changed."""
 
     def __init__(self, folder: Path) -> None:
         """Open the run.
@@ -56,7 +56,7 @@ class Content:
         self._of: tuple[Any, ...] = ()
 
     def text(self) -> str:
-        """The page's content as HTML; behind the study by ten times what making it costs, at most.
+        """Render the content as HTML; it lags behind by at most ten times the cost of rendering.
 
         Raises:
             EvomergeError: the study cannot be read.
@@ -73,12 +73,12 @@ class Content:
 
 
 def dashboard(content: Content, hosts: list[str]) -> Starlette:
-    """The application; it answers GET and HEAD alone.
+    """Make the application; it answers GET and HEAD alone.
 
     Args:
-        content: what it shows.
-        hosts: names it may be called by; others are refused, so that no page of another site can
-            read it by giving its own name this machine's address (DNS rebinding).
+        content: of the page.
+        hosts: names by which it may be called; others are refused, so that no page of another
+            site can read it by giving its own name this machine's address (DNS rebinding).
     """
     frame = page_environment().get_template("dashboard.html.j2")
     name = content.run.study.name
@@ -86,7 +86,7 @@ def dashboard(content: Content, hosts: list[str]) -> Starlette:
     def page(request: Request) -> Response:
         return _answer(request, frame.render(name=name, seconds=SECONDS), "text/html")
 
-    def news(request: Request) -> Response:
+    def latest(request: Request) -> Response:
         try:
             return _answer(request, content.text(), "text/html")
         except EvomergeError as error:
@@ -100,7 +100,7 @@ def dashboard(content: Content, hosts: list[str]) -> Starlette:
     return Starlette(
         routes=[
             Route("/", page),
-            Route("/content", news),
+            Route("/content", latest),
             *(Route(f"/{name}", script) for name in ("plotly.js", "page.js", "live.js")),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
@@ -118,7 +118,7 @@ def serve(content: Content, listening: socket.socket, host: str) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at the address; port 0 takes any that is free.
+    """Open a socket at the address; port 0 takes any that is free.
 
     Raises:
         InputError: the address cannot be had.
@@ -135,7 +135,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
+    """Tell whether an address can be reached from this machine only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -143,14 +143,14 @@ def is_loopback(host: str) -> bool:
 
 
 def _known(study: Study) -> tuple[Any, ...]:
-    """What differs when the page would."""
+    """Everything that differs when the page would differ."""
     notes = (study.note(key) for key in ("concluded", "test_opened", "sessions"))
-    flying = [(m.slot, m.digest, m.split, m.attempt) for m in study.markers()]
-    return (study.name, len(study.evaluations()), study.driven, flying, *notes)
+    in_flight = [(m.slot, m.digest, m.split, m.attempt) for m in study.markers()]
+    return (study.name, len(study.evaluations()), study.driven, in_flight, *notes)
 
 
 def _answer(request: Request, text: str, kind: str) -> Response:
-    """The text, or "not modified" if the browser has it."""
+    """Answer with the text, or "not modified" if the browser has it."""
     data = text.encode()
     version = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = {**HEADERS, "ETag": version}

@@ -1,4 +1,4 @@
-"""`evomerge report`: a study as one HTML page that needs nothing else, no network either."""
+"""The report: a study as one HTML page that needs nothing else, no network either."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from evomerge.report.tables import (
     stage_lines,
     trials_line,
 )
+from evomerge.results import REFERENCES
 from evomerge.results.coefficients import searched_bounds
-from evomerge.results.results import REFERENCES
 from evomerge.study.study import Study
 
 
@@ -45,7 +45,7 @@ def write_report(study: Study, path: Path) -> None:
 
 
 def report_page(study: Study) -> str:
-    """The page as text.
+    """Render the page as text.
 
     Raises:
         InputError: no trial has succeeded yet.
@@ -64,7 +64,7 @@ def report_page(study: Study) -> str:
 
 
 def shown_in_page(view: StudyView) -> dict[str, Any]:
-    """What the template of a page's content names."""
+    """Collect the names that the template of a page's content uses."""
     best = view.best
     return {
         "view": view,
@@ -79,7 +79,7 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
         "splits": SPLITS,
         "bounds": searched_bounds(view.facts["weights"]),
         "strongest": {role: _strongest(view.rows, role) for role in REFERENCES},
-        "yardsticks": {
+        "references": {
             "parent": best["parents"],
             "baseline": best["baselines"],
             "grid": best["grid"],
@@ -96,7 +96,7 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
 
 
 def page_environment() -> Environment:
-    """The pages' templates; what they are given is escaped."""
+    """Load the pages' templates; they escape what they are given."""
     environment = Environment(
         loader=PackageLoader("evomerge.report.pages", ""),
         autoescape=True,
@@ -111,11 +111,11 @@ def page_environment() -> Environment:
 
 
 def asset(name: str) -> str:
-    """A script of the pages: `page.js` draws the figures, `live.js` keeps them up to date."""
+    """Read a script of the pages: `page.js` draws figures, `live.js` keeps them up to date."""
     return files("evomerge.report.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 def _strongest(rows: Rows, role: str) -> str | None:
-    """The name of the best of a role; the earlier of equals."""
+    """Name of the best of a role; the earlier of equals."""
     means = {name: scores["mean"] for (kind, name), scores in rows.items() if kind == role}
     return max(means, key=lambda name: means[name], default=None)

@@ -54,13 +54,13 @@ def page(browser):
 
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory):
-    """A run of an archive with parents, failures and trials stopped on a rung."""
+    """A run of an archive with parents, failures and trials pruned at a rung."""
     run = Invented(tmp_path_factory.mktemp("varied"), optimizer="m2n2", budget=12).references()
     for place, level in enumerate([0.3, 0.5, 0.4, 0.7, 0.6, 0.8]):
         state = {"members": list(range(place)), "coverage": place / 8, "entropy": 0.4}
         parents = (place - 2, place - 1) if place > 1 else ()
         run.add(run.recipe(), level, state=state, parents=parents)
-    run.add(run.recipe(), 0.5, stopped=10, parents=(1, 2))
+    run.add(run.recipe(), 0.5, pruned=10, parents=(1, 2))
     return run.search([0], {0: "CUDA out of memory"})
 
 

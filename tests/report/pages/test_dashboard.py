@@ -69,10 +69,10 @@ def test_a_campaign_that_has_only_begun_is_shown(tmp_path):
     text = page.get("/content").text
     assert "No trial has succeeded yet" in text
     assert "2 trials failed" in text
-    run.add(run.recipe(), 0.5, stopped=10)
+    run.add(run.recipe(), 0.5, pruned=10)
     text = page.get("/content").text
     assert "No trial has succeeded yet" in text, "an estimate is no best"
-    assert "1 stopped" in text
+    assert "1 pruned" in text
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])

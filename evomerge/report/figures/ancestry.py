@@ -1,4 +1,4 @@
-"""Where a recipe comes from: its ancestors, and its path through the models' layers."""
+"""The origin of a recipe: its ancestors, and its path through the models' layers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from evomerge.report.figures.style import (
 )
 
 LINE_SYMBOLS = ("square", "diamond", "circle", "triangle-up", "x", "star", "hexagon", "pentagon")
-"""Of the models that layers are taken from, so that colour is not all that tells them apart."""
+"""Marks of the models that layers come from, so that not colour alone tells them apart."""
 SCALES_SHOWN = 24
-"""Up to so many slots are labelled with the scales of their inputs."""
+"""The most slots that are labelled with the scales of their inputs."""
 
 
-def lineage(
+def family_tree(
     family: Mapping[str, Any], trials: Sequence[Mapping[str, Any]], label: str, scale: str
 ) -> go.Figure:
-    """A trial's ancestors among all trials: from left to right in the order of the search.
+    """Draw a trial's ancestors among all trials, from left to right in the order of the search.
 
     Args:
-        family: `lineage_summary`.
-        trials: `search_summary`, drawn faintly behind.
-        label: what the trial is ("winner").
+        family: `ancestry_summary`.
+        trials: `Results.trials`, drawn faintly behind.
+        label: name of the trial ("winner").
         scale: the axis title.
     """
     figure = go.Figure(layout=plot_layout(height=420, right=16))
@@ -72,13 +72,13 @@ def lineage(
     for name, symbol, color, found in (
         ("ancestor", "circle", COLORS["winner"], [m for m in members.values() if m["parents"]]),
         (
-            "beginning",
+            "without parents",
             "diamond",
             COLORS["parent"],
             [m for m in members.values() if not m["parents"]],
         ),
     ):
-        figure.add_trace(_people(name, symbol, color, found))
+        figure.add_trace(_ancestors(name, symbol, color, found))
     me = next(m for m in members.values() if m["generation"] == 0)
     figure.add_trace(star(me["trial"], [me["value"]], label))
     ends = [trials[0]["trial"] - 0.5, trials[-1]["trial"] + 0.5]
@@ -90,11 +90,11 @@ def lineage(
 def data_flow(
     path: Sequence[Mapping[str, Any]], others: Sequence[Sequence[Mapping[str, Any]]]
 ) -> go.Figure:
-    """The path of a recipe: which layer of which model stands in each slot.
+    """Draw the path of a recipe: the model and the layer in each slot.
 
     Args:
         path: `path_summary`.
-        others: those of the population, drawn faintly behind.
+        others: paths of the population, drawn faintly behind.
     """
     figure = go.Figure(layout=plot_layout(height=420, right=16))
     for place, other in enumerate(others):
@@ -156,8 +156,10 @@ def data_flow(
     return figure
 
 
-def _people(name: str, symbol: str, color: str, found: Sequence[Mapping[str, Any]]) -> go.Scatter:
-    """Ancestors as marks: filled where they were measured, open where the score is an estimate.
+def _ancestors(
+    name: str, symbol: str, color: str, found: Sequence[Mapping[str, Any]]
+) -> go.Scatter:
+    """Draw ancestors as marks: filled where measured, open where the score is an estimate.
 
     The measured come first, because the legend shows the first one's mark.
     """
