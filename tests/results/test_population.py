@@ -1,4 +1,4 @@
-"""Who is kept, who solves what, and where a recipe comes from."""
+"""The population: who is kept, and who solves what."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import pytest
 from invented import COUNTS, Invented
 
 from evomerge.recipe import Recipe
-from evomerge.report.figures.ancestry import data_flow, family_tree
 from evomerge.report.figures.archive import archive_state, elites, item_matrix, niches
-from evomerge.report.figures.coefficients import heat_map
-from evomerge.results.ancestry import ancestry_summary, path_summary
-from evomerge.results.coefficients import coefficient_summary, population_coefficients
 from evomerge.results.population import (
     grid_summary,
     item_summary,
@@ -144,55 +140,3 @@ def test_elites_stand_in_the_cells_of_their_measures(tmp_path):
     assert sum(value is not None for row in heat.z for value in row) == 2
     assert (heat.x0 + 2 * heat.dx, heat.y0 + 3 * heat.dy) == pytest.approx((0.25, 0.35))
     assert figure.layout.xaxis.title.text == "add"
-
-
-def test_the_populations_coefficients_are_means_and_deviations_of_its_recipes(tmp_path):
-    run = Invented(tmp_path / "run")
-    low, high = (run.recipe([value] * len(run.genes)).to_json() for value in (0.25, 0.75))
-    high["merges"] = high["merges"][:-1]  # a group that only one of them has
-    found = population_coefficients(run.study, [low, high])["weight"]
-    assert found["rows"] == coefficient_summary(run.study, low)["weight"]["rows"]
-    assert found["values"][0] == [0.5, 0.5]
-    assert found["spread"][0] == [0.25, 0.25]
-    assert (found["values"][-1], found["spread"][-1]) == ([0.25, 0.25], [0.0, 0.0])
-    assert heat_map("weight", found).data[0].z[0] == [0.5, 0.5]
-
-
-def test_a_family_holds_every_ancestor_once_with_its_generation(tmp_path):
-    run = Invented(tmp_path / "run", optimizer="m2n2").references()
-    parents = [(), (), (), (0, 1), (3,), (3, 4, 77)]
-    for level, own in zip([0.2, 0.3, 0.9, 0.4, 0.5, 0.8], parents, strict=True):
-        run.add(run.recipe(), level, parents=own, pruned=10 if own == (3,) else None)
-    numbers = [e.number for e in trials(run)]
-    family = ancestry_summary(run.study, numbers[5])["trials"]
-    assert [one["trial"] for one in family] == [numbers[i] for i in (0, 1, 3, 4, 5)]
-    assert [one["generation"] for one in family] == [2, 2, 1, 1, 0]
-    assert family[-1]["parents"] == [numbers[3], numbers[4]], "what is not on record is left out"
-    assert ancestry_summary(run.study, numbers[0]) is None
-    figure = family_tree({"trials": family}, run.results.trials(), "winner", "score")
-    marks = {t.name: t for t in figure.data}
-    assert list(marks["without parents"].x) == numbers[:2]
-    assert list(marks["ancestor"].marker.symbol) == ["circle", "circle", "circle-open"]
-    assert list(marks["other trials"].x) == [numbers[2]]
-
-
-def test_a_path_names_the_source_of_every_slot_and_the_bases_own_is_no_news(tmp_path):
-    run = Invented(tmp_path / "run").references()
-    recipe = run.recipe().to_json()
-    assert path_summary(run.study, recipe) is None
-    recipe["path"] = [
-        {"source": "lang", "layer": 2, "scale": 1.0},
-        {"source": "base", "layer": 0, "scale": 0.5},
-        {"source": "math", "layer": 2, "scale": 1.0},
-    ]
-    recipe["merges"] = [merge for merge in recipe["merges"] if merge["slot"] == 1]
-    path = path_summary(run.study, recipe)
-    assert [slot["source"] for slot in path] == ["lang", "merged", "math"]
-    figure = data_flow(path, [path[:2]])
-    marks = {t.name: t for t in figure.data if t.mode != "lines"}
-    assert {name: (t.x[0], t.y[0]) for name, t in marks.items()} == {
-        "lang": (0, 2),
-        "merged": (1, 0),
-        "math": (2, 2),
-    }
-    assert marks["merged"].text == ("×0.50",)

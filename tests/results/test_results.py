@@ -1,4 +1,4 @@
-"""What `status` and `best` say of studies that are unfinished, extended, or full of failures."""
+"""`status` and `best` of studies that are unfinished, extended, or full of failures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from invented import COUNTS, Invented
 from rich.console import Console
 
-from evomerge.report.tables import best_table, p_value, short, span, status_table
-from evomerge.results.coefficients import coefficient_summary
+from evomerge.judging import build_judge
+from evomerge.report.tables import best_table, status_table
 from evomerge.results.results import shown_split
 
 
@@ -78,7 +78,7 @@ def test_a_reference_that_failed_on_the_test_leaves_a_gap_and_no_comparison(tmp_
     assert row.split()[1:3] == ["–", "–"]
 
 
-def test_search_summary_lists_the_optimizers_trials_in_order(finished):
+def test_trials_are_the_optimizers_in_order(finished):
     trials = finished.results.trials()
     assert [t["trial"] for t in trials] == [5, 6, 7, 8, 9, 10]
     failed = {"value": None, "se": None, "estimated": False, "reason": "out of memory"}
@@ -86,27 +86,7 @@ def test_search_summary_lists_the_optimizers_trials_in_order(finished):
     assert trials[0]["se"] > 0
 
 
-def test_one_granularity_for_the_whole_model_is_one_row(tmp_path):
-    run = Invented(tmp_path / "run", granularity="model").references()
-    run.add(run.recipe([0.25] * len(run.genes)), 0.5)
-    [weight, shared] = coefficient_summary(run.study, run.results.best()["recipe"]).values()
-    assert (weight["rows"], weight["values"]) == (["whole model"], [[0.25, 0.25]])
-    assert (shared["columns"], shared["values"]) == (["all experts"], [[0.25]])
-
-
-def test_coefficients_of_a_method_that_was_chosen_here_and_there_are_shown_there(tmp_path):
-    genes = {"ties.weight": [0, 1.5], "linear.weight": [0, 1], "dare_ties.lambda": [0, 2]}
-    run = Invented(tmp_path / "run", method=["ties", "linear", "dare_ties"], genes=genes)
-    recipe = run.recipe([0.25] * len(run.genes)).to_json()
-    recipe["merges"][1]["method"] = "linear"
-    tables = coefficient_summary(run.study, recipe)
-    assert list(tables) == ["ties.weight", "linear.weight"]
-    assert tables["linear.weight"]["rows"] == ["layer 0"]
-    assert tables["linear.weight"]["bounds"] == [0, 1]
-    assert tables["ties.weight"]["rows"] == ["embeddings", "layer 1", "layer 2", "final norm"]
-
-
-def test_task_summary_counts_what_best_summary_counts(finished):
+def test_task_tables_count_what_the_winners_table_counts(finished):
     best = finished.results.best()
     tasks = finished.results.tasks(best)
     for task, found in tasks.items():
@@ -116,14 +96,16 @@ def test_task_summary_counts_what_best_summary_counts(finished):
         assert best["scores"]["test"]["tasks"][task]["n"] == COUNTS["test"]
 
 
-def test_numbers_fit_a_terminal():
-    assert [short(v) for v in (0.98765, -0.5, 1.0, 0.9999, 12.5)] == [
-        ".988",
-        "-.500",
-        "1.000",
-        "1.000",
-        "12.500",
-    ]
-    assert short(0.25, "+") == "+.250"
-    assert span({"low": -0.1, "high": 1.0}, "+") == "[-.100, +1.000]"
-    assert (p_value(0.0004), p_value(0.04)) == ("<.001", ".040")
+def test_a_study_is_loaded_once_and_judged_once_for_all_its_tables(finished, monkeypatch):
+    loaded, built = [], []
+    evaluations = finished.study.evaluations
+    monkeypatch.setattr(finished.study, "evaluations", lambda: loaded.append(1) or evaluations())
+    monkeypatch.setattr(finished.study, "markers", list)  # which look at the evaluations themselves
+    monkeypatch.setattr(
+        "evomerge.results.results.build_judge", lambda *a: built.append(1) or build_judge(*a)
+    )
+    results = finished.results
+    best = results.best()
+    tables = results.tasks(best), results.status(), results.trial(best["trial"]), results.facts()
+    assert all(tables)
+    assert (len(loaded), len(built)) == (1, 1)
