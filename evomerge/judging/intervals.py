@@ -180,7 +180,7 @@ def draws(kind: str, n: int, task: int, rows: int) -> Iterator[NDArray[np.float3
 
 
 def _weights(kind: str, rows: int, n: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """How often each item is drawn in each row, or a sign for each."""
+    """Counts of each item among n draws, or a sign for each, shape (rows, n)."""
     if kind == "signs":
         return rng.integers(0, 2, size=(rows, n), dtype=np.int8).astype(np.float32) * 2 - 1
     # row r counts its items in the bins r·n … r·n + n − 1 of one long count

@@ -126,7 +126,7 @@ def _volume(gains: Floats) -> float:
 
 
 def _domination(points: Floats, broken: Floats) -> NDArray[np.bool_]:
-    """Whether i dominates j, shape (n, n)."""
+    """Mark where i dominates j, shape (n, n)."""
     no_worse = np.ones((len(points), len(points)), dtype=bool)
     better = np.zeros_like(no_worse)
     for column in points.T:

@@ -103,7 +103,7 @@ def split_size(study: Study, split: str) -> int:
 
 
 def is_concluded(study: Study, evaluations: Sequence[Evaluation]) -> bool:
-    """Whether a winner was chosen and no trial has been recorded since."""
+    """Tell whether a winner was chosen and no trial has been recorded since."""
     own = sum(e.optimizers_own for e in evaluations)
     return (study.note("concluded") or {}).get("trials") == own
 

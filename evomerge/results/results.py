@@ -83,7 +83,7 @@ class Results:
 
     @property
     def concluded(self) -> bool:
-        """Whether a winner was chosen and no trial has been recorded since."""
+        """True once a winner was chosen, until another trial is recorded."""
         return is_concluded(self.study, self.evaluations)
 
     @cached_property
@@ -335,7 +335,7 @@ class Results:
         ]
 
     def _calibration(self) -> dict[str, Any] | None:
-        """How estimates on the lowest rung held on those that reached the top; null without."""
+        """Compare estimates on the lowest rung with full scores; None without rungs."""
         fitness = self.study.campaign["fitness"]
         if len(fitness.get("rungs", [])) < 2:
             return None

@@ -31,7 +31,7 @@ class Calibration:
 
     @property
     def off(self) -> bool:
-        """Whether coverage this low has a chance below `RISK` at `TOLERATED`: a binomial tail."""
+        """True where coverage as low has a chance below `RISK` at `TOLERATED` (binomial tail)."""
         ways = (
             math.comb(self.of, k) * TOLERATED**k * (1 - TOLERATED) ** (self.of - k)
             for k in range(self.covered + 1)

@@ -57,7 +57,7 @@ class Objective:
 
     @property
     def needs_parents(self) -> bool:
-        """Whether the value of a recipe depends on the parents'."""
+        """True where the value of a recipe depends on the parents' scores."""
         return "parents" in inspect.signature(self.function).parameters
 
     def given(self, function: ObjectiveFunction, known: Mapping[str, Any]) -> dict[str, Any]:
