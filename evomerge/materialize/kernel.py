@@ -17,7 +17,7 @@ from evomerge.materialize.feed import Feed, MemoryMapped, Target
 from evomerge.materialize.plan import TensorStep, as_tensors
 from evomerge.materialize.sparsified import sparsified
 from evomerge.materialize.statistics.statistics import Statistics
-from evomerge.methods.core.masks import at
+from evomerge.methods.core.masks import At, at
 from evomerge.methods.core.slices import part_of
 from evomerge.methods.core.sparsify import dare
 from evomerge.methods.core.view import Statistic, View
@@ -32,6 +32,23 @@ _LANES = 1 << 12
 _COMPILED_SLICE = 1 << 30
 _SMALL = 1 << 8
 """Entries up to which functions are called as they are."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tensors of one merge as its method sees them.
+
+    Attributes:
+        base: flat, in its stored dtype.
+        view: of the sources; of sparse task vectors where the recipe drops entries first.
+        place: from a flat index to the place of a slice that begins there.
+        added: the view holds task vectors, and what the method makes of them is added to the base.
+    """
+
+    base: Tensor
+    view: View
+    place: Callable[[int], At]
+    added: bool
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,10 @@ class Kernel:
     def device(self) -> torch.device:
         """Where tensors are merged; of several GPUs, on the target's."""
         return self._feed.device
+
+    def read(self, out: Tensor, step: TensorStep) -> list[Tensor]:
+        """Return the tensors of `step.reads`, on the device of `out` if there are several GPUs."""
+        return next(iter(self._feed.each([(out, step)])))
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype to which the merged tensor `name` is rounded."""
@@ -109,17 +130,61 @@ class Kernel:
             parts = zip(read[0].reshape(-1).split(size), out.split(size), strict=True)
             yield from (_round_into(slice_, part, dtype) for part, slice_ in parts)
             return
-        base, *experts = read
-        count = step.tensor.matrices
+        for name, (target, base, *experts) in self.matrices(step, out, *read):
+            yield from self._fill_one(target, step, base, experts, name, seed, dtype)
+
+    def matrices(
+        self, step: TensorStep, out: Tensor, base: Tensor, *experts: Tensor
+    ) -> Iterator[tuple[str, list[Tensor]]]:
+        """Yield what is merged by itself: the whole tensors or, of stacked matrices, each.
+
+        Yields:
+            The name that keys masks and statistics, and `out`, flat, with the sources' tensors.
+        """
+        assert step.rule is not None
+        count, name = step.tensor.matrices, step.tensor.name
         method, drop = step.rule.method, step.rule.drop
         if count == 1 or (method.elementwise and method.measure is None and drop is None):
-            yield from self._fill_one(out, step, base, experts, step.tensor.name, seed, dtype)
+            yield name, [out.view(-1), base, *experts]
             return
         whole = (out.view(base.shape), base, *experts)
-        matrices = zip(*(_matrices(tensor, count) for tensor in whole), strict=True)
-        for index, (target, own, *others) in enumerate(matrices):
-            name = f"{step.tensor.name}[{index}]"
-            yield from self._fill_one(target.reshape(-1), step, own, others, name, seed, dtype)
+        parts = zip(*(_matrices(tensor, count) for tensor in whole), strict=True)
+        for index, (target, *own) in enumerate(parts):
+            yield f"{name}[{index}]", [target.reshape(-1), *own]
+
+    def prepare(
+        self, step: TensorStep, base: Tensor, experts: Sequence[Tensor], name: str, seed: int
+    ) -> Prepared:
+        """Look at the tensors of one merge as its method will; `name` keys masks and statistics."""
+        assert step.rule is not None
+        method, drop = step.rule.method, step.rule.drop
+        shape = tuple(base.shape)
+        base, experts = base.reshape(-1), [e.reshape(-1) for e in experts]
+        view = View(base, experts, ARITHMETIC, self._slice_length(len(experts)), self._run, shape)
+        place = partial(at, seed, name, step.rule.experts)
+        if drop is not None:
+            dropping = {"density": [drop.density for _ in experts], "rescale": drop.rescale}
+            view = sparsified(view, dare, dropping, place, method.relative)
+        # with a drop the view leaves the base out of what is relative to it
+        return Prepared(base, view, place, added=drop is not None and method.relative)
+
+    def measure(
+        self,
+        step: TensorStep,
+        prepared: Prepared,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the method's measure, in Python's numbers; None where it has none.
+
+        `arguments` are the rule's unless others are given.
+        """
+        assert step.rule is not None
+        method = step.rule.method
+        if method.measure is None:
+            return None
+        given = {**(arguments or step.rule.arguments), "at": prepared.place}
+        return method.measured(prepared.view, given, self._statistics(step, prepared.view, name))
 
     def _fill_one(
         self,
@@ -133,33 +198,25 @@ class Kernel:
     ) -> Iterator[Tensor]:
         """Merge one tensor or, of stacked ones, one; `name` keys its masks and statistics."""
         assert step.rule is not None
-        method, drop = step.rule.method, step.rule.drop
-        shape = tuple(base.shape)
-        base, experts = base.reshape(-1), [e.reshape(-1) for e in experts]
-        size = self._slice_length(len(experts))
-        view = View(base, experts, ARITHMETIC, size, self._run, shape)
-        place = partial(at, seed, name, step.rule.experts)
-        if drop is not None:
-            dropping = {"density": [drop.density for _ in experts], "rescale": drop.rescale}
-            view = sparsified(view, dare, dropping, place, method.relative)
-        added = drop is not None and method.relative  # to the base, which the view leaves out
+        method, shape = step.rule.method, tuple(base.shape)
+        prepared = self.prepare(step, base, experts, name, seed)
+        base, view, added = prepared.base, prepared.view, prepared.added
         if not method.elementwise:
             wide = [t.to(ARITHMETIC).view(shape) for t in (view.base, *view.experts)]
             merged = method(wide[0], wide[1:], **step.rule.arguments).reshape(-1)
             yield _round_into(out, base.to(ARITHMETIC) + merged if added else merged, dtype)
             return
-        arguments, measured = dict(step.rule.tensors), None
-        if method.measure is not None:
-            given = {**step.rule.arguments, "at": place}
-            measured = as_tensors(method.measured(view, given, self._statistics(step, view, name)))
+        arguments = dict(step.rule.tensors)
+        measured = as_tensors(self.measure(step, prepared, name))
         merge = _merge_of(method.function, added)
+        size = self._slice_length(len(experts))
         for start in range(0, base.numel(), size):
             chunk = slice(start, min(start + size, base.numel()))
             run = self._run if chunk.stop - start > _SMALL else _plainly
             if measured is not None:
                 arguments["measured"] = part_of(measured, chunk)
             if method.needs_position:
-                arguments["at"] = place(start)
+                arguments["at"] = prepared.place(start)
             parts = [expert[chunk] for expert in view.experts]
             yield run(merge, out[chunk], base[chunk], parts, dtype, arguments)
 

@@ -28,6 +28,7 @@ _ISO_C = of_sources(_iso_c)
     joint=_ISO_C[0],
     measure=_ISO_C[1],
     relative=True,
+    differentiable_in=("lambda",),
 )
 def iso_c(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled

@@ -58,7 +58,12 @@ def _karcher(gram: np.ndarray, w: np.ndarray) -> np.ndarray:
     return float(w @ norms) * mean / scale
 
 
-@merge_method(reference="Karcher 1977; merges: arXiv:2603.04972", measure=centre, joint=grams)
+@merge_method(
+    reference="Karcher 1977; merges: arXiv:2603.04972",
+    measure=centre,
+    joint=grams,
+    differentiable_in=("weight", "lambda"),
+)
 def karcher(
     base: Tensor,
     experts: Sequence[Tensor],

@@ -20,6 +20,7 @@ def shares(
 @merge_method(
     reference="Wortsman et al. 2022, arXiv:2203.05482 (uniform soup; here weighted)",
     measure=shares,
+    differentiable_in=("weight", "base_weight"),
 )
 def linear(
     base: Tensor,

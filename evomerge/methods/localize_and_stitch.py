@@ -15,6 +15,7 @@ from evomerge.methods.core.trim import Trim, trims
     measure=trims,
     statistic=magnitude_histogram,
     relative=True,
+    differentiable_in=("lambda",),
 )
 def localize_and_stitch(
     base: Tensor,

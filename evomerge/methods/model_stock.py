@@ -45,6 +45,7 @@ def _interpolation(gram: np.ndarray) -> Any:
     measure=ratio,
     joint=task_vectors_gram,
     relative=True,
+    differentiable_in=("lambda",),
 )
 def model_stock(
     base: Tensor,

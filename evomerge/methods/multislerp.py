@@ -46,7 +46,12 @@ def _multislerp_shares(gram: np.ndarray, w: np.ndarray, epsilon: float = 1e-8) -
     return point * float(norms @ w)
 
 
-@merge_method(reference="Goddard 2024, goddard.blog (multislerp)", measure=barycentre, joint=grams)
+@merge_method(
+    reference="Goddard 2024, goddard.blog (multislerp)",
+    measure=barycentre,
+    joint=grams,
+    differentiable_in=("weight", "lambda"),
+)
 def multislerp(
     base: Tensor,
     experts: Sequence[Tensor],

@@ -55,7 +55,13 @@ def _spread(view: View, values: np.ndarray, along: str) -> Entries:
     return Entries(found, len(values), per_row=False)
 
 
-@merge_method(reference="mergekit 0.1.5 (nuslerp)", experts=(2, 2), measure=joined, joint=grams)
+@merge_method(
+    reference="mergekit 0.1.5 (nuslerp)",
+    experts=(2, 2),
+    measure=joined,
+    joint=grams,
+    differentiable_in=("weight", "lambda"),
+)
 def nuslerp(
     base: Tensor,
     experts: Sequence[Tensor],

@@ -27,7 +27,12 @@ def boosts(view: View, *, r: float, alpha: float, epsilon: float) -> Sequence[fl
     ]
 
 
-@merge_method(reference=f"{REFERENCE} (RAM+, per tensor)", measure=boosts, relative=True)
+@merge_method(
+    reference=f"{REFERENCE} (RAM+, per tensor)",
+    measure=boosts,
+    relative=True,
+    differentiable_in=("r", "lambda"),
+)
 def ramplus_tl(
     base: Tensor,
     experts: Sequence[Tensor],

@@ -95,6 +95,7 @@ def selected(view: View, *, select_topk: float, statistics: Variances | None = N
     measure=selected,
     joint=variances,
     relative=True,
+    differentiable_in=("lambda",),
 )
 def sce(
     base: Tensor,

@@ -34,6 +34,7 @@ def arc(view: View, *, t: float, statistics: Gram | None = None) -> Sequence[flo
     experts=(1, 2),
     measure=arc,
     joint=weights_gram,
+    differentiable_in=("t",),
 )
 def slerp(
     base: Tensor,

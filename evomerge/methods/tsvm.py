@@ -28,6 +28,7 @@ _TSVM = of_sources(_tsvm)
     joint=_TSVM[0],
     measure=_TSVM[1],
     relative=True,
+    differentiable_in=("lambda",),
 )
 def tsvm(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled

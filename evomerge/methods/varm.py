@@ -48,6 +48,7 @@ def variation(
     measure=variation,
     statistic=energy,
     relative=True,
+    differentiable_in=("lambda",),
 )
 def varm(
     base: Tensor,

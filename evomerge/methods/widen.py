@@ -85,7 +85,10 @@ def _tensor(values: np.ndarray, view: View) -> Tensor:
 
 
 @merge_method(
-    reference="Yu et al. 2024, arXiv:2408.03092, algorithm 1", measure=weights, joint=moves
+    reference="Yu et al. 2024, arXiv:2408.03092, algorithm 1",
+    measure=weights,
+    joint=moves,
+    differentiable_in=("lambda",),
 )
 def widen(
     base: Tensor,

@@ -28,6 +28,7 @@ _WUDI = of_sources(_wudi)
     joint=_WUDI[0],
     measure=_WUDI[1],
     relative=True,
+    differentiable_in=("lambda",),
 )
 def wudi(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled

@@ -1,5 +1,23 @@
 """What a merge is: frozen data with a content digest. Plain Python, no torch."""
 
-from evomerge.recipe.recipe import BASE, Drop, ExpertValues, Merge, Recipe, Slot, load_recipe
+from evomerge.recipe.recipe import (
+    BASE,
+    Drop,
+    ExpertValues,
+    Merge,
+    MergeCoefficient,
+    Recipe,
+    Slot,
+    load_recipe,
+)
 
-__all__ = ["BASE", "Drop", "ExpertValues", "Merge", "Recipe", "Slot", "load_recipe"]
+__all__ = [
+    "BASE",
+    "Drop",
+    "ExpertValues",
+    "Merge",
+    "MergeCoefficient",
+    "Recipe",
+    "Slot",
+    "load_recipe",
+]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -63,6 +63,20 @@ class Merge(Strict):
     experts: dict[str, ExpertValues]
     parameters: dict[str, bool | float | str] = Field(default_factory=dict)
     drop: Drop | None = Field(default=None, exclude_if=lambda drop: drop is None)
+
+
+class MergeCoefficient(NamedTuple):
+    """Names one number of a recipe: a parameter of the merge of `group` in `slot`.
+
+    Attributes:
+        expert: whose it is; None for one that experts share.
+        parameter: the method's name for it.
+    """
+
+    slot: int | None
+    group: str
+    expert: str | None
+    parameter: str
 
 
 class Recipe(Strict):

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evomerge.common.errors import InputError
 from evomerge.config import CampaignConfig
-from evomerge.recipe import BASE, Recipe
+from evomerge.recipe import BASE, MergeCoefficient, Recipe
 from evomerge.workers.devices import compute_dtype, gpu_memory_plan
 
 if TYPE_CHECKING:
+    from evomerge.fitness.document_loss import DocumentLoss
     from evomerge.models.alignment.git_rebasin import Alignment
     from evomerge.models.checkpoint import Checkpoint
 
@@ -60,6 +62,28 @@ class Measurement:
     scores: Mapping[str, np.ndarray]
     seconds: Mapping[str, float]
     facts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Documents' losses under a recipe, and their derivatives in its coefficients.
+
+    Attributes:
+        losses: task → float64 (items,).
+        derivatives: what was differentiated → coefficient → derivative; empty where only losses
+            were asked for.
+        seconds: stage (`materialize`, `gradient`) → its duration.
+        facts: what the engine reports of itself, to be recorded.
+    """
+
+    losses: Mapping[str, np.ndarray]
+    derivatives: Mapping[str, Mapping[MergeCoefficient, float]]
+    seconds: Mapping[str, float]
+    facts: Mapping[str, int] = field(default_factory=dict)
+
+
+MIXED = "all"
+"""The name of the derivatives of a weighted sum of all tasks' losses."""
 
 
 class Worker:
@@ -122,15 +146,84 @@ class Worker:
             CandidateError: the recipe's weights are not finite, or it cannot be scored.
         """
         started = time.perf_counter()
-        if items is None or self._written != recipe.digest:
-            self._written = None
-            self._engine.load(recipe)
-            self._written = recipe.digest
+        self._load(recipe, again=items is None)
         written = time.perf_counter()
         scores = self._tasks.score(self._items[split] if items is None else items)
         done = time.perf_counter()
         seconds = {"materialize": written - started, "score": done - written}
         return Measurement(scores, seconds, self._engine.facts)
+
+    def losses(self, recipe: Recipe, items: Mapping[str, Sequence[str]]) -> Gradient:
+        """Load the recipe and compute its losses on search items, without derivatives.
+
+        Raises:
+            CandidateError, InputError: as `gradient`.
+        """
+        started = time.perf_counter()
+        documents = self._losses_of(items)
+        self._load(recipe)
+        written = time.perf_counter()
+        found = {task: self._engine.losses(own) for task, own in documents.items()}
+        seconds = {"materialize": written - started, "gradient": time.perf_counter() - written}
+        return Gradient(found, {}, seconds, self._engine.facts)
+
+    def gradient(
+        self,
+        recipe: Recipe,
+        items: Mapping[str, Sequence[str]],
+        weights: Mapping[str, float] | None = None,
+    ) -> Gradient:
+        """Load the recipe and differentiate its losses on search items in its coefficients.
+
+        The loss of a task is the mean of its documents' (`fitness.tasks.surrogate_losses`). Costs
+        three forward passes of the documents.
+
+        Args:
+            items: task → ids of items of the search split.
+            weights: task → weight; then the weighted sum of the tasks' losses is differentiated,
+                under the name `MIXED`, in fewer passes. None: each task's loss, under its name.
+
+        Raises:
+            CandidateError: the recipe's weights, or a loss, are not finite.
+            InputError: an item is not of the search split, a task has no loss, or the engine no
+                backward pass.
+        """
+        started = time.perf_counter()
+        documents = self._losses_of(items)
+        self._load(recipe)
+        written = time.perf_counter()
+        # 1. what is differentiated together: each task by itself, or all with their weights
+        together = list(documents)
+        groups = {task: [task] for task in together} if weights is None else {MIXED: together}
+        losses: dict[str, np.ndarray] = {}
+        derivatives = {}
+        for name, tasks in groups.items():
+            # 2. a task's loss is the mean over its documents
+            factors = {task: (weights or {}).get(task, 1.0) / len(items[task]) for task in tasks}
+            weighted = [(one, factors[task]) for task in tasks for one in documents[task]]
+            found, derivatives[name] = self._engine.gradient(recipe, weighted)
+            # 3. the losses, dealt back to their tasks
+            ends = np.cumsum([len(documents[task]) for task in tasks])[:-1]
+            losses.update(zip(tasks, np.split(found, ends), strict=True))
+        seconds = {"materialize": written - started, "gradient": time.perf_counter() - written}
+        return Gradient(losses, derivatives, seconds, self._engine.facts)
+
+    def _losses_of(self, items: Mapping[str, Sequence[str]]) -> dict[str, list[DocumentLoss]]:
+        """The losses of search items; no other split's documents may be learned from."""
+        if not self._engine.differentiable:
+            raise InputError("fitness.engine: this engine has no backward pass; use hf")
+        for task, ids in items.items():
+            own = set(self._items["search"].get(task, ()))
+            if other := [item for item in ids if item not in own]:
+                raise InputError(f"{task}: item {other[0]} is not of the search split")
+        return self._tasks.losses({task: ids for task, ids in items.items() if ids})
+
+    def _load(self, recipe: Recipe, again: bool = False) -> None:
+        """Load a recipe into the engine, unless it is there and not asked for `again`."""
+        if again or self._written != recipe.digest:
+            self._written = None
+            self._engine.load(recipe)
+            self._written = recipe.digest
 
 
 def _write(

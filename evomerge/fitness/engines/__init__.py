@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from evomerge.common.errors import InputError
 from evomerge.common.plugins import Registry, check_options, subclass_of
 from evomerge.config import CampaignConfig
 from evomerge.fitness.engines.base import Engine, EngineContext, RequestAnswerer, Response
@@ -70,6 +71,20 @@ def has_template(config: CampaignConfig) -> bool:
     """Whether the campaign's engine puts chats together without the base's chat template."""
     kind, options = _found(config)
     return kind.has_template(options)
+
+
+def check_gradients(config: CampaignConfig, where: str) -> None:
+    """Refuse an engine through which there is no backward pass.
+
+    Raises:
+        InputError: begins with `where` and names the engine.
+    """
+    kind, _ = _found(config)
+    if not kind.differentiable:
+        raise InputError(
+            f"{where}: fitness.engine {config.fitness.engine.kind} has no backward pass; leave the "
+            "gradient out, or use engine hf"
+        )
 
 
 def scores_here(config: CampaignConfig) -> bool:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from typing_extensions import override
 
 from evomerge.config import CampaignConfig
-from evomerge.recipe import Recipe
+from evomerge.recipe import MergeCoefficient, Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
     from lm_eval.api.instance import Instance
 
+    from evomerge.fitness.document_loss import DocumentLoss
     from evomerge.materialize.kernel import Kernel
     from evomerge.models.checkpoint import Checkpoint
 
@@ -86,10 +88,12 @@ class Engine(RequestAnswerer, ABC):
 
     Attributes:
         here: whether the model that answers is in the worker's own memory.
+        differentiable: whether it has `gradient` and `losses`.
         context: what the worker offers.
     """
 
     here: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = False
 
     def __init__(self, context: EngineContext) -> None:
         self.context = context
@@ -110,6 +114,27 @@ class Engine(RequestAnswerer, ABC):
     @override
     @abstractmethod
     def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]: ...
+
+    def gradient(
+        self, recipe: Recipe, documents: Sequence[tuple[DocumentLoss, float]]
+    ) -> tuple[np.ndarray, Mapping[MergeCoefficient, float]]:
+        """Differentiate Σ factor · loss in the coefficients of the recipe that was loaded last.
+
+        Returns:
+            The losses, float64 [documents], and the derivatives by coefficient.
+
+        Raises:
+            CandidateError: a loss is not finite.
+        """
+        raise NotImplementedError
+
+    def losses(self, documents: Sequence[DocumentLoss]) -> np.ndarray:
+        """Return the losses of documents, float64 [documents], under the recipe loaded last.
+
+        Raises:
+            CandidateError: one is not finite.
+        """
+        raise NotImplementedError
 
     @property
     def facts(self) -> Mapping[str, int]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from typing_extensions import override
 
 from evomerge.fitness.engines import Engine, EngineContext, Response, engine
-from evomerge.recipe import Recipe
+from evomerge.recipe import MergeCoefficient, Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
     from lm_eval.api.instance import Instance
+
+    from evomerge.fitness.document_loss import DocumentLoss
 
 
 @engine("hf")
@@ -22,6 +26,8 @@ class HuggingFace(Engine):
     `batch_tokens` is the number of tokens of one forward pass; where it is not given, 4096 on CPU,
     and on a GPU what its memory holds.
     """
+
+    differentiable = True
 
     def __init__(
         self, context: EngineContext, *, batch_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -41,6 +47,8 @@ class HuggingFace(Engine):
         lm = make_lm(self._resident.model, tokenizer, config.fitness.batch_size)
         self._local = Local(lm, batch_tokens or context.facts.get("batch_tokens"))
         self.lm: Any = lm
+        known = context.facts.get("gradient_tokens")
+        self._backward = self._local.backward(base.layout.prefix, known)
 
     @override
     def load(self, recipe: Recipe) -> None:
@@ -54,8 +62,33 @@ class HuggingFace(Engine):
     def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
         return self._local.answer(requests, counted)
 
+    @override
+    def gradient(
+        self, recipe: Recipe, documents: Sequence[tuple[DocumentLoss, float]]
+    ) -> tuple[np.ndarray, Mapping[MergeCoefficient, float]]:
+        from torch.nn import Parameter
+
+        from evomerge.materialize.gradients import CoefficientGradients
+
+        found = CoefficientGradients(self.context.kernel, recipe)
+        sinks = [
+            (weight, partial(found.add, step))
+            for weight, step in self._resident.written
+            if isinstance(weight, Parameter) and found.has_gradient(step)
+        ]
+        losses = self._backward(documents, sinks)
+        return losses, found.sums()
+
+    @override
+    def losses(self, documents: Sequence[DocumentLoss]) -> np.ndarray:
+        return self._backward.losses(documents)
+
     @property
     @override
     def facts(self) -> Mapping[str, int]:
-        # As measured, or as memory left it.
-        return {"batch_tokens": self._local.budget.tokens}
+        # As measured, or as memory left it; of a backward pass once there was one.
+        backward = self._backward.tokens
+        return {
+            "batch_tokens": self._local.budget.tokens,
+            **({} if backward is None else {"gradient_tokens": backward}),
+        }

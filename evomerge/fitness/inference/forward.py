@@ -60,6 +60,16 @@ class Forward:
             places: int64 [pairs], places in them.
             cache: an empty one, to be filled with the keys and values of all places.
         """
+        return self._logits(batch, rows, places, cache)
+
+    @torch.enable_grad()
+    def differentiable_logits(self, batch: Batch, rows: Tensor, places: Tensor) -> Tensor:
+        """As `logits`, with the graph that a backward pass needs."""
+        return self._logits(batch, rows, places, None)
+
+    def _logits(
+        self, batch: Batch, rows: Tensor, places: Tensor, cache: DynamicCache | None
+    ) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": batch.tokens.to(self.device).long()}
         if batch.branches:
             inputs["position_ids"] = batch.depths.to(self.device).long()

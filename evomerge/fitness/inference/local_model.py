@@ -9,6 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from evomerge.fitness.engines import Response
+from evomerge.fitness.inference.backward import Backward
 from evomerge.fitness.inference.batch import PassShape
 from evomerge.fitness.inference.forward import Forward
 from evomerge.fitness.inference.generation import Greedy
@@ -53,6 +54,13 @@ class Local:
         self._forward = Forward(lm.model, lm.device)
         self._loglikelihoods = LogLikelihoods(lm, self._forward, self.budget)
         self._greedy = Greedy(lm, self._forward, self.budget, lm.batch_size)
+
+    def backward(self, layers: str, tokens: int | None) -> Backward:
+        """Backward passes of the model, its tokens and batches shared with what answers requests.
+
+        `layers`: the name of its list of layers; `tokens`: of a micro-batch, where known.
+        """
+        return Backward(self.lm.model, self._loglikelihoods, layers, tokens)
 
     def prepare(self, requests: Sequence[Instance]) -> None:
         """Tokenise log-likelihood requests now, so that scoring finds them done.

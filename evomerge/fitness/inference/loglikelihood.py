@@ -110,7 +110,14 @@ class LogLikelihoods:
             CandidateError: a log-likelihood is not finite.
             InputError: as `encode`.
         """
-        asked = [self.encode(*request.args) for request in requests]
+        return self.answers([self.encode(*request.args) for request in requests])
+
+    def answers(self, asked: Sequence[int]) -> list[Answer]:
+        """`(log-likelihood, is greedy)` for each continuation, by its number.
+
+        Raises:
+            CandidateError: a log-likelihood is not finite.
+        """
         answers: dict[int, Answer] = {}
         # Until all are answered: plan batches within the budget, and plan again when it changes,
         # because the first pass measured it, or because memory ran out.
@@ -127,6 +134,27 @@ class LogLikelihoods:
                 if self._budget.tokens != budget:
                     break
         return [answers[continuation] for continuation in asked]
+
+    def length(self, continuation: int) -> tuple[int, int]:
+        """Tokens of the row that a continuation is read off, and of the continuation itself."""
+        row, tokens = self._continuations[continuation]
+        return len(self._rows[row]), len(tokens)
+
+    def differentiable(self, asked: Sequence[int]) -> dict[int, Tensor]:
+        """The log-likelihoods of continuations, float32 (), with the graph to the weights.
+
+        All are read at once, whatever the memory: the caller asks for few.
+        """
+        found: dict[int, Tensor] = {}
+        for reading in self._planned(sorted({*asked}), 1 << 30, self._forward.packs()):
+            logits = self._forward.differentiable_logits(
+                reading.batch, reading.rows, reading.places
+            ).float()
+            at, targets = reading.at.to(logits.device), reading.targets.to(logits.device)
+            values = logits[at, targets] - logits.logsumexp(-1)[at]
+            sums = [value.sum() for value in values.split(reading.lengths)]
+            found |= zip(reading.asked, sums, strict=True)
+        return found
 
     def _tokenize(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Split a request into tokens exactly as `HFLM.loglikelihood` does."""

@@ -11,6 +11,7 @@ from lm_eval.api.instance import Instance
 
 from evomerge.common.errors import InputError
 from evomerge.config import CallableConfig, FitnessConfig
+from evomerge.fitness.document_loss import DocumentLoss
 from evomerge.fitness.engines import RequestAnswerer
 from evomerge.fitness.tasks.documents import marks
 from evomerge.fitness.tasks.lm_eval_loading import open_manager
@@ -19,6 +20,7 @@ from evomerge.fitness.tasks.lm_eval_task import load_lm_eval_task
 from evomerge.fitness.tasks.own_metric import load_own_metric
 from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
 from evomerge.fitness.tasks.score_source import ScoreSource
+from evomerge.fitness.tasks.surrogate_losses import loss_of
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,18 @@ class TaskSet:
             InputError: a task or an item that does not exist.
         """
         return self._requests({task: self._find(task, ids) for task, ids in wanted.items()})
+
+    def losses(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[DocumentLoss]]:
+        """The supervised losses of the wanted items, by leaf task, in the order of the ids.
+
+        Raises:
+            InputError: a task or an item that does not exist, or has no loss.
+        """
+        with quiet(), templates_compiled_once():
+            return {
+                task: [loss_of(self._sources[task], place) for place in self._find(task, ids)]
+                for task, ids in wanted.items()
+            }
 
     def documents(self, task: str, ids: Sequence[str]) -> list[Any]:
         """List the documents of a task's items.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.gpu_memory import device_map, spread
 from evomerge.materialize.memory.layers import Layers, LayerWeights, WeightKey, weight_key
-from evomerge.materialize.plan import plan
+from evomerge.materialize.plan import TensorStep, plan
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Recipe
 
@@ -24,6 +26,7 @@ class Resident:
         model: the transformers model, in evaluation mode, without gradients. Its weights are those
             of the last recipe written; tied weights share storage, and so do slots of the path with
             the same weights. Its config is the recipe's too: depth, and layer types by slot.
+        written: each stored weight of the last recipe, once, with the step that makes it.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Resident:
         self.model = model.eval().requires_grad_(False)
         self._tensors = self.model.state_dict(keep_vars=True)
         self._layers = Layers(self.model, layout, base.config)
+        self.written: Sequence[tuple[Tensor, TensorStep]] = ()
 
     @torch.no_grad()
     def write(self, recipe: Recipe) -> None:
@@ -89,3 +93,8 @@ class Resident:
         for one, key in written.values():
             one.key = key
         self._layers.wire(weights, recipe.path)
+        # remember what makes each weight; slots that share weights count as the first of them
+        made = [(self._tensors[step.name], step) for step in steps if step.slot is None]
+        for one, slot in zip(weights, slots, strict=True):
+            made += [(one.tensors[step.tensor.suffix], step) for step in slot]
+        self.written = tuple({id(pair[0]): pair for pair in reversed(made)}.values())

@@ -95,10 +95,15 @@ def elect_and_sum(parts: Sequence[Tensor], weight: Sequence[float], normalize: b
 
 
 class Kept(NamedTuple):
-    """The entries that each expert keeps, and what they are multiplied by."""
+    """The entries that each expert keeps, and what they are multiplied by.
+
+    Attributes:
+        shares: the combiner's, times the sparsifier's `factors`.
+    """
 
     experts: Sequence[Any]
     shares: Sequence[float]
+    factors: Sequence[float]
 
 
 def product(
@@ -112,11 +117,14 @@ def product(
     common = parameters_of(combine.merge)
 
     def measure(view: View, *, statistics: Any = None, **given: Any) -> Kept:
-        plain = combine.shares(**{p.keyword: given[p.keyword] for p in common.values()})
         kept, factors = sparsify(view, given, statistics)
+        return shared(Kept(kept, (), factors), **given)
+
+    def shared(kept: Kept, **given: Any) -> Kept:
+        plain = combine.shares(**{p.keyword: given[p.keyword] for p in common.values()})
         # 0, not −0, where a negative weight meets an expert of which nothing is kept
-        own = [share * f if f else 0.0 for share, f in zip(plain, factors, strict=True)]
-        return Kept(kept, own)
+        own = [share * f if f else 0.0 for share, f in zip(plain, kept.factors, strict=True)]
+        return kept._replace(shares=own)
 
     def merge(
         base: Tensor,
@@ -144,6 +152,8 @@ def product(
         statistic=sparsify.statistic,
         needs_position=sparsify.random,
         relative=True,
+        differentiable_in=tuple(p.name for p in common.values() if p.type is float),
+        remeasure=shared,
     )
     return REGISTRY.add(name, method)
 

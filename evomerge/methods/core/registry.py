@@ -62,7 +62,12 @@ RESERVED = ("at", "measured")
 
 @dataclass(frozen=True)
 class Method:
-    """A registered merge method: the pure function, its schema, and the decorator's arguments."""
+    """A registered merge method: the pure function, its schema, and the decorator's arguments.
+
+    `remeasure(measured, **parameters)` is the measure's result for other values of the parameters
+    it is differentiable in, at the entries that `measured` keeps; where it is None, the measure
+    keeps them by itself.
+    """
 
     name: str
     function: Callable[..., Tensor]
@@ -75,6 +80,8 @@ class Method:
     joint: Callable[[View], Statistic] | None = None
     needs_position: bool = False
     relative: bool = False
+    differentiable_in: tuple[str, ...] = ()
+    remeasure: Callable[..., Any] | None = None
 
     @property
     def summary(self) -> str:
@@ -172,7 +179,7 @@ def call_with_named(
 
     A measure with `**rest` gets all of them.
     """
-    named = _named(measure)
+    named = named_by(measure)
     given = {k: v for k, v in arguments.items() if named is None or k in named}
     if statistics:
         given["statistics"] = statistics
@@ -180,8 +187,8 @@ def call_with_named(
 
 
 @cache
-def _named(function: Callable[..., Any]) -> frozenset[str] | None:
-    """The names of a function's keyword-only parameters; None where it takes any."""
+def named_by(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Return the names of a function's keyword-only parameters; None where it takes any."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
@@ -197,6 +204,7 @@ def merge_method(
     statistic: Callable[[View, int], Statistic] | None = None,
     joint: Callable[[View], Statistic] | None = None,
     relative: bool = False,
+    differentiable_in: Sequence[str] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Make a function a merge method, registered under its own name; see this module's docstring.
 
@@ -213,13 +221,19 @@ def merge_method(
         relative: the function is θ₀ + g(τ₁, τ₂, …) of the task vectors, whatever θ₀. What a
             `sparsify:` leaves of them is then merged as it is, not added to θ₀ and taken off
             again, which rounds.
+        differentiable_in: the parameters that the result is differentiable in while those that
+            decide which entries are kept are held fixed. By default all numbers, where there is
+            no measure: what only compares has derivative 0. With a measure they must be named.
     """
 
     def decorate(function: Callable[..., Tensor]) -> Method:
+        parameters = parameters_of(function, RESERVED)
+        by_default = [p.name for p in parameters.values() if p.type is float]
+        smooth = by_default if elementwise and measure is None else ()
         method = Method(
             name=function.__name__,
             function=function,
-            parameters=MappingProxyType(parameters_of(function, RESERVED)),
+            parameters=MappingProxyType(parameters),
             reference=reference,
             experts=experts,
             elementwise=elementwise,
@@ -228,6 +242,7 @@ def merge_method(
             joint=joint,
             needs_position="at" in inspect.signature(function).parameters,
             relative=relative,
+            differentiable_in=tuple(smooth if differentiable_in is None else differentiable_in),
         )
         return REGISTRY.add(method.name, method)
 

@@ -1,0 +1,206 @@
+"""Backward passes of a resident model: documents' losses in, one tensor's gradient at a time out.
+
+Documents are read in micro-batches. How many tokens these have is measured: the first, small one
+counts the bytes that the graph keeps for its tokens. A document too long for the memory even alone
+is read with its layers' activations computed anew in the backward pass (activation checkpointing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from evomerge.common.errors import CandidateError
+from evomerge.fitness.document_loss import DocumentLoss
+from evomerge.fitness.inference.loglikelihood import LogLikelihoods
+from evomerge.fitness.inference.memory import ON_CPU, SHARE
+
+FIRST = 256
+"""Tokens of the micro-batch that is measured."""
+LEAST = 256 << 20
+"""Bytes that a graph may keep on CPU, however small the model."""
+
+Weighted = tuple[DocumentLoss, float]
+"""A document's loss, and its factor in the sum that is differentiated."""
+Sink = Callable[[Tensor], None]
+"""Takes a parameter's gradient, which is gone when it returns."""
+
+
+class Backward:
+    """Differentiates sums of documents' losses in a model's parameters.
+
+    Attributes:
+        tokens: of a micro-batch; None until it is measured.
+    """
+
+    def __init__(
+        self, model: Any, loglikelihoods: LogLikelihoods, layers: str, tokens: int | None = None
+    ) -> None:
+        """`layers`: the name of the model's list of layers; `tokens`: where they are known."""
+        self._model, self._loglikelihoods, self._layers = model, loglikelihoods, layers
+        self.tokens = tokens
+        self._measured = tokens is not None
+
+    def losses(self, documents: Sequence[DocumentLoss]) -> np.ndarray:
+        """Return the losses without a gradient, float64 [documents]; one forward pass.
+
+        Raises:
+            CandidateError: one is not finite.
+        """
+        requests = [pair for document in documents for pair in document.pairs]
+        encoded = [self._loglikelihoods.encode(*pair) for pair in requests]
+        answers = iter(self._loglikelihoods.answers(encoded))
+        found = []
+        for document in documents:
+            own = [torch.tensor(next(answers)[0], dtype=torch.float64) for _ in document.pairs]
+            found.append(document.of(own, self._tokens(document)))
+        return _finite(found)
+
+    def __call__(
+        self, documents: Sequence[Weighted], sinks: Sequence[tuple[nn.Parameter, Sink]]
+    ) -> np.ndarray:
+        """Give each parameter's sink the gradient of Σ factor · loss, micro-batch by micro-batch.
+
+        Returns:
+            The losses, float64 [documents].
+
+        Raises:
+            CandidateError: a loss is not finite.
+        """
+        found = np.zeros(len(documents))
+        with _differentiated(sinks):
+            for places in self._micro_batches([document for document, _ in documents]):
+                batch = [documents[place] for place in places]
+                found[places] = self._one(batch)
+        return found
+
+    def _one(self, batch: Sequence[Weighted]) -> np.ndarray:
+        """One forward and one backward pass."""
+        asked = [[self._loglikelihoods.encode(*p) for p in one.pairs] for one, _ in batch]
+        numbers = [number for own in asked for number in own]
+        tokens = sum(self._size(document) for document, _ in batch)
+        cramped = self.tokens is not None and tokens > self.tokens
+        with self._counted(tokens), self._checkpointed() if cramped else _as_it_is():
+            values = self._loglikelihoods.differentiable(numbers)
+            losses = [
+                document.of([values[number] for number in own], self._tokens(document))
+                for (document, _), own in zip(batch, asked, strict=True)
+            ]
+        found = _finite(losses)
+        total = sum(
+            (loss * factor for loss, (_, factor) in zip(losses, batch, strict=True)),
+            torch.zeros((), device=losses[0].device),
+        )
+        if total.requires_grad:
+            total.backward()
+        return found
+
+    def _micro_batches(self, documents: Sequence[DocumentLoss]) -> Iterator[list[int]]:
+        """Places of documents of about one length, the longest first, as many as fit."""
+        sizes = [self._size(document) for document in documents]
+        left = sorted(range(len(documents)), key=lambda place: -sizes[place])
+        while left:
+            room, taken = self.tokens or FIRST, 0
+            count = 0
+            while count < len(left) and (count == 0 or taken + sizes[left[count]] <= room):
+                taken += sizes[left[count]]
+                count += 1
+            yield left[:count]
+            left = left[count:]
+
+    def _size(self, document: DocumentLoss) -> int:
+        """Tokens of a document's rows, as if none began alike."""
+        numbers = {self._loglikelihoods.encode(*pair) for pair in document.pairs}
+        return sum(self._loglikelihoods.length(number)[0] for number in numbers)
+
+    def _tokens(self, document: DocumentLoss) -> list[int]:
+        encode, length = self._loglikelihoods.encode, self._loglikelihoods.length
+        return [length(encode(*pair))[1] for pair in document.pairs]
+
+    @contextmanager
+    def _counted(self, tokens: int) -> Iterator[None]:
+        """Around the first forward pass: count what its graph keeps, and size the later ones."""
+        if self._measured:
+            yield
+            return
+        own = {p.untyped_storage().data_ptr() for p in self._model.parameters()}
+        kept: dict[int, int] = {}
+
+        def count(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with saved_tensors_hooks(count, lambda tensor: tensor):
+            yield
+        each = max(1, sum(kept.values()) // max(1, tokens))
+        self.tokens = max(1, min(ON_CPU, self._room() // each))
+        self._measured = True
+
+    def _room(self) -> int:
+        """Bytes that a graph may keep: on CPU as many as the model, on GPUs a share of the free."""
+        parameters = list(self._model.parameters())
+        gpus = {p.device for p in parameters if p.device.type == "cuda"}
+        if gpus:
+            return int(SHARE * min(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus))
+        return max(LEAST, sum(p.nbytes for p in parameters))
+
+    @contextmanager
+    def _checkpointed(self) -> Iterator[None]:
+        """Let every layer keep its input alone, and compute the rest again when it is needed."""
+        layers = list(self._model.get_submodule(self._layers).children())
+        before = [layer.__dict__.get("forward") for layer in layers]
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer, own in zip(layers, before, strict=True):
+                del layer.forward
+                if own is not None:  # a model on several GPUs has such
+                    layer.forward = own
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _differentiated(sinks: Sequence[tuple[nn.Parameter, Sink]]) -> Iterator[None]:
+    """Have the parameters' gradients computed, given to their sinks, and dropped at once."""
+
+    def hook(sink: Sink, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient, parameter.grad = parameter.grad, None
+        sink(gradient)
+
+    handles = []
+    try:
+        for parameter, sink in sinks:
+            parameter.requires_grad_(True)
+            handles.append(parameter.register_post_accumulate_grad_hook(partial(hook, sink)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, _ in sinks:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+def _finite(losses: Sequence[Tensor]) -> np.ndarray:
+    """The losses as float64; refuses what is not finite."""
+    found = torch.stack([loss.detach().double() for loss in losses]).cpu().numpy()
+    if not np.isfinite(found).all():
+        raise CandidateError(f"a document's loss came out as {found[~np.isfinite(found)][0]}")
+    return found

@@ -1,0 +1,119 @@
+"""Derivatives in merge coefficients agree with finite differences, for every method that claims."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from evomerge.common.errors import InputError
+from evomerge.materialize import gradients
+from evomerge.materialize.kernel import Prepared
+from evomerge.materialize.plan import MergeRule
+from evomerge.methods import find_method, methods
+from evomerge.methods.core.masks import at
+from evomerge.methods.core.view import whole_view
+
+SHAPE = (6, 7)
+CLAIMED = {
+    *("breadcrumbs", "breadcrumbs_ties", "consensus", "dare_linear", "dare_ties", "della"),
+    *("della_linear", "iso_c", "karcher", "linear", "localize_and_stitch", "magmax"),
+    *("model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl"),
+    *("sce", "slerp", "task_arithmetic", "ties", "tsvm", "varm", "widen", "wudi"),
+}
+REFUSED = {"arcee_fusion", "iso_cts", "opcm", "pcb", "twin"}
+CASES = [(name, {}) for name in sorted(CLAIMED)] + [
+    ("linear", {"normalize": False, "base_weight": 0.3}),
+    ("task_arithmetic", {"normalize": True}),
+    ("ties", {"normalize": False}),
+    ("nuslerp", {"along": "rows"}),
+    ("nuslerp", {"along": "columns", "task_vectors": True}),
+    ("model_stock", {"filter_wise": True}),
+    ("multislerp", {"task_vectors": True}),
+    ("dare_ties", {"rescale": "l1"}),
+    ("della", {"rescale": "l1"}),
+]
+
+
+def tensors(method, dtype=torch.float64):
+    """A base and experts of the method's least number, but two where it allows two."""
+    random = torch.Generator().manual_seed(3)
+    low, high = method.experts
+    count = min(max(low, 2), high or 3)
+    base = torch.randn(SHAPE, generator=random, dtype=torch.float64)
+    change = [torch.randn(SHAPE, generator=random, dtype=torch.float64) for _ in range(count)]
+    return base.to(dtype), [(base + 0.3 * one).to(dtype) for one in change]
+
+
+def rule_of(method, count, settings):
+    """Every number somewhere within its range, all different."""
+    given = {}
+    for parameter in method.parameters.values():
+        middle = [0.37 + 0.11 * i for i in range(count)]
+        value = middle if parameter.per_expert else 0.43
+        given[parameter.keyword] = value if parameter.type is float else parameter.default
+    if method.name == "nearswap":
+        given["t"] = 0.2
+    if method.name.startswith("ram"):
+        given["epsilon"] = 0.1
+    names = tuple(str(i) for i in range(count))
+    return MergeRule(method, names, {**given, **settings})
+
+
+def derivatives(rule, base, experts, gradient):
+    """By the pass, added up over slices of eight entries."""
+    method = rule.method
+    view = replace(whole_view(base, experts), block=8)
+    prepared = Prepared(view.base, view, partial(at, 0, "", rule.experts), added=False)
+
+    def measure(arguments=None):
+        given = {**(arguments or rule.arguments), "at": prepared.place}
+        return method.measured(view, given) if method.measure else None
+
+    found = gradients.slice_gradients(rule, prepared, measure, gradient.flatten())
+    return sum(found, torch.zeros((), dtype=base.dtype))
+
+
+def difference(rule, base, experts, gradient, expert, keyword):
+    """By two merges, a little to either side."""
+    step, ends = 1e-6, []
+    for by in (step, -step):
+        moved = rule.arguments[keyword]
+        if expert is None:
+            moved = moved + by
+        else:
+            moved = [v + by * (i == int(expert)) for i, v in enumerate(moved)]
+        merged = rule.method(base, experts, **{**rule.arguments, keyword: moved})
+        ends.append((merged * gradient).sum().item())
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+def test_every_method_says_whether_it_has_a_gradient():
+    claimed = {name for name, method in methods().items() if method.differentiable_in}
+    assert claimed >= CLAIMED
+    assert not claimed & REFUSED
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_derivatives_are_those_of_finite_differences(name, settings, monkeypatch):
+    monkeypatch.setattr(gradients, "SLICE", 8)
+    method = find_method(name, "test")
+    base, experts = tensors(method)
+    rule = rule_of(method, len(experts), settings)
+    gradient = torch.randn(SHAPE, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    found = derivatives(rule, base, experts, gradient)
+    owners = gradients._coefficients(rule)
+    kept_by = {"threshold", "agree", "epsilon"}  # they only compare
+    for (expert, parameter), value in zip(owners, found.tolist(), strict=True):
+        keyword = method.parameters[parameter].keyword
+        expected = difference(rule, base, experts, gradient, expert, keyword)
+        assert value == pytest.approx(expected, rel=1e-5, abs=1e-7), (expert, parameter)
+        assert value != 0 or parameter in kept_by, f"{parameter} moves nothing"
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_method_without_a_gradient_is_refused_by_name(name):
+    with pytest.raises(InputError, match=f"space: {name} has no gradient"):
+        gradients.check_differentiable(["ties", name], "space")
