@@ -14,7 +14,8 @@ from typing import Any
 from evomerge.common.errors import InputError
 from evomerge.common.plugins import Registry, check_options, subclass_of
 from evomerge.config import CampaignConfig
-from evomerge.fitness.engines.base import Engine, EngineContext, RequestAnswerer, Response
+from evomerge.fitness.answers import RequestAnswerer, Response
+from evomerge.fitness.engines.base import Engine, EngineContext
 
 __all__ = [
     "Engine",

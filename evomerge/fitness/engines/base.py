@@ -1,4 +1,4 @@
-"""Say what an engine is, what it is given, and what it answers."""
+"""Say what an engine is and what it is given."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
 from evomerge.config import CampaignConfig
+from evomerge.fitness.answers import RequestAnswerer, Response
 from evomerge.recipe import MergeCoefficient, Recipe
 
 if TYPE_CHECKING:
@@ -20,46 +21,6 @@ if TYPE_CHECKING:
     from evomerge.fitness.document_loss import DocumentLoss
     from evomerge.materialize.kernel import Kernel
     from evomerge.models.checkpoint import Checkpoint
-
-
-class Response(NamedTuple):
-    """The response to one request.
-
-    Attributes:
-        value: what lm-eval's method of the request's type returns.
-        tokens: length of a generated answer, where it was asked for.
-    """
-
-    value: Any
-    tokens: int | None = None
-
-
-class RequestAnswerer(Protocol):
-    """Answers lm-eval's requests.
-
-    Attributes:
-        lm: lm-eval's own object for the model, from which tasks take chat template and limits.
-    """
-
-    lm: Any
-
-    def prepare(self, requests: Sequence[Instance]) -> None:
-        """Do once what no candidate changes, such as tokenising.
-
-        Raises:
-            InputError: a request cannot be answered, whatever the candidate.
-        """
-
-    def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
-        """Answer requests, in their order.
-
-        Args:
-            counted: with the lengths of generated answers.
-
-        Raises:
-            CandidateError: the candidate cannot answer.
-            InputError: a request cannot be answered, whatever the candidate.
-        """
 
 
 @dataclass(frozen=True)

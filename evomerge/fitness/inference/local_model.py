@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from evomerge.fitness.engines import Response
+from evomerge.fitness.answers import Response
 from evomerge.fitness.inference.backward import Backward
 from evomerge.fitness.inference.batch import PassShape
 from evomerge.fitness.inference.forward import Forward

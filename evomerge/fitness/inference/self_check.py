@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,12 +11,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from evomerge.fitness.inference.batch import Batch
-from evomerge.fitness.inference.kv_cache import unpacked
+from evomerge.fitness.inference.kv_cache import RowsCache, unpacked
 from evomerge.fitness.inference.memory import ran_out_of_memory
 from evomerge.fitness.inference.prefix_packing import Pack, Tokens, pack_rows
-
-if TYPE_CHECKING:
-    from evomerge.fitness.inference.forward import Forward
 
 TOLERANCE = {torch.float32: 1e-3}
 """Largest difference of logits that is rounding, as a share of their spread; .2 for others."""
@@ -24,7 +21,25 @@ MANY = 1 << 20
 """A bound that packs everything together."""
 
 
-def agrees(forward: Forward) -> bool | None:
+class Passes(Protocol):
+    """The forward passes that are checked: see `forward.Forward`."""
+
+    model: Any
+
+    @property
+    def config(self) -> Any:
+        """The language model's configuration."""
+
+    def logits(
+        self, batch: Batch, rows: Tensor, places: Tensor, cache: DynamicCache | None = None
+    ) -> Tensor:
+        """Compute logits at places of a batch's rows, shape (places, vocabulary)."""
+
+    def step(self, tokens: Sequence[int], live: Sequence[bool], cache: RowsCache) -> Tensor:
+        """Compute logits after one more token of each cached row, shape (rows, vocabulary)."""
+
+
+def agrees(forward: Passes) -> bool | None:
     """Compare logits on three short rows of random tokens; None if the weights do not tell.
 
     A model that ignores positions, masks or the cache it is given is off by about the logits'
@@ -51,14 +66,14 @@ def agrees(forward: Forward) -> bool | None:
     return bool(off <= TOLERANCE.get(forward.model.dtype, 0.2))
 
 
-def _last(forward: Forward, packs: Sequence[Pack], rows: Sequence[int]) -> Tensor:
+def _last(forward: Passes, packs: Sequence[Pack], rows: Sequence[int]) -> Tensor:
     """Logits after the last token of the rows of one pack."""
     (pack,) = packs
     places = torch.tensor([int(pack.paths[row][-1]) for row in rows])
     return forward.logits(Batch.of(packs), torch.zeros_like(places), places).float()
 
 
-def _stepped(forward: Forward, tokens: Tokens, shorter: Tokens) -> Tensor:
+def _stepped(forward: Passes, tokens: Tokens, shorter: Tokens) -> Tensor:
     """Logits after `tokens`, its last one as a step beside a row that is padded on the left."""
     packs = pack_rows({0: tokens[:-1], 1: shorter}, MANY, MANY)
     cache, first = DynamicCache(), torch.zeros(1, dtype=torch.int64)

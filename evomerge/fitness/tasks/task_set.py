@@ -11,8 +11,8 @@ from lm_eval.api.instance import Instance
 
 from evomerge.common.errors import InputError
 from evomerge.config import CallableConfig, FitnessConfig
+from evomerge.fitness.answers import RequestAnswerer
 from evomerge.fitness.document_loss import DocumentLoss
-from evomerge.fitness.engines import RequestAnswerer
 from evomerge.fitness.tasks.documents import marks
 from evomerge.fitness.tasks.lm_eval_loading import open_manager
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once

@@ -1,0 +1,49 @@
+"""Answers to lm-eval's requests, and the interface of whoever gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+
+class Response(NamedTuple):
+    """The response to one request.
+
+    Attributes:
+        value: what lm-eval's method of the request's type returns.
+        tokens: length of a generated answer, where it was asked for.
+    """
+
+    value: Any
+    tokens: int | None = None
+
+
+class RequestAnswerer(Protocol):
+    """Answers lm-eval's requests.
+
+    Attributes:
+        lm: lm-eval's own object for the model, from which tasks take chat template and limits.
+    """
+
+    lm: Any
+
+    def prepare(self, requests: Sequence[Instance]) -> None:
+        """Do once what no candidate changes, such as tokenising.
+
+        Raises:
+            InputError: a request cannot be answered, whatever the candidate.
+        """
+
+    def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
+        """Answer requests, in their order.
+
+        Args:
+            counted: with the lengths of generated answers.
+
+        Raises:
+            CandidateError: the candidate cannot answer.
+            InputError: a request cannot be answered, whatever the candidate.
+        """
