@@ -135,7 +135,7 @@ def _settings_of(merge: Merge, recipe: Recipe) -> TensorSettings:
         for ours, theirs in pairing.theirs.items()
         if ours in own
     }
-    shared = {
+    shared: dict[str, Any] = {
         theirs: parameters[ours] for ours, theirs in pairing.theirs.items() if ours not in own
     }
     for name, values in pairing.choices.items():
