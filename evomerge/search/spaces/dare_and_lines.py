@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from evomerge.common.errors import InputError
@@ -13,9 +14,9 @@ from evomerge.config import DareConfig, LinesConfig
 from evomerge.methods import Method
 from evomerge.methods.core.dare_in_recipes import check_droppable, dropped
 from evomerge.methods.core.lines_in_recipes import scaled_by_depth
-from evomerge.recipe import Merge, Recipe
+from evomerge.recipe import Merge, MergeCoefficient, Recipe
 from evomerge.search.spaces.genes import Gene, Genome
-from evomerge.search.spaces.space import Space
+from evomerge.search.spaces.space import Derivatives, Space
 from evomerge.search.spaces.weights import WeightSpace
 
 DARE, LINES = "space.weights.dare", "space.weights.lines"
@@ -65,6 +66,12 @@ class _Wrapped(Space):
     @override
     def keep_in(self, folder: Path) -> None:
         self.inner.keep_in(folder)
+
+    @override
+    def pull_back(self, genome: Genome, derivatives: Derivatives) -> NDArray[np.float64]:
+        found = np.zeros(self.dimension)
+        found[self._inside] = self.inner.pull_back(self.inside(genome), derivatives)
+        return found
 
     @override
     def parents(self) -> dict[str, Recipe]:
@@ -180,6 +187,23 @@ class LinesSpace(_Wrapped):
             alpha=scales["lines.alpha"],
             beta=scales["lines.beta"],
         )
+
+    @override
+    def pull_back(self, genome: Genome, derivatives: Derivatives) -> NDArray[np.float64]:
+        # λ' = λ(α + β·l/(L−1)): what is known of λ' goes on to λ, and to α and β
+        scales, depth = {**self._fixed, **self.own_values(genome)}, max(self._layers - 1, 1)
+        inner = dict(derivatives)
+        slopes = dict.fromkeys(scales, 0.0)
+        for merge in self.inner.decode(self.inside(genome)).merges:
+            key = MergeCoefficient(merge.slot, merge.group, None, "lambda")
+            known, place = derivatives.get(key, 0.0), (merge.slot or 0) / depth
+            inner[key] = known * (scales["lines.alpha"] + scales["lines.beta"] * place)
+            slopes["lines.alpha"] += known * float(merge.parameters["lambda"])
+            slopes["lines.beta"] += known * float(merge.parameters["lambda"]) * place
+        found = super().pull_back(genome, inner)
+        for index, gene in zip(self._own, self._own_genes, strict=True):
+            found[index] = slopes[gene.name] * gene.slope(genome[index])
+        return found
 
 
 def _check(method: Method, weights: WeightSpace, config: LinesConfig) -> None:

@@ -67,6 +67,14 @@ class Gene:
             return self.low * (self.high / self.low) ** unit
         return self.low + (self.high - self.low) * unit
 
+    def slope(self, unit: float) -> float:
+        """Return d value/d entry at an entry of the genome; 0 where there are levels."""
+        if self.levels is not None:
+            return 0.0
+        if self.log:
+            return float(self.value(unit)) * math.log(self.high / self.low)
+        return self.high - self.low
+
     def unit(self, value: Value) -> float:
         """The genome's entry for a natural value, clipped to [0, 1]; of a cell, its middle.
 

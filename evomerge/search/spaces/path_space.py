@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from evomerge.methods import find_method
 from evomerge.models.layout import Layout
-from evomerge.recipe import BASE, Merge, Recipe, Slot
+from evomerge.recipe import BASE, Merge, MergeCoefficient, Recipe, Slot
 from evomerge.search.spaces.genes import Gene, Genome
 from evomerge.search.spaces.paths import MERGED, Layer, LayerPaths
-from evomerge.search.spaces.space import Space
+from evomerge.search.spaces.space import Derivatives, Space
 
 COMMON_BASELINES = ("ties default", "average")
 """Baselines that are scored beside every campaign."""
@@ -110,6 +111,22 @@ class PathSpace(Space):
             merges=(*self._outside(merged), *(merge for _, merges in made for merge in merges)),
             seed=merged.seed if merged else 0,
         )
+
+    @override
+    def pull_back(self, genome: Genome, derivatives: Derivatives) -> NDArray[np.float64]:
+        # the path's genes move no coefficient; a layer's are those of every slot it stands in
+        found = np.zeros(self.dimension)
+        if self._weights is None:
+            return found
+        path = self._paths.path(genome[self._split :])
+        of_layers: dict[MergeCoefficient, float] = {}
+        for key, value in derivatives.items():
+            layer = None if key.slot is None else path[key.slot]
+            if (self._paths.outside if layer is None else layer.models[0]) == MERGED:
+                inner = key._replace(slot=None if layer is None else layer.layer)
+                of_layers[inner] = of_layers.get(inner, 0.0) + value
+        found[: self._split] = self._weights.pull_back(genome[: self._split], of_layers)
+        return found
 
     @override
     def parents(self) -> dict[str, Recipe]:

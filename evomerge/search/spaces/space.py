@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from evomerge.common.errors import InputError
-from evomerge.recipe import Recipe
+from evomerge.recipe import MergeCoefficient, Recipe
 from evomerge.search.spaces.genes import Domain, Genome
+
+Derivatives = Mapping[MergeCoefficient, float]
+"""A recipe's coefficient → the derivative of a loss in it."""
+STEP = 1e-5
+"""Of an entry of the genome, for differences of `decode`."""
 
 
 class Space(Domain):
@@ -28,6 +37,33 @@ class Space(Domain):
     @abstractmethod
     def decode(self, genome: Genome) -> Recipe:
         """The recipe of a genome; every parameter of its methods stands in it, defaults too."""
+
+    def pull_back(self, genome: Genome, derivatives: Derivatives) -> NDArray[np.float64]:
+        """Turn a loss's derivatives in a recipe's coefficients into those in its genome.
+
+        By the chain rule, the second factor by differences of `decode`; spaces that know it say it.
+
+        Args:
+            genome: whose recipe `decode` gave.
+            derivatives: coefficient → dL/dc; those that are missing are 0.
+
+        Returns:
+            dL/d entry of the genome, (dimension,): 0 for genes with levels or inactive ones, and
+            for those that only decide which entries of tensors are kept.
+        """
+        found = np.zeros(self.dimension)
+        for index, gene in enumerate(self.genes):
+            if gene.levels is not None:
+                continue
+            ends = [np.array(genome, dtype=np.float64) for _ in range(2)]
+            ends[0][index], ends[1][index] = genome[index] + STEP, genome[index] - STEP
+            ends = [end.clip(0, 1) for end in ends]
+            above, below = (_coefficients(self.decode(end)) for end in ends)
+            width = ends[0][index] - ends[1][index]
+            for key, value in derivatives.items():
+                if key in above and key in below:
+                    found[index] += value * (above[key] - below[key]) / width
+        return found
 
     def encode(self, recipe: Recipe) -> Genome:
         """The genome whose recipe is the given one; values out of bounds go to the nearest.
@@ -52,3 +88,18 @@ class Space(Domain):
             InputError: there would be too many; names the key.
         """
         return {}
+
+
+def _coefficients(recipe: Recipe) -> dict[MergeCoefficient, float]:
+    """Every number of a recipe's merges, by its name."""
+    owned = (
+        (merge, expert, values)
+        for merge in recipe.merges
+        for expert, values in [*merge.experts.items(), (None, merge.parameters)]
+    )
+    return {
+        MergeCoefficient(merge.slot, merge.group, expert, name): value
+        for merge, expert, values in owned
+        for name, value in values.items()
+        if isinstance(value, float)
+    }

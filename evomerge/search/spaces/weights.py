@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from evomerge.common.errors import InputError
@@ -16,7 +18,7 @@ from evomerge.config import Bounds, SpaceConfig
 from evomerge.methods import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
-from evomerge.recipe import BASE, Merge, Recipe
+from evomerge.recipe import BASE, Merge, MergeCoefficient, Recipe
 from evomerge.search.spaces.bounds import Searched, read_tuning
 from evomerge.search.spaces.genes import Condition, Gene, Genome, Value
 from evomerge.search.spaces.granularity import tuned_groups
@@ -26,7 +28,7 @@ from evomerge.search.spaces.slerp_recombination import (
     SourceGrams,
     owners_of_coefficients,
 )
-from evomerge.search.spaces.space import Space
+from evomerge.search.spaces.space import Derivatives, Space
 
 _BASE_ALONE: Mapping[str, float] = {"weight": 0.0, "base_weight": 1.0}
 """The values with which a merge is the base."""
@@ -279,6 +281,21 @@ class WeightSpace(Space):
             for target in group.targets
         ]
         return self._recipes.recipe(BASE, merges)
+
+    @override
+    def pull_back(self, genome: Genome, derivatives: Derivatives) -> NDArray[np.float64]:
+        # a gene is one parameter of every tensor of its group, and moves them all alike
+        active, found = self.params(genome), np.zeros(self.dimension)
+        for index, gene in enumerate(self.genes):
+            coefficient = self._coefficients.get(gene.name)
+            if coefficient is None or gene.name not in active:
+                continue
+            owner = (coefficient.expert, coefficient.parameter)
+            targets = self.groups[coefficient.group].targets
+            keys = (MergeCoefficient(*target, *owner) for target in targets)
+            total = math.fsum(derivatives.get(key, 0.0) for key in keys)
+            found[index] = total * gene.slope(genome[index])
+        return found
 
     @override
     def encode(self, recipe: Recipe) -> Genome:
