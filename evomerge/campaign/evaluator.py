@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.event_log import EventLog
@@ -63,7 +64,7 @@ class Evaluator:
         candidate, outcome = ended
         done = outcome.measurement
         if done is not None:
-            self._measured(candidate, done.scores, done.seconds)
+            self._measured(candidate, done.scores, done.seconds, done.weights)
         elif candidate.name == BASE:
             raise EvomergeError(f"the base model itself cannot be scored: {outcome.reason}")
         else:
@@ -72,7 +73,13 @@ class Evaluator:
             self._record.write(candidate, RungProgress(results), asked, reason=outcome.reason)
             self._release(candidate)
 
-    def _measured(self, candidate: Candidate, items: Items, seconds: Mapping[str, float]) -> None:
+    def _measured(
+        self,
+        candidate: Candidate,
+        items: Items,
+        seconds: Mapping[str, float],
+        weights: Mapping[str, Any] | None = None,
+    ) -> None:
         """Queue a candidate for its next rung, or record it: pruned, or finished."""
         asked = self.rungs.asked(candidate)
         match self.rungs.decide(candidate, items, seconds, self._record.trials):
@@ -82,7 +89,7 @@ class Evaluator:
             case Pruned(progress, estimates):
                 self._record.write(candidate, progress, asked, estimates)
             case Finished(progress):
-                self._record.write(candidate, progress, asked)
+                self._record.write(candidate, progress, asked, weights=weights)
         self._release(candidate)
 
     def _release(self, candidate: Candidate) -> None:

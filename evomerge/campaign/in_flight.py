@@ -86,7 +86,10 @@ class InFlight:
         last = candidate.attempt == ATTEMPTS
         ticket = self._mark(candidate, not_counted=self._executor.isolated or last)
         self.running[ticket] = candidate
-        self._executor.submit(Job(ticket, candidate.recipe, candidate.split, items, last))
+        wanted = candidate.role == "finalist" and candidate.split == "select"
+        self._executor.submit(
+            Job(ticket, candidate.recipe, candidate.split, items, last, record_weights=wanted)
+        )
 
     def wait(self) -> tuple[Candidate, Outcome] | None:
         """Wait for an outcome, and return it with its candidate; None if there is no final one.

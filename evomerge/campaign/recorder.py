@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.listener import Listener
@@ -74,6 +76,7 @@ class Recorder:
         asked: int | None = None,
         estimates: Estimates | None = None,
         reason: str | None = None,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a candidate's evaluation, once; then tell the optimizer and the listener.
 
@@ -82,6 +85,7 @@ class Recorder:
             asked: with rungs: how many items it was asked for.
             estimates: task → mean of all items and its standard error, if it was pruned.
             reason: why it failed, if it did.
+            weights: the record of those that were scored, if there is one.
         """
         estimates, proposal = estimates or {}, candidate.proposal
         judge = self.judge(candidate.split)
@@ -112,6 +116,7 @@ class Recorder:
                 attempt=candidate.attempt,
                 seconds=progress.seconds,
                 versions=self._versions,
+                weights=weights,
             )
         )
         self.known[candidate.key] = evaluation

@@ -13,10 +13,12 @@ from evomerge.cli.shared import (
     app,
     exit_codes,
     hint,
+    note,
     resumable,
     say,
     shard_bytes_of,
     stderr,
+    warn,
 )
 from evomerge.common.errors import InputError
 
@@ -65,11 +67,11 @@ def export(
         with stderr.status(f"writing {to}"):
             if front or archive:
                 kind: Literal["front", "archive"] = "front" if front else "archive"
-                written = export_many(config, study, kind, to, format, run, shard_bytes)
+                written = export_many(config, study, kind, to, format, run, shard_bytes, note, warn)
             else:
                 again = push is not None
                 written = export_trial(
-                    config, study, trial, to, format, run, shard_bytes, again=again
+                    config, study, trial, to, format, run, shard_bytes, again, note, warn
                 )
         say(written)
         if format == "hf" and not (front or archive):

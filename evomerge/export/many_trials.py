@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from evomerge.config import SPLITS, CampaignConfig
 from evomerge.export.card import front_matter, span, table
 from evomerge.export.folder import Format, export_recipe, holds
 from evomerge.export.parents import parents_of
-from evomerge.export.trial import inputs_of, measured_of
+from evomerge.export.trial import compare_with_record, inputs_of, measured_of
 from evomerge.materialize.disk.checkpoint import checkpoint_size
 from evomerge.materialize.disk.provenance import RECIPE_FILE
 from evomerge.materialize.disk.recipe_models import with_recipes_made
@@ -26,6 +27,7 @@ from evomerge.search.spaces.build import build_space
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 
+_LOGGER = logging.getLogger(__name__)
 Kind = Literal["front", "archive"]
 INDEX, CARD = "index.json", "README.md"
 
@@ -38,6 +40,8 @@ def export_many(
     format: Format = "hf",
     run: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    note: Callable[[str], None] = _LOGGER.info,
+    warn: Callable[[str], None] = _LOGGER.warning,
 ) -> Path:
     """Write a folder for each trial of the front or of the archive, and an index of them.
 
@@ -73,6 +77,8 @@ def export_many(
             place.mkdir(exist_ok=True)
         measured = measured_of(config, results, summaries[name], place)
         export_recipe(recipes[name], inputs, place, format, shard_bytes, measured)
+        if format == "hf":
+            compare_with_record(results, recipes[name], place, note, warn)
     index = {
         "study": study.name,
         "kind": kind,

@@ -11,7 +11,7 @@ from pathlib import Path
 from evomerge.common.errors import InputError
 from evomerge.config import resolve_spec
 from evomerge.export.folder import export_recipe, holds
-from evomerge.export.remerge_check import compare_weights
+from evomerge.export.weights_check import compare_with_export
 from evomerge.materialize.disk.checkpoint import check_free
 from evomerge.materialize.disk.provenance import NO_TRUST, MergeInputs, Trust
 from evomerge.materialize.disk.recipe_models import (
@@ -61,7 +61,7 @@ def merge_file(
         return _merge_stages(load_stages(path), path, to, given, weights, shard_bytes, trust)
     recipe, inputs, before = open_recipe(path, given, weights, trust)
     folder = export_recipe(recipe, inputs, to, shard_bytes=shard_bytes)
-    told = compare_weights(folder, recipe, before)
+    told = compare_with_export(folder, recipe, before)
     return folder, [*inputs.models.notes, *([told] if told else [])]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from evomerge.config import CampaignConfig
 from evomerge.export.card import TaskScore
 from evomerge.export.folder import Format, Measured, export_recipe, holds
 from evomerge.export.lm_eval_command import stock_commands
+from evomerge.export.weights_check import compare_with_scored, doubt_unrecorded
 from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.disk.stream import SHARD_BYTES
@@ -19,6 +21,8 @@ from evomerge.recipe import Recipe
 from evomerge.results.results import Results
 from evomerge.study.run_folder import statistics_folder
 from evomerge.study.study import Study
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def export_trial(
@@ -30,6 +34,8 @@ def export_trial(
     run: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     again: bool = False,
+    note: Callable[[str], None] = _LOGGER.info,
+    warn: Callable[[str], None] = _LOGGER.warning,
 ) -> Path:
     """Write a trial's recipe (the winner's by default) as a checkpoint folder or as one file.
 
@@ -37,6 +43,7 @@ def export_trial(
         run: the folder whose statistics of the models the workers used: with them, decompositions
             are those that were scored, to the byte.
         again: accept a folder that is the recipe's checkpoint already.
+        note, warn: are told whether a checkpoint's weights are those that were scored.
 
     Raises:
         InputError: no such trial, the models have changed, or `to` cannot be written.
@@ -48,7 +55,30 @@ def export_trial(
         return to
     inputs = inputs_of(config, check_models(with_recipes_made(config.models)), run)
     measured = measured_of(config, results, summary, to)
-    return export_recipe(recipe, inputs, to, format, shard_bytes, measured)
+    written = export_recipe(recipe, inputs, to, format, shard_bytes, measured)
+    if format == "hf":
+        compare_with_record(results, recipe, written, note, warn)
+    return written
+
+
+def compare_with_record(
+    results: Results,
+    recipe: Recipe,
+    folder: Path,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Tell whether a checkpoint holds the weights that the study scored, as far as it knows them.
+
+    Of finalists it has a record, unless an earlier evomerge scored them.
+    """
+    own = [e for e in results.evaluations if e.digest == recipe.digest and e.role == "finalist"]
+    recorded = [one.weights for one in own if one.weights is not None]
+    if recorded:
+        same, text = compare_with_scored(folder, recipe, recorded[-1])
+        (note if same else warn)(f"{folder}: {text}")
+    elif own and (doubt := doubt_unrecorded(recipe)):
+        warn(f"{folder}: {doubt}")
 
 
 def inputs_of(config: CampaignConfig, models: CheckedModels, run: Path | None) -> MergeInputs:

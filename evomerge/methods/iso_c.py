@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evomerge.methods import Lambda, Tensor, merge_method
-from evomerge.methods.core.decompositions import svd
+from evomerge.methods.core.decompositions import ON_ONE_THREAD, svd
 from evomerge.methods.core.merged_update import Scaled, of_sources
 
 
@@ -29,6 +29,7 @@ _ISO_C = of_sources(_iso_c)
     measure=_ISO_C[1],
     relative=True,
     differentiable_in=("lambda",),
+    changes=[ON_ONE_THREAD],
 )
 def iso_c(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled

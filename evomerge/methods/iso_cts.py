@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from evomerge.methods import Lambda, Range, Tensor, merge_method
-from evomerge.methods.core.decompositions import polar_factor, svd
+from evomerge.methods.core.decompositions import ON_ONE_THREAD, polar_factor, svd
 from evomerge.methods.core.merged_update import mean
 
 
 @merge_method(
-    reference="Marczak et al. 2025, arXiv:2502.04959, algorithm 2", elementwise=False, relative=True
+    reference="Marczak et al. 2025, arXiv:2502.04959, algorithm 2",
+    elementwise=False,
+    relative=True,
+    changes=[ON_ONE_THREAD],
 )
 def iso_cts(
     base: Tensor,

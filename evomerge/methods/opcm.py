@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from evomerge.methods import Lambda, Range, Tensor, merge_method
-from evomerge.methods.core.decompositions import svd
+from evomerge.methods.core.decompositions import ON_ONE_THREAD, svd
 
 
 @merge_method(
-    reference="Tang et al. 2025, arXiv:2501.09522, eqs. 5 to 8", elementwise=False, relative=True
+    reference="Tang et al. 2025, arXiv:2501.09522, eqs. 5 to 8",
+    elementwise=False,
+    relative=True,
+    changes=[ON_ONE_THREAD],
 )
 def opcm(
     base: Tensor,

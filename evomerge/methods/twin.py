@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from evomerge.methods import Lambda, PerExpert, Range, Tensor, merge_method
-from evomerge.methods.core.decompositions import svd
+from evomerge.methods.core.decompositions import ON_ONE_THREAD, svd
 
 
 @merge_method(
     reference="Lu et al. 2024, arXiv:2406.15479, eqs. 3 and 4, with fixed weights",
     elementwise=False,
     relative=True,
+    changes=[ON_ONE_THREAD],
 )
 def twin(
     base: Tensor,

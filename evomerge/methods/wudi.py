@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evomerge.methods import Lambda, Tensor, merge_method
+from evomerge.methods.core.decompositions import ON_ONE_THREAD
 from evomerge.methods.core.merged_update import Scaled, of_sources
 
 
@@ -29,6 +30,7 @@ _WUDI = of_sources(_wudi)
     measure=_WUDI[1],
     relative=True,
     differentiable_in=("lambda",),
+    changes=[ON_ONE_THREAD],
 )
 def wudi(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled

@@ -118,6 +118,8 @@ def _packed(evaluation: Evaluation, *, with_params: bool) -> dict[str, str]:
         packed |= pack("genome", _to_bytes(evaluation.genome))
     if evaluation.scores:
         packed |= pack("scores", b"".join(_to_bytes(v) for v in evaluation.scores.values()))
+    if evaluation.weights is not None:
+        packed |= pack_json("weights", evaluation.weights)
     if with_params:
         packed |= pack_json("params", dict(evaluation.params))
     return packed
@@ -161,6 +163,7 @@ def decode_evaluation(
             attempt=plain.get("attempt", 1),
             seconds=plain.get("seconds", {}),
             versions=plain.get("versions", {}),
+            weights=unpack_json("weights", packed),
             number=number,
             finished=finished,
         )

@@ -97,6 +97,9 @@ class Evaluation:
     """Stage (`materialize`, `score`) → wall time in seconds."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Library → version it was scored with."""
+    weights: Mapping[str, Any] | None = None
+    """The record of the weights that were scored (`materialize.disk.weight_record`), of finalists
+    on select; exports are compared with it."""
     number: int | None = None
     """The Optuna trial number, set by the study."""
     finished: datetime | None = None

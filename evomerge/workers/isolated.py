@@ -37,7 +37,8 @@ def measure_isolated(job: Job, spec: WorkerSpec) -> Outcome:
 def _measure(connection: Connection, job: Job, spec: WorkerSpec) -> None:
     found: Outcome | InputError
     try:
-        found = attempt(job, Worker(spec).measure)
+        worker = Worker(spec)
+        found = attempt(job, worker.measure, worker.weights)
     except InputError as error:
         found = error
     connection.send(found)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from evomerge.common.errors import EvomergeError, InputError
 from evomerge.recipe import Recipe
@@ -20,6 +20,7 @@ class Job:
         ticket: the candidate's number; a candidate has one job at a time.
         items: task → ids of the split's items to measure; None for all.
         last: the candidate will have no further attempt.
+        record_weights: the weights that were scored are recorded, too: a pass over all of them.
     """
 
     ticket: int
@@ -27,6 +28,7 @@ class Job:
     split: str
     items: Mapping[str, Sequence[str]] | None = None
     last: bool = False
+    record_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,25 @@ class Executor(Protocol):
         """Let the workers go."""
 
 
-def attempt(job: Job, measure: Callable[..., Measurement]) -> Outcome:
+def attempt(
+    job: Job,
+    measure: Callable[..., Measurement],
+    weights: Callable[[Recipe], Mapping[str, Any] | None] | None = None,
+) -> Outcome:
     """Measure, and turn whatever goes wrong into an outcome that says whose fault it is.
+
+    Args:
+        weights: records the weights that were measured, for a job that asks for it.
 
     Raises:
         InputError: the input is wrong for every candidate.
     """
     try:
         part = () if job.items is None else (job.items,)
-        return Outcome(job, measure(job.recipe, job.split, *part))
+        found = measure(job.recipe, job.split, *part)
+        if job.record_weights and weights is not None:
+            found = replace(found, weights=weights(job.recipe))
+        return Outcome(job, found)
     except InputError:
         raise
     except EvomergeError as error:

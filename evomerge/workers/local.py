@@ -49,7 +49,7 @@ class LocalExecutor:
             outcome = measure_isolated(job, self._spec)
         else:
             self._worker = self._worker or Worker(self._spec)
-            outcome = attempt(job, self._worker.measure)
+            outcome = attempt(job, self._worker.measure, self._worker.weights)
             # After an error on a device a process cannot use it again.
             self._device_lost = outcome.retryable
         if outcome.machine_fault:

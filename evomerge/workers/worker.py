@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,11 +57,13 @@ class Measurement:
         scores: task → float64 (items,).
         seconds: stage (`materialize`, `score`) → its duration.
         facts: what the engine reports of itself, to be recorded.
+        weights: a `WeightsRecord` as plain data, where the job asked for one.
     """
 
     scores: Mapping[str, np.ndarray]
     seconds: Mapping[str, float]
     facts: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,17 @@ class Worker:
             self._written = None
             self._engine.load(recipe)
             self._written = recipe.digest
+
+    def weights(self, recipe: Recipe) -> Mapping[str, Any] | None:
+        """Record the weights of the recipe that was measured last, for exports to compare with.
+
+        None where the engine does not know them, or no checkpoint can say the recipe.
+        """
+        try:
+            found = self._engine.weights(recipe)
+        except InputError:
+            return None
+        return None if found is None else found.model_dump(mode="json")
 
 
 def _write(

@@ -25,6 +25,8 @@ from evomerge.recipe import Recipe
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
+    from evomerge.materialize.disk.weight_record import WeightsRecord
+
 CHAT = "/chat/completions"
 RECIPE = "recipe.json"
 _OURS = {"base_url", "model", "pretrained", "tokenizer", "tokenizer_backend", "kwargs", "self"}
@@ -117,6 +119,13 @@ class Api(Engine):
     def has_template(cls, options: Mapping[str, Any]) -> bool:
         # Chats are put together by the server.
         return options["url"].endswith(CHAT)
+
+    @override
+    def weights(self, recipe: Recipe) -> WeightsRecord:
+        from evomerge.materialize.disk.weight_record import record_weights
+
+        store = self.context.kernel.statistics.store
+        return record_weights(self._folder, recipe, statistics=store is not None)
 
     @override
     def load(self, recipe: Recipe) -> None:

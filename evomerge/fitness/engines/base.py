@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from evomerge.fitness.document_loss import DocumentLoss
+    from evomerge.materialize.disk.weight_record import WeightsRecord
     from evomerge.materialize.kernel import Kernel
     from evomerge.models.checkpoint import Checkpoint
 
@@ -96,6 +97,13 @@ class Engine(RequestAnswerer, ABC):
             CandidateError: one is not finite.
         """
         raise NotImplementedError
+
+    def weights(self, recipe: Recipe) -> WeightsRecord | None:
+        """Record the weights that answer, those of the recipe that was loaded last.
+
+        None where the engine cannot know them. An export is compared with the record.
+        """
+        return None
 
     @property
     def facts(self) -> Mapping[str, int]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from evomerge.fitness.document_loss import DocumentLoss
+    from evomerge.materialize.disk.weight_record import WeightsRecord
 
 
 @engine("hf")
@@ -53,6 +54,10 @@ class HuggingFace(Engine):
     @override
     def load(self, recipe: Recipe) -> None:
         self._resident.write(recipe)
+
+    @override
+    def weights(self, recipe: Recipe) -> WeightsRecord:
+        return self._resident.record(recipe)
 
     @override
     def prepare(self, requests: Sequence[Instance]) -> None:

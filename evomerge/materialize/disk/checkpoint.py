@@ -127,7 +127,7 @@ def write_checkpoint(
             # our own texts, and a record that reads the weights just written
             written = {RECIPE_FILE: recipe_text(recipe), **texts}
             if sources is not None:
-                made = record_weights(partial, __version__, statistics is not None)
+                made = record_weights(partial, recipe, statistics=statistics is not None)
                 written[SOURCES_FILE] = sources_text(sources.model_copy(update={"made": made}))
             for name, text in written.items():
                 (partial / name).write_text(text, encoding="utf-8")

@@ -1,4 +1,6 @@
-"""The record of a checkpoint's weights, in a few bytes a tensor, and the difference of two.
+"""The record of a model's weights, in a few bytes a tensor, and the difference of two.
+
+Exports have one, and a study has one of the weights that it scored, for its finalists.
 
 Digests say whether a tensor is the same to the bit. Where it is not, its sums say by how much: each
 is Σᵢ sᵢxᵢ over a part of the tensor with fixed random signs s, so that for two tensors the squared
@@ -12,22 +14,28 @@ from __future__ import annotations
 import base64
 import math
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from evomerge import __version__
 from evomerge.common.digest import content_digest
 from evomerge.config import Strict
+from evomerge.methods import find_method
 from evomerge.models.checkpoint import tensor_digest
 from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import read_stored
+from evomerge.recipe import Recipe
 
+Part = Callable[[], Iterable[tuple[str, Tensor]]]
+"""Gives some of a model's tensors, by their names in a checkpoint."""
 SUMS = 31
 """Number of sums of a tensor."""
 _LENGTH = 1 << 15
@@ -51,20 +59,28 @@ class TensorRecord(Strict):
 
 
 class WeightsRecord(Strict):
-    """The weights of a checkpoint and what they were made with.
+    """The weights of a checkpoint, or of a model in memory, and what they were made with.
 
     Attributes:
         digest: over all tensors, however they are dealt to files.
         evomerge, torch: versions.
         cpu: its instruction set as torch uses it.
+        processor: its model; None where that is not known.
+        device: `cpu`, or the GPU's name.
         statistics: statistics of the sources were read from a run's folder.
+        methods: merge method → the version of its arithmetic (`Method.version`); 1 of others.
+        rounded_to: the dtype to which tensors were rounded before; None: they are as stored.
     """
 
     digest: str
     evomerge: str
     torch: str
     cpu: str
+    processor: str | None = None
+    device: str = "cpu"
     statistics: bool
+    methods: dict[str, int] = Field(default_factory=dict)
+    rounded_to: str | None = None
     tensors: dict[str, TensorRecord]
 
 
@@ -86,24 +102,84 @@ class Difference:
     where: str
 
 
-def record_weights(folder: Path, evomerge: str, statistics: bool) -> WeightsRecord:
-    """Read a checkpoint's weights once and record them."""
-    stored, read = read_stored(folder, allow_pickle=False), PageReleaser()
+def record_weights(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    statistics: bool,
+    only: Container[str] | None = None,
+    rounded_to: str | None = None,
+) -> WeightsRecord:
+    """Read the weights of a recipe's checkpoint once and record them.
+
+    Args:
+        statistics: statistics of the sources were read from a run's folder.
+        only: names of the tensors to record; all, unless given.
+        rounded_to: a dtype to round them to first.
+    """
+    stored = read_stored(folder, allow_pickle=False)
+    names = [name for name in stored if only is None or name in only]
+    parts = [partial(_stored, name, stored[name].tensor) for name in names]
+    return record_of(recipe, parts, statistics=statistics, rounded_to=rounded_to)
+
+
+def _stored(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    yield name, tensor
+    read = PageReleaser()
+    read.add([tensor])
+    read.release()
+
+
+def record_of(
+    recipe: Recipe,
+    parts: Iterable[Part],
+    *,
+    statistics: bool,
+    device: str = "cpu",
+    rounded_to: str | None = None,
+) -> WeightsRecord:
+    """Record the weights that were made of a recipe.
+
+    Args:
+        parts: give the tensors, on the CPU, some at a time; each is called once, by one of several
+            threads, and what it gives is held until it is recorded.
+        device: where they were made.
+    """
+
+    def record(part: Part) -> dict[str, TensorRecord]:
+        found = {}
+        for name, tensor in part():
+            found[name] = _record(tensor.to(getattr(torch, rounded_to)) if rounded_to else tensor)
+        return found
+
     tensors: dict[str, TensorRecord] = {}
     with ThreadPoolExecutor() as pool:
-        records = pool.map(lambda name: _record(stored[name].tensor), stored)
-        for name, record in zip(stored, records, strict=True):
-            tensors[name] = record
-            read.add([stored[name].tensor])
-    read.release()
+        for found in pool.map(record, parts):
+            tensors |= found
+    names = sorted({merge.method for merge in recipe.merges})
     return WeightsRecord(
         digest=content_digest({name: one.sha256 for name, one in tensors.items()}),
-        evomerge=evomerge,
+        evomerge=__version__,
         torch=str(torch.__version__),
         cpu=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        processor=_processor(),
+        device=device,
         statistics=statistics,
+        methods={name: find_method(name, "recipe").version for name in names},
+        rounded_to=rounded_to,
         tensors=tensors,
     )
+
+
+@cache
+def _processor() -> str | None:
+    """The CPU's model, which with its instruction set decides how BLAS and LAPACK round."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, None) or platform.processor() or None
 
 
 def difference(ours: WeightsRecord, theirs: WeightsRecord, folder: Path) -> Difference | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from evomerge.materialize.disk.scales import embedding_factor
+from evomerge.materialize.disk.weight_record import WeightsRecord, record_of
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.gpu_memory import device_map, spread
 from evomerge.materialize.memory.layers import Layers, LayerWeights, WeightKey, weight_key
@@ -51,6 +54,7 @@ class Resident:
         base = kernel.sources[BASE]
         self._layout = layout
         self._kernel = kernel
+        self._compute = compute
         with no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 copy.deepcopy(base.config), dtype=compute, trust_remote_code=trust_remote_code
@@ -98,3 +102,32 @@ class Resident:
         for one, slot in zip(weights, slots, strict=True):
             made += [(one.tensors[step.tensor.suffix], step) for step in slot]
         self.written = tuple({id(pair[0]): pair for pair in reversed(made)}.values())
+
+    @torch.no_grad()
+    def record(self, recipe: Recipe) -> WeightsRecord:
+        """Record the weights of the recipe that was written last, named as in its checkpoint.
+
+        Tensors have the names and pieces of the checkpoint, and the model's dtype: a checkpoint is
+        compared rounded to that.
+
+        Raises:
+            InputError: no checkpoint can say the recipe's scales.
+        """
+        tensors, base = self.model.state_dict(), self._kernel.sources[BASE]
+        factor = embedding_factor(recipe, self._layout)
+
+        def part(step: TensorStep) -> list[tuple[str, Tensor]]:
+            tensor = tensors[step.name].to("cpu", self._compute)
+            scaled = step.slot is None and step.tensor.group == "embeddings" and factor != 1
+            saved = base.as_saved({step.name: tensor * factor if scaled else tensor})
+            return list(saved.items())
+
+        steps = plan(recipe, self._layout, self._kernel.sources)
+        device = self._kernel.device
+        return record_of(
+            recipe,
+            [partial(part, step) for step in steps],
+            statistics=self._kernel.statistics.store is not None,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            rounded_to=str(self._compute).removeprefix("torch."),
+        )

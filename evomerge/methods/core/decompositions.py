@@ -15,6 +15,9 @@ from __future__ import annotations
 from evomerge.common.one_thread import one_thread
 from evomerge.methods.core.view import Tensor
 
+ON_ONE_THREAD = "its decompositions no longer depend on the number of threads, as they did then"
+"""Why these methods have other bytes than in releases that ran LAPACK on all threads."""
+
 
 def svd(matrix: Tensor, part_of: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Decompose into U (…, m, r), S (…, r), Vᵀ (…, r, n), r = min(m, n); the largest value first.

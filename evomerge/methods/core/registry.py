@@ -82,11 +82,17 @@ class Method:
     relative: bool = False
     differentiable_in: tuple[str, ...] = ()
     remeasure: Callable[..., Any] | None = None
+    changes: Sequence[str] = ()
 
     @property
     def summary(self) -> str:
         """The first line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @property
+    def version(self) -> int:
+        """The version of its arithmetic: another one may give other bytes of the same recipe."""
+        return 1 + len(self.changes)
 
     @property
     def has_task_vectors(self) -> bool:
@@ -205,6 +211,7 @@ def merge_method(
     joint: Callable[[View], Statistic] | None = None,
     relative: bool = False,
     differentiable_in: Sequence[str] | None = None,
+    changes: Sequence[str] = (),
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Make a function a merge method, registered under its own name; see this module's docstring.
 
@@ -224,6 +231,8 @@ def merge_method(
         differentiable_in: the parameters that the result is differentiable in while those that
             decide which entries are kept are held fixed. By default all numbers, where there is
             no measure: what only compares has derivative 0. With a measure they must be named.
+        changes: what gave the method other bytes since it was released, one clause for each time,
+            to be read after "because"; exports record how many there were.
     """
 
     def decorate(function: Callable[..., Tensor]) -> Method:
@@ -243,6 +252,7 @@ def merge_method(
             needs_position="at" in inspect.signature(function).parameters,
             relative=relative,
             differentiable_in=tuple(smooth if differentiable_in is None else differentiable_in),
+            changes=changes,
         )
         return REGISTRY.add(method.name, method)
 

@@ -63,7 +63,7 @@ class Actor:
 
     def measure(self, job: Job) -> Outcome:
         """Measure a job, see `attempt`."""
-        return attempt(job, self._worker.measure)
+        return attempt(job, self._worker.measure, self._worker.weights)
 
 
 def own_versions() -> dict[str, str]:

@@ -10,12 +10,11 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from evomerge import __version__
 from evomerge.export.merge import merge_file
 from evomerge.materialize.disk.provenance import Sources, load_sources, provenance_of, sources_text
 from evomerge.materialize.disk.weight_record import difference, record_weights, signed_sums
 from evomerge.models.checkpoint import open_checkpoint
-from evomerge.recipe import Merge, Recipe, Slot
+from evomerge.recipe import Merge, Recipe, Slot, load_recipe
 
 STATED = re.compile(r"the largest difference is (\S+) of its tensor \((\S+);")
 
@@ -58,12 +57,13 @@ def test_sums_are_the_same_for_good():
 @pytest.fixture
 def exported(tmp_path):
     """A merge that was written from its recipe, in `one`."""
+    return export_of(tmp_path, "ties", {"math": {"weight": 1.0}})
+
+
+def export_of(tmp_path, method, experts):
     folders = tiny.save_family(tmp_path / "models")
     digests = {name: open_checkpoint(name, str(path)).digest for name, path in folders.items()}
-    merges = [
-        Merge(slot=slot, group="layer", method="ties", experts={"math": {"weight": 1.0}})
-        for slot in (0, 1)
-    ]
+    merges = [Merge(slot=slot, group="layer", method=method, experts=experts) for slot in (0, 1)]
     recipe = Recipe(sources=digests, path=[Slot(source="base", layer=i) for i in (0, 1)])
     recipe = recipe.model_copy(update={"merges": tuple(merges)})
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_json()))
@@ -75,6 +75,10 @@ def exported(tmp_path):
 def again(exported, weights=None):
     folder, notes = merge_file(exported / "recipe.json", exported.parent / "again", {}, weights)
     return folder, notes[-1]
+
+
+def recorded(folder):
+    return record_weights(folder, load_recipe(folder / "recipe.json"), statistics=False)
 
 
 def change(folder, **facts):
@@ -89,7 +93,10 @@ def test_a_recipe_merged_again_gives_the_digest_it_was_exported_with(exported):
     folder, note = again(exported)
     digest = load_sources(exported / "evomerge.json").made.digest
     assert note == f"the weights are those that were exported, to the bit (digest {digest})"
-    assert record_weights(folder, __version__, False).digest == digest
+    assert (
+        record_weights(folder, load_recipe(folder / "recipe.json"), statistics=False).digest
+        == digest
+    )
 
 
 def test_the_digest_is_that_of_the_weights_however_they_are_dealt_to_files(exported):
@@ -113,7 +120,7 @@ def elsewhere(exported):
         shares[name] = float((new.float() - old).norm() / old.norm())
         tensors[name] = new
     save_file(tensors, file, {"format": "pt"})
-    found = record_weights(exported, __version__, False)
+    found = recorded(exported)
     change(exported, digest=found.digest, tensors=found.tensors, torch="2.9.9")
     return names[1], shares[names[1]]
 
@@ -134,7 +141,7 @@ def test_the_likely_reasons_are_told(exported):
     assert f"torch is {torch.__version__}, there 2.9.9" in note
     assert ", there x86_64 AVX2" in note
     assert "ties looks at whole tensors" in note
-    assert "which the export read from its run's statistics" in note
+    assert "read there from the run's statistics" in note
     assert "evomerge is" not in note
 
 
@@ -172,3 +179,17 @@ def test_a_recipe_without_a_record_is_merged_without_a_word(exported):
 def test_a_merge_of_merges_keeps_how_its_parents_were_made_but_not_their_records(exported):
     assert load_sources(exported / "evomerge.json").made is not None
     assert provenance_of(exported).sources.made is None
+
+
+def test_an_export_made_before_a_method_changed_says_so(tmp_path):
+    """Exports without versions of their methods were made by the first versions."""
+    exported = export_of(tmp_path, "iso_c", {"math": {}, "lang": {}})
+    made = load_sources(exported / "evomerge.json").made
+    assert made.methods == {"iso_c": 2}
+    elsewhere(exported)
+    change(exported, torch=str(torch.__version__), methods={})
+    _, note = again(exported)
+    assert "because iso_c is not what it was: its decompositions no longer depend on" in note
+    change(exported, methods={"iso_c": 2})
+    _, notes = merge_file(exported / "recipe.json", tmp_path / "third", {}, None)
+    assert "please report it" in notes[-1]
