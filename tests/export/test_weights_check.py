@@ -1,4 +1,4 @@
-"""An export is compared with the weights that the study scored: the same, or by how much and why."""
+"""An export is compared with the weights that were scored: the same, or by how much and why."""
 
 from __future__ import annotations
 
