@@ -20,7 +20,7 @@ from evomerge.config import FitnessConfig
 from evomerge.judging.constraints import Items
 from evomerge.judging.estimators import Estimates
 from evomerge.judging.pruning_test import is_pruned, items_at
-from evomerge.judging.rungs import Rungs, fix_rungs
+from evomerge.judging.rung_items import Rungs, fix_rungs
 from evomerge.judging.scores import Judge
 from evomerge.study.record import Evaluation, RungProgress, RungResult
 from evomerge.study.study import Study

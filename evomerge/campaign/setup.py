@@ -15,7 +15,7 @@ from evomerge.config import SPLITS, CallableConfig, CampaignConfig, TaskConfig
 from evomerge.fitness.engines import check_engine, engine_identity, has_template
 from evomerge.fitness.tasks.task_set import TaskItems, list_items
 from evomerge.judging.objectives import find_objective
-from evomerge.judging.rungs import check_rungs
+from evomerge.judging.rung_items import check_rungs
 from evomerge.judging.scores import Judge, JudgedTask, build_judge
 from evomerge.judging.splits import Marks, deal
 from evomerge.materialize.disk.recipe_models import with_recipes_made

@@ -9,7 +9,7 @@ from evomerge.judging.estimators.calibration import calibrate, switched_off_afte
 from evomerge.judging.estimators.irt import fit
 from evomerge.judging.estimators.mean import mean
 from evomerge.judging.estimators.responses import estimator_of
-from evomerge.judging.rungs import fix_rungs
+from evomerge.judging.rung_items import fix_rungs
 
 SIZE, RUNG = 150, 24
 TASKS = ("plain", "wordy")

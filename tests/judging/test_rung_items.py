@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evomerge.judging.rungs import Rungs, fix_rungs
+from evomerge.judging.rung_items import Rungs, fix_rungs
 
 SIZES = {"short": 40, "long": 200}
 

@@ -1,4 +1,4 @@
-"""Rungs: growing sets of items, the same for all candidates, each holding the one before.
+"""Rungs are growing sets of items, the same for all candidates, each holding the one before.
 
 A rung's items are chosen once parents and baselines (the references) are scored: as many of each
 task as its weight deserves, and such that every reference scores on the rung about what it scores
