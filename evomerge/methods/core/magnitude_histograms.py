@@ -1,4 +1,4 @@
-"""Histograms of magnitudes, counted once per source, tell in which bin the k-th largest |τ| lies."""
+"""Histograms of magnitudes, counted once a source, tell which bin holds the k-th largest |τ|.
 
 A trim of a candidate asks for the k-th largest magnitude of n entries, and the next candidate for
 another k of the same entries. Sorting answers all of them but takes seconds; one histogram per
