@@ -17,7 +17,7 @@ from torch import Tensor
 from evomerge.materialize.kernel import COMPILED_ABOVE, Kernel
 from evomerge.materialize.plan import TensorStep, plan
 from evomerge.materialize.statistics.statistics import Statistics
-from evomerge.models.layout import Layout, TensorSpec
+from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 from evomerge.preflight.machine import MemoryMeter, best_of
 from evomerge.recipe import BASE, Recipe
@@ -66,14 +66,14 @@ def estimate_merging(
         compute: the dtype of the resident model.
         device: where it merges.
     """
-    bench = _Bench(
-        replace(kernel, compiled=layout.parameters >= COMPILED_ABOVE), dtypes, compute, device
-    )
     alike: dict[object, list[TensorStep]] = {}
     for step in plan(recipe, layout, dtypes):
         alike.setdefault(_kind(step), []).append(step)
     meter = MemoryMeter(device)
+    kernel = replace(kernel, compiled=layout.parameters >= COMPILED_ABOVE)
+    bench = _Bench(kernel, dtypes, compute, device)
     costs = [bench.cost(steps) for steps in alike.values()]
+    del bench
     lasting = meter.left()  # compiled code, mostly
     return MergeCost(
         seconds=sum(cost.seconds for cost in costs),
@@ -102,8 +102,12 @@ class _Bench:
     def __init__(
         self, kernel: Kernel, dtypes: Mapping[str, torch.dtype], compute: torch.dtype, device: str
     ) -> None:
-        self._kernel, self._dtypes, self._compute = kernel, dtypes, compute
-        self._device = device
+        # One kernel for all, since what it compiles is its own.
+        self._sources = {name: _MadeUpSource(dtype) for name, dtype in dtypes.items()}
+        sources = cast(Mapping[str, Source], self._sources)
+        self._kernel = replace(kernel, sources=sources, statistics=Statistics(limit=1 << 40))
+        self._compute, self._device = compute, device
+        self._made = 0
 
     def cost(self, steps: Sequence[TensorStep]) -> MergeCost:
         """The cost of all these steps, which are alike."""
@@ -146,47 +150,49 @@ class _Bench:
 
     def _measured(self, step: TensorStep, shape: tuple[int, ...], copies: int = 1) -> MergeCost:
         """The cost of one made-up tensor; of `copies` that take turns the average."""
-        specs = [
-            replace(step.tensor, name=str(number), shape=shape, matrices=1)
-            for number in range(copies)
-        ]
-        steps = [replace(step, tensor=spec) for spec in specs]
-        out = torch.empty(copies, math.prod(shape), dtype=self._compute, device=self._device)
-        self._kernel_of(specs).fill(out[0], steps[0], 0)  # compiles what is to be compiled
-        kernel = self._kernel_of(specs)
-        meter = MemoryMeter(self._device)
-        started = time.perf_counter()
-        kernel.fill(out[0], steps[0], 0)
+        # 1. Make tensors with names of their own, which key their statistics, and one to begin
+        #    with, at which what is to be compiled is compiled.
+        warm, *steps = self._steps(step, shape, 1 + copies)
+        out = torch.empty(1 + copies, math.prod(shape), dtype=self._compute, device=self._device)
+        self._kernel.fill(out[0], warm, 0)
+        # 2. The first time a tensor's statistics are computed.
+        known = self._kernel.statistics.nbytes
+        meter, started = MemoryMeter(self._device), time.perf_counter()
+        self._kernel.fill(out[1], steps[0], 0)
         first = time.perf_counter() - started
-        statistics = kernel.statistics.nbytes
+        statistics = self._kernel.statistics.nbytes - known
         taken = meter.most() - statistics
 
+        # 3. Then they are there.
         def fill_all() -> None:
-            for place, one in zip(out, steps, strict=True):
-                kernel.fill(place, one, 1)
+            for place, one in zip(out[1:], steps, strict=True):
+                self._kernel.fill(place, one, 1)
 
         again = best_of(fill_all, self._device) / copies
         return MergeCost(again, max(0.0, first - again), max(0, taken), statistics)
 
-    def _kernel_of(self, specs: Sequence[TensorSpec]) -> Kernel:
-        """A kernel over made-up models of these tensors, without statistics yet."""
-        base = _MadeUpSource(self._dtypes[BASE], {s.name: torch.randn(s.shape) for s in specs})
-        sources = {BASE: base}
-        for name, dtype in self._dtypes.items():
-            if name != BASE:
-                noise = {s.name: 0.1 * torch.randn(s.shape) for s in specs}
-                tensors = {key: base.read(key).float() + noise[key] for key in noise}
-                sources[name] = _MadeUpSource(dtype, tensors)
-        found = cast(Mapping[str, Source], sources)
-        return replace(self._kernel, sources=found, statistics=Statistics(limit=1 << 40))
+    def _steps(self, step: TensorStep, shape: tuple[int, ...], count: int) -> list[TensorStep]:
+        """Make tensors of this shape in place of the last ones, and steps that merge them."""
+        names = [str(number) for number in range(self._made, self._made + count)]
+        self._made += count
+        base = {name: torch.randn(shape) for name in names}
+        for source, made in self._sources.items():
+            expert = source != BASE
+            made.hold({k: t + 0.1 * torch.randn(shape) if expert else t for k, t in base.items()})
+        spec = replace(step.tensor, shape=shape, matrices=1)
+        return [replace(step, tensor=replace(spec, name=name)) for name in names]
 
 
 class _MadeUpSource:
     """Holds made-up tensors: so much of a `Source` as a kernel needs."""
 
-    def __init__(self, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        self._tensors: dict[str, Tensor] = {}
+
+    def hold(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold these tensors in place of the last ones, rounded to its dtype."""
+        self._tensors = {name: tensor.to(self._dtype) for name, tensor in tensors.items()}
 
     def read(self, name: str) -> Tensor:
         """One of the tensors."""
