@@ -63,6 +63,8 @@ def test_the_candidate_is_real_where_there_are_weights(found):
 
 
 def test_a_base_that_cannot_be_scored_is_found_out(family, tmp_path):
+    tiny.save_family(tmp_path / "models", dtype=torch.float32)
+    tiny.save_task(tmp_path / "tasks")
     path = tiny.save_campaign(tmp_path)
     file = tmp_path / "models" / "base" / "model.safetensors"
     tensors = load_file(file)
