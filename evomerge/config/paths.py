@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from evomerge.common.errors import InputError
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.fitness import AnyTask, TaskConfig
 from evomerge.config.search import BestTrials, Start, StudyTrials
+
+_NAME = re.compile(r"""^(?:task|group):[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
 
 
 def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
@@ -25,7 +28,10 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
             "fitness": fitness.model_copy(
                 update={
                     "include_path": include and str((folder / include).resolve()),
-                    "tasks": [absolute_task(task, folder) for task in fitness.tasks],
+                    "tasks": [
+                        absolute_task(task, folder, folder / include if include else None)
+                        for task in fitness.tasks
+                    ],
                 }
             ),
             "initial": [absolute_start(start, folder) for start in config.initial],
@@ -42,10 +48,21 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
     )
 
 
-def absolute_task(task: AnyTask, folder: Path) -> AnyTask:
-    """Resolve a callable's documents, and its module where the folder has a file of its name."""
+def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:
+    """Resolve an entry's paths against the campaign file's folder.
+
+    Those are a callable's documents, and its module where the folder has a file of its name; a task
+    of lm-eval's may be named by its file, too, instead of which it then has the name in the file.
+
+    Args:
+        include: the folder of `fitness.include_path`.
+
+    Raises:
+        InputError: a task's file is not there, names no task, or is not in that folder.
+    """
     if isinstance(task, TaskConfig):
-        return task
+        by_file = task.task.endswith((".yaml", ".yml"))
+        return task.model_copy(update={"task": _name_in(task, folder, include)} if by_file else {})
     path = folder / (
         task.module if task.module.endswith(".py") else f"{task.module.replace('.', '/')}.py"
     )
@@ -56,6 +73,23 @@ def absolute_task(task: AnyTask, folder: Path) -> AnyTask:
             "documents": str((folder / task.documents).resolve()),
         }
     )
+
+
+def _name_in(task: TaskConfig, folder: Path, include: Path | None) -> str:
+    """The name of the task, or group, whose file stands in `task`."""
+    places = [folder / task.task, *([include / task.task] if include else [])]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise InputError(f"fitness.tasks: {task.task}: no such file in {folder}")
+    found = _NAME.search(path.read_text("utf-8", "replace"))
+    if found is None:
+        raise InputError(f"fitness.tasks: {path} names no task; write task: NAME into it")
+    if include is None or not path.resolve().is_relative_to(include.resolve()):
+        raise InputError(
+            f"fitness.tasks: {task.task} lies outside of fitness.include_path; set "
+            f"fitness.include_path: {Path(task.task).parent} and name the task, task: {found[1]}"
+        )
+    return found[1]
 
 
 def absolute_start(start: Start, folder: Path) -> Start:

@@ -49,3 +49,42 @@ def test_a_folder_that_exists_comes_before_a_hub_id_of_its_name(tmp_path):
     assert resolve_spec("org/model", tmp_path) == str(tmp_path / "org/model")
     with pytest.raises(InputError, match="cannot be a model's path"):
         resolve_spec("~nobody-of-that-name/x/y", tmp_path)
+
+
+TASK = "task: own\ndataset_path: json\nprocess_results: !function scoring.it\n"
+
+
+def with_task_file(folder, named, include="tasks"):
+    """A campaign that names a task by `named`; the file lies in `tasks`."""
+    (folder / "tasks" / "deep").mkdir(parents=True)
+    (folder / "tasks" / "deep" / "file.yml").write_text(TASK)
+    (folder / "tasks" / "empty.yaml").write_text("dataset_path: json\n")
+    path = folder / "campaign.yaml"
+    fitness = {"tasks": [{"task": named}]} | ({"include_path": include} if include else {})
+    path.write_text(yaml.safe_dump(data(fitness=fitness)))
+    return path
+
+
+@pytest.mark.parametrize("named", ["tasks/deep/file.yml", "deep/file.yml"])
+def test_a_task_may_be_named_by_its_file(tmp_path, named):
+    config = load_campaign(with_task_file(tmp_path, named))
+    assert config.fitness.tasks[0].task == "own"
+
+
+@pytest.mark.parametrize(
+    ("named", "include", "message"),
+    [
+        (
+            "tasks/deep/file.yml",
+            None,
+            "set fitness.include_path: tasks/deep and name the task, task: own",
+        ),
+        ("tasks/other.yaml", "tasks", "tasks/other.yaml: no such file in"),
+        ("tasks/empty.yaml", "tasks", "names no task; write task: NAME into it"),
+    ],
+)
+def test_a_task_file_that_cannot_be_used_is_refused_with_the_way_out(
+    tmp_path, named, include, message
+):
+    with pytest.raises(InputError, match=message):
+        load_campaign(with_task_file(tmp_path, named, include))

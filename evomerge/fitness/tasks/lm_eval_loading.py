@@ -9,18 +9,20 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._index import Entry, Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.config import FitnessConfig, TaskConfig
+from evomerge.fitness.tasks.lm_eval_quirks import tasks_opened
 from evomerge.fitness.tasks.test_sets import (
     BUILT_IN,
     FILE_FORMATS,
@@ -30,6 +32,7 @@ from evomerge.fitness.tasks.test_sets import (
     test_set_of,
 )
 
+_SPLIT_KEYS = ("test_split", "validation_split", "training_split", "fewshot_split")
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
 
 
@@ -127,6 +130,8 @@ def open_manager(config: FitnessConfig) -> TaskManager:
     manager = TaskManager(include_path=folder, include_defaults=False)
     manager._factory = LocalTaskFactory()
     index = manager.task_index
+    if folder is not None:
+        _add_yml(index, Path(folder))
     # 2. Of names that are missing: the built-in folder that begins the name, then all built-in.
     for name in _unresolved(names, index):
         _add(index, _folder_index(name))
@@ -156,8 +161,10 @@ def load_tasks(
     where, index = f"fitness.tasks[{position}].task: {spec.task!r}", manager.task_index
     if not allow_test_sets:
         refuse([(spec.task, test_set_named(index[spec.task]))], where)
+    opened: list[Any] = []
     try:
-        loaded = manager.load([spec.task])
+        with tasks_opened(opened):
+            loaded = manager.load([spec.task])
     # Loading runs the task author's own code and reads their data: anything can come out of it.
     except (ConnectionError, FileNotFoundError) as error:
         raise InputError(
@@ -165,10 +172,11 @@ def load_tasks(
             "load the data set once on line, or give local files as data_files"
         ) from error
     except Exception as error:
-        # `datasets` says what is wrong with a file only in the cause.
-        reason = f"{type(error).__name__}: {error}"
-        if error.__cause__ is not None:
-            reason += f" ({error.__cause__})"
+        reason = missing_split(opened[-1], error) if opened else None
+        if reason is None:
+            reason = f"{type(error).__name__}: {error}"
+            if error.__cause__ is not None:  # what is wrong with a file `datasets` says only there
+                reason += f" ({error.__cause__})"
         raise InputError(f"{where} cannot be loaded: {reason}") from error
     for name, task in loaded["tasks"].items():
         _refuse_what_cannot_be_scored(where, name, task)
@@ -183,6 +191,19 @@ def dataset_of(task: Any) -> str | None:
     path = task.DATASET_PATH
     local = path is None or path in FILE_FORMATS or Path(path).exists()
     return None if local else str(path)
+
+
+def missing_split(task: Any, error: Exception) -> str | None:
+    """Say which split a task's file names and its data lacks, if that is what the error means."""
+    splits, name = getattr(task, "dataset", None), str(error.args[0]) if error.args else ""
+    keys = [key for key in _SPLIT_KEYS if getattr(task.config, key, None) == name]
+    if not (isinstance(error, KeyError) and isinstance(splits, Mapping) and keys):
+        return None
+    there = ", ".join(map(repr, splits))
+    text = f"{keys[0]} is {name!r}, but the data has {there} only; name one that is there"
+    if task.DATASET_PATH in FILE_FORMATS:
+        text += f", or give the file as data_files: {{{name}: …}}"
+    return text
 
 
 def _refuse_what_cannot_be_scored(where: str, name: str, task: Any) -> None:
@@ -230,6 +251,16 @@ def _add(index: dict[str, Entry], more: Mapping[str, Entry]) -> None:
         index.setdefault(name, entry)
 
 
+def _add_yml(index: dict[str, Entry], folder: Path) -> None:
+    """Add tasks and groups of files that end in .yml, which lm-eval passes over."""
+    found: dict[str, Entry] = {}
+    for path in sorted(folder.glob("**/*.yml")):
+        # As lm-eval does with .yaml: a file that is no task is left out; `_unknown` names it.
+        with suppress(Exception):
+            TaskIndex.process_cfg(load_yaml(path, resolve_func=False), path, found)
+    _add(index, found)
+
+
 def _folder_index(name: str) -> dict[str, Entry]:
     """Index the built-in folder with the longest name that begins `name`."""
     folders = [path for path in BUILT_IN.iterdir() if path.is_dir() and name.startswith(path.name)]
@@ -254,7 +285,7 @@ def _unknown(position: int, name: str, index: Mapping[str, Entry], folder: str |
     text += f"in {folder} or among lm-eval's own" if folder else "among lm-eval's own"
     if near:
         text += f"; did you mean {', '.join(near)}?"
-    for path in sorted(Path(folder).glob("**/*.yaml")) if folder else ():
+    for path in sorted(Path(folder).glob("**/*.y*ml")) if folder else ():
         try:
             load_yaml(path, resolve_func=False)
         except Exception as error:

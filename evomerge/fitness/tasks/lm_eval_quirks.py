@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import datasets
 import lm_eval.api.task
@@ -65,6 +66,23 @@ def stock_seeds() -> Iterator[None]:
         np.random.set_state(numpy)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+@contextmanager
+def tasks_opened(opened: list[Any]) -> Iterator[None]:
+    """Collect, inside the block, lm-eval's tasks whose data was read, whatever becomes of them."""
+    task = lm_eval.api.task.ConfigurableTask
+    download = task.download
+
+    def remember(self: Any, *args: Any, **kwargs: Any) -> None:
+        download(self, *args, **kwargs)
+        opened.append(self)
+
+    task.download = remember
+    try:
+        yield
+    finally:
+        task.download = download
 
 
 @contextmanager

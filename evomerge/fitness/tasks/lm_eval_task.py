@@ -8,14 +8,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -25,11 +27,17 @@ from typing_extensions import override
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.config import FitnessConfig, TaskConfig
 from evomerge.fitness.tasks.documents import document_hash, item_ids
-from evomerge.fitness.tasks.lm_eval_loading import LoadedTasks, dataset_of, load_tasks
+from evomerge.fitness.tasks.lm_eval_loading import (
+    LoadedTasks,
+    dataset_of,
+    load_tasks,
+    missing_split,
+)
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
 from evomerge.fitness.tasks.score_source import ScoreSource
 
+_LOGGER = logging.getLogger(__name__)
 _SCORING_KEYS = ("output_type", "repeats", "filter_list", "metric_list", "process_results")
 """Keys of a task's configuration that turn answers into values; prompts are taken as rendered."""
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -128,6 +136,8 @@ def _build(
     metrics = {name: _metrics(where, name, loaded.tasks[name], spec) for name in loaded.tasks}
     # 2. Requests of every document; documents drawn as few-shot examples are not scored.
     drawn = {name: _request(where, name, loaded.tasks[name], spec, lm) for name in loaded.tasks}
+    for name, task in loaded.tasks.items():
+        _check_every_document_is_asked(where, name, task)
     requests = {name: _by_document(task.instances) for name, task in loaded.tasks.items()}
     documents = {name: tuple(group[0].doc for group in requests[name]) for name in loaded.tasks}
     ids = {name: item_ids(documents[name]) for name in loaded.tasks}
@@ -242,7 +252,8 @@ def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None)
     if lm is not None:
         _check_limits(where, name, task, spec, lm)
         if spec.apply_chat_template:
-            chat = {"chat_template": lm.apply_chat_template, "tokenizer_name": lm.tokenizer_name}
+            template = _chat_template(where, name, spec, lm)
+            chat = {"chat_template": template, "tokenizer_name": lm.tokenizer_name}
     with _observed(task) as drawn:
         try:
             task.build_all_requests(
@@ -251,13 +262,57 @@ def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None)
                 apply_chat_template=bool(chat),
                 **chat,
             )
+        except InputError:
+            raise
         # Building runs the task author's own code and templates: anything can come out of it.
         except Exception as error:
+            reason = missing_split(task, error) or f"{type(error).__name__}: {error}"
             raise InputError(
-                f"{where}.task: the requests of {name!r} cannot be built: "
-                f"{type(error).__name__}: {error}"
+                f"{where}.task: the requests of {name!r} cannot be built: {reason}"
             ) from error
     return drawn
+
+
+def _chat_template(where: str, name: str, spec: TaskConfig, lm: Any) -> Callable[..., str]:
+    """The model's chat template; one that refuses system turns is told of.
+
+    lm-eval leaves the system turn out then, in which the campaign's instruction and the task's
+    description stand, and says so in a log that is silenced here.
+
+    Raises, when it is applied:
+        InputError: it refuses the campaign's instruction.
+    """
+    tried = not hasattr(lm.tokenizer, "apply_chat_template")
+
+    def apply(history: list[dict[str, str]], **kwargs: Any) -> str:
+        nonlocal tried
+        if not tried and any(turn["role"] == "system" for turn in history):
+            tried = True
+            try:
+                lm.tokenizer.apply_chat_template(history, tokenize=False)
+            except TemplateError as error:
+                refused = f"the base model's chat template refuses system turns ({error})"
+                if spec.system_instruction:
+                    raise InputError(
+                        f"{where}.system_instruction: {refused}; leave it out, or write it into "
+                        "the task's doc_to_text"
+                    ) from None
+                _LOGGER.warning("%s: %s: the description of %s is left out", where, refused, name)
+        return lm.apply_chat_template(history, **kwargs)
+
+    return apply
+
+
+def _check_every_document_is_asked(where: str, name: str, task: Any) -> None:
+    """Refuse documents that give no request, which lm-eval leaves out: they have no choices."""
+    documents, asked = task.eval_docs, {instance.doc_id for instance in task.instances}
+    if missing := [place for place in range(len(documents)) if place not in asked]:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise InputError(
+            f"{where}.task: document {missing[0] + 1} of {len(documents)} of {name!r}{more} has no "
+            f"choices, so that nothing can be asked: {str(documents[missing[0]])[:200]}; correct "
+            "it, or leave it out (process_docs in the task's file can)"
+        )
 
 
 def _check_limits(where: str, name: str, task: Any, spec: TaskConfig, lm: Any) -> None:

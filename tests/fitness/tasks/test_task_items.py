@@ -162,6 +162,70 @@ def test_a_damaged_data_file_is_one_message_with_the_reason(tasks):
     assert "JSON parse error" in message
 
 
+def test_a_split_that_the_data_lacks_is_named_with_those_there_are(tasks, docs):
+    tasks.write("t", train=docs(5), test_split="test2")
+    assert refused(tasks.config({"task": "t"})) == (
+        "fitness.tasks[0].task: 't' cannot be loaded: test_split is 'test2', but the data has "
+        "'test', 'train' only; name one that is there, or give the file as data_files: {test2: …}"
+    )
+
+
+def test_a_split_of_examples_that_the_data_lacks_is_named_too(tasks, docs):
+    tasks.write("t", train=docs(5), fewshot_split="examples")
+    message = refused(tasks.config({"task": "t", "num_fewshot": 2}))
+    assert "fewshot_split is 'examples', but the data has 'test', 'train' only" in message
+
+
+def test_a_document_without_choices_is_refused_by_its_number(tasks, docs):
+    test = docs(24)
+    test[7]["choices"], test[9]["choices"] = [], []
+    tasks.write("t", test=test)
+    message = refused(tasks.config({"task": "t"}))
+    assert "document 8 of 24 of 't' (and 1 more) has no choices" in message
+    assert test[7]["question"] in message
+
+
+def test_a_task_file_that_ends_in_yml_is_read(tasks):
+    tasks.write("t")
+    (expected,) = list_items(tasks.config({"task": "t"}))
+    (tasks.folder / "t.yaml").rename(tasks.folder / "t.yml")
+    assert list_items(tasks.config({"task": "t"})) == (expected,)
+    (tasks.folder / "t.yml").write_text("task: [")
+    assert "t.yml cannot be read" in refused(tasks.config({"task": "t"}))
+
+
+REFUSING = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+    "{% endif %}{{ m['content'] }} {% endfor %}"
+)
+
+
+def test_an_instruction_that_the_chat_template_refuses_is_refused(lm, tasks):
+    tasks.write("t")
+    lm.tokenizer.chat_template = REFUSING
+    entry = {"task": "t", "apply_chat_template": True}
+    TaskSet(tasks.config(entry), Local(lm))
+    with pytest.raises(InputError) as caught:
+        TaskSet(tasks.config({**entry, "system_instruction": "w1 w2"}), Local(lm))
+    assert str(caught.value).startswith(
+        "fitness.tasks[0].system_instruction: the base model's chat template refuses system turns "
+        "(no system); leave it out"
+    )
+
+
+def test_a_description_that_the_chat_template_refuses_is_told_of_and_left_out_as_in_lm_eval(
+    lm, tasks, caplog
+):
+    tasks.write("t", description="w1 w2")
+    lm.tokenizer.chat_template = REFUSING
+    config = tasks.config({"task": "t", "apply_chat_template": True})
+    found = scores(lm, config)
+    told = [record.message for record in caplog.records]
+    assert [m for m in told if "(no system): the description of t is left out" in m] == told[:1]
+    for task, values in stock(lm, config).items():
+        assert found[task] == pytest.approx(values)
+
+
 def test_a_missing_include_path_is_named(tasks, tmp_path):
     config = tasks.config({"task": "t"}, include_path=str(tmp_path / "nowhere"))
     assert refused(config).startswith("fitness.include_path: ")
