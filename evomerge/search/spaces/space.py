@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.common.errors import InputError
-from evomerge.recipe import MergeCoefficient, Recipe
+from evomerge.recipe import Merge, MergeCoefficient, Recipe
 from evomerge.search.spaces.genes import Domain, Genome
 
 Derivatives = Mapping[MergeCoefficient, float]
@@ -92,11 +93,11 @@ class Space(Domain):
 
 def _coefficients(recipe: Recipe) -> dict[MergeCoefficient, float]:
     """Every number of a recipe's merges, by its name."""
-    owned = (
+    owned: list[tuple[Merge, str | None, Mapping[str, Any]]] = [
         (merge, expert, values)
         for merge in recipe.merges
         for expert, values in [*merge.experts.items(), (None, merge.parameters)]
-    )
+    ]
     return {
         MergeCoefficient(merge.slot, merge.group, expert, name): value
         for merge, expert, values in owned
