@@ -93,11 +93,10 @@ class Space(Domain):
 
 def _coefficients(recipe: Recipe) -> dict[MergeCoefficient, float]:
     """Every number of a recipe's merges, by its name."""
-    owned: list[tuple[Merge, str | None, Mapping[str, Any]]] = [
-        (merge, expert, values)
-        for merge in recipe.merges
-        for expert, values in [*merge.experts.items(), (None, merge.parameters)]
-    ]
+    owned: list[tuple[Merge, str | None, Mapping[str, Any]]] = []
+    for merge in recipe.merges:
+        owned += [(merge, expert, values) for expert, values in merge.experts.items()]
+        owned.append((merge, None, merge.parameters))
     return {
         MergeCoefficient(merge.slot, merge.group, expert, name): value
         for merge, expert, values in owned
