@@ -204,9 +204,9 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Trial {summary['trial']} of the search. The campaign's objective over "
         + ", ".join(f"{_plain(task)} ({found['n']} items)" for task, found in tasks.items())
-        + f" (item counts of the {shown} split), with 95 % bootstrap intervals. The search saw the "
+        + f" (item counts of the {shown} split), with 95 % intervals. The search saw the "
         "search split, the winner was chosen on select, and test was opened at the end; leads are "
-        f"paired, p: {tests_line(summary, shown)}."
+        f"paired; {tests_line(summary, shown)}."
     )
     if summary["choice"]:
         yield choice_line(summary["choice"], lambda value: f"{value:.3f}")
@@ -223,8 +223,8 @@ def _lead(scores: Mapping[str, Any] | None) -> str:
     found = scores and scores.get("winner_minus_this")
     if not found:
         return ""
-    p = "p < 0.001" if found["p_holm"] < 0.001 else f"p = {found['p_holm']:.3f}"
-    return f"{span(found, 'difference')}, {p}"
+    lead, p = span(found, "difference"), found["p_holm"]
+    return lead if p is None else f"{lead}, {'p < 0.001' if p < 0.001 else f'p = {p:.3f}'}"
 
 
 def span(found: Mapping[str, float], key: str) -> str:

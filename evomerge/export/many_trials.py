@@ -155,7 +155,7 @@ def _card(
         f"# {title}",
         f"{len(rows)} merges: the {what} of the search {index['study']!r}. Each folder has a card "
         "of its own. Means of the objective and of its tasks on the splits on which a merge was "
-        "measured, with 95 % bootstrap intervals:",
+        "measured, with 95 % intervals:",
         table("folder", rows),
     ]
     if index["estimated"]:

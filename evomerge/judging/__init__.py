@@ -1,9 +1,9 @@
-"""Items to decisions, on the driver and with numpy only: splits, objectives, intervals, choice.
+"""Items to decisions, with numpy and scipy only: splits, objectives, intervals, choice.
 
 `scores` has the judge, which sums up a recipe's items; `objectives/` one file an objective;
 `constraints` the bounds against parents; `rungs` and `pruning_test` successive halving;
 `estimators/` the means of items that were not measured; `selection` the choice of the winner, and
-`best_of_many` the correction of its score for it; `intervals` bootstrap intervals and paired tests;
+`best_of_many` the correction of its score for it; `intervals` intervals and paired tests;
 `pareto` dominance; `splits` the documents of search, select and test.
 """
 

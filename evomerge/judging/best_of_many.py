@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.judging.constraints import Items
-from evomerge.judging.intervals import draws
 from evomerge.judging.scores import Judge, Values
 
 RESAMPLES = 2000
+_BLOCK = 1 << 23
+"""Entries of the draws that are held at a time (32 MB)."""
 
 
 def expected_on_new_items(judge: Judge, candidates: Sequence[Items]) -> float | None:
@@ -50,9 +52,23 @@ def _means(values: Values, task: int) -> tuple[Values, Values]:
     `values` has shape (items, candidates). NaN where every item was drawn.
     """
     inside, outside = [], []
-    for counts in draws("counts", len(values), task, RESAMPLES):
+    for counts in _draws(len(values), task):
         unseen = (counts == 0).astype(np.float32)
         number = unseen.sum(axis=1, keepdims=True)
         inside.append(counts @ values / len(values))
         outside.append(np.where(number > 0, unseen @ values / np.maximum(number, 1), np.nan))
     return np.concatenate(inside), np.concatenate(outside)
+
+
+def _draws(n: int, task: int) -> Iterator[NDArray[np.float32]]:
+    """Yield how often each of n items is drawn, in blocks of shape (some, n), equal at every call.
+
+    A task's place seeds its draws, so that items at equal places in two tasks are not tied.
+    """
+    rng = np.random.default_rng([n, task])
+    size = max(1, _BLOCK // n)
+    for start in range(0, RESAMPLES, size):
+        rows = min(size, RESAMPLES - start)
+        # row r counts its items in the bins r·n … r·n + n − 1 of one long count
+        drawn = rng.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float32)

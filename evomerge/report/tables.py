@@ -101,18 +101,17 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     for split in SPLITS:
         table.add_column(split, justify="right", no_wrap=True)
     table.add_column("winner − this", justify="right", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
-    table.add_row("winner", *_means(best["scores"], shown), "", "", style="bold")
+    if shown == "test":
+        table.add_column("p", justify="right", no_wrap=True)
+    table.add_row("winner", *_means(best["scores"], shown), style="bold")
     for kind in ("parents", "baselines", "grid"):
         table.add_section()
         for name, scores in best[kind].items():
             paired = (scores[shown] or {}).get("winner_minus_this")
-            table.add_row(
-                name,
-                *_means(scores, shown),
-                difference(paired) if paired else "",
-                p_value(paired["p_holm"]) if paired else "",
-            )
+            lead = [difference(paired)] if paired else []
+            if paired and paired["p_holm"] is not None:
+                lead.append(p_value(paired["p_holm"]))
+            table.add_row(name, *_means(scores, shown), *lead)
     parts: list[RenderableType] = [table, *map(Text, stage_lines(best))]
     if best.get("front"):
         parts.append(front_table(best))
@@ -211,8 +210,8 @@ def p_value(value: float) -> str:
 def remarks(best: Mapping[str, Any]) -> list[str]:
     """Say how to read the table, and what the reader must not overlook."""
     lines = [
-        "[95 % bootstrap intervals], on the test split once it is open, on search before; "
-        f"p: {tests_line(best, shown_split(best))}."
+        "[95 % intervals], on the test split once it is open, on search before; "
+        f"{tests_line(best, shown_split(best))}."
     ]
     if best["choice"]:
         lines.append(choice_line(best["choice"], short))

@@ -306,8 +306,10 @@ class Results:
         for split, judge in self.judges.items():
             us, them = self._measured.get((ours, split)), self._measured.get((theirs, split))
             if us is not None and them is not None:
-                paired = compare(judge, us.scores, them.scores)
-                scores[split]["winner_minus_this"] = asdict(paired)
+                paired = asdict(compare(judge, us.scores, them.scores))
+                # on search and select it was chosen among many, which no p-value there counts
+                paired["p"] = paired["p"] if split == "test" else None
+                scores[split]["winner_minus_this"] = paired
         return scores
 
     def _checks(self, digest: str, split: str) -> list[dict[str, Any]] | None:

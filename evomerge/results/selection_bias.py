@@ -61,12 +61,16 @@ def choice_summary(
 def correct_for_many(rows: Sequence[Mapping[str, Any]]) -> None:
     """Add Holm-corrected p-values to the comparisons of each split, as `p_holm`.
 
+    They are None where `p` is: on search and select, on which the winner was chosen.
+
     Args:
         rows: for each recipe that the winner is compared with, split → scores; written to.
     """
     for split in {split for row in rows for split in row}:
         found = [row[split]["winner_minus_this"] for row in rows if _compared(row[split])]
-        for one, p in zip(found, holm([one["p"] for one in found]), strict=True):
+        p_values = [one["p"] for one in found if one["p"] is not None]
+        corrected = holm(p_values) if p_values else [None] * len(found)
+        for one, p in zip(found, corrected, strict=True):
             one["p_holm"] = p
 
 
@@ -89,14 +93,23 @@ def choice_line(choice: Mapping[str, Any], number: Callable[[float], str]) -> st
 
 
 def tests_line(best: Mapping[str, Any], split: str) -> str:
-    """Say which tests gave the p-values of a table of `Results.best`."""
+    """Say which tests gave the p-values of a table of `Results.best`, or why there are none."""
+    if split != "test":
+        return f"no p-values: this trial was chosen on {split}, which flatters its lead there"
     rows = [
         row[split] for group in ("parents", "baselines", "grid") for row in best[group].values()
     ]
     found = [row["winner_minus_this"]["test"] for row in rows if _compared(row)]
-    names = {"mcnemar": "exact McNemar test", "permutation": "paired permutation test"}
+    names = {
+        "mcnemar": "McNemar's mid-p test",
+        "t": "paired t test",
+        "combined": "paired test, stratified by task",
+    }
     tests = " or ".join(names[test] for test in dict.fromkeys(found)) or "paired test"
-    return f"{tests}, two-sided, Holm-corrected for {len(found)} rows"
+    return (
+        f"p: {tests}, two-sided, Holm-corrected for {len(found)} rows; intervals are of each row "
+        "alone"
+    )
 
 
 def test_sets_line(tasks: Sequence[str]) -> str:

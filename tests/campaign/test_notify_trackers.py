@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from diary import Diary, Other
-from told import Told, few_resamples_and_time_enough
+from told import Told, time_enough
 
 from evomerge.common.errors import EvomergeError
 
@@ -12,8 +12,8 @@ DIARY = [{"kind": "diary:Diary"}]
 
 
 @pytest.fixture(autouse=True)
-def _few_resamples_and_time_enough(monkeypatch):
-    few_resamples_and_time_enough(monkeypatch)
+def _time_enough(monkeypatch):
+    time_enough(monkeypatch)
 
 
 @pytest.fixture

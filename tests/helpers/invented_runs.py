@@ -1,14 +1,7 @@
-"""Studies with invented scores, and fewer resamples: no claim here rests on their number."""
+"""Studies with invented scores."""
 
 import pytest
 from invented import Invented
-
-from evomerge.judging import intervals
-
-
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 500)
 
 
 @pytest.fixture(scope="session")

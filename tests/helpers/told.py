@@ -9,7 +9,6 @@ from silent import Silent
 
 from evomerge.campaign.notify_trackers import CLOSE_SECONDS, tracked
 from evomerge.config import CampaignConfig
-from evomerge.judging import intervals
 from evomerge.study.run_folder import open_run
 from evomerge.trackers.build import build_trackers
 
@@ -52,8 +51,7 @@ class Told(Invented):
         return len(self.study.evaluations())
 
 
-def few_resamples_and_time_enough(monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 500)
+def time_enough(monkeypatch):
     monkeypatch.setattr(
         "evomerge.campaign.notify_trackers.CLOSE_SECONDS", dict.fromkeys(CLOSE_SECONDS, 120)
     )

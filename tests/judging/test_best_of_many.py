@@ -153,5 +153,5 @@ def test_the_choice_is_repeated_by_the_campaigns_objective():
 def test_large_splits_are_drawn_in_blocks_with_the_same_answer(monkeypatch):
     _, found = candidates(1)
     whole = expected_on_new_items(judge(), found)
-    monkeypatch.setattr("evomerge.judging.intervals._KEPT", 10_000)
+    monkeypatch.setattr("evomerge.judging.best_of_many._BLOCK", 10_000)
     assert expected_on_new_items(judge(), found) == pytest.approx(whole, abs=0.003)

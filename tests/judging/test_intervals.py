@@ -1,100 +1,286 @@
-"""Bootstrap intervals, paired tests, and the correction for many of them."""
+"""Intervals, paired comparisons that agree with them, and the correction for many."""
 
 from __future__ import annotations
 
-from fractions import Fraction
-from math import comb
-
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from evomerge.judging.intervals import compare, holm, interval
+from evomerge.judging.intervals import DRAWS, compare, holm, interval, square_and_add, wilson
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
 
 
-def judge(weights=(1.0,), signs=(1.0,)):
+def judge(weights=(1.0,), signs=None, kind="mean", **options):
     names = [f"t{i}" for i in range(len(weights))]
-    return Judge(find_objective("mean", "test"), names, np.array(weights), np.array(signs))
+    objective = find_objective(kind, "test", options, names)
+    signs = np.ones(len(weights)) if signs is None else np.array(signs)
+    return Judge(objective, names, np.array(weights, dtype=float), signs)
 
 
-def test_bootstrap_interval_agrees_with_scipy():
-    values = np.random.default_rng(1).integers(0, 2, 150).astype(float)
-    ours = interval(judge(), {"t0": values})
-    theirs = stats.bootstrap(
-        (values,), np.mean, method="percentile", rng=np.random.default_rng(2)
-    ).confidence_interval
-    assert ours.low == pytest.approx(theirs.low, abs=0.01)
-    assert ours.high == pytest.approx(theirs.high, abs=0.01)
-    assert ours.value == values.mean()
+def right(count, n):
+    return (np.arange(n) < count) * 1.0
 
 
-def test_interval_covers_the_truth_nine_times_in_ten():
-    rng = np.random.default_rng(3)
-    hits = 0
-    for _ in range(200):
-        span = interval(judge(), {"t0": (rng.random(100) < 0.6).astype(float)})
-        hits += span.low <= 0.6 <= span.high
-    assert 180 <= hits <= 200
+def pair(won, lost, n, both=0):
+    """The items of two recipes of which one alone is right in `won` and in `lost` cases."""
+    ours, theirs = np.zeros(n), np.zeros(n)
+    ours[:won], theirs[won : won + lost] = 1, 1
+    ours[n - both :] = theirs[n - both :] = 1
+    return ours, theirs
 
 
-def test_paired_test_agrees_with_scipys_permutation_test():
-    rng = np.random.default_rng(4)
-    a = (rng.random(60) < 0.7) + 0.01 * rng.random(60)
-    b = (rng.random(60) < 0.5) + 0.01 * rng.random(60)
-    ours = compare(judge(), {"t0": a}, {"t0": b})
-    assert ours.test == "permutation"
-    theirs = stats.permutation_test(
-        (a, b),
-        lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
-        permutation_type="samples",
-        n_resamples=20_000,
-        vectorized=True,
-        rng=np.random.default_rng(5),
+def tasks(*pairs):
+    """Items of A and of B, of pairs of arrays."""
+    return [{f"t{i}": p[side] for i, p in enumerate(pairs)} for side in (0, 1)]
+
+
+# One recipe
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 20), (1, 20), (13, 20), (50, 50), (190, 200), (1, 1)])
+def test_one_task_of_right_and_wrong_items_has_wilsons_interval(count, n):
+    ours = interval(judge(), {"t0": right(count, n)})
+    theirs = stats.binomtest(count, n).proportion_ci(method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert ours.value == count / n
+
+
+@pytest.mark.parametrize("weights", [(1,), (5, 1, 0.5), (1,) * 12])
+@pytest.mark.parametrize("score", [0, 1])
+def test_all_right_or_all_wrong_is_not_certain(weights, score):
+    found = interval(
+        judge(weights), {f"t{i}": np.full(20, float(score)) for i in range(len(weights))}
     )
-    assert ours.difference == pytest.approx(a.mean() - b.mean())
-    assert ours.p == pytest.approx(theirs.pvalue, abs=0.02)
+    assert found.low <= found.value == score <= found.high
+    assert 0.02 < found.high - found.low < 0.2
 
 
-def exact_tail(won, lost):
-    """min(1, 2 P(X ≤ min(won, lost))) of a fair coin, in whole numbers to the end."""
-    n, least = won + lost, min(won, lost)
-    return float(min(Fraction(1), Fraction(2 * sum(comb(n, k) for k in range(least + 1)), 2**n)))
+def test_a_weighted_sum_has_the_tasks_intervals_squared_and_added():
+    """Worked by hand: weights ¾ and ¼, tasks of 18 of 20 and 40 of 50."""
+    found = interval(judge((3, 1)), {"t0": right(18, 20), "t1": right(40, 50)})
+    (a, b), (c, d) = [
+        stats.binomtest(k, n).proportion_ci(method="wilson") for k, n in ((18, 20), (40, 50))
+    ]
+    value = 0.75 * 0.9 + 0.25 * 0.8
+    assert found.value == pytest.approx(value)
+    assert found.low == pytest.approx(value - np.hypot(0.75 * (0.9 - a), 0.25 * (0.8 - c)))
+    assert found.high == pytest.approx(value + np.hypot(0.75 * (b - 0.9), 0.25 * (d - 0.8)))
+
+
+def test_a_task_that_is_the_better_the_smaller_lends_its_other_end():
+    found = interval(judge(signs=[-1.0]), {"t0": right(18, 20)})
+    mirrored = interval(judge(), {"t0": right(18, 20)})
+    assert (found.low, found.high) == pytest.approx((-mirrored.high, -mirrored.low))
+
+
+def test_a_measure_beside_the_score_does_not_move_the_interval():
+    beside = {"t0": right(7, 20), "t1": 100 * right(9, 20)}
+    alone = interval(judge(), {"t0": right(7, 20)})
+    assert interval(judge((1.0, 0.0)), beside) == alone
+
+
+@pytest.mark.parametrize("size", [20, 200])
+@pytest.mark.parametrize("ability", [0.05, 0.9, 0.98])
+def test_intervals_of_three_unequal_tasks_hold_the_truth_as_often_as_they_say(ability, size):
+    rng, measure, hits = np.random.default_rng(3), judge((5, 1, 0.5)), 0
+    for _ in range(400):
+        items = {f"t{i}": (rng.random(n) < ability) * 1.0 for i, n in enumerate((size, 200, 50))}
+        found = interval(measure, items)
+        hits += found.low <= ability <= found.high
+    assert 0.92 <= hits / 400 <= 0.985
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [((2, 2), 1), ((3.6, 0.4), 1), ((1.96, 0.04), 1), ((2, 2), 300), ((3.6, 0.4), 300)],
+)
+def test_items_that_are_not_right_or_wrong_have_intervals_that_hold(shape, scale):
+    rng, truth = np.random.default_rng(4), scale * shape[0] / sum(shape)
+    found = [interval(judge(), {"t0": scale * rng.beta(*shape, 50)}) for _ in range(300)]
+    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.9
+    if scale == 1:
+        assert all(0 <= one.low < one.high <= 1 for one in found)
+
+
+@pytest.mark.parametrize("level", [0.7, 250.0, -3.0])
+def test_items_that_all_agree_are_not_certain(level):
+    found = interval(judge(), {"t0": np.full(20, level)})
+    assert found.low < found.value < found.high
+    assert abs(found.high - found.low) < abs(level) / 5
+
+
+def test_an_objective_that_is_not_linear_has_an_interval_of_its_own():
+    items = {"t0": right(60, 100), "t1": right(60, 100)}
+    least = interval(judge((1, 1), kind="weakest_link"), items)
+    mean = interval(judge((1, 1)), items)
+    assert least.low < mean.low < least.value == mean.value < least.high < mean.high
+    apart = {"t0": right(20, 100), "t1": right(90, 100)}
+    weakest = interval(judge((1, 1), kind="weakest_link"), apart)
+    alone = interval(judge(), {"t0": right(20, 100)})
+    assert (weakest.low, weakest.high) == pytest.approx((alone.low, alone.high), abs=1e-9)
+
+
+# Two recipes
+
+
+def mid_p(won, lost):
+    """2 P(X < min(won, lost)) + P(X = min(won, lost)) of a fair coin."""
+    coin, least = stats.binom(won + lost, 0.5), min(won, lost)
+    return min(1.0, 2 * coin.cdf(least - 1) + coin.pmf(least))
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (5, 0), (12, 3), (2, 11), (700, 640), (8, 8)])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_right_or_wrong_items_of_equal_weight_have_mcnemars_exact_test(won, lost, sign):
-    same = np.array([0.0, 1.0] * 10)
-    a = np.concatenate([np.ones(won), np.zeros(lost), same])
-    ours = compare(judge(signs=(sign,)), {"t0": a}, {"t0": np.concatenate([1 - a[:-20], same])})
-    assert ours.test == "mcnemar"
-    assert ours.p == pytest.approx(exact_tail(won, lost), abs=1e-15)
+def test_one_task_of_right_and_wrong_items_has_mcnemars_mid_p(won, lost, sign):
+    found = compare(judge(signs=[sign]), *tasks(pair(won, lost, won + lost + 20)))
+    assert found.test == "mcnemar"
+    expected = 1.0 if won == lost else mid_p(won, lost)
+    assert found.p == pytest.approx(expected, rel=1e-6)
 
 
-def test_mcnemars_test_is_taken_only_where_it_counts_what_the_objective_does():
-    rng = np.random.default_rng(10)
-    a, b = ({t: (rng.random(80) < p) * 1.0 for t in ("t0", "t1")} for p in (0.7, 0.55))
-    alike, weighted = judge((1.0, 1.0), (1.0, 1.0)), judge((1.0, 3.0), (1.0, 1.0))
-    assert (compare(alike, a, b).test, compare(weighted, a, b).test) == ("mcnemar", "permutation")
-    shorter = [{**items, "t1": items["t1"][:40]} for items in (a, b)]
-    assert compare(alike, *shorter).test == "permutation"
-    beside = judge((1.0, 0.0), (1.0, 1.0))  # a measure, which is no part of the score
-    lengths = [{**items, "t1": 9 * items["t1"]} for items in (a, b)]
-    assert compare(beside, *lengths).test == "mcnemar"
-    assert compare(alike, *lengths).test == "permutation"
+@pytest.mark.parametrize("n", [1, 7, 20, 61])
+def test_every_outcome_of_one_task_has_a_p_value_that_agrees_with_its_interval(n):
+    for won in range(0, n + 1, 1 + n // 20):
+        for lost in range(0, n + 1 - won, 1 + n // 20):
+            found = compare(judge(), *tasks(pair(won, lost, n)))
+            assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+            assert found.low <= found.difference <= found.high
+            assert found.high - found.low > 1 / n**1.5
 
 
-def test_mcnemars_and_the_permutation_test_agree_where_both_hold(monkeypatch):
-    rng = np.random.default_rng(11)
-    a, b = ({t: (rng.random(100) < p) * 1.0 for t in ("t0", "t1")} for p in (0.6, 0.5))
-    measure = judge((1.0, 1.0), (1.0, 1.0))
-    exact = compare(measure, a, b)
-    monkeypatch.setattr("evomerge.judging.intervals._mcnemar", lambda *_: None)
-    drawn = compare(measure, a, b)
-    assert (exact.test, drawn.test) == ("mcnemar", "permutation")
-    assert exact.p == pytest.approx(drawn.p, abs=0.01)
+scored = st.sampled_from(["right or wrong", "between", "counts"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    kinds=st.lists(scored, min_size=1, max_size=4),
+    objective=st.sampled_from(["mean", "weakest_link"]),
+    sizes=st.lists(st.integers(1, 60), min_size=4, max_size=4),
+    better=st.lists(st.floats(-0.5, 0.5), min_size=4, max_size=4),
+    seed=st.integers(0, 1000),
+)
+def test_p_values_and_intervals_never_contradict_each_other(kinds, objective, sizes, better, seed):
+    rng, pairs = np.random.default_rng(seed), []
+    for kind, n, ahead in zip(kinds, sizes, better, strict=False):
+        ours, theirs = rng.random(n) < 0.5 + ahead, rng.random(n) < 0.5
+        factor = {"right or wrong": 1.0, "between": rng.random(n), "counts": 300 * rng.random(n)}
+        pairs.append((ours * factor[kind], theirs * factor[kind]))
+    found = compare(judge(rng.integers(1, 6, len(pairs)), kind=objective), *tasks(*pairs))
+    assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+    assert found.low <= found.difference <= found.high
+    assert found.low < found.high
+    assert 0 < found.p <= 1
+
+
+def test_a_goal_that_is_no_task_of_the_score_counts_in_the_p_value_too():
+    """The case in which a difference of +.150 [.050, .250] stood beside p = 1.000.
+
+    The objective weighs a measure beside the score, on which one recipe is better; McNemar's test
+    looked at the score's one task, on which they are level.
+    """
+    options = {"of": ["t0", "t1"], "prefer": {"weights": {"t0": 0.5, "t1": 0.5}}}
+    measure = judge((1.0, 0.0), kind="pareto", **options).against(
+        {"base": tasks(pair(0, 0, 40))[0]}
+    )
+    items = tasks(pair(5, 5, 40), pair(14, 2, 40))
+    found = compare(measure.against({"base": items[1]}), *items)
+    assert found.difference == pytest.approx(0.15)
+    assert found.low > 0
+    assert found.p < 0.05
+
+
+def test_few_items_that_differ_are_no_certain_difference():
+    """A bootstrap of the first kept to [.000, .300], and of the second to [.000, .000]."""
+    three = compare(judge(), *tasks(pair(3, 0, 20)))
+    assert three.low < 0 < three.high
+    assert three.p == pytest.approx(0.125, abs=1e-9)
+    none = compare(judge(), *tasks(pair(0, 0, 20, both=20)))
+    assert none.low == pytest.approx(-none.high)
+    assert (none.difference, none.p) == (0, 1)
+    assert 0.05 < none.high < 0.2
+
+
+def test_tasks_that_trade_off_are_compared_by_their_weighted_mean():
+    """Items won on a large task of little weight do not outweigh those lost on a small one."""
+    items = tasks(pair(1, 9, 20), pair(60, 20, 200))
+    counted = compare(judge((1, 10)), *items)  # an item moves either as much
+    weighted = compare(judge((5, 1)), *items)
+    assert counted.difference > 0 > weighted.difference
+    assert counted.p < 0.05
+    assert weighted.high < 0
+    assert weighted.p < 0.05
+
+
+def test_pairing_sees_what_unpaired_intervals_hide():
+    rng = np.random.default_rng(6)
+    b = (rng.random(200) < 0.5).astype(float)
+    a = b.copy()
+    a[np.flatnonzero(b == 0)[:12]] = 1.0  # better on twelve items, worse on none
+    paired = compare(judge(), {"t0": a}, {"t0": b})
+    assert paired.low > 0
+    assert paired.p < 0.01
+    assert interval(judge(), {"t0": a}).low < interval(judge(), {"t0": b}).high
+
+
+def test_items_that_are_not_right_or_wrong_are_compared_as_by_students_test():
+    rng = np.random.default_rng(5)
+    b = rng.random(200)
+    a = b + rng.normal(0.03, 0.2, 200)
+    found, theirs = compare(judge(), *tasks((a, b))), stats.ttest_rel(a, b)
+    assert found.test == "t"
+    assert found.p == pytest.approx(theirs.pvalue, abs=0.03)
+    assert found.low == pytest.approx(theirs.confidence_interval().low, abs=0.005)
+
+
+def test_equals_are_called_different_as_seldom_as_the_p_value_says():
+    """Three tasks of unequal size and weight, with few items that differ and with many."""
+    rng, measure = np.random.default_rng(7), judge((5, 1, 0.5))
+    for differing in (0.05, 0.4):
+        p_values = []
+        for _ in range(300):
+            counts = [
+                rng.multinomial(n, [differing / 2] * 2 + [1 - differing]) for n in (20, 99, 50)
+            ]
+            pairs = [pair(won, lost, won + lost + same) for won, lost, same in counts]
+            p_values.append(compare(measure, *tasks(*pairs)).p)
+        assert np.mean(np.array(p_values) < 0.05) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_the_weakest_of_two_tasks_is_compared_by_draws():
+    items = tasks(pair(30, 5, 100), pair(28, 6, 100))
+    found = compare(judge((1, 1), kind="weakest_link"), *items)
+    assert found.test == "combined"
+    assert 0 < found.low < found.difference < found.high
+    assert 1 / DRAWS <= found.p < 0.05
+    assert found == compare(judge((1, 1), kind="weakest_link"), *items)
+    other_way = compare(judge((1, 1), kind="weakest_link"), *reversed(items))
+    assert other_way.difference == -found.difference
+    assert (other_way.low, other_way.high) == pytest.approx((-found.high, -found.low), abs=0.02)
+
+
+@pytest.mark.parametrize("values", [np.array([1.0, 0.0] * 15), np.linspace(0, 1, 30)])
+def test_equal_scores_are_no_difference_and_not_certain_to_be_none(values):
+    same = compare(judge(), {"t0": values}, {"t0": values})
+    assert (same.difference, same.p) == (0, 1)
+    assert same.low == pytest.approx(-same.high)
+    assert 0.01 < same.high < 0.2
+
+
+# What they are made of
+
+
+def test_wilsons_ends_are_nearer_the_mean_at_smaller_z_scores():
+    ends = wilson(0.9, 20, np.linspace(-3, 3, 7))
+    assert (np.diff(ends) > 0).all()
+    assert ends[3] == pytest.approx(0.9)
+
+
+def test_ends_of_tasks_are_added_as_independent_ones():
+    deviations = np.array([[-0.3, -0.4], [0.6, 0.8]])
+    assert square_and_add(2.0, deviations) == pytest.approx((1.5, 3.0))
 
 
 def test_holms_correction_is_that_of_the_paper():
@@ -110,46 +296,3 @@ def test_of_many_equals_holm_calls_one_different_as_seldom_as_it_says():
     wrong = np.mean([min(holm(family)) < 0.05 for family in families])
     assert wrong == pytest.approx(0.05, abs=0.01)
     assert np.mean(families.min(axis=1) < 0.05) > 0.3  # uncorrected
-
-
-def test_pairing_sees_what_unpaired_intervals_hide():
-    rng = np.random.default_rng(6)
-    b = (rng.random(200) < 0.5).astype(float)
-    a = b.copy()
-    a[np.flatnonzero(b == 0)[:12]] = 1.0  # better on twelve items, worse on none
-    paired = compare(judge(), {"t0": a}, {"t0": b})
-    assert paired.low > 0
-    assert paired.p < 0.01
-    assert interval(judge(), {"t0": a}).low < interval(judge(), {"t0": b}).high
-
-
-def test_large_tasks_are_drawn_in_blocks_with_the_same_answer(monkeypatch):
-    rng = np.random.default_rng(8)
-    a, b = ({"t0": (rng.random(300) < p).astype(float)} for p in (0.6, 0.55))
-    kept = compare(judge(), a, b)
-    monkeypatch.setattr("evomerge.judging.intervals._KEPT", 100_000)
-    blocks = compare(judge(), a, b)
-    assert blocks.low == pytest.approx(kept.low, abs=0.01)
-    assert blocks.p == pytest.approx(kept.p, abs=0.02)
-
-
-def test_draws_that_were_kept_are_not_taken_for_another_number(monkeypatch):
-    values = (np.random.default_rng(13).random(37) < 0.5).astype(float)
-    interval(judge(), {"t0": values})
-    monkeypatch.setattr("evomerge.judging.intervals.RESAMPLES", 500)
-    both = interval(judge((1.0, 1.0), (1.0, 1.0)), {"t0": values, "t1": values})
-    assert both.low < both.value < both.high
-
-
-def test_tasks_are_resampled_apart():
-    """Equal tasks halve the variance of their mean; tied draws would leave it as it was."""
-    values = (np.random.default_rng(9).random(120) < 0.5).astype(float)
-    one = interval(judge(), {"t0": values})
-    two = interval(judge((1.0, 1.0), (1.0, 1.0)), {"t0": values, "t1": values})
-    assert (two.high - two.low) / (one.high - one.low) == pytest.approx(0.5**0.5, abs=0.05)
-
-
-def test_equal_scores_are_no_difference():
-    values = np.random.default_rng(7).random(30)
-    same = compare(judge(), {"t0": values}, {"t0": values})
-    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)

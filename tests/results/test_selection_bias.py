@@ -89,15 +89,13 @@ def test_nothing_is_corrected_where_nothing_was_chosen(chosen, finished, midway)
     assert run.results.trial(other.number)["choice"] is None
 
 
-def test_p_values_are_of_mcnemars_test_and_corrected_for_the_rows(chosen):
+def test_p_values_of_test_are_corrected_for_the_rows(chosen):
     best = chosen[0].results.best()
-    for split in ("search", "select", "test"):
-        rows = [*best["parents"].values(), *best["baselines"].values()]
-        found = [row[split]["winner_minus_this"] for row in rows]
-        assert {one["test"] for one in found} == {"mcnemar"}
-        assert [one["p_holm"] for one in found] == holm([one["p"] for one in found])
+    found = compared(best, "test")
+    assert {one["test"] for one in found} == {"combined"}
+    assert [one["p_holm"] for one in found] == holm([one["p"] for one in found])
     text = printed(best)
-    assert "p: exact McNemar test, two-sided, Holm-corrected for 5 rows" in text
+    assert "p: paired test, stratified by task, two-sided, Holm-corrected for 5 rows" in text
     paired = best["baselines"]["ties default"]["test"]["winner_minus_this"]
     assert paired["p"] < paired["p_holm"]
     row = text.partition("ties default")[2].partition("average")[0]
@@ -106,15 +104,45 @@ def test_p_values_are_of_mcnemars_test_and_corrected_for_the_rows(chosen):
     assert f"p = {paired['p_holm']:.3f}" in card
 
 
-def test_scores_between_right_and_wrong_have_a_permutation_test(tmp_path):
-    run = Invented(tmp_path / "run", budget=1).references()
-    run.search([0.8])
+def compared(best, split):
+    rows = [*best["parents"].values(), *best["baselines"].values()]
+    return [row[split]["winner_minus_this"] for row in rows]
+
+
+@pytest.mark.parametrize("split", ["search", "select"])
+def test_splits_on_which_the_winner_was_chosen_have_intervals_and_no_p_values(chosen, split):
+    found = compared(chosen[0].results.best(), split)
+    assert all(one["p"] is None and one["p_holm"] is None for one in found)
+    assert all(one["low"] < one["difference"] < one["high"] for one in found)
+
+
+def test_before_test_is_opened_no_p_value_is_shown(midway):
+    best = midway.results.best()
+    lead = best["parents"]["base"]["search"]["winner_minus_this"]
+    assert lead["p_holm"] is None
+    for text in (
+        printed(best),
+        " ".join(report_page(midway.study).split()),
+        " ".join(_scores(best)),
+    ):
+        assert "no p-values: this trial was chosen on search, which flatters its lead" in text
+        assert "Holm" not in text
+        assert '<th class="number">p</th>' not in text
+    assert f"{short(lead['difference'], '+')} [{short(lead['low'], '+')}" in printed(best)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "test"), [(("add",), "paired t test"), (("add", "mul"), "strat")]
+)
+def test_scores_between_right_and_wrong_are_tested_too(tmp_path, tasks, test):
+    run = Invented(tmp_path / "run", budget=1, tasks=tasks).references()
+    run.search([0.8]).finish()
     for evaluation in run.study.evaluations():
         for values in evaluation.scores.values():
             values *= np.linspace(0.5, 1, len(values))
     best = run.results.best()
-    assert best["parents"]["base"]["search"]["winner_minus_this"]["test"] == "permutation"
-    assert "p: paired permutation test, two-sided" in printed(best)
+    assert test in printed(best)
+    assert 0 < best["parents"]["base"]["test"]["winner_minus_this"]["p"] <= 1
 
 
 def test_public_test_sets_are_told_of_a_few_by_name(chosen):

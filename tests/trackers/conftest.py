@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from told import Told, few_resamples_and_time_enough
+from told import Told, time_enough
 
 
 @pytest.fixture(autouse=True)
-def _few_resamples_and_time_enough(monkeypatch):
-    few_resamples_and_time_enough(monkeypatch)
+def _time_enough(monkeypatch):
+    time_enough(monkeypatch)
 
 
 @pytest.fixture

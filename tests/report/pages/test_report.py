@@ -70,7 +70,7 @@ def test_scores_stand_on_the_test_split_with_their_intervals(finished):
     assert shown["base"][0] == pytest.approx(base.value)
 
 
-def test_tasks_show_their_own_metric_with_its_bootstrap_interval(tmp_path):
+def test_tasks_show_their_own_metric_with_its_interval(tmp_path):
     run = Invented(tmp_path / "run", lower_is_better=("mul",), budget=3)
     run.references().search([0.3, 0.8, 0.6]).finish()
     figure = page_of(run).figures["figure-task-2"]
@@ -147,7 +147,7 @@ def test_facts_and_tables_name_everything(finished):
         "torch 2.0",
         "add acc 1 40 16 24",
         "The test split was opened once (after 6 trials)",
-        "95 % bootstrap intervals over items",
+        "95 % intervals over items",
         "2 out of memory",
         '"digest-of-lang"',  # in the recipe
     ):
@@ -159,7 +159,7 @@ def test_facts_and_tables_name_everything(finished):
 def test_before_the_test_the_page_stands_on_search_and_says_so(midway):
     page = page_of(midway)
     assert "Not finished: 3 of 20 trials" in page.text
-    assert "its score, intervals and p-values flatter it" in page.text
+    assert "its score and intervals flatter it" in page.text
     assert "The test split has not been opened" in page.text
     others = ("the winner is chosen on select", "for the winner and", "score of a winner")
     text = page.text
