@@ -1,4 +1,4 @@
-"""Per-item scores are those of `lm_eval.simple_evaluate` on the same model."""
+"""Items, and their scores: those of `lm_eval.simple_evaluate` on the same model."""
 
 from __future__ import annotations
 
@@ -236,3 +236,38 @@ def test_random_generators_are_left_alone(lm, tasks, docs):
     list_items(config)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert after == states
+
+
+def test_items_are_known_without_a_model(lm, tasks, docs):
+    tasks.write("a", train=docs(5, seed=1))
+    tasks.write("b", "generate_until", fewshot_config={"sampler": "first_n"})
+    config = tasks.config(
+        {"task": "a", "num_fewshot": 2, "apply_chat_template": True, "weight": 3},
+        {"task": "b", "metric": "print", "num_fewshot": 4},
+    )
+    items = list_items(config)
+    assert items == TaskSet(config, Local(lm)).items
+    assert [(i.task, i.metric, i.higher_is_better, i.weight) for i in items] == [
+        ("a", "acc", True, 3),
+        ("b", "print", False, 1),
+    ]
+
+
+def test_ids_are_lm_evals_document_hashes(lm, tasks):
+    tasks.write("t")
+    config = tasks.config({"task": "t"})
+    (items,) = list_items(config)
+    assert list(items.ids) == list(stock(lm, config)["t"])
+
+
+def test_a_task_in_two_entries_is_refused(tasks):
+    tasks.write("t")
+    tasks.write_file("g", {"group": "g", "task": ["t"]})
+    with pytest.raises(InputError, match=r"tasks\[1\].task: 'g' and 't' both hold 't'"):
+        list_items(tasks.config({"task": "t"}, {"task": "g"}))
+
+
+def test_every_item_has_an_id_of_its_own(lm, tasks, docs):
+    tasks.write("t", test=[*docs(5), *docs(5)])
+    ids = everything(TaskSet(tasks.config({"task": "t"}), Local(lm)))["t"]
+    assert len(set(ids)) == 10
