@@ -128,6 +128,7 @@ def _mergekit_recipe(path: Path, models: CheckedModels) -> Recipe:
             for slot in recipe.path
         ),
         merges=tuple(_renamed(merge, names) for merge in recipe.merges),
+        tokenizer=models.tokenizer,
     )
 
 

@@ -21,8 +21,8 @@ from evomerge.judging.splits import Marks, deal
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.models.checks.configs_only import check_configs_only
-from evomerge.models.checks.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.models.path_config import config_of_path
+from evomerge.models.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.recipe import BASE, Recipe
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.spaces.build import build_space
@@ -129,7 +129,7 @@ class Setup:
                 "documents": {t.task: content_digest(t.ids) for t in self.tasks},
                 "prompts": {t.task: t.asked for t in self.tasks},
             },
-            "tokenizer": tokenizer_digest(self.models.sources[BASE].folder),
+            "tokenizer": tokenizer_digest(self.models.sources[BASE].tokenizer_folder),
             "dtype": {"weights": config.dtype.weights, "compute": compute_dtype(config)},
             "optimizer": config.optimizer.model_dump(mode="json"),
             "seed": config.seed,
@@ -202,7 +202,9 @@ def _check_search(setup: Setup) -> None:
 
 def _space(config: CampaignConfig, models: CheckedModels) -> Space:
     digests = {name: source.digest for name, source in models.sources.items()}
-    space = build_space(config.space, models.layout, digests, config.seed, models.sources)
+    space = build_space(
+        config.space, models.layout, digests, config.seed, models.sources, models.tokenizer
+    )
     space.starts = (
         () if models.configs_only else tuple(initial_points(config.initial, space, models))
     )
@@ -251,7 +253,7 @@ def _check_chat_template(config: CampaignConfig, models: CheckedModels) -> None:
     if has_template(config):
         return
     asking = [task.task for task in config.fitness.lm_eval_tasks if task.apply_chat_template]
-    folder = models.sources[BASE].folder
+    folder = models.sources[BASE].tokenizer_folder
     tokenizer = load_tokenizer(folder, trust_remote_code=config.models.trust_remote_code)
     if models.configs_only and tokenizer is None:
         return

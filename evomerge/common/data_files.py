@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,13 @@ def _written_out(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tupl
         found = [_written_out(part, known) for part in below]
         known[id(node)] = 1 + sum(n for n, _ in found), 1 + max((d for _, d in found), default=0)
     return known[id(node)]
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the folder of one kind of things in `$EVOMERGE_CACHE`, or else the user's cache."""
+    given = os.environ.get("EVOMERGE_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(given or f"{home}/evomerge").expanduser().resolve() / kind
 
 
 def read_text(path: Path) -> str:

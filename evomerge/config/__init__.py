@@ -17,7 +17,15 @@ from evomerge.config.fitness import (
     TaskConfig,
 )
 from evomerge.config.load import load_campaign, parse_campaign
-from evomerge.config.models import DtypeConfig, FloatType, ModelsConfig
+from evomerge.config.models import (
+    UNION,
+    DtypeConfig,
+    FloatType,
+    ModelsConfig,
+    TokenizerConfig,
+    TokenOfModel,
+    TokenRow,
+)
 from evomerge.config.objectives import (
     ConstraintConfig,
     NegativeFlipsConfig,
@@ -25,7 +33,7 @@ from evomerge.config.objectives import (
     ObjectiveConfig,
 )
 from evomerge.config.own_metric import CallableConfig
-from evomerge.config.paths import resolve_spec
+from evomerge.config.paths import resolve_spec, template_at
 from evomerge.config.search import (
     BestTrials,
     BudgetConfig,
@@ -48,6 +56,7 @@ from evomerge.config.workers import WorkersConfig
 
 __all__ = [
     "SPLITS",
+    "UNION",
     "AnyTask",
     "BestTrials",
     "Bounds",
@@ -80,10 +89,14 @@ __all__ = [
     "StudyConfig",
     "StudyTrials",
     "TaskConfig",
+    "TokenOfModel",
+    "TokenRow",
+    "TokenizerConfig",
     "TrackerConfig",
     "WeightsConfig",
     "WorkersConfig",
     "load_campaign",
     "parse_campaign",
     "resolve_spec",
+    "template_at",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,17 +12,104 @@ from evomerge.config.base import Strict
 FloatType = Literal["float32", "float16", "bfloat16"]
 
 
+UNION = "union"
+"""The tokenizer source that stands for the tokens of all models."""
+
+
+class TokenOfModel(Strict):
+    """The row of one model's token, by its text or by its number."""
+
+    kind: Literal["model_token"]
+    model: str
+    token: str | None = None
+    token_id: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _names_one_token(self) -> TokenOfModel:
+        if (self.token is None) == (self.token_id is None):
+            raise ValueError("give either token or token_id")
+        return self
+
+
+class ZeroRow(Strict):
+    """A row of zeros."""
+
+    kind: Literal["zero"]
+
+
+class TokenRow(Strict):
+    """The row of one token, in models that lack the token; with `force` in every model.
+
+    `source` is a model that has the token, a token of a model, or zeros. Without it the row is
+    found as that of any other token.
+    """
+
+    source: str | TokenOfModel | ZeroRow | None = None
+    force: bool = False
+
+    @model_validator(mode="after")
+    def _forces_something(self) -> TokenRow:
+        if self.force and self.source is None:
+            raise ValueError("force needs a source")
+        return self
+
+    @property
+    def model(self) -> str | None:
+        """The model that the row is taken of, if it is one's."""
+        if isinstance(self.source, TokenOfModel):
+            return self.source.model
+        return self.source if isinstance(self.source, str) else None
+
+
+class TokenizerConfig(Strict):
+    """The tokens of the result, and the embedding rows of tokens that not every model has.
+
+    Tokens are matched by their text, whatever number each model gives them. A token that a model
+    lacks has, in this model, the row of the only model that has it; of several, the base's if the
+    base is one of them and `missing` is `base`, else their mean. Where no model has it, zeros.
+
+    Attributes:
+        source: `base` or the name of an expert, whose tokenizer the result has; `union` for the
+            base's with the tokens of all experts added.
+        tokens: token → its row; a token that the tokenizer lacks is added to it.
+        pad_to_multiple_of: the number of rows is rounded up to it; rows beyond the tokens are the
+            mean of all others.
+        chat_template: chatml, llama3, mistral, alpaca, exaone, auto (what most models have), a
+            Jinja template or, in a campaign file, the path of one.
+        missing: see above.
+    """
+
+    source: str = UNION
+    tokens: dict[str, TokenRow] = Field(default_factory=dict)
+    pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    chat_template: str | None = None
+    missing: Literal["base", "mean"] = "base"
+
+    def models(self) -> Iterator[tuple[str, str]]:
+        """Yield the key and the name of every model that is named."""
+        if self.source != UNION:
+            yield "source", self.source
+        for token, row in self.tokens.items():
+            if row.model is not None:
+                yield f"tokens.{token}", row.model
+
+
 class ModelsConfig(Strict):
     """The base model and its experts: folders, or hub ids with an optional `@revision`.
 
     The experts that `align` names have their MLP units and attention heads brought into the base's
     order before they are merged (Git Re-Basin), for experts that were permuted or that share little
-    training with the base. `allow_locked` lets experts pass that look locked against merging.
+    training with the base. `tokenizer` gives the result tokens that not every model has; without it
+    the result has the base's, and every model must number its tokens as the base does.
+    `allow_locked` lets experts pass that look locked against merging.
     """
 
     base: str
     experts: dict[str, str] = Field(min_length=1)
     align: list[str] = Field(default_factory=list)
+    tokenizer: TokenizerConfig | None = Field(
+        default=None, exclude_if=lambda tokenizer: tokenizer is None
+    )
     allow_locked: bool = False
     allow_pickle: bool = False
     trust_remote_code: bool = False
@@ -32,6 +120,20 @@ class ModelsConfig(Strict):
             if name not in self.experts:
                 raise ValueError(
                     f"align: no expert {name!r}; the experts are {', '.join(self.experts)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_are_of_models(self) -> ModelsConfig:
+        names = ["base", *self.experts]
+        if self.tokenizer is not None and UNION in names:
+            raise ValueError(
+                f"experts: {UNION!r} is what tokenizer.source calls all models; rename"
+            )
+        for key, name in self.tokenizer.models() if self.tokenizer else ():
+            if name not in names:
+                raise ValueError(
+                    f"tokenizer.{key}: no model {name!r}; the models are {', '.join(names)}"
                 )
         return self
 

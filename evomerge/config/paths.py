@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from evomerge.common.data_files import read_text
 from evomerge.common.errors import InputError
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.fitness import AnyTask, TaskConfig
+from evomerge.config.models import TokenizerConfig
 from evomerge.config.search import BestTrials, Start, StudyTrials
 
 _NAME = re.compile(r"""^(?:task|group):[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
@@ -23,6 +25,7 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
                 update={
                     "base": resolve_spec(models.base, folder),
                     "experts": {k: resolve_spec(v, folder) for k, v in models.experts.items()},
+                    "tokenizer": models.tokenizer and _with_template(models.tokenizer, folder),
                 }
             ),
             "fitness": fitness.model_copy(
@@ -46,6 +49,27 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
             ),
         }
     )
+
+
+def _with_template(tokenizer: TokenizerConfig, folder: Path) -> TokenizerConfig:
+    template = template_at(tokenizer.chat_template, folder)
+    return tokenizer.model_copy(update={"chat_template": template})
+
+
+def template_at(said: str | None, folder: Path) -> str | None:
+    """Return a chat template's text in place of its file's path, which begins at `folder`.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if said is None or not is_template_file(said):
+        return said
+    return read_text(folder / Path(said).expanduser())
+
+
+def is_template_file(said: str) -> bool:
+    """Tell whether a chat template is given by its file's path."""
+    return "{" not in said and said.endswith((".jinja", ".j2", ".txt"))
 
 
 def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:

@@ -121,7 +121,9 @@ def _front(results: Results) -> list[Evaluation]:
 def _archive(config: CampaignConfig, models: CheckedModels, results: Results) -> list[Evaluation]:
     """What the optimizer keeps, each recipe once."""
     digests = {name: source.digest for name, source in models.sources.items()}
-    space = build_space(config.space, models.layout, digests, config.seed, models.sources)
+    space = build_space(
+        config.space, models.layout, digests, config.seed, models.sources, models.tokenizer
+    )
     optimizer = build_optimizer(config.optimizer, space, config.seed)
     kept = members(optimizer, results.judges["search"], results.evaluations)
     found = {trial.digest: trial for trial in kept if not trial.estimated}

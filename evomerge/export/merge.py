@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evomerge.common.errors import InputError
-from evomerge.config import resolve_spec
+from evomerge.config import resolve_spec, template_at
 from evomerge.export.folder import export_recipe, holds
 from evomerge.export.weights_check import compare_with_export
 from evomerge.materialize.disk.checkpoint import check_free
@@ -22,9 +20,8 @@ from evomerge.materialize.disk.recipe_models import (
 )
 from evomerge.materialize.disk.stream import SHARD_BYTES
 from evomerge.mergekit import MergekitMerge, load_stages
-from evomerge.models.checks.checked_models import CheckedModels
-from evomerge.models.checks.tokenizer import load_tokenizer, tokens_by_id
-from evomerge.recipe import BASE, Recipe
+from evomerge.models.tokens.chat_templates import template_text
+from evomerge.recipe import Recipe
 
 
 def merge_file(
@@ -117,44 +114,12 @@ def _stage(
         name: spec for name, spec in given.items() if merge.models.get(name) not in (None, *made)
     }
     specs = {**places, **resolved(own)}
-    inputs = open_inputs(specs, path, weights or merge.weights, trust, tokenizer=merge.tokenizer)
-    if merge.tokenizer != BASE:
-        _check_tokenizer(inputs.models, merge.tokenizer, merge.where, trust)
-    template = merge.chat_template
-    if template == "auto":
-        template = _commonest_template(inputs.models, trust)
+    inputs = open_inputs(specs, path, weights or merge.weights, trust, vocabulary=merge.tokenizer)
+    said = template_at(merge.chat_template, folder)
+    template = template_text(said, inputs.models.sources.values(), trust.remote_code)
     digests = {name: source.digest for name, source in inputs.models.sources.items()}
     recipe = merge.recipe(inputs.models.layout, digests)
     return recipe, replace(inputs, chat_template=template)
-
-
-def _check_tokenizer(models: CheckedModels, name: str, where: str, trust: Trust) -> None:
-    """Refuse a tokenizer with tokens for which the result has no rows."""
-    folder = models.sources[name].folder
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust.remote_code)
-    tokens = {} if tokenizer is None else tokens_by_id(tokenizer)
-    rows = models.layout.vocab_size
-    if not tokens or max(tokens) >= rows:
-        has = f"has token {max(tokens)}" if tokens else "has no tokenizer"
-        raise InputError(
-            f"{where}: tokenizer_source: {models.sources[name].spec} {has}, and the result's "
-            f"vocabulary has the base's {rows} rows; say base"
-        )
-
-
-def _commonest_template(models: CheckedModels, trust: Trust) -> str | None:
-    """Return the chat template that most of the models have, of several the first."""
-    return next((text for text, _ in Counter(_templates(models, trust)).most_common(1)), None)
-
-
-def _templates(models: CheckedModels, trust: Trust) -> Iterator[str]:
-    for source in models.sources.values():
-        tokenizer = load_tokenizer(source.folder, trust_remote_code=trust.remote_code)
-        template = getattr(tokenizer, "chat_template", None)
-        if isinstance(template, dict):
-            template = template.get("default")
-        if template:
-            yield template.strip()
 
 
 def _slug(name: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from evomerge.common.data_files import quoted, yaml_documents
 from evomerge.common.errors import InputError
-from evomerge.config import Strict
+from evomerge.config import UNION, Strict, TokenRow
 
 
 def _reference(raw: Any) -> Any:
@@ -60,9 +60,11 @@ class SliceEntry(Strict):
 
 
 class Tokenizer(Strict):
-    """The model whose tokens the result has."""
+    """The tokens of the result: a model's, the base's or a union, and rows of single tokens."""
 
-    source: Reference
+    source: Reference = UNION
+    tokens: dict[str, TokenRow] | None = None
+    pad_to_multiple_of: int | None = Field(default=None, ge=1)
 
 
 class Document(Strict):

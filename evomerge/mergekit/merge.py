@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import InputError
+from evomerge.config import TokenizerConfig
 from evomerge.mergekit.methods import BASE_WEIGHT, TASK_VECTORS, Pairing, Parameter, pairings
 from evomerge.mergekit.settings import Setting, Value, depth, evaluate
 from evomerge.recipe.recipe import BASE, Merge, Recipe, Slot
@@ -76,9 +77,9 @@ class MergekitMerge:
         method: mergekit's name of the method.
         settings: parameters of the whole file.
         spans: the result's layers, in order.
-        tokenizer: the source whose tokenizer and generation settings the result has.
-        chat_template: a Jinja template instead of the tokenizer's, or "auto" for the one that most
-            of the models have.
+        tokenizer: the tokens that the result shall have; None for the base's, unmatched.
+        chat_template: a Jinja template, its file or a name that stands for one, in place of the
+            tokenizer's; "auto" for the one that most of the models have.
         name: the name by which later stages of the file know its result.
     """
 
@@ -89,7 +90,7 @@ class MergekitMerge:
     method: str
     settings: Settings
     spans: tuple[LayerSpan, ...]
-    tokenizer: str = BASE
+    tokenizer: TokenizerConfig | None = None
     chat_template: str | None = None
     name: str | None = None
 
@@ -123,6 +124,7 @@ class MergekitMerge:
             path=tuple(slots),
             merges=tuple(merges),
             seed=seed,
+            tokenizer=self.tokenizer,
         )
 
     def _layers(self, layout: Layout) -> Iterator[tuple[int, int]]:

@@ -2,14 +2,15 @@
 
 Three differences remain, by choice. mergekit computes in the dtype of `dtype:`, or of the weights;
 evomerge computes in float32 and rounds to `out_dtype`, else to `dtype`, else to the base's own.
-Filters are matched against transformers' names of tensors. And the result has the base's vocabulary
-rows, whatever number of tokens the tokenizer has.
+Filters are matched against transformers' names of tensors. And rows of tokens that not every model
+has are found among all models of the file, where mergekit looks at those of the first and the last
+slice alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from typing import Any
 from evomerge.common.data_files import read_text
 from evomerge.common.errors import InputError
 from evomerge.common.plugins import nearest
-from evomerge.mergekit.document import Document, ModelEntry, parse_documents
+from evomerge.config import UNION, TokenizerConfig, TokenOfModel, TokenRow
+from evomerge.mergekit.document import Document, ModelEntry, Tokenizer, parse_documents
 from evomerge.mergekit.merge import LayerSpan, MergekitMerge, Settings
 from evomerge.mergekit.methods import FORMS, Pairing, Parameter, pairings
 from evomerge.mergekit.settings import Setting, Value, parse_setting
+from evomerge.models.tokens.chat_templates import check_template
 from evomerge.recipe.recipe import BASE
 
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -125,7 +128,7 @@ class _Reader:
             method=file.merge_method,
             settings=self._settings(file.parameters, "parameters"),
             spans=tuple(self._spans(names)),
-            tokenizer=names[self._tokenizer() or self._base()] if self._tokenizer() else BASE,
+            tokenizer=self._tokenizer(names),
             chat_template=self._chat_template(),
             name=file.name or file.out_path,
         )
@@ -158,34 +161,51 @@ class _Reader:
         if self._pairing.form.base == "needed":
             raise InputError(f"{self.where}: base_model: {file.merge_method} needs one")
         on = (model for model, adapter in map(_model_and_adapter, self._listed()) if adapter)
-        return next(on, None) or self._tokenizer() or self._listed()[0]
+        return next(on, None) or self._wanted_tokenizer() or self._listed()[0]
 
-    def _tokenizer(self) -> str | None:
-        """Return the model whose tokenizer the result shall have, None for the base's."""
+    def _tokenizer(self, names: Mapping[str, str]) -> TokenizerConfig | None:
+        """Read the tokens that the result shall have, with source names for the file's models."""
         file = self.file
-        key = "tokenizer.source" if file.tokenizer else "tokenizer_source"
-        source = file.tokenizer.source if file.tokenizer else file.tokenizer_source
-        if source in (None, "base"):
+        if file.tokenizer is None and file.tokenizer_source is None:
             return None
-        if source not in (file.base_model, *self._listed()):
-            reason = (
-                "evomerge does not build a vocabulary"
-                if source == "union"
-                else "it is none of the file's models"
-            )
+        if file.tokenizer and file.tokenizer_source:
+            raise InputError(f"{self.where}: give either tokenizer or tokenizer_source")
+        asked = file.tokenizer or Tokenizer(source=str(file.tokenizer_source))
+        source = asked.source
+        if source not in (UNION, BASE):
+            key = "tokenizer.source" if file.tokenizer else "tokenizer_source"
+            source = self._named(source, names, key, "base, union")
+        rows = {
+            token: _renamed(row, lambda spec: self._named(spec, names, "tokenizer.tokens"))
+            for token, row in (asked.tokens or {}).items()
+        }
+        # mergekit knows the base's rows only where it is one of the models that are merged
+        merged = bool(file.models) or file.base_model in self._listed()
+        return TokenizerConfig(
+            source=source,
+            tokens=rows,
+            pad_to_multiple_of=asked.pad_to_multiple_of,
+            missing="base" if file.base_model is not None and merged else "mean",
+        )
+
+    def _named(self, spec: str, names: Mapping[str, str], key: str, also: str = "") -> str:
+        if spec not in names:
+            instead = f"{also}, or one of the models" if also else "one of the models"
             raise InputError(
-                f"{self.where}: {key}: {source} is not read, {reason}; say base, or one of the "
-                "models"
+                f"{self.where}: {key}: {spec} is not read, it is none of the file's models; say "
+                f"{instead}"
             )
-        return source
+        return names[spec]
+
+    def _wanted_tokenizer(self) -> str | None:
+        """Return the model whose tokenizer is wanted, as the file names it, if it is one's."""
+        source = self.file.tokenizer.source if self.file.tokenizer else self.file.tokenizer_source
+        return source if source in self._listed() else None
 
     def _chat_template(self) -> str | None:
         template = self.file.chat_template
-        if template is not None and template != "auto" and "{" not in template:
-            raise InputError(
-                f"{self.where}: chat_template: mergekit's own {template!r} is not read; give the "
-                "template itself, or auto, or leave it out for the tokenizer's"
-            )
+        if template is not None:
+            check_template(template, f"{self.where}: chat_template")
         return template
 
     def _listed(self) -> list[str]:
@@ -214,7 +234,7 @@ class _Reader:
                     f"the base, {self._base()}; merge it into its own model first (peft's "
                     "merge_and_unload) and name the result"
                 )
-            taken = {BASE, *names.values()}
+            taken = {BASE, UNION, *names.values()}
             is_expert = names or self._apart
             names[spec] = _expert_name(adapter or spec, taken) if is_expert else BASE
         return names
@@ -365,7 +385,7 @@ class _Reader:
         if any(entry.lora for entry in self._entries()):
             yield "lora beside model is read as MODEL+ADAPTER; mergekit ignores it there"
         if file.base_model is None:
-            whose = "whose tokenizer is wanted" if self._tokenizer() else "listed first"
+            whose = "whose tokenizer is wanted" if self._wanted_tokenizer() else "listed first"
             if any("+" in spec for spec in self._listed()):
                 whose = "which the adapters are on"
             yield f"no base_model: config and vocabulary are those of {self._base()}, {whose}"
@@ -375,6 +395,16 @@ def _model_and_adapter(spec: str) -> tuple[str, str | None]:
     """Split mergekit's `MODEL+ADAPTER`."""
     model, _, adapter = spec.partition("+")
     return model, adapter or None
+
+
+def _renamed(row: TokenRow, name_of: Callable[[str], str]) -> TokenRow:
+    """Name the model of a token's row as the recipe does."""
+    if row.model is None:
+        return row
+    source: TokenOfModel | str = name_of(row.model)
+    if isinstance(row.source, TokenOfModel):
+        source = row.source.model_copy(update={"model": source})
+    return row.model_copy(update={"source": source})
 
 
 def _expert_name(spec: str, taken: Container[str]) -> str:

@@ -85,6 +85,16 @@ class Checkpoint(Source):
 
     @property
     @override
+    def tokenizer_folder(self) -> Path:
+        return self._folder
+
+    @property
+    def flags(self) -> Mapping[str, bool]:
+        """What was allowed when it was opened: `allow_pickle`, `trust_remote_code`."""
+        return self._flags
+
+    @property
+    @override
     def config(self) -> PretrainedConfig:
         return self._config
 

@@ -109,6 +109,14 @@ class Layout:
         """How many numbers all tensors hold."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
+    def with_vocabulary(self, rows: int) -> Layout:
+        """Return the same layout with another number of vocabulary rows."""
+        tensors = tuple(
+            spec if spec.vocab_dim is None else replace(spec, shape=(rows, *spec.shape[1:]))
+            for spec in self.tensors
+        )
+        return replace(self, tensors=tensors, vocab_size=rows)
+
     def tensors_of_layer(self, layer: int) -> tuple[TensorSpec, ...]:
         """Return one layer's tensors, in `state_dict` order.
 

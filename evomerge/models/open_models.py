@@ -12,6 +12,7 @@ from evomerge.models.alignment.git_rebasin import Aligned, Alignment
 from evomerge.models.checkpoint import Checkpoint, find_folder, load_config, open_checkpoint
 from evomerge.models.messages import campaign_key
 from evomerge.models.multimodal import is_multimodal, open_text_model
+from evomerge.models.tokens.matching import as_unmatched, match_vocabularies
 from evomerge.recipe import BASE
 
 
@@ -36,17 +37,22 @@ def open_models(
     experts = {name: _open(name, spec, base, flags) for name, spec in models.experts.items()}
     for name in dict.fromkeys(models.align):
         experts[name] = Aligned(experts[name], base, (alignments or {}).get(name))
-    return {BASE: base, **experts}
+    opened = {BASE: base, **experts}
+    if models.tokenizer is None:
+        return opened
+    return match_vocabularies(opened, models.tokenizer, models.trust_remote_code)
 
 
 def as_stored(source: Checkpoint) -> Checkpoint:
-    """Return a model without its alignment."""
-    return source.unaligned if isinstance(source, Aligned) else source
+    """Return a model without its alignment, with its own vocabulary."""
+    own = as_unmatched(source)
+    return own.unaligned if isinstance(own, Aligned) else own
 
 
 def alignments_of(sources: Mapping[str, Checkpoint]) -> dict[str, Alignment]:
     """Return the permutations of the aligned models, for other processes to open them with."""
-    return {name: s.alignment for name, s in sources.items() if isinstance(s, Aligned)}
+    own = {name: as_unmatched(source) for name, source in sources.items()}
+    return {name: s.alignment for name, s in own.items() if isinstance(s, Aligned)}
 
 
 def _open(name: str, spec: str, base: Checkpoint, flags: dict[str, bool]) -> Checkpoint:

@@ -26,6 +26,10 @@ class Source(Protocol):
         """The folder of its config, tokenizer and weights; in the hub's cache for a hub id."""
 
     @property
+    def tokenizer_folder(self) -> Path:
+        """The folder of the tokenizer and the generation settings it is used with."""
+
+    @property
     def config(self) -> PretrainedConfig:
         """The transformers config; not to be written to."""
 

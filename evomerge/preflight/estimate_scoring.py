@@ -20,8 +20,8 @@ from evomerge.fitness.inference.local_model import Local, make_lm
 from evomerge.fitness.inference.loglikelihood import LOGITS
 from evomerge.fitness.inference.memory import FIRST
 from evomerge.fitness.tasks.task_set import TaskSet, load_sources
-from evomerge.models.checks.tokenizer import load_tokenizer
 from evomerge.models.layout import Layout, build_skeleton, layout_of
+from evomerge.models.tokens.tokenizer import load_tokenizer
 from evomerge.preflight.machine import Rates
 
 if TYPE_CHECKING:

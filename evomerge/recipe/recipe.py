@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import canonical_json, content_digest
 from evomerge.common.errors import InputError
-from evomerge.config import Strict
+from evomerge.config import Strict, TokenizerConfig
 
 BASE = "base"
 """The base model's name among a recipe's sources; task vectors are taken against it."""
@@ -84,6 +84,8 @@ class Recipe(Strict):
 
     Tensors of a slot that no merge names are copied from the slot's source; tensors outside the
     layers that no merge names are copied from the base model. `seed` keys the random masks.
+    `tokenizer` says by which tokens the sources' vocabularies were matched, where they were; their
+    digests are then over the matched rows, too.
     """
 
     version: Literal[1] = 1
@@ -91,6 +93,9 @@ class Recipe(Strict):
     path: tuple[Slot, ...] = Field(min_length=1)
     merges: tuple[Merge, ...] = ()
     seed: int = 0
+    tokenizer: TokenizerConfig | None = Field(
+        default=None, exclude_if=lambda tokenizer: tokenizer is None
+    )
 
     @field_validator("sources")
     @classmethod
@@ -107,6 +112,9 @@ class Recipe(Strict):
                 raise ValueError(f"path[{index}] names source {slot.source!r}; {known}")
             if not math.isfinite(slot.scale):
                 raise ValueError(f"path[{index}] has scale {slot.scale}; give a finite number")
+        for key, name in self.tokenizer.models() if self.tokenizer else ():
+            if name not in self.sources:
+                raise ValueError(f"tokenizer.{key} names source {name!r}; {known}")
         seen = set()
         for merge in self.merges:
             where = merge_name(merge)

@@ -15,11 +15,12 @@ import torch
 import yaml
 from mergekit_oracle import merged_by_mergekit, tensors_in
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from evomerge.common.errors import InputError
 from evomerge.export.merge import merge_file
 from evomerge.mergekit.methods import FORMS, pairings
+from evomerge.models.tokens.chat_templates import NAMED
 
 FILES = {path.stem: path for path in sorted(Path(__file__).with_name("mergekit_files").iterdir())}
 DEEP = {"gradient-slerp", "mega", "orcamini-platy-44layer"}
@@ -174,12 +175,13 @@ def test_a_model_that_is_not_the_base_gives_its_tokenizer_and_templates_are_foll
     assert template() == "lang {{ messages }}"
     assert template(chat_template="auto") == "math {{ messages }}"
     assert template(chat_template="own {{ messages }}") == "own {{ messages }}"
+    (tmp_path / "mine.jinja").write_text("mine {{ messages }}")
+    assert template(chat_template="mine.jinja") == "mine {{ messages }}"
+    assert template(chat_template="chatml") == NAMED["chatml"]
 
 
-def test_a_tokenizer_with_more_tokens_than_the_base_has_rows_is_refused(tmp_path):
+def test_a_token_for_which_no_model_has_a_row_gets_zeros_and_a_note(tmp_path):
     paths = tiny.save_family(tmp_path / "m", experts=("math",))
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(paths["math"])
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(paths["math"])
@@ -191,8 +193,13 @@ def test_a_tokenizer_with_more_tokens_than_the_base_has_rows_is_refused(tmp_path
     }
     file = tmp_path / "file.yaml"
     file.write_text(yaml.safe_dump(data))
-    with pytest.raises(InputError, match=r"tokenizer_source: .* has token 64, .* base's 64 rows"):
-        merge_file(file, tmp_path / "out", {}, None)
+    out, notes = merge_file(file, tmp_path / "out", {}, None)
+    embedding = tensors_in(out)["model.embed_tokens.weight"]
+    assert AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("new") == 64
+    assert embedding.shape[0] == 65
+    assert not embedding[64].any()
+    assert embedding[63].any()
+    assert any("no model has 1 of them" in note for note in notes)
 
 
 def test_stages_stay_beside_the_result_and_are_made_once(zoo, tmp_path):

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2MoeConfig
 from evomerge.config import FitnessConfig
 from evomerge.fitness.inference.local_model import Local, make_lm
 from evomerge.fitness.tasks.task_set import TaskSet
-from evomerge.models.checks.tokenizer import load_tokenizer
 from evomerge.models.layout import derive_layout
+from evomerge.models.tokens.tokenizer import load_tokenizer
 from evomerge.preflight.estimate_scoring import ModelShape, ScoringEstimate, guessed_tokenizer
 
 GENERATION = tiny.generation_task("write", "{{answer}}", "pick.jsonl", until="\n")

@@ -25,8 +25,8 @@ from evomerge.export import merge
 from evomerge.export.parents import licence_of
 from evomerge.materialize.disk import recipe_models
 from evomerge.models.checks.checked_models import check_models
-from evomerge.models.checks.tokenizer import load_tokenizer, tokenizer_digest, tokens_by_id
 from evomerge.models.open_models import open_models
+from evomerge.models.tokens.tokenizer import load_tokenizer, tokenizer_digest, tokens_by_id
 from evomerge.recipe import Merge, Recipe, Slot
 
 LONG = int(os.environ.get("EVOMERGE_FUZZ", "0"))

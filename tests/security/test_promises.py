@@ -22,7 +22,7 @@ from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.models.checkpoint import load_config
 from evomerge.models.checks.checked_models import check_models
-from evomerge.models.checks.tokenizer import load_tokenizer
+from evomerge.models.tokens.tokenizer import load_tokenizer
 from evomerge.recipe import Recipe, Slot
 from evomerge.report.pages import dashboard as room
 from evomerge.report.pages.dashboard import Content, dashboard

@@ -62,12 +62,12 @@ class Api(Engine):
         args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(context)
-        from evomerge.models.checks.tokenizer import load_tokenizer
+        from evomerge.models.tokens.tokenizer import load_tokenizer
 
         self._url, self._reload, self._timeout = url, reload, timeout
         self._folder = Path(checkpoint).expanduser()
         trusted = context.config.models.trust_remote_code
-        self._tokenizer = load_tokenizer(context.base.folder, trust_remote_code=trusted)
+        self._tokenizer = load_tokenizer(context.base.tokenizer_folder, trust_remote_code=trusted)
         self.lm: Any = self._client(model, args or {})
 
     @classmethod
@@ -197,7 +197,7 @@ class Api(Engine):
 
         chat = self._url.endswith(CHAT)
         if not (chat or self._tokenizer):
-            raise InputError(f"models.base: {self.context.base.folder} has no tokenizer")
+            raise InputError(f"models.base: {self.context.base.tokenizer_folder} has no tokenizer")
         told = {} if chat else self._of_base()
         with quiet():
             lm = get_model(_lm_name(chat))(base_url=self._url, model=model, **{**told, **args})
@@ -212,7 +212,7 @@ class Api(Engine):
         templated = any(t.apply_chat_template for t in self.context.config.fitness.lm_eval_tasks)
         begins = tokenizer.bos_token_id in tokenizer.encode("a")[:1]
         return {
-            "tokenizer": str(base.folder),
+            "tokenizer": str(base.tokenizer_folder),
             "tokenizer_backend": "huggingface",
             "trust_remote_code": self.context.config.models.trust_remote_code,
             "max_length": resolve_max_length(base.config, tokenizer),

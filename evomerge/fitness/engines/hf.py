@@ -38,13 +38,13 @@ class HuggingFace(Engine):
 
         from evomerge.fitness.inference.local_model import Local, make_lm
         from evomerge.materialize.memory.resident import Resident
-        from evomerge.models.checks.tokenizer import load_tokenizer
+        from evomerge.models.tokens.tokenizer import load_tokenizer
 
         config, base = context.config, context.base
         trusted = config.models.trust_remote_code
         compute, parallel = getattr(torch, context.compute), config.workers.spreads
         self._resident = Resident(base.layout, context.kernel, compute, trusted, parallel)
-        tokenizer = load_tokenizer(base.folder, trust_remote_code=trusted)
+        tokenizer = load_tokenizer(base.tokenizer_folder, trust_remote_code=trusted)
         lm = make_lm(self._resident.model, tokenizer, config.fitness.batch_size)
         self._local = Local(lm, batch_tokens or context.facts.get("batch_tokens"))
         self.lm: Any = lm

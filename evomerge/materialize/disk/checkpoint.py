@@ -121,7 +121,7 @@ def write_checkpoint(
             _write_config(recipe, models, kernel, partial, trust_remote_code)
             write_weights(recipe, models.layout, kernel, partial, shard_bytes)
             # tokenizer, chat template, generation config; code where it is trusted
-            _copy_companions(models.sources[tokenizer].folder, partial, _COMPANIONS)
+            _copy_companions(models.sources[tokenizer].tokenizer_folder, partial, _COMPANIONS)
             if trust_remote_code:
                 _copy_companions(models.sources[BASE].folder, partial, {".py"})
             # our own texts, and a record that reads the weights just written

@@ -7,15 +7,15 @@ has the same weights in every run, and models are opened before there is a run.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
+from evomerge.common.data_files import cache_folder
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError, ModelNotFoundError
-from evomerge.config import DtypeConfig, ModelsConfig, resolve_spec
+from evomerge.config import DtypeConfig, ModelsConfig, TokenizerConfig, resolve_spec
 from evomerge.materialize.disk.checkpoint import write_merge
 from evomerge.materialize.disk.provenance import (
     NO_TRUST,
@@ -93,6 +93,7 @@ def open_recipe(
         align=[name for name in sources.align if name in recipe.sources] if sources else (),
         tokenizer=sources.tokenizer if sources else BASE,
         chat_template=sources.chat_template if sources else None,
+        vocabulary=recipe.tokenizer,
     )
     return recipe, inputs, sources
 
@@ -106,6 +107,7 @@ def open_inputs(
     align: Sequence[str] = (),
     tokenizer: str = BASE,
     chat_template: str | None = None,
+    vocabulary: TokenizerConfig | None = None,
 ) -> MergeInputs:
     """Open the models that the file at `path` merges: source name → folder, hub id or recipe.
 
@@ -120,6 +122,7 @@ def open_inputs(
         base=specs[BASE],
         experts={name: spec for name, spec in specs.items() if name != BASE},
         align=list(align),
+        tokenizer=vocabulary,
         allow_locked=True,
         allow_pickle=trust.pickle,
         trust_remote_code=trust.remote_code,
@@ -162,7 +165,9 @@ def _places(sources: Sources) -> dict[str, str]:
 
 def _recipe_folder(provenance: Provenance) -> str:
     """A folder in the cache with the two files of a recipe whose own are gone."""
-    folder = _cache() / f"{content_digest(provenance.model_dump(mode='json'))}-recipe"
+    folder = (
+        cache_folder("recipes") / f"{content_digest(provenance.model_dump(mode='json'))}-recipe"
+    )
     provenance.write(folder)
     return str(folder)
 
@@ -202,19 +207,13 @@ def _checkpoint_of(path: Path, trust: Trust) -> Path:
         "recipe": load_recipe(path).digest,
         **sources.model_dump(mode="json", include=decisive),
     }
-    folder = _cache() / content_digest(key)
+    folder = cache_folder("recipes") / content_digest(key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             recipe, inputs, _ = open_recipe(path, trust=trust)  # makes recipes among its models
             write_merge(recipe, inputs, folder)
     return folder
-
-
-def _cache() -> Path:
-    given = os.environ.get("EVOMERGE_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(given or f"{home}/evomerge").expanduser().resolve() / "recipes"
 
 
 def _option(name: str) -> str:

@@ -60,8 +60,9 @@ class Resident:
                 copy.deepcopy(base.config), dtype=compute, trust_remote_code=trust_remote_code
             )
         model.tie_weights()
-        if (base.folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(base.folder)
+        settings = base.tokenizer_folder
+        if (settings / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(settings)
         model = spread(model, device_map(model)) if parallel else model.to(kernel.device)
         self.model = model.eval().requires_grad_(False)
         self._tensors = self.model.state_dict(keep_vars=True)

@@ -8,18 +8,20 @@ from itertools import combinations
 from pathlib import Path
 
 from evomerge.common.errors import InputError
-from evomerge.config import ModelsConfig
+from evomerge.config import ModelsConfig, TokenizerConfig
 from evomerge.models.adapter import Adapter
 from evomerge.models.alignment.git_rebasin import HEADS, Aligned
 from evomerge.models.canonical_names import same_bytes
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.checks.config_settings import check_heads, settings_notes
 from evomerge.models.checks.merge_lock import lock_of
-from evomerge.models.checks.tokenizer import conflicts, load_tokenizer, tokens_by_id
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.messages import campaign_key
 from evomerge.models.open_models import as_stored, open_models
+from evomerge.models.tokens.matching import as_unmatched, vocabulary_notes
+from evomerge.models.tokens.tokenizer import conflicts, load_tokenizer, tokens_by_id
 from evomerge.models.vocabulary import with_base_rows
+from evomerge.recipe import BASE
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,24 @@ class CheckedModels:
         sources: name → checkpoint, the base first, then the experts in the campaign's order.
         notes: findings worth telling the user, one line each.
         configs_only: only their configs are here; see `evomerge.models.checks.configs_only`.
+        tokenizer: how their tokens were matched, where they were.
     """
 
     layout: Layout
     sources: Mapping[str, Checkpoint]
     notes: tuple[str, ...]
     configs_only: bool = False
+    tokenizer: TokenizerConfig | None = None
 
 
 def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedModels:
     """Open base and experts and check that they can be merged.
 
     Experts must have the base's architecture, tensors, shapes and ties, differ from it in at least
-    one weight, and number their tokens as it does. Vocabulary rows may differ in number: see
-    `evomerge.models.vocabulary`. An expert that looks locked against merging is refused, unless
-    the config allows it (`evomerge.models.checks.merge_lock`). Reads all weights once, to compute
-    the digests.
+    one weight, and number their tokens as it does, unless `tokenizer` matches them by their text.
+    Vocabulary rows may differ in number: see `evomerge.models.vocabulary`. An expert that looks
+    locked against merging is refused, unless the config allows it
+    (`evomerge.models.checks.merge_lock`). Reads all weights once, to compute the digests.
 
     Args:
         base_again: the base may stand among the experts, for merges of models, not task vectors.
@@ -54,14 +58,18 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
     Raises:
         InputError: one message naming `models.experts.<name>` and the tensor or key at fault.
     """
-    base, *experts = open_models(models).values()
+    opened = open_models(models)
+    base, *experts = map(as_unmatched, opened.values())
     # 1. what the configs and the files' headers show
     for expert in experts:
         check_architecture(base, expert)
         _check_ties(base, expert)
         check_tensors(base, expert)
         check_heads(base, expert)
-    notes = [*tokenizer_notes(base, experts, models.trust_remote_code)]
+    if models.tokenizer is None:
+        notes = [*tokenizer_notes(base, experts, models.trust_remote_code)]
+    else:
+        notes = [*vocabulary_notes(opened)]
     # 2. what the weights show
     for source in (base, *experts):
         check_finite(source)
@@ -71,13 +79,12 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
         notes += _lock_notes(base, expert, models.allow_locked)
         notes += settings_notes(base, expert)
         notes += _alignment_notes(expert)
-        notes += shape_notes(base, expert)
+        notes += shape_notes(base, expert, models.tokenizer is not None)
         notes += _adapter_notes(base, as_stored(expert))
         if not base_again:
             _check_differs(base, expert)
     notes += _twin_notes(base, experts)
-    sources = {source.name: source for source in (base, *experts)}
-    return CheckedModels(base.layout, sources, tuple(notes))
+    return CheckedModels(opened[BASE].layout, opened, tuple(notes), tokenizer=models.tokenizer)
 
 
 def check_finite(source: Checkpoint) -> None:
@@ -203,11 +210,15 @@ def _twin_notes(base: Checkpoint, experts: list[Checkpoint]) -> Iterator[str]:
             yield f"{campaign_key(other.name)}: the same weights as {campaign_key(one.name)}"
 
 
-def shape_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
-    """Yield a note if an expert's vocabulary has another size, and one if dtypes differ."""
+def shape_notes(base: Checkpoint, expert: Checkpoint, matched: bool = False) -> Iterator[str]:
+    """Yield a note if an expert's vocabulary has another size, and one if dtypes differ.
+
+    Args:
+        matched: the vocabularies are matched by their tokens, whatever their sizes.
+    """
     ours, theirs = base.layout.vocab_size, expert.layout.vocab_size
     outcome = "the rows beyond are dropped" if theirs > ours else "the base's fill the rest"
-    if theirs != ours:
+    if theirs != ours and not matched:
         yield (
             f"{campaign_key(expert.name)}: vocabulary of {theirs} rows, {ours} in the base; "
             f"the result has {ours}, {outcome}"
@@ -269,8 +280,9 @@ def tokenizer_notes(
             if index not in markers:
                 raise InputError(
                     f"{key}: token id {index} is {theirs.names[index]!r}, but "
-                    f"{ours.names[index]!r} in the base; models with different tokenizers cannot "
-                    "be merged"
+                    f"{ours.names[index]!r} in the base; models with different tokenizers are "
+                    "merged only if models.tokenizer, or tokenizer_source in a mergekit file, is "
+                    "given: it matches tokens by their text"
                 )
         if differing:
             first = differing[0]

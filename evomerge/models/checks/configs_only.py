@@ -28,10 +28,11 @@ from evomerge.models.checks.checked_models import (
     tokenizer_notes,
 )
 from evomerge.models.checks.config_settings import check_heads, settings_notes
-from evomerge.models.checks.tokenizer import load_tokenizer
 from evomerge.models.files.lazy_tensors import Computed, LazyTensors
 from evomerge.models.layout import derive_layout
 from evomerge.models.messages import campaign_key
+from evomerge.models.tokens.matching import match_vocabularies, vocabulary_notes
+from evomerge.models.tokens.tokenizer import load_tokenizer
 from evomerge.recipe import BASE
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*", "adapter_model.*")
@@ -77,7 +78,8 @@ def check_configs_only(models: ModelsConfig) -> CheckedModels | None:
         "not checked"
     ]
     if load_tokenizer(base.folder, trust_remote_code=models.trust_remote_code):
-        notes += tokenizer_notes(base, experts, models.trust_remote_code)
+        if models.tokenizer is None:
+            notes += tokenizer_notes(base, experts, models.trust_remote_code)
     else:
         notes.append(f"models.base: no tokenizer in {base.folder}; it will need one")
     for model in (base, *experts):
@@ -88,10 +90,13 @@ def check_configs_only(models: ModelsConfig) -> CheckedModels | None:
             )
     for expert in experts:
         notes += settings_notes(base, expert)
-        notes += shape_notes(base, expert)
-    return CheckedModels(
-        base.layout, {one.name: one for one in (base, *experts)}, tuple(notes), configs_only=True
-    )
+        notes += shape_notes(base, expert, models.tokenizer is not None)
+    sources: dict[str, Checkpoint] = {one.name: one for one in (base, *experts)}
+    if models.tokenizer is not None:
+        sources = match_vocabularies(sources, models.tokenizer, models.trust_remote_code)
+        notes += vocabulary_notes(sources)
+    layout = sources[BASE].layout
+    return CheckedModels(layout, sources, tuple(notes), True, models.tokenizer)
 
 
 def _has_weights(folder: Path | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evomerge.common.errors import InputError
-from evomerge.config import SpaceConfig, WeightsConfig
+from evomerge.config import SpaceConfig, TokenizerConfig, WeightsConfig
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 from evomerge.recipe import BASE
@@ -22,6 +22,7 @@ def build_space(
     digests: Mapping[str, str],
     seed: int,
     sources: Mapping[str, Source] | None = None,
+    tokenizer: TokenizerConfig | None = None,
 ) -> Space:
     """Build weights, paths, or paths over a searched merge, as the section says.
 
@@ -29,11 +30,14 @@ def build_space(
         digests: source name → content digest, the base first.
         seed: keys the random masks of every recipe of this space.
         sources: read for the Grams of spherical recombination; see `WeightSpace`.
+        tokenizer: how the sources' tokens were matched; every recipe says so.
 
     Raises:
         InputError: what is named does not exist or does not fit; begins with its key.
     """
-    weights = _weights(config, layout, digests, seed, sources) if config.weights else None
+    weights = None
+    if config.weights:
+        weights = _weights(config, layout, digests, seed, sources, tokenizer)
     if config.path.kind == "none":
         assert weights is not None, "the config has one of the two"
         return weights
@@ -43,8 +47,8 @@ def build_space(
         )
     models = [*digests, *([MERGED] if weights else [])]
     paths = build_paths(config.path, models, layout.layers)
-    references = weights or WeightSpace(_plain(digests), layout, digests, seed)
-    return PathSpace(paths, config.path.kind, weights, references, layout, digests)
+    references = weights or WeightSpace(_plain(digests), layout, digests, seed, tokenizer=tokenizer)
+    return PathSpace(paths, config.path.kind, weights, references, layout, digests, tokenizer)
 
 
 def _weights(
@@ -53,8 +57,9 @@ def _weights(
     digests: Mapping[str, str],
     seed: int,
     sources: Mapping[str, Source] | None,
+    tokenizer: TokenizerConfig | None,
 ) -> Space:
-    weights = WeightSpace(config, layout, digests, seed, sources)
+    weights = WeightSpace(config, layout, digests, seed, sources, tokenizer)
     assert config.weights is not None
     dare, lines = config.weights.dare, config.weights.lines
     inner = weights if dare is None else DareSpace(dare, weights, seed)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.common.errors import InputError
+from evomerge.config import TokenizerConfig
 from evomerge.methods import Method, find_method
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 from evomerge.search.spaces.bounds import Searched
@@ -26,12 +27,18 @@ class LayerOrderRecipes:
     """Makes recipes of the models' own depth and order."""
 
     def __init__(
-        self, sources: Mapping[str, str], groups: Sequence[Group], layers: int, seed: int
+        self,
+        sources: Mapping[str, str],
+        groups: Sequence[Group],
+        layers: int,
+        seed: int,
+        tokenizer: TokenizerConfig | None = None,
     ) -> None:
         """`sources`: name → content digest, the base first; `groups`: all tensors, as they are
-        tuned; `layers`: the models' depth; `seed`: keys random masks.
+        tuned; `layers`: the models' depth; `seed`: keys random masks; `tokenizer`: how the sources'
+        tokens were matched.
         """
-        self._sources = dict(sources)
+        self._sources, self._tokenizer = dict(sources), tokenizer
         self._experts = [name for name in sources if name != BASE]
         self._groups = groups
         self._layers = layers
@@ -43,7 +50,13 @@ class LayerOrderRecipes:
         # without random masks a seed would only make equal merges look different
         drawn = any(find_method(merge.method, "space").needs_position for merge in merges)
         seed = self._seed if drawn else 0
-        return Recipe(sources=self._sources, path=path, merges=tuple(merges), seed=seed)
+        return Recipe(
+            sources=self._sources,
+            path=path,
+            merges=tuple(merges),
+            seed=seed,
+            tokenizer=self._tokenizer,
+        )
 
     def merge(
         self,

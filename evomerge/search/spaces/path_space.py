@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from evomerge.config import TokenizerConfig
 from evomerge.methods import find_method
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Merge, MergeCoefficient, Recipe, Slot
@@ -36,6 +37,7 @@ class PathSpace(Space):
         references: Space,
         layout: Layout,
         sources: Mapping[str, str],
+        tokenizer: TokenizerConfig | None = None,
     ) -> None:
         """Join weights and paths.
 
@@ -44,12 +46,13 @@ class PathSpace(Space):
             weights: the space of the merge called "merged", if one is searched.
             references: the space that gives parents and baselines.
             sources: name → content digest, the base first.
+            tokenizer: how the sources' tokens were matched; every recipe says so.
         """
         self._paths = paths
         self._weights = weights
         self._references = references
         self._groups = layout.outside_groups
-        self._sources = dict(sources)
+        self._sources, self._tokenizer = dict(sources), tokenizer
         self._split = weights.dimension if weights else 0
         first = (weights.initial,) if weights else ()
         genes: list[Gene] = [*(weights.genes if weights else ()), *paths.genes]
@@ -110,6 +113,7 @@ class PathSpace(Space):
             path=tuple(slot for slot, _ in made),
             merges=(*self._outside(merged), *(merge for _, merges in made for merge in merges)),
             seed=merged.seed if merged else 0,
+            tokenizer=self._tokenizer,
         )
 
     @override

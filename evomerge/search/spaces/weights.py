@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from evomerge.common.errors import InputError
-from evomerge.config import Bounds, SpaceConfig
+from evomerge.config import Bounds, SpaceConfig, TokenizerConfig
 from evomerge.methods import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
@@ -69,6 +69,7 @@ class WeightSpace(Space):
         digests: Mapping[str, str],
         seed: int,
         sources: Mapping[str, Source] | None = None,
+        tokenizer: TokenizerConfig | None = None,
     ) -> None:
         """Check the configuration against the methods' signatures and the models' layout.
 
@@ -77,6 +78,7 @@ class WeightSpace(Space):
             seed: keys the random masks of every recipe of this space.
             sources: read, if ever, for the Grams of spherical recombination; without them genomes
                 recombine linearly.
+            tokenizer: how the sources' tokens were matched; every recipe says so.
 
         Raises:
             InputError: unknown method or parameter, bounds outside a method's range, no genes.
@@ -96,7 +98,7 @@ class WeightSpace(Space):
         self._layers = layout.layers
         self.groups = list(tuned_groups(weights, layout))
         self._tensors = [group.tensors(layout) for group in self.groups]
-        self._recipes = LayerOrderRecipes(digests, self.groups, layout.layers, seed)
+        self._recipes = LayerOrderRecipes(digests, self.groups, layout.layers, seed, tokenizer)
         tuning = read_tuning(self.methods, weights.genes, f"{where}.genes")
         self._fixed, self._searched = tuning.fixed, tuning.searched
         if not tuning.searched and len(self.methods) == 1:

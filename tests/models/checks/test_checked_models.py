@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.common.errors import InputError
 from evomerge.models.checks.checked_models import check_models
-from evomerge.models.checks.tokenizer import load_tokenizer
+from evomerge.models.tokens.tokenizer import load_tokenizer
 from evomerge.models.vocabulary import with_base_rows
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -13,11 +13,12 @@ from evomerge.models.messages import reason
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TEXT_FILES = (
+TEXT_FILES = (
     *("tokenizer*", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template*", "*_chat_templates/*"),
     "generation_config.json",
 )
+"""The files that decide how text goes in and out."""
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -49,7 +50,7 @@ def tokenizer_digest(folder: Path) -> str:
     Those are the tokenizer's, its chat templates, and the generation settings.
     """
     digest = hashlib.sha256()
-    files = {path for pattern in _TEXT_FILES for path in folder.glob(pattern) if path.is_file()}
+    files = {path for pattern in TEXT_FILES for path in folder.glob(pattern) if path.is_file()}
     for path in sorted(files):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
