@@ -27,6 +27,7 @@ class InFlight:
         queue: to be started next, whatever the budget says.
         running: ticket → candidate that is being measured.
         waiting: ticket → candidate whose recipe is being measured for another one.
+        log: the event log.
     """
 
     def __init__(self, study: Study, executor: Executor, log: EventLog) -> None:
@@ -34,7 +35,7 @@ class InFlight:
         self.queue: deque[Candidate] = deque()
         self.running: dict[int, Candidate] = {}
         self.waiting: dict[int, Candidate] = {}
-        self._study, self._executor, self._log = study, executor, log
+        self._study, self._executor, self.log = study, executor, log
         self._left = {(m.digest, m.split, m.ask): m for m in study.markers()}
         self._taken: set[int | None] = {marker.slot for marker in self._left.values()}
 
@@ -97,7 +98,7 @@ class InFlight:
         A candidate that may be tried again goes back to the head of the queue.
         """
         outcome = self._executor.wait()
-        self._log.write(self._executor.drain_events(), self._executor.workers)
+        self.log.write(self._executor.drain_events(), self._executor.workers)
         if outcome is None:
             return None
         candidate = self.finish(outcome.job.ticket)
@@ -110,7 +111,7 @@ class InFlight:
         if outcome.retryable:
             outcome = replace(outcome, reason=f"{outcome.reason} ({ATTEMPTS} attempts)")
         elif outcome.measurement is not None:
-            self._log.record_engine_facts(outcome.measurement.facts)
+            self.log.record_engine_facts(outcome.measurement.facts)
         return candidate, outcome
 
     def finish(self, ticket: int) -> Candidate:

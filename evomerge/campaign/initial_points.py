@@ -7,8 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.common.errors import InputError
-from evomerge.config import BestTrials, Start, StudyTrials, resolve_spec
+from evomerge.config import (
+    BestTrials,
+    CampaignConfig,
+    DescentConfig,
+    GradientStart,
+    Start,
+    StudyTrials,
+    resolve_spec,
+)
+from evomerge.fitness.engines import check_gradients
+from evomerge.fitness.tasks.surrogate_losses import check_losses
+from evomerge.materialize.gradients import check_differentiable, differentiable_in
 from evomerge.mergekit import load_mergekit
+from evomerge.methods import find_method
 from evomerge.models.checks.checked_models import CheckedModels
 from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.recipe.recipe import load_recipe
@@ -17,6 +29,9 @@ from evomerge.search.spaces.space import Space
 from evomerge.study.best_trials import best_own_params, best_params
 from evomerge.study.run_folder import open_run
 from evomerge.study.storage import describe
+
+BEST_PARENT = "best_parent"
+"""The origin of a descent that is the best of the parents on search."""
 
 
 def initial_points(initial: Sequence[Start], space: Space, models: CheckedModels) -> list[Genome]:
@@ -37,7 +52,71 @@ def initial_points(initial: Sequence[Start], space: Space, models: CheckedModels
     return list(found.values())
 
 
+def descents_of(initial: Sequence[Start]) -> dict[str, DescentConfig]:
+    """The gradient descents of `initial`, by their place in the campaign file."""
+    return {
+        f"initial[{index}].gradient": start.gradient
+        for index, start in enumerate(initial)
+        if isinstance(start, GradientStart)
+    }
+
+
+def check_descents(config: CampaignConfig, space: Space, kinds: Mapping[str, str]) -> None:
+    """Refuse gradient descents that cannot work here, before any model is built.
+
+    Args:
+        kinds: task → lm-eval's output type.
+
+    Raises:
+        InputError: an engine, a task, a method or a space without gradients, or no such origin;
+            begins with the key.
+    """
+    for where, descent in descents_of(config.initial).items():
+        check_gradients(config, where)
+        check_losses(kinds, where)
+        if config.space.weights is None:
+            raise InputError(f"{where}: a path has no gradient; search weights as well")
+        check_differentiable(config.space.weights.methods, where)
+        for name in space.seeds if descent.origin == BEST_PARENT else [descent.origin]:
+            at = descent.model_copy(update={"origin": name})
+            _, genome = origin_of(at, space, where, ())
+            ones = dict.fromkeys(differentiable_in(space.decode(genome)), 1.0)
+            if not space.pull_back(genome, ones).any():
+                searched = ", ".join(
+                    find_method(m, where).name for m in config.space.weights.methods
+                )
+                raise InputError(
+                    f"{where}: no gene has a gradient; search weights, lambda or what else "
+                    f"{searched} is smooth in"
+                )
+
+
+def origin_of(
+    descent: DescentConfig, space: Space, where: str, parents: Sequence[str]
+) -> tuple[str, Genome]:
+    """The name of the point where a descent begins, and its genome.
+
+    Args:
+        parents: by search, the best first.
+
+    Raises:
+        InputError: no such point; names those there are.
+    """
+    known = {"uniform": space.initial, **space.seeds}
+    held = [name for name in parents if name in space.seeds]
+    name = held[0] if descent.origin == BEST_PARENT and held else descent.origin
+    if name not in known:
+        best = [BEST_PARENT] if space.seeds else []
+        raise InputError(
+            f"{where}.from: {name!r} is no point of this space; write one of "
+            f"{', '.join([*known, *best])}"
+        )
+    return name, known[name]
+
+
 def _genomes(start: Start, space: Space, models: CheckedModels) -> Iterator[Genome]:
+    if isinstance(start, GradientStart):
+        return  # it has an end only when it was run
     if isinstance(start, BestTrials):
         yield from _by_name(_best_of_run(start), space, start.run)
     elif isinstance(start, StudyTrials):

@@ -13,7 +13,9 @@ from itertools import chain, count
 
 from evomerge.campaign import choice
 from evomerge.campaign.candidate import Candidate, finalist, named
+from evomerge.campaign.descents import Descents, with_ends
 from evomerge.campaign.evaluator import Evaluator
+from evomerge.campaign.initial_points import descents_of
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.rungs import build_rungs
@@ -43,8 +45,9 @@ class Campaign:
 
         `elsewhere`: what other studies know, by digest and split; copied, not measured again.
         """
-        self._setup, self._executor, self._listener = setup, executor, listener
-        self._record = Recorder(setup, study, listener)
+        self._executor, self._listener = executor, listener
+        self._setup = with_ends(setup, study)
+        self._record = Recorder(self._setup, study, listener)
         self._evaluator = Evaluator(self._record, executor, listener, elsewhere or {})
         self._in_flight = self._evaluator.in_flight
 
@@ -91,6 +94,7 @@ class Campaign:
     def _search(self, deadline: float | None = None) -> None:
         """Measure parents and baselines; then try what the optimizer proposes."""
         self._measure_references("search")
+        self._descend(deadline)
         judge, trials = self._record.judge("search"), self._record.trials
         self._evaluator.rungs = build_rungs(self._setup, self._record.study, judge, self._listener)
         self._listener.phase("search", len(trials), self._setup.config.budget.trials)
@@ -99,6 +103,14 @@ class Campaign:
         asks = (index for index in count() if index not in known)
         self._proposals = chain(left, map(self._setup.optimizer.ask, asks))  # each when needed
         self._run_until_idle(lambda: self._may_ask(deadline))
+
+    def _descend(self, deadline: float | None) -> None:
+        """Run the gradient descents of `initial`; the optimizer tries first where they ended."""
+        if self._record.trials or not descents_of(self._setup.config.initial):
+            return
+        work = Descents(self._record, self._executor, self._in_flight, self._listener)
+        if work.run(deadline):
+            self._setup = self._record.setup = with_ends(self._setup, self._record.study)
 
     def _run_until_idle(self, may_ask: Callable[[], bool] = lambda: False) -> None:
         """Keep the workers busy until nothing is queued, in flight, or still to be asked for."""

@@ -11,8 +11,9 @@ from evomerge.campaign.listener import Listener
 from evomerge.campaign.setup import Setup
 from evomerge.judging.estimators import Estimates
 from evomerge.judging.scores import Judge
+from evomerge.judging.selection import by_preference
 from evomerge.search.optimizers import replay
-from evomerge.study.judged import judge_on, known_of, scores_of
+from evomerge.study.judged import judge_on, judged, known_of, scores_of
 from evomerge.study.record import Evaluation, RungProgress
 from evomerge.study.study import Study
 from evomerge.workers.worker import PACKAGES
@@ -24,7 +25,7 @@ class Recorder:
     Attributes:
         known: (digest, split) → the evaluation on record.
         trials: the optimizer's own, in the order of the tells.
-        spent: how many search items these were asked for.
+        spent: how many search items these and gradient descents were asked for.
         setup: the campaign's, with the optimizer that is told.
         study: where everything is written.
     """
@@ -38,7 +39,7 @@ class Recorder:
         record = study.evaluations()
         self.known: dict[tuple[str, str], Evaluation] = known_of(record)
         self.trials: list[Evaluation] = []
-        self.spent = 0
+        self.spent = sum(descent.items for descent in study.descents())
         own = [evaluation for evaluation in record if evaluation.optimizers_own]
         if own:  # then every parent is on record
             self.meet_parents("search")
@@ -55,6 +56,12 @@ class Recorder:
         if len(self.trials) + begun >= budget.trials:
             return False
         return budget.items is None or self.spent + begun * first < budget.items
+
+    def parents_by_score(self) -> list[str]:
+        """The names of the parents that were scored on search, the best first."""
+        parents = [e for e in self.known.values() if e.role == "parent" and e.split == "search"]
+        ranked = by_preference(judged(self.judge("search"), parents), self.setup.judge.objective)
+        return [str(one.trial.name) for one in ranked]
 
     def judge(self, split: str) -> Judge:
         """Return the judge of a split; until it has met the parents, one that knows none."""

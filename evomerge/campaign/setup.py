@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from evomerge.campaign.initial_points import initial_points
+from evomerge.campaign.initial_points import check_descents, descents_of, initial_points
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.config import SPLITS, CallableConfig, CampaignConfig, TaskConfig
@@ -26,6 +27,7 @@ from evomerge.models.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.recipe import BASE, Recipe
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.spaces.build import build_space
+from evomerge.search.spaces.genes import Genome
 from evomerge.search.spaces.space import Space
 from evomerge.trackers.base import Tracker
 from evomerge.trackers.build import build_trackers
@@ -96,6 +98,14 @@ class Setup:
         _check_search(setup)
         return setup
 
+    def with_starts(self, genomes: Sequence[Genome]) -> Setup:
+        """The same set-up with a new optimizer, which tries these genomes before all others."""
+        space = copy.copy(self.space)
+        unique = {genome.tobytes(): genome for genome in (*genomes, *space.starts)}
+        space.starts = tuple(unique.values())
+        optimizer = build_optimizer(self.config.optimizer, space, self.config.seed)
+        return replace(self, space=space, optimizer=optimizer)
+
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that must not change when a study is resumed; paths and budgets may."""
@@ -106,6 +116,14 @@ class Setup:
             "space": config.space.model_dump(mode="json", exclude={"grid"}),
             "genes": [gene.name for gene in self.space.genes],
             "initial": [content_digest(start.tolist()) for start in self.space.starts],
+            **(
+                {
+                    "descents": [one.model_dump(mode="json") for one in descents.values()],
+                    "surrogate_loss": fitness.surrogate_loss.model_dump(mode="json"),
+                }
+                if (descents := descents_of(config.initial))
+                else {}
+            ),
             "fitness": {
                 "tasks": {task.task: _identity_of(task) for task in fitness.tasks},
                 **({"engine": dict(said)} if (said := engine_identity(config)) else {}),
@@ -195,6 +213,8 @@ def _check_search(setup: Setup) -> None:
         InputError: names the key.
     """
     check_rungs(setup.config.fitness.rungs, setup.sizes("search"))
+    kinds = {task.task: task.kind for task in setup.tasks if task.weight > 0}
+    check_descents(setup.config, setup.space, kinds)
     setup.optimizer.check_goals(setup.judge.goals)
     setup.optimizer.check_budget(setup.most_trials)
     setup.optimizer.check_metrics([task.task for task in setup.tasks])

@@ -43,17 +43,22 @@ class Curve:
 
 
 def curve(
-    judge: Judge, evaluations: Sequence[Evaluation], budget: BudgetConfig, items: int
+    judge: Judge,
+    evaluations: Sequence[Evaluation],
+    budget: BudgetConfig,
+    items: int,
+    before: int = 0,
 ) -> Curve:
     """Draw the curve of a run's trials within the budget; the last may begin in it and end beyond.
 
     A trial costs the items it was asked for, whether they were scored, looked up or lost in a
     failure (which costs `items`, the whole search split): measurements of other runs make no run
-    faster. Where the best by search could not be scored on select, the one before it stays.
+    faster. Gradient descents had cost the run `before` items when its first trial began. Where the
+    best by search could not be scored on select, the one before it stays.
     """
     # 1. the trials within the budget of trials, or of items
     own = searched(judge, evaluations)[: budget.trials]
-    spent = np.cumsum([one.trial.cost(items) for one in own], dtype=np.float64)
+    spent = before + np.cumsum([one.trial.cost(items) for one in own], dtype=np.float64)
     if budget.items is not None:
         own = own[: 1 + int(np.searchsorted(spent, budget.items))]
     # 2. after each trial the select score of the best by search

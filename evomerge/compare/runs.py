@@ -61,10 +61,10 @@ def compare_optimizers(
             listener.begin(f"{label}, seed {seed} (run {place} of {len(setups)})")
             with open_study(own, folders[label] / f"seed-{seed}", listener) as study:
                 Campaign(own, study, executor, listener, known).race()
-                found = study.evaluations()
+                found, before = study.evaluations(), sum(d.items for d in study.descents())
             known |= known_of([*known.values(), *(e for e in found if not e.failed)])
             references += [e for e in found if e.split == "select" and e.name and not e.failed]
-            runs[label][seed] = curve(setup.judge, found, budget, items)
+            runs[label][seed] = curve(setup.judge, found, budget, items, before)
     return {
         "campaign": setup.config.name,
         "objective": objective_label(setup),

@@ -14,6 +14,7 @@ from evomerge.config.fitness import (
     EngineConfig,
     FitnessConfig,
     RaceConfig,
+    SurrogateLossConfig,
     TaskConfig,
 )
 from evomerge.config.load import load_campaign, parse_campaign
@@ -37,6 +38,8 @@ from evomerge.config.paths import resolve_spec, template_at
 from evomerge.config.search import (
     BestTrials,
     BudgetConfig,
+    DescentConfig,
+    GradientStart,
     OptimizerConfig,
     StageConfig,
     Start,
@@ -65,10 +68,12 @@ __all__ = [
     "CampaignConfig",
     "ConstraintConfig",
     "DareConfig",
+    "DescentConfig",
     "DtypeConfig",
     "EngineConfig",
     "FitnessConfig",
     "FloatType",
+    "GradientStart",
     "LinesConfig",
     "ModelsConfig",
     "NamedConfig",
@@ -88,6 +93,7 @@ __all__ = [
     "Strict",
     "StudyConfig",
     "StudyTrials",
+    "SurrogateLossConfig",
     "TaskConfig",
     "TokenOfModel",
     "TokenRow",

@@ -29,7 +29,8 @@ class CampaignConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     initial: list[Start] = Field(default_factory=list)
     """Points to try first: `uniform`, a model's name, a recipe file, a mergekit file, trials of
-    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`).
+    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`), before them
+    the ends of gradient descents (`{gradient: {steps: 30, from: uniform}}`).
     """
     budget: BudgetConfig = BudgetConfig()
     study: StudyConfig = StudyConfig()

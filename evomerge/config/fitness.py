@@ -88,6 +88,16 @@ class EngineConfig(PlugConfig):
     kind: str = "hf"
 
 
+class SurrogateLossConfig(Strict):
+    """The loss that gradients follow where the campaign file asks for some.
+
+    `supervised`: cross-entropy of the right choice, minus the log-likelihood of a target, and, for
+    a task that generates, minus the mean log-likelihood of its target's tokens: a surrogate.
+    """
+
+    kind: Literal["supervised"] = "supervised"
+
+
 class FitnessConfig(Strict):
     """The measure of a merge: tasks, the objective over them, and how documents are split."""
 
@@ -110,6 +120,7 @@ class FitnessConfig(Strict):
     race: RaceConfig = RaceConfig()
     estimator: Literal["mean", "mp_irt", "gmp_irt"] = "gmp_irt"
     """The estimator of a pruned candidate's score."""
+    surrogate_loss: SurrogateLossConfig = SurrogateLossConfig()
 
     @property
     def lm_eval_tasks(self) -> list[TaskConfig]:

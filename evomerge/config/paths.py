@@ -10,7 +10,7 @@ from evomerge.common.errors import InputError
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.fitness import AnyTask, TaskConfig
 from evomerge.config.models import TokenizerConfig
-from evomerge.config.search import BestTrials, Start, StudyTrials
+from evomerge.config.search import BestTrials, GradientStart, Start, StudyTrials
 
 _NAME = re.compile(r"""^(?:task|group):[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
 
@@ -122,6 +122,8 @@ def absolute_start(start: Start, folder: Path) -> Start:
         return start.model_copy(update={"run": str((folder / start.run).resolve())})
     if isinstance(start, StudyTrials):
         return start.model_copy(update={"study": resolve_storage(start.study, folder)})
+    if isinstance(start, GradientStart):
+        return start
     is_file = start.endswith((".json", ".yaml", ".yml"))
     return str((folder / start).resolve()) if is_file else start
 

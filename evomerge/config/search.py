@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from evomerge.config.base import PlugConfig, Strict
 from evomerge.config.space import SpaceConfig
@@ -61,18 +61,48 @@ class StudyTrials(Strict):
     trials: int = Field(default=1, ge=1)
 
 
+class DescentConfig(Strict):
+    """A gradient descent on the genes before the search, on documents of the search split.
+
+    `steps` of projected Adam at `rate` (a share of each gene's range), on `batch` fresh documents
+    each, which cost three items a document. `from` is where it begins: `uniform`, a model's name,
+    or `best_parent`, the best on search that the space holds. Of the split `held_back` is kept
+    aside: every `check` steps its loss is looked at, the best point so far is the end, and the
+    descent stops when `patience` looks brought nothing better.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    steps: int = Field(default=30, ge=1)
+    origin: str = Field(default="uniform", alias="from")
+    batch: int = Field(default=30, ge=1)
+    rate: float = Field(default=0.05, gt=0, le=1)
+    held_back: float = Field(default=0.2, gt=0, lt=1)
+    check: int = Field(default=5, ge=1)
+    patience: int = Field(default=3, ge=1)
+
+
+class GradientStart(Strict):
+    """The end of a gradient descent as a point to try first."""
+
+    gradient: DescentConfig
+
+
 def _kind_of_start(start: Any) -> str:
     if isinstance(start, Mapping):
-        return "study" if "study" in start else "run"
+        return next((kind for kind in ("study", "gradient") if kind in start), "run")
     if isinstance(start, StudyTrials):
         return "study"
+    if isinstance(start, GradientStart):
+        return "gradient"
     return "run" if isinstance(start, BestTrials) else "name"
 
 
 Start = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[BestTrials, Tag("run")]
-    | Annotated[StudyTrials, Tag("study")],
+    | Annotated[StudyTrials, Tag("study")]
+    | Annotated[GradientStart, Tag("gradient")],
     Discriminator(_kind_of_start),
 ]
 

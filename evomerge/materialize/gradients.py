@@ -49,6 +49,17 @@ def check_differentiable(methods: Sequence[str], where: str) -> None:
         )
 
 
+def differentiable_in(recipe: Recipe) -> list[MergeCoefficient]:
+    """Return the coefficients of a recipe in which it is differentiable."""
+    found = []
+    for merge in recipe.merges:
+        method = find_method(merge.method, "recipe")
+        for name in method.differentiable_in:
+            owners = merge.experts if method.parameters[name].per_expert else [None]
+            found += [MergeCoefficient(merge.slot, merge.group, one, name) for one in owners]
+    return found
+
+
 class CoefficientGradients:
     """Sums ∂L/∂c over a recipe's tensors, in whatever order they come.
 

@@ -9,7 +9,10 @@ from itertools import groupby
 
 import numpy as np
 
+from evomerge.campaign.descents import BACKWARD
+from evomerge.campaign.initial_points import descents_of
 from evomerge.campaign.setup import Setup
+from evomerge.config import DescentConfig
 from evomerge.materialize.memory.layers import WeightKey, weight_key
 from evomerge.materialize.plan import plan
 from evomerge.recipe import Recipe
@@ -55,7 +58,8 @@ def work_of(setup: Setup, trials: int) -> Work:
         r.digest for r in (*setup.space.parents().values(), *setup.space.baselines().values())
     }
     grid = {recipe.digest for recipe in setup.grid.values()} - references
-    searched = trials * sizes["search"]
+    descents = [_descent(one) for one in descents_of(setup.config.initial).values()]
+    searched = trials * sizes["search"] + sum(part.items for part in descents)
     if budget.items is not None:
         trials = min(trials, math.ceil(budget.items / setup.first_rung))
         searched = min(searched, budget.items)
@@ -63,7 +67,11 @@ def work_of(setup: Setup, trials: int) -> Work:
     later = len(references) + bool(grid)
     finalists = min(fitness.select_top, trials)
     return Work(
-        merges=before + trials + (later + finalists) + (later + 1),
+        merges=before
+        + sum(part.merges for part in descents)
+        + trials
+        + (later + finalists)
+        + (later + 1),
         items=before * sizes["search"]
         + searched
         + (later + finalists) * sizes["select"]
@@ -71,6 +79,13 @@ def work_of(setup: Setup, trials: int) -> Work:
         trials=trials,
         first=Part(before + 1, before * sizes["search"] + setup.first_rung),
     )
+
+
+def _descent(config: DescentConfig) -> Part:
+    """Count a gradient descent of all its steps; documents of a backward pass as three."""
+    looks = 1 + math.ceil(config.steps / config.check)
+    held = 2 * config.batch  # at most
+    return Part(config.steps + 1, BACKWARD * config.batch * config.steps + looks * held)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,12 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         "best so far": f"{leader['value']:.4f} (trial {leader['trial']}, search split)"
         if leader
         else "none yet",
+        **{
+            f"gradient from {one['from']}": f"{one['steps']} steps, the best after "
+            f"{one['best_step']}; {one['items']:,} items"
+            + (f"; {one['done']}" if one["done"] else "")
+            for one in status.get("descents", ())
+        },
         "items scored": f"{status['item_evaluations']:,}",
         "time in evaluations": f"{status['seconds']:.1f} s",
         **({} if status["done"] else {"time left": left_line(status), "in flight": in_flight}),

@@ -114,12 +114,12 @@ def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: _Clock) -
     time, whole = clock.running(), split_size(study, "search")
     rate = _rate(clock.finished[mine & (clock.session == clock.session.max())])
     concluded = is_concluded(study, evaluations)
-    budget = study.campaign["budget"]
+    budget, before = study.campaign["budget"], sum(one.items for one in study.descents())
     return {
         "rate": rate,
-        "left": 0.0 if concluded else _left(own, whole, budget, rate, clock),
+        "left": 0.0 if concluded else _left(own, whole, before, budget, rate, clock),
         "trials": _counts(time[mine], np.arange(1, len(own) + 1)),
-        "items": _counts(time[mine], np.cumsum([e.cost(whole) for e in own])),
+        "items": _counts(time[mine], before + np.cumsum([e.cost(whole) for e in own], dtype=int)),
         "time": float(clock.offsets[-1]),
         "sessions": [
             {"time": float(at), "started": s.started.isoformat(), "workers": s.workers}
@@ -171,6 +171,7 @@ def _rate(finished: NDArray[np.float64]) -> float | None:
 def _left(
     own: Sequence[Evaluation],
     whole: int,
+    before: int,
     budget: dict[str, Any],
     rate: float | None,
     clock: _Clock,
@@ -182,7 +183,7 @@ def _left(
     if budget.get("items") is not None:
         lately = own[-RECENT:]
         each = sum(e.cost(whole) for e in lately) / len(lately)
-        spent = sum(e.cost(whole) for e in own)
+        spent = before + sum(e.cost(whole) for e in own)
         left.append((budget["items"] - spent) / (rate * each))
     until, now = clock.sessions[-1].until, datetime.now(UTC)
     if until is not None and until > now:

@@ -29,7 +29,7 @@ from evomerge.recipe import BASE
 from evomerge.results.progress import is_concluded, running_summary, split_size
 from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.study.judged import check_of, judge_on, judged
-from evomerge.study.record import Evaluation
+from evomerge.study.record import DescentRecord, Evaluation
 from evomerge.study.study import Study
 
 REFERENCES = ("parent", "baseline")
@@ -98,7 +98,7 @@ class Results:
         whole = split_size(self.study, "search")
         leader = best(self.searched)
         stage = self.study.note("stage")
-        budget = self.study.campaign["budget"]
+        budget, descents = self.study.campaign["budget"], self.study.descents()
         return {
             "name": self.study.name,
             "stage": stage and {key: stage[key] for key in ("name", "place", "of")},
@@ -113,7 +113,8 @@ class Results:
             if leader is None
             else {"trial": leader.trial.number, "value": leader.trial.value},
             "digests": [t.digest for t in self.own],
-            "items_asked": sum(t.cost(whole) for t in self.own),
+            "items_asked": sum(t.cost(whole) for t in self.own)
+            + sum(one.items for one in descents),
             "item_evaluations": sum(e.n for e in self.evaluations if e.seconds),
             "seconds": round(sum(sum(e.seconds.values()) for e in self.evaluations), 3),
             "in_flight": len(self.running["in_flight"]),
@@ -122,6 +123,7 @@ class Results:
             "left": self.running["left"],
             "estimator": self._calibration(),
             "events": self.study.note("events"),
+            **({"descents": list(map(_shown_descent, descents))} if descents else {}),
             "optimizer_state": dict(self.own[-1].state) if self.own else {},
             "done": self.concluded and (stage is None or stage["place"] == stage["of"]),
         }
@@ -355,6 +357,19 @@ class Results:
 def shown_split(best: Mapping[str, Any]) -> str:
     """The split by which a table of `Results.best` judges: test once it is open, else search."""
     return "test" if best["scores"]["test"] else "search"
+
+
+def _shown_descent(record: DescentRecord) -> dict[str, Any]:
+    """Show a gradient descent: how far it is, what it cost, and how its losses went."""
+    return {
+        "from": record.origin,
+        "steps": record.step,
+        "best_step": record.best_step,
+        "items": record.items,
+        "losses": record.losses,
+        "held_back": record.checks,
+        "done": record.done,
+    }
 
 
 def _objective_label(objective: str | Mapping[str, Any]) -> str:

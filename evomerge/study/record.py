@@ -125,6 +125,42 @@ class Evaluation:
         return (self.n or whole) if self.asked is None else self.asked
 
 
+@dataclass(frozen=True)
+class DescentRecord:
+    """How far a gradient descent has come: all that is needed to go on with it, as JSON data.
+
+    Attributes:
+        origin: where it began: `uniform`, or a model's name.
+        step: steps that were made.
+        genome: where it is, (dimension,).
+        mean: Adam's first moment, and `square` its second, each (dimension,).
+        losses: of each step's documents, before the step.
+        checks: (step, loss of the documents held back) of every look.
+        best: the genome of the least loss held back so far, and `best_step` its step.
+        items: what it was asked for: three a document and step, one a document and look.
+        attempts: sessions or workers in a row that did not live to see a job of it done.
+        done: why it ended; None while it goes on.
+    """
+
+    origin: str
+    genome: list[float]
+    mean: list[float]
+    square: list[float]
+    best: list[float]
+    step: int = 0
+    best_step: int = 0
+    losses: list[float] = field(default_factory=list)
+    checks: list[list[float]] = field(default_factory=list)
+    items: int = 0
+    attempts: int = 0
+    done: str | None = None
+
+    @property
+    def checked(self) -> bool:
+        """Whether the documents held back were looked at where it is."""
+        return bool(self.checks) and self.checks[-1][0] == self.step
+
+
 @dataclass(frozen=True, eq=False)
 class Marker:
     """An evaluation in flight: written before work begins, so that a crash leaves a trace."""

@@ -7,9 +7,9 @@ of it or none. Everything a resume needs is here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,7 @@ from evomerge.study import codec
 from evomerge.study.access import Access, OutagePolicy
 from evomerge.study.identity import as_json, check_identity
 from evomerge.study.lock import driven
-from evomerge.study.record import Evaluation, Marker
+from evomerge.study.record import DescentRecord, Evaluation, Marker
 from evomerge.study.storage import describe, quiet
 from evomerge.study.trial import FINISHED, Genes, from_trial, to_trial, utc
 
@@ -32,6 +32,8 @@ SCHEMA = 1
 """Version of the layout of facts in a study; raised when older readers would misread them."""
 PACKED = {"packed": True}
 """Stands in the place of a note that is too long to be shown."""
+DESCENTS = "descents"
+"""The note that holds gradient descents."""
 OWN = ("digest", "split", "role", "name", "ask")
 """The attributes by which an evaluation is recognised."""
 
@@ -258,6 +260,18 @@ class Study:
         """The fact kept under `key`, or None."""
         shown = self._do(lambda: self._storage.get_study_user_attrs(self._id)).get(f"note:{key}")
         return self._fact(f"note/{key}") if shown == PACKED else shown
+
+    def descents(self) -> list[DescentRecord]:
+        """The gradient descents before the search, in the campaign file's order."""
+        return [DescentRecord(**one) for one in self.note(DESCENTS) or []]
+
+    def set_descents(self, descents: Sequence[DescentRecord]) -> None:
+        """Keep how far the descents have come; replaces what was kept.
+
+        Raises:
+            InputError: the storage cannot be written.
+        """
+        self.set_note(DESCENTS, [asdict(one) for one in descents])
 
     @property
     def _where(self) -> str:

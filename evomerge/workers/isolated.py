@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+from functools import partial
 from multiprocessing.connection import Connection
 
 from evomerge.common.errors import InputError
-from evomerge.workers.job import Job, Outcome, attempt
+from evomerge.workers.job import Job, Outcome, attempt, perform
 from evomerge.workers.worker import Worker, WorkerSpec
 
 
@@ -37,8 +38,7 @@ def measure_isolated(job: Job, spec: WorkerSpec) -> Outcome:
 def _measure(connection: Connection, job: Job, spec: WorkerSpec) -> None:
     found: Outcome | InputError
     try:
-        worker = Worker(spec)
-        found = attempt(job, worker.measure, worker.weights)
+        found = attempt(job, partial(perform, Worker(spec)))
     except InputError as error:
         found = error
     connection.send(found)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 from evomerge.common.errors import EvomergeError, InputError
 from evomerge.recipe import Recipe
 from evomerge.workers.faults import is_device_fault, is_machine_fault
-from evomerge.workers.worker import Measurement
+from evomerge.workers.worker import Gradient, Measurement, Worker
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Job:
         items: task → ids of the split's items to measure; None for all.
         last: the candidate will have no further attempt.
         record_weights: the weights that were scored are recorded, too: a pass over all of them.
+        task: what to do: score the items, compute the losses of their documents, or differentiate
+            these too; the last two on given items of the search split.
+        task_weights: of the tasks' losses in the sum that is differentiated.
     """
 
     ticket: int
@@ -29,11 +32,13 @@ class Job:
     items: Mapping[str, Sequence[str]] | None = None
     last: bool = False
     record_weights: bool = False
+    task: Literal["score", "losses", "gradient"] = "score"
+    task_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a job: a measurement, or the reason why there is none.
+    """The result of a job: a measurement or a gradient, or the reason why there is none.
 
     Attributes:
         retryable: the worker died, so the job may be tried again; any other failure is the
@@ -46,6 +51,7 @@ class Outcome:
     reason: str | None = None
     retryable: bool = False
     machine_fault: bool = False
+    gradient: Gradient | None = None
 
 
 @dataclass(frozen=True)
@@ -96,25 +102,28 @@ class Executor(Protocol):
         """Let the workers go."""
 
 
-def attempt(
-    job: Job,
-    measure: Callable[..., Measurement],
-    weights: Callable[[Recipe], Mapping[str, Any] | None] | None = None,
-) -> Outcome:
-    """Measure, and turn whatever goes wrong into an outcome that says whose fault it is.
+def perform(worker: Worker, job: Job) -> Outcome:
+    """Let a worker do what a job asks for."""
+    if job.task == "score":
+        part = () if job.items is None else (job.items,)
+        found = worker.measure(job.recipe, job.split, *part)
+        if job.record_weights:
+            found = replace(found, weights=worker.weights(job.recipe))
+        return Outcome(job, found)
+    assert job.items is not None, "losses are of given items"
+    if job.task == "losses":
+        return Outcome(job, gradient=worker.losses(job.recipe, job.items))
+    return Outcome(job, gradient=worker.gradient(job.recipe, job.items, job.task_weights))
 
-    Args:
-        weights: records the weights that were measured, for a job that asks for it.
+
+def attempt(job: Job, do: Callable[[Job], Outcome]) -> Outcome:
+    """Do a job, and turn whatever goes wrong into an outcome that says whose fault it is.
 
     Raises:
         InputError: the input is wrong for every candidate.
     """
     try:
-        part = () if job.items is None else (job.items,)
-        found = measure(job.recipe, job.split, *part)
-        if job.record_weights and weights is not None:
-            found = replace(found, weights=weights(job.recipe))
-        return Outcome(job, found)
+        return do(job)
     except InputError:
         raise
     except EvomergeError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from evomerge.common.errors import EvomergeError
 from evomerge.workers.isolated import measure_isolated
-from evomerge.workers.job import Event, Job, Outcome, attempt
+from evomerge.workers.job import Event, Job, Outcome, attempt, perform
 from evomerge.workers.worker import Worker, WorkerSpec
 
 
@@ -49,7 +51,7 @@ class LocalExecutor:
             outcome = measure_isolated(job, self._spec)
         else:
             self._worker = self._worker or Worker(self._spec)
-            outcome = attempt(job, self._worker.measure, self._worker.weights)
+            outcome = attempt(job, partial(perform, self._worker))
             # After an error on a device a process cannot use it again.
             self._device_lost = outcome.retryable
         if outcome.machine_fault:

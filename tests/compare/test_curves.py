@@ -31,6 +31,8 @@ def test_a_curve_counts_failures_in_full_and_starts_at_the_first_success():
     assert np.isnan(made.select[0])
     assert made.select[1:].tolist() == [0.6, 0.6, 0.4]
     assert curve(JUDGE, found, BudgetConfig(trials=3), items=10).select[-1] == 0.6
+    later = curve(JUDGE, found, BudgetConfig(trials=9), items=10, before=7)
+    assert later.spent.tolist() == [17, 27, 37, 41]
 
 
 def test_a_budget_of_items_ends_with_the_trial_that_spends_it():

@@ -17,10 +17,10 @@ JOB = Job(0, SimpleNamespace(digest="d"), "search")
 
 
 def failing(error):
-    def measure(recipe, split):
+    def do(job):
         raise error
 
-    return measure
+    return do
 
 
 def wrapped(error):

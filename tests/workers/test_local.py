@@ -18,10 +18,10 @@ JOB = Job(0, SimpleNamespace(digest="d"), "search")
 
 
 def failing(error):
-    def measure(recipe, split):
+    def do(job):
         raise error
 
-    return measure
+    return do
 
 
 @pytest.fixture
@@ -39,9 +39,7 @@ def local(monkeypatch):
 
 
 def fail_with(monkeypatch, error):
-    monkeypatch.setattr(
-        Worker, "measure", lambda self, recipe, split: failing(error)(recipe, split)
-    )
+    monkeypatch.setattr(Worker, "measure", lambda self, recipe, split: failing(error)(recipe))
 
 
 def test_a_machines_fault_ends_a_local_run_in_order(local, monkeypatch):

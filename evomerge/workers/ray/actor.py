@@ -12,7 +12,7 @@ import ray
 
 from evomerge import __version__
 from evomerge.common.errors import EvomergeError, InputError
-from evomerge.workers.job import Job, Outcome, attempt
+from evomerge.workers.job import Job, Outcome, attempt, perform
 from evomerge.workers.ray.file_copies import FileSet, with_copies
 from evomerge.workers.worker import PACKAGES, Worker, WorkerSpec
 
@@ -63,7 +63,7 @@ class Actor:
 
     def measure(self, job: Job) -> Outcome:
         """Measure a job, see `attempt`."""
-        return attempt(job, self._worker.measure, self._worker.weights)
+        return attempt(job, partial(perform, self._worker))
 
 
 def own_versions() -> dict[str, str]:

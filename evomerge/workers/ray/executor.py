@@ -285,6 +285,8 @@ class RayExecutor:
     def _finish_job(self, slot: WorkerSlot, outcome: Outcome) -> None:
         """Queue an outcome, and free, stop or quarantine as it says."""
         job, done = outcome.job, outcome.measurement
+        if outcome.gradient is not None:
+            self._nodes.clear(slot.node)
         if done is not None:
             self._timeouts.record_measurement(_methods(job), self._count_items(job), done.seconds)
             self._nodes.clear(slot.node)
@@ -338,10 +340,10 @@ class RayExecutor:
         self._events.append(Event(kind, f"node {self._nodes.name(slot.node)}: {reason}{recipe}"))
 
     def _count_items(self, job: Job) -> int:
-        """Return how many items a job measures."""
+        """Return how many items a job measures; a backward pass counts as two more of each."""
         if job.items is None:
             return self._sizes[job.split]
-        return sum(map(len, job.items.values()))
+        return sum(map(len, job.items.values())) * (3 if job.task == "gradient" else 1)
 
 
 def _methods(job: Job) -> set[str]:

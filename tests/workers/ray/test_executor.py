@@ -20,7 +20,7 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 
 from evomerge.common.errors import InputError
 from evomerge.config import WorkersConfig
-from evomerge.workers.job import Job, attempt
+from evomerge.workers.job import Job, Outcome, attempt
 from evomerge.workers.ray import executor as on_ray
 from evomerge.workers.ray import nodes
 from evomerge.workers.ray.actor import Actor, Refusal, own_versions
@@ -44,7 +44,7 @@ class Told(Actor):
         return None
 
     def measure(self, job):
-        return attempt(job, self.obey)
+        return attempt(job, lambda job: Outcome(job, self.obey(job.recipe, job.split)))
 
     def obey(self, recipe, split):
         order = recipe.digest.partition(" ")[0]

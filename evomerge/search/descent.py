@@ -1,0 +1,116 @@
+"""Gradient descent on a genome: Adam within the unit cube, and the documents of every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.study.record import DescentRecord
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+_DESCENT = 0xDE5CE27
+"""Keys the randomness of descents, apart from the optimizer's."""
+
+
+def begin(origin: str, genome: NDArray[np.float64]) -> DescentRecord:
+    """Return a descent before its first step."""
+    zeros = [0.0] * len(genome)
+    return DescentRecord(origin, genome.tolist(), zeros, zeros, genome.tolist())
+
+
+def stepped(record: DescentRecord, gradient: NDArray[np.float64], rate: float) -> DescentRecord:
+    """Make one step of projected Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1).
+
+    Args:
+        gradient: dL/d entry of the genome, (dimension,).
+        rate: of a step, as a share of a gene's range.
+    """
+    step = record.step + 1
+    # 1. moments of the gradient, corrected for their beginning at zero
+    mean = BETAS[0] * np.array(record.mean) + (1 - BETAS[0]) * gradient
+    square = BETAS[1] * np.array(record.square) + (1 - BETAS[1]) * gradient**2
+    direction = mean / (1 - BETAS[0] ** step)
+    size = np.sqrt(square / (1 - BETAS[1] ** step)) + EPSILON
+    # 2. the step, brought back into the bounds
+    genome = np.clip(np.array(record.genome) - rate * direction / size, 0.0, 1.0)
+    return replace(
+        record,
+        step=step,
+        genome=genome.tolist(),
+        mean=mean.tolist(),
+        square=square.tolist(),
+    )
+
+
+def looked(record: DescentRecord, loss: float, steps: int, patience: int) -> DescentRecord:
+    """Take in the loss of the documents held back; the descent ends after `steps`, or when
+    `patience` looks in a row brought nothing better.
+    """
+    checks = [*record.checks, [record.step, loss]]
+    record = replace(record, checks=checks)
+    if loss <= min(value for _, value in checks):
+        record = replace(record, best=record.genome, best_step=record.step)
+    since = sum(step > record.best_step for step, _ in checks)
+    if record.step >= steps:
+        return replace(record, done="all steps were made")
+    return replace(record, done="nothing better was found") if since >= patience else record
+
+
+class Batches:
+    """The documents of a descent: fresh ones for every step, and those held back.
+
+    Each task gives as many. Its documents are gone through in an order of their own, drawn anew
+    when they are through; a step's are a function of seed and step alone.
+
+    Attributes:
+        held: task → ids of the documents held back.
+    """
+
+    def __init__(
+        self,
+        items: Mapping[str, Sequence[str]],
+        batch: int,
+        held_back: float,
+        seed: Sequence[int],
+    ) -> None:
+        """Set documents apart.
+
+        Args:
+            items: task → ids of the search split.
+            batch: documents of a step, over all tasks.
+            held_back: share of a task's documents that is held back, of all tasks at most two
+                batches.
+            seed: whole numbers that key the order.
+        """
+        self._seed = [_DESCENT, *(value & 0xFFFFFFFFFFFFFFFF for value in seed)]
+        self._each = max(1, batch // len(items))
+        self.held: dict[str, list[str]] = {}
+        self._left: dict[str, list[str]] = {}
+        for number, (task, ids) in enumerate(items.items()):
+            order = self._order(number, 0, len(ids))
+            count = min(max(1, round(held_back * len(ids))), math.ceil(2 * batch / len(items)))
+            self.held[task] = [ids[place] for place in order[:count]]
+            # where there is one document, it must do for both
+            self._left[task] = [ids[place] for place in order[count:]] or list(ids)
+
+    def at(self, step: int) -> dict[str, list[str]]:
+        """Return task → ids of the documents of a step, from 0."""
+        found = {}
+        for number, (task, ids) in enumerate(self._left.items()):
+            each = min(self._each, len(ids))
+            places = range(step * each, (step + 1) * each)
+            orders = {
+                p // len(ids): self._order(number, 1 + p // len(ids), len(ids)) for p in places
+            }
+            taken = (orders[p // len(ids)][p % len(ids)] for p in places)
+            found[task] = [ids[place] for place in dict.fromkeys(taken)]
+        return found
+
+    def _order(self, task: int, time: int, count: int) -> list[int]:
+        key = np.random.SeedSequence([*self._seed, task, time])
+        return [int(place) for place in np.random.default_rng(key).permutation(count)]

@@ -1,0 +1,171 @@
+"""Gradient descents in a campaign: recorded, resumed exactly, paid for, and tried first."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+from executors import crash
+from running import evaluations, facts, run
+
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import CandidateError, EvomergeError, InputError
+from evomerge.config import load_campaign
+from evomerge.results.results import Results
+from evomerge.study.run_folder import open_run
+from evomerge.workers.job import attempt, perform
+from evomerge.workers.worker import Worker
+
+DESCENT = {"gradient": {"steps": 4, "batch": 6, "check": 2, "held_back": 0.2}}
+
+
+def save(folder, *initial, **sections):
+    tiny.save_campaign(folder, initial=list(initial), budget={"trials": 3}, **sections)
+
+
+def records(out):
+    _, study = open_run(out)
+    return study.descents()
+
+
+@pytest.fixture
+def whole(tiny_folder):
+    """A campaign with a descent, and its run's folder."""
+    save(tiny_folder, DESCENT)
+    return tiny_folder, run(tiny_folder)
+
+
+def test_the_optimizer_tries_first_where_a_descent_ended(whole):
+    _, out = whole
+    [record] = records(out)
+    assert record.done == "all steps were made"
+    assert record.step == len(record.losses) == 4
+    assert [step for step, _ in record.checks] == [0, 2, 4]
+    first = next(e for e in evaluations(out) if e.ask == 0)
+    np.testing.assert_array_equal(first.genome, record.best)
+    assert record.best_step in (0, 2, 4)
+    # 30 search items: 6 are held back and looked at three times; 6 documents a step, three each
+    assert record.items == 4 * 3 * 6 + 3 * 6
+    _, study = open_run(out)
+    status = Results(study).status()
+    assert status["items_asked"] == record.items + 3 * 30
+    [shown] = status["descents"]
+    assert (shown["from"], shown["steps"], shown["items"]) == ("uniform", 4, record.items)
+
+
+def test_a_killed_descent_goes_on_as_if_nothing_had_happened(whole, monkeypatch, tmp_path):
+    folder, out = whole
+    expected = facts(out), records(out)
+    other = tmp_path / "killed"
+    references = [e for e in evaluations(out) if e.role in ("parent", "baseline")]
+    before = sum(e.split == "search" for e in references)
+    for jobs in (before + 2, 1, 3):  # in the descent, and again, and again
+        crash(folder, other, monkeypatch, at=jobs)
+    run(folder, other)
+    assert (facts(other), records(other)) == expected
+
+
+def test_a_descent_that_took_the_driver_down_twice_goes_on_in_another_process(
+    tiny_folder, monkeypatch, tmp_path
+):
+    save(tiny_folder, DESCENT)
+    out, isolated = tmp_path / "out", []
+
+    def dies(self, *args):
+        raise SystemExit("the driver died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "losses", dies)
+        for attempts in (1, 2):
+            with pytest.raises(SystemExit):
+                run(tiny_folder, out)
+            assert records(out)[0].attempts == attempts
+
+    def measure_isolated(job, spec):
+        isolated.append(job.task)
+        return attempt(job, partial(perform, Worker(spec)))
+
+    monkeypatch.setattr("evomerge.workers.local.measure_isolated", measure_isolated)
+    run(tiny_folder, out)
+    assert isolated == ["losses"]
+    assert records(out)[0].done == "all steps were made"
+
+
+def test_items_of_a_descent_count_in_the_budget(tiny_folder):
+    save(tiny_folder, DESCENT)
+    out = run(tiny_folder, overrides=["budget={items: 120}"])
+    [record] = records(out)
+    own = [e for e in evaluations(out) if e.optimizers_own]
+    assert len(own) == 1
+    assert record.done == "all steps were made"
+    assert record.items + 30 <= 120
+    small = run(tiny_folder, tiny_folder / "small", overrides=["budget={items: 60}"])
+    [stopped] = records(small)
+    assert stopped.done == "the item budget has room for one trial more"
+    assert stopped.items + 30 <= 60
+
+
+def test_a_loss_that_is_not_finite_ends_the_campaign_with_one_message(tiny_folder, monkeypatch):
+    def fails(self, *args):
+        raise CandidateError("a document's loss came out as nan")
+
+    monkeypatch.setattr(Worker, "losses", fails)
+    save(tiny_folder, DESCENT)
+    with pytest.raises(EvomergeError, match=r"initial\[0\]\.gradient: a document's loss .* nan"):
+        run(tiny_folder)
+
+
+def test_a_descent_from_the_best_parent_begins_there(tiny_folder):
+    start = {"gradient": {**DESCENT["gradient"], "steps": 1, "from": "best_parent"}}
+    save(tiny_folder, start)
+    out = run(tiny_folder)
+    [record] = records(out)
+    on_search = [e for e in evaluations(out) if (e.role, e.split) == ("parent", "search")]
+    parents = {e.name: e.value for e in on_search}
+    assert parents[record.origin] == max(parents.values())
+
+
+REFUSALS = {
+    "method": (
+        {"space": {"weights": {"method": "twin", "genes": {"weight": [0, 1]}}}},
+        {},
+        "twin has no gradient",
+    ),
+    "genes": (
+        {"space": {"weights": {"method": "ties", "genes": {"density": [0.2, 1]}}}},
+        {},
+        "no gene has a gradient; search weights, lambda or what else ties is smooth in",
+    ),
+    "origin": ({}, {"from": "nobody"}, "'nobody' is no point of this space; write one of uniform"),
+    "path": (
+        {"space": {"path": {"kind": "layer_swap", "outer": "lang", "inner": "math"}}},
+        {},
+        "a path has no gradient",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_has_no_gradient_is_refused_before_any_work(case, tiny_folder):
+    sections, options, message = REFUSALS[case]
+    save(tiny_folder, {"gradient": options}, **sections)
+    with pytest.raises(InputError) as refused:
+        prepare(load_campaign(tiny_folder / "campaign.yaml"))
+    assert str(refused.value).startswith("initial[0].gradient")
+    assert message in str(refused.value)
+
+
+def test_a_task_without_a_loss_is_refused_by_name(tiny_folder):
+    code = "def score(model, tokenizer, items):\n    return [1.0] * len(items)\n"
+    (tiny_folder / "own.py").write_text(code)
+    (tiny_folder / "documents.jsonl").write_text("".join(f'{{"n": {i}}}\n' for i in range(30)))
+    save(tiny_folder, DESCENT)
+    data = yaml.safe_load((tiny_folder / "campaign.yaml").read_text())
+    own = {"task": "own", "callable": "own.py:score", "documents": "documents.jsonl"}
+    data["fitness"]["tasks"].append(own)
+    (tiny_folder / "campaign.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match=r"initial\[0\]\.gradient: own \(callable\) has no loss"):
+        prepare(load_campaign(tiny_folder / "campaign.yaml"))

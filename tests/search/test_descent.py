@@ -1,0 +1,61 @@
+"""Descents step as Adam does, stop when nothing gets better, and see fresh documents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge.search.descent import Batches, begin, looked, stepped
+from evomerge.study.record import DescentRecord
+
+ITEMS = {"a": [f"a{i}" for i in range(20)], "b": [f"b{i}" for i in range(7)]}
+
+
+def test_a_step_is_adams_within_the_bounds():
+    centre, start = torch.tensor([0.7, 0.2, 1.4]), np.array([0.5, 0.5, 0.9])
+    weights = torch.tensor(start, requires_grad=True)
+    optimizer = torch.optim.Adam([weights], lr=0.05)
+    record = begin("uniform", start)
+    for _ in range(12):
+        optimizer.zero_grad()
+        ((weights - centre) ** 2).sum().backward()
+        gradient = weights.grad.numpy().copy()
+        optimizer.step()
+        with torch.no_grad():
+            weights.clamp_(0, 1)
+        record = stepped(record, gradient, 0.05)
+        np.testing.assert_allclose(record.genome, weights.detach().numpy(), rtol=1e-9)
+    assert record.genome[2] == 1.0
+    assert DescentRecord(**asdict(record)) == record
+
+
+def test_the_end_is_the_best_look_and_patience_ends_it():
+    record = begin("uniform", np.array([0.5]))
+    for loss in (3.0, 2.0, 2.5, 2.4):
+        record = looked(record, loss, steps=100, patience=2)
+        if record.done is None:
+            record = stepped(record, np.array([1.0]), 0.1)
+    assert record.done == "nothing better was found"
+    assert record.best_step == 1
+    assert record.best == pytest.approx([0.4])
+    whole = looked(begin("uniform", np.array([0.5])), 1.0, steps=0, patience=2)
+    assert whole.done == "all steps were made"
+
+
+def test_documents_are_fresh_and_apart_from_those_held_back():
+    batches = Batches(ITEMS, batch=8, held_back=0.2, seed=[1, 0])
+    held = {task: set(ids) for task, ids in batches.held.items()}
+    assert {task: len(ids) for task, ids in held.items()} == {"a": 4, "b": 1}
+    seen = [one for step in range(4) for one in batches.at(step)["a"]]
+    assert len(seen) == len(set(seen)) == 16  # each once before any comes again
+    assert set(seen) | held["a"] == set(ITEMS["a"])
+    assert batches.at(7) == Batches(ITEMS, batch=8, held_back=0.2, seed=[1, 0]).at(7)
+    assert batches.at(7) != Batches(ITEMS, batch=8, held_back=0.2, seed=[2, 0]).at(7)
+
+
+def test_a_task_of_one_document_does_for_both():
+    batches = Batches({"a": ["x"]}, batch=30, held_back=0.2, seed=[0, 0])
+    assert (batches.held, batches.at(3)) == ({"a": ["x"]}, {"a": ["x"]})
