@@ -66,8 +66,8 @@ def curve(
     values: list[float] = []
     for leader in leading(own):
         value = select.get(leader.digest) if leader else None
-        before = values[-1] if values else np.nan
-        values.append(before if value is None else float(value))
+        last = values[-1] if values else np.nan
+        values.append(last if value is None else float(value))
     return Curve(spent[: len(own)], np.array(values))
 
 
