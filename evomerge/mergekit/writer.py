@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from evomerge.config import TokenizerConfig, TokenRow
 from evomerge.mergekit.methods import FORMS, Form, Parameter
 from evomerge.mergekit.settings import TensorPosition, Value, depth, inexpressible, write_setting
 from evomerge.mergekit.tensor_settings import MergeMode, Tensors, TensorSettings, tensor_settings
@@ -83,6 +84,8 @@ def to_mergekit(
         InputError: mergekit cannot express the recipe; says why.
     """
     _check_input_scales(recipe)
+    if recipe.tokenizer is not None:
+        return _with_tokenizer(recipe, recipe.tokenizer, layout, models, dtype)
     tensors = tensor_settings(recipe, layout)
     layers = [slot.layer for slot in recipe.path]
     specs = {name: models[name] for name in recipe.sources}
@@ -94,6 +97,68 @@ def to_mergekit(
         document = _document(tensors, layers, specs, layout, layout.layers)
         return MergekitFile(_yaml(document.data(dtype)), tuple(document.caveats()))
     return _in_stages(tensors, layers, specs, layout, hosts[0] if hosts else None, dtype)
+
+
+def _with_tokenizer(
+    recipe: Recipe,
+    tokenizer: TokenizerConfig,
+    layout: Layout,
+    models: Mapping[str, ModelSpec],
+    dtype: str,
+) -> MergekitFile:
+    """Write a recipe over matched vocabularies: one merge, of which every model is a part.
+
+    Raises:
+        InputError: it would take several merges, or leaves out a model that may give rows.
+    """
+    plain = to_mergekit(recipe.model_copy(update={"tokenizer": None}), layout, models, dtype)
+    data = yaml.safe_load(plain.text) if not plain.stages else {}
+    specs = {name: models[name] for name in recipe.sources}
+    wholes = [data.get("models", []), *(part["sources"] for part in data.get("slices", []))]
+    parts = [{entry["model"] for entry in entries} for entries in wholes if entries]
+    if "models" in data:
+        parts[0].add(data.get("base_model"))
+    if plain.stages or any(_text(spec) not in part for part in parts for spec in specs.values()):
+        raise inexpressible(
+            "models.tokenizer matches the vocabularies of all models, and mergekit those of the "
+            "models in one merge alone; this recipe takes several merges, or leaves a model out"
+        )
+    named = data.get("base_model") == _text(specs[BASE])
+    given = "base" if named else "mean"
+    if tokenizer.missing != given:
+        raise inexpressible(
+            f"models.tokenizer.missing is {tokenizer.missing}, and mergekit does what {given} "
+            "means, since this merge has "
+            + ("a base_model" if given == "base" else "no base_model")
+        )
+    # 1. models by their places; a row that no source is named for needs no word
+    rows = {
+        token: {"source": _row_source(row, specs), "force": row.force}
+        for token, row in tokenizer.tokens.items()
+        if row.source is not None
+    }
+    source = tokenizer.source
+    written: dict[str, Any] = {"source": _text(specs[source]) if source in specs else source}
+    written |= _without_empty(tokens=rows)
+    if tokenizer.pad_to_multiple_of is not None:
+        written["pad_to_multiple_of"] = tokenizer.pad_to_multiple_of
+    data["tokenizer"] = written
+    # 2. the template, by its name or whole
+    if tokenizer.chat_template is not None:
+        data["chat_template"] = tokenizer.chat_template
+    return replace(plain, text=_yaml(data))
+
+
+def _row_source(row: TokenRow, specs: Mapping[str, ModelSpec]) -> Any:
+    if isinstance(row.source, str):
+        return _text(specs[row.source])
+    assert row.source is not None
+    data = row.source.model_dump(exclude_none=True)
+    return data | ({"model": _text(specs[data["model"]])} if "model" in data else {})
+
+
+def _text(spec: ModelSpec) -> str:
+    return spec if isinstance(spec, str) else "+".join(spec)
 
 
 def _check_input_scales(recipe: Recipe) -> None:

@@ -108,7 +108,7 @@ class ScoringEstimate:
         """Build and tokenise the requests, and plan their batches.
 
         Args:
-            folder: of the base, for its tokenizer.
+            folder: of the tokenizer.
             config: the base's text model's.
             items: task → ids.
 

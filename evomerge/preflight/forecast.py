@@ -151,6 +151,7 @@ def _probe_spec(setup: Setup, model: int, depths: Depths) -> ProbeSpec:
     return ProbeSpec(
         spec=spec,
         folder=sources[BASE].folder,
+        tokenizer=sources[BASE].tokenizer_folder,
         dtypes={name: dtype.removeprefix("torch.") for name, dtype in dtypes.items()},
         base=setup.space.parents()[BASE],
         merge=setup.space.decode(setup.space.initial),

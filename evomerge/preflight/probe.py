@@ -41,6 +41,7 @@ class ProbeSpec:
     Attributes:
         spec: of the campaign's workers.
         folder: of the base.
+        tokenizer: the folder of the tokenizer that candidates are scored with.
         dtypes: source → dtype of its tensors, by torch's name.
         base: the base as a recipe.
         merge: a merge such as the search will try.
@@ -52,6 +53,7 @@ class ProbeSpec:
 
     spec: WorkerSpec
     folder: Path
+    tokenizer: Path
     dtypes: Mapping[str, str]
     base: Recipe
     merge: Recipe
@@ -152,7 +154,7 @@ def _probe(asked: ProbeSpec) -> Probe | ProbeFailed:
     torch.ones(64, 64, device=device, dtype=compute) @ torch.ones(64, 64, device=device).to(compute)
     scoring: ScoringEstimate | None = None
     if scores_here(config):
-        scoring = ScoringEstimate(config.fitness, asked.folder, model, items, trusted)
+        scoring = ScoringEstimate(config.fitness, asked.tokenizer, model, items, trusted)
     else:
         list_items(config.fitness)  # a worker holds the requests all the same
     libraries = usage().own

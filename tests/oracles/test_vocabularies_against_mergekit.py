@@ -176,6 +176,19 @@ def test_a_file_gives_the_rows_that_mergekit_gives(zoos, tmp_path, name):
         torch.testing.assert_close(ours[tensor], theirs[tensor], rtol=1e-5, atol=1e-6, msg=tensor)
 
 
+def test_mergekit_makes_the_same_of_the_file_beside_an_export(zoos, tmp_path):
+    zoo = zoos["apart"]
+    text = text_of(TABLE["tokens"], zoo).replace("base_model: base", f"base_model: {zoo['base']}")
+    text = text.replace("model: base\n", f"model: {zoo['base']}\n")
+    (tmp_path / "file.yaml").write_text(text)
+    ours, _ = merge_file(tmp_path / "file.yaml", tmp_path / "ours", {}, None)
+    again = merged_by_mergekit((ours / "mergekit.yaml").read_text(), tmp_path / "again")
+    made, _, _ = by_token(tensors_in(ours), ours)
+    theirs, _, _ = by_token(again, tmp_path / "again")
+    for tensor in made:
+        torch.testing.assert_close(made[tensor], theirs[tensor], rtol=1e-5, atol=1e-6, msg=tensor)
+
+
 def test_a_token_row_that_its_model_lacks_is_refused(zoos, tmp_path):
     entry = {"chat": 0.5, "tokenizer": {"source": "base", "tokens": {CHATML[0]: {"source": "x"}}}}
     entry |= {"x": 0.5}
