@@ -13,6 +13,7 @@ from evomerge.campaign.listener import Listener
 from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.rungs import AllItems, Continue, Finished, Pruned
 from evomerge.common.errors import EvomergeError
+from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.constraints import Items
 from evomerge.recipe import BASE
 from evomerge.study.record import Evaluation, RungProgress
@@ -47,8 +48,8 @@ class Evaluator:
         if known is not None:
             self._record.repeat(candidate, known)
             self._release(candidate)
-        elif found is not None:
-            self._measured(candidate, found, {})
+        elif elsewhere is not None and found is not None:
+            self._measured(candidate, found, {}, elsewhere.answers)
         else:
             self.in_flight.start(candidate, self.rungs.items(candidate))
 
@@ -64,7 +65,7 @@ class Evaluator:
         candidate, outcome = ended
         done = outcome.measurement
         if done is not None:
-            self._measured(candidate, done.scores, done.seconds, done.weights)
+            self._measured(candidate, done.scores, done.seconds, done.answers, done.weights)
         elif candidate.name == BASE:
             raise EvomergeError(f"the base model itself cannot be scored: {outcome.reason}")
         else:
@@ -78,6 +79,7 @@ class Evaluator:
         candidate: Candidate,
         items: Items,
         seconds: Mapping[str, float],
+        answers: Mapping[str, AnswerFacts],
         weights: Mapping[str, Any] | None = None,
     ) -> None:
         """Queue a candidate for its next rung, or record it: pruned, or finished."""
@@ -89,7 +91,7 @@ class Evaluator:
             case Pruned(progress, estimates):
                 self._record.write(candidate, progress, asked, estimates)
             case Finished(progress):
-                self._record.write(candidate, progress, asked, weights=weights)
+                self._record.write(candidate, progress, asked, weights=weights, answers=answers)
         self._release(candidate)
 
     def _release(self, candidate: Candidate) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.setup import Setup
+from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.estimators import Estimates
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import by_preference
@@ -74,7 +75,9 @@ class Recorder:
     def repeat(self, candidate: Candidate, known: Evaluation) -> None:
         """Record what is known of the candidate's recipe as the candidate's result too."""
         progress = RungProgress(known.rungs, known.scores)
-        self.write(candidate, progress, known.asked, known.estimates, known.reason)
+        self.write(
+            candidate, progress, known.asked, known.estimates, known.reason, answers=known.answers
+        )
 
     def write(
         self,
@@ -84,6 +87,7 @@ class Recorder:
         estimates: Estimates | None = None,
         reason: str | None = None,
         weights: Mapping[str, Any] | None = None,
+        answers: Mapping[str, AnswerFacts] | None = None,
     ) -> None:
         """Write a candidate's evaluation, once; then tell the optimizer and the listener.
 
@@ -93,6 +97,7 @@ class Recorder:
             estimates: task → mean of all items and its standard error, if it was pruned.
             reason: why it failed, if it did.
             weights: the record of those that were scored, if there is one.
+            answers: task → facts about its generated answers, where they were looked at.
         """
         estimates, proposal = estimates or {}, candidate.proposal
         judge = self.judge(candidate.split)
@@ -113,6 +118,7 @@ class Recorder:
                 rungs=progress.results,
                 asked=asked,
                 scores=progress.scores,
+                answers=answers or {},
                 reason=reason,
                 params=self.setup.space.params(proposal.genome) if proposal else {},
                 genome=proposal.genome if proposal else None,

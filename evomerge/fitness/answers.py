@@ -15,10 +15,12 @@ class Response(NamedTuple):
     Attributes:
         value: what lm-eval's method of the request's type returns.
         tokens: length of a generated answer, where it was asked for.
+        cut: whether the token limit ended it; None where that was not asked for, or is not known.
     """
 
     value: Any
     tokens: int | None = None
+    cut: bool | None = None
 
 
 class RequestAnswerer(Protocol):
@@ -41,7 +43,7 @@ class RequestAnswerer(Protocol):
         """Answer requests, in their order.
 
         Args:
-            counted: with the lengths of generated answers.
+            counted: with the lengths of generated answers, and whether they were cut off.
 
         Raises:
             CandidateError: the candidate cannot answer.

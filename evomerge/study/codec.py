@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.study.record import Evaluation, Marker, RungProgress, RungResult
 
 CHUNK = 59_000
@@ -120,9 +121,23 @@ def _packed(evaluation: Evaluation, *, with_params: bool) -> dict[str, str]:
         packed |= pack("scores", b"".join(_to_bytes(v) for v in evaluation.scores.values()))
     if evaluation.weights is not None:
         packed |= pack_json("weights", evaluation.weights)
+    if evaluation.answers:
+        packed |= pack_json("answers", {t: _of_answers(f) for t, f in evaluation.answers.items()})
     if with_params:
         packed |= pack_json("params", dict(evaluation.params))
     return packed
+
+
+def _of_answers(facts: AnswerFacts) -> dict[str, list[float | None]]:
+    """Encode facts about a task's answers; null where one is not known."""
+    return {
+        key: [None if np.isnan(value) else round(float(value), 3) for value in values]
+        for key, values in vars(facts).items()
+    }
+
+
+def _to_answers(columns: Mapping[str, list[float | None]]) -> AnswerFacts:
+    return AnswerFacts(**{key: np.array(values, np.float64) for key, values in columns.items()})
 
 
 def decode_evaluation(
@@ -153,6 +168,10 @@ def decode_evaluation(
             rungs=tuple(RungResult(*result) for result in plain.get("steps", ())),
             asked=plain.get("asked"),
             scores=_split_scores(plain.get("tasks", {}), unpack("scores", packed) or b""),
+            answers={
+                task: _to_answers(columns)
+                for task, columns in (unpack_json("answers", packed) or {}).items()
+            },
             reason=plain.get("reason"),
             params=dict(params) if all_params is None else all_params,
             genome=None if genome is None else _from_bytes(genome),

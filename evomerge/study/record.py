@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.judging.answer_facts import AnswerFacts
+
 
 @dataclass(frozen=True)
 class RungResult:
@@ -77,6 +79,9 @@ class Evaluation:
     """With rungs: number of items it was asked for, which is its cost."""
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Task → float64 [items], in the study's order of items; NaN where not measured."""
+    answers: Mapping[str, AnswerFacts] = field(default_factory=dict)
+    """Task → facts about its generated answers, in the order of `scores`, where they were looked
+    at: on other splits than search."""
     reason: str | None = None
     """Why it failed; None when it did not."""
     params: Mapping[str, bool | float | int | str] = field(default_factory=dict)

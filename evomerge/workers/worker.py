@@ -18,6 +18,7 @@ from evomerge.workers.devices import compute_dtype, gpu_memory_plan
 
 if TYPE_CHECKING:
     from evomerge.fitness.document_loss import DocumentLoss
+    from evomerge.judging.answer_facts import AnswerFacts
     from evomerge.models.alignment.git_rebasin import Alignment
     from evomerge.models.checkpoint import Checkpoint
 
@@ -58,12 +59,14 @@ class Measurement:
         seconds: stage (`materialize`, `score`) → its duration.
         facts: what the engine reports of itself, to be recorded.
         weights: a `WeightsRecord` as plain data, where the job asked for one.
+        answers: task → facts about its generated answers, where they were looked at.
     """
 
     scores: Mapping[str, np.ndarray]
     seconds: Mapping[str, float]
     facts: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, Any] | None = None
+    answers: Mapping[str, AnswerFacts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,13 +139,19 @@ class Worker:
         self._written: str | None = None  # the digest of the recipe now in the model
 
     def measure(
-        self, recipe: Recipe, split: str, items: Mapping[str, Sequence[str]] | None = None
+        self,
+        recipe: Recipe,
+        split: str,
+        items: Mapping[str, Sequence[str]] | None = None,
+        counted: bool = False,
     ) -> Measurement:
         """Load the recipe and score it on a split's items.
 
         Args:
             items: task → item ids to score instead of the split's; then the recipe that was
                 loaded last is not loaded again.
+            counted: with facts about generated answers; on other splits than search they always
+                are.
 
         Raises:
             CandidateError: the recipe's weights are not finite, or it cannot be scored.
@@ -150,10 +159,13 @@ class Worker:
         started = time.perf_counter()
         self._load(recipe, again=items is None)
         written = time.perf_counter()
-        scores = self._tasks.score(self._items[split] if items is None else items)
+        wanted = self._items[split] if items is None else items
+        counted = counted or split != "search"
+        scores = self._tasks.score(wanted, counted)
+        answers = self._tasks.answer_facts(wanted) if counted else {}
         done = time.perf_counter()
         seconds = {"materialize": written - started, "score": done - written}
-        return Measurement(scores, seconds, self._engine.facts)
+        return Measurement(scores, seconds, self._engine.facts, answers=answers)
 
     def losses(self, recipe: Recipe, items: Mapping[str, Sequence[str]]) -> Gradient:
         """Load the recipe and compute its losses on search items, without derivatives.

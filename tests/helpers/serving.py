@@ -48,8 +48,9 @@ class Server(ThreadingHTTPServer):
         prompt = self.tokenizer.apply_chat_template(
             asked["messages"], tokenize=False, add_generation_prompt=True
         )
-        text = self.said(self.tokenizer.encode(prompt), asked)["text"]
-        return [{"index": 0, "message": {"role": "assistant", "content": text}}]
+        said = self.said(self.tokenizer.encode(prompt), asked)
+        message = {"role": "assistant", "content": said["text"]}
+        return [{"index": 0, "message": message, "finish_reason": said["finish_reason"]}]
 
     @torch.inference_mode()
     def scored(self, tokens, asked):
@@ -67,11 +68,11 @@ class Server(ThreadingHTTPServer):
             tokens = [*tokens, int(self.model(torch.tensor([tokens])).logits[0, -1].argmax())]
             text = self.tokenizer.decode(tokens[start:], skip_special_tokens=True)
             if tokens[-1] == self.tokenizer.eos_token_id:
-                break
+                return {"text": text, "finish_reason": "stop"}
             for stop in asked["stop"]:
                 if stop in text:
-                    return {"text": text.partition(stop)[0]}
-        return {"text": text}
+                    return {"text": text.partition(stop)[0], "finish_reason": "stop"}
+        return {"text": text, "finish_reason": "length"}
 
 
 class Handler(BaseHTTPRequestHandler):

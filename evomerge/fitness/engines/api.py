@@ -7,7 +7,7 @@ import math
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -181,9 +181,11 @@ class Api(Engine):
             if not math.isfinite(value[0]):
                 raise CandidateError(f"a log-likelihood came back as {value[0]}")
             return Response(value)
+        cut = value.cut if counted and isinstance(value, _Finished) else None
+        text = str(value)
         if not counted or self._tokenizer is None:
-            return Response(value)
-        return Response(value, len(self._tokenizer.encode(value, add_special_tokens=False)))
+            return Response(text, cut=cut)
+        return Response(text, len(self._tokenizer.encode(text, add_special_tokens=False)), cut)
 
     def _client(self, model: str, args: Mapping[str, Any]) -> Any:
         """Build lm-eval's object for the server.
@@ -202,6 +204,7 @@ class Api(Engine):
         with quiet():
             lm = get_model(_lm_name(chat))(base_url=self._url, model=model, **{**told, **args})
         lm.max_gen_toks = lm._max_gen_toks  # as lm-eval's other models call it
+        lm.parse_generations = partial(_with_reasons, lm.parse_generations)
         return lm
 
     def _of_base(self) -> dict[str, Any]:
@@ -236,6 +239,36 @@ class Api(Engine):
 
 def _lm_name(chat: bool) -> str:
     return "local-chat-completions" if chat else "local-completions"
+
+
+class _Finished(str):
+    """An answer's text, with the reason for which the server ended it.
+
+    Attributes:
+        cut: whether that was the token limit.
+    """
+
+    cut: bool
+
+
+def _with_reasons(parse: Callable[..., list[Any]], outputs: Any, **kwargs: Any) -> list[Any]:
+    """Read a server's answers as lm-eval's `parse` does, each with its `finish_reason`.
+
+    lm-eval sorts answers and hands on their texts only, so that the reason rides on the text.
+    """
+    texts = parse(outputs=outputs, **kwargs)
+    each = outputs if isinstance(outputs, list) else [outputs]
+    choices = [sorted(one["choices"], key=lambda c: c["index"]) for one in each]
+    reasons = [choice.get("finish_reason") for group in choices for choice in group]
+    if len(reasons) != len(texts):
+        return texts
+    found = []
+    for text, reason in zip(texts, reasons, strict=True):
+        if isinstance(text, str) and isinstance(reason, str):
+            text = _Finished(text)
+            text.cut = reason == "length"
+        found.append(text)
+    return found
 
 
 def _is_ours(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from evomerge.fitness.inference.generation import Greedy
 from evomerge.fitness.inference.loglikelihood import LogLikelihoods
 from evomerge.fitness.inference.memory import Budget, ran_out_of_memory
 from evomerge.fitness.tasks.lm_eval_quirks import quiet
-from evomerge.fitness.tasks.response_tokens import counted_responses, response_length
+from evomerge.fitness.tasks.response_tokens import counted_responses, response_end
 
 
 def make_lm(model: Any, tokenizer: Any, batch_size: int) -> HFLM:
@@ -88,7 +88,7 @@ class Local:
 
         Args:
             requests: log-likelihoods and generations, in any order.
-            counted: with the lengths of generated answers.
+            counted: with the lengths of generated answers, and whether they were cut off.
 
         Raises:
             CandidateError: a log-likelihood or a logit is not finite.
@@ -118,7 +118,7 @@ class Local:
         return [
             Response(
                 answer.text,
-                response_length(self.lm, answer.tokens, answer.stop) if counted else None,
+                *(response_end(self.lm, answer.tokens, answer.stop) if counted else ()),
             )
             for answer in self._greedy(requests)
         ]
@@ -126,10 +126,10 @@ class Local:
     def _generated_by_lm_eval(self, requests: Sequence[Instance], counted: bool) -> list[Response]:
         while True:
             try:
-                with counted_responses(self.lm) as lengths:
+                with counted_responses(self.lm) as ends:
                     texts = self.lm.generate_until(list(requests), disable_tqdm=True)
-                answers = zip(texts, lengths, strict=True)
-                return [Response(text, length if counted else None) for text, length in answers]
+                answers = zip(texts, ends, strict=True)
+                return [Response(text, *(end if counted else ())) for text, end in answers]
             except Exception as error:
                 if self.lm.batch_size == 1 or not ran_out_of_memory(error):
                     raise

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
+import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -34,8 +36,9 @@ from evomerge.fitness.tasks.lm_eval_loading import (
     missing_split,
 )
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
-from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
+from evomerge.fitness.tasks.response_tokens import CUT_OFF, RESPONSE_TOKENS
 from evomerge.fitness.tasks.score_source import ScoreSource
+from evomerge.judging.answer_facts import AnswerFacts
 
 _LOGGER = logging.getLogger(__name__)
 _SCORING_KEYS = ("output_type", "repeats", "filter_list", "metric_list", "process_results")
@@ -78,6 +81,31 @@ class LmEvalMetric(ScoreSource):
         self.task.apply_filters()
         return [self._value(place) for place in places]
 
+    @override
+    def answer_facts(self, places: Sequence[int]) -> AnswerFacts:
+        rows = [self._facts(self.requests[place]) for place in places]
+        return AnswerFacts(*np.array(rows, np.float64).reshape(-1, 3).T)
+
+    def _facts(self, requests: Sequence[Instance]) -> tuple[float, float, float]:
+        """Length, cut off, and not readable, of a document's answers; NaN where not known."""
+        said = [request.filtered_resps for request in requests]
+        counts = [n for one in said for n in one.get(RESPONSE_TOKENS, ())]
+        cuts = [cut for one in said for cut in one.get(CUT_OFF, ())]
+        found = [one[self.filter] for one in said if self.filter in one]
+        readable = [each not in self._unreadable for one in found for each in _listed(one)]
+        return (
+            sum(counts) / len(counts) if counts else math.nan,
+            float(any(cuts)) if cuts else math.nan,
+            float(not all(readable)) if readable and self._unreadable else math.nan,
+        )
+
+    @cached_property
+    def _unreadable(self) -> tuple[Any, ...]:
+        """What the metric's filter gives where it finds no answer; empty where it always finds."""
+        chains = [each.filters for each in self.task._filters if each.name == self.filter]
+        steps = [step() for filters in chains for step in filters]
+        return tuple(step.fallback for step in steps if hasattr(step, "fallback"))
+
     def _tokens(self, place: int) -> float:
         """Mean length of a document's answers; there are several where a task repeats."""
         counts = [n for one in self.requests[place] for n in one.filtered_resps[RESPONSE_TOKENS]]
@@ -104,6 +132,11 @@ class LmEvalMetric(ScoreSource):
         if not math.isfinite(value):
             raise CandidateError(f"{self.name}: {self.metric} is {value} on {self.ids[place]}")
         return value
+
+
+def _listed(found: Any) -> list[Any]:
+    """What a filter made of a request's answers, as a list; `take_first` leaves one of them."""
+    return list(found) if isinstance(found, list | tuple) else [found]
 
 
 def load_lm_eval_task(

@@ -11,17 +11,19 @@ from lm_eval.models.huggingface import HFLM
 
 RESPONSE_TOKENS = "response_tokens"
 """A metric that every generation task has beside its own: tokens of an answer, fewer is better."""
+CUT_OFF = "cut_off"
+"""Names, beside what filters make of an answer, whether the token limit ended it."""
 
 
 @contextmanager
-def counted_responses(lm: HFLM) -> Iterator[list[int]]:
-    """Inside the block, `generate_until` counts the tokens of each answer, in its requests' order.
+def counted_responses(lm: HFLM) -> Iterator[list[tuple[int, bool]]]:
+    """Inside the block, `generate_until` finds each answer's end, in its requests' order.
 
     A row of a batch runs on until the batch's last row has stopped, and the text is cut afterwards;
-    what is counted ends where this row alone would have stopped (see `response_length`).
+    what is counted ends where this row alone would have stopped (see `response_end`).
     """
-    lengths: list[int] = []
-    in_batches: list[int] = []
+    lengths: list[tuple[int, bool]] = []
+    in_batches: list[tuple[int, bool]] = []
     order: list[Any] = []
     collator, generate, answer = huggingface.Collator, lm._model_generate, lm.generate_until
 
@@ -32,7 +34,7 @@ def counted_responses(lm: HFLM) -> Iterator[list[int]]:
     def count(context: Any, max_length: int, stop: list[str], **kwargs: Any) -> Any:
         rows = generate(context=context, max_length=max_length, stop=stop, **kwargs)
         for row in rows[:, context.shape[1] :].tolist():
-            in_batches.append(response_length(lm, row, stop))
+            in_batches.append(response_end(lm, row, stop))
         return rows
 
     def answered(requests: Sequence[Any], **kwargs: Any) -> list[str]:
@@ -51,30 +53,36 @@ def counted_responses(lm: HFLM) -> Iterator[list[int]]:
         del lm._model_generate, lm.generate_until
 
 
-def response_length(lm: HFLM, tokens: Sequence[int], stop: Sequence[str]) -> int:
+def response_end(lm: HFLM, tokens: Sequence[int], stop: Sequence[str]) -> tuple[int, bool]:
     """Count the tokens up to and including the one at which lm-eval stops.
 
     That is the first end-of-sequence token (the tokenizer's or one of the model's), or the token
     that completes a stop string, as lm-eval's stopping criterion sees it: special tokens are text.
-    An answer that nothing stops counts whole.
+    An answer that nothing stops counts whole, and was cut off by the token limit.
 
     Args:
         tokens: what was generated for one request, padding after its end included.
         stop: the stop strings.
+
+    Returns:
+        the length, and whether the limit ended it.
     """
     ends = end_tokens(lm)
-    length = next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))
+    ended = next((i for i, token in enumerate(tokens, 1) if token in ends), None)
+    length = len(tokens) if ended is None else ended
 
     # The shortest beginning whose text holds a stop string, by bisection.
     def stopped(count: int) -> bool:
         text = lm.tokenizer.decode(tokens[:count], skip_special_tokens=False)
         return any(string in text for string in stop if string)
 
+    if not stopped(length):
+        return length, ended is None
     low, high = 0, length
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if stopped(middle) else (middle + 1, high)
-    return low
+    return low, False
 
 
 def end_tokens(lm: HFLM) -> set[int]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
+from evomerge.judging.answer_facts import AnswerFacts
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSource(ABC):
@@ -54,3 +56,10 @@ class ScoreSource(ABC):
             CandidateError: the metric's own code fails on the candidate, or is not finite.
             InputError: the metric is not one number per document.
         """
+
+    def answer_facts(self, places: Sequence[int]) -> AnswerFacts:
+        """Say how long the answers at `places` are, and which were cut off or not readable.
+
+        `values` must have read them before. A source that does not generate knows nothing of this.
+        """
+        return AnswerFacts.unknown(len(places))

@@ -18,9 +18,10 @@ from evomerge.fitness.tasks.lm_eval_loading import open_manager
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tasks.lm_eval_task import load_lm_eval_task
 from evomerge.fitness.tasks.own_metric import load_own_metric
-from evomerge.fitness.tasks.response_tokens import RESPONSE_TOKENS
+from evomerge.fitness.tasks.response_tokens import CUT_OFF, RESPONSE_TOKENS
 from evomerge.fitness.tasks.score_source import ScoreSource
 from evomerge.fitness.tasks.surrogate_losses import loss_of
+from evomerge.judging.answer_facts import AnswerFacts
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,14 @@ class TaskSet:
             self._prepare(source)
         self._counts = any(s.filter == RESPONSE_TOKENS for s in self._sources.values())
 
-    def score(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    def score(
+        self, wanted: Mapping[str, Sequence[str]], counted: bool = False
+    ) -> dict[str, np.ndarray]:
         """Metric values of the wanted items, for the weights now in the model.
 
         Args:
             wanted: item ids by task.
+            counted: look at the answers' ends too, for `answer_facts`.
 
         Returns:
             For each task float64 values [number of ids], in the order of its ids.
@@ -101,12 +105,28 @@ class TaskSet:
         # Filters and batches see documents in the order a stock run has them.
         places = {task: sorted(set(found)) for task, found in asked.items()}
         with quiet(), stock_seeds(), templates_compiled_once():
-            self._answer(self._requests(places))
+            self._answer(self._requests(places), counted)
             values = {task: self._sources[task].values(found) for task, found in places.items()}
         value_at = {task: dict(zip(places[task], values[task], strict=True)) for task in places}
         return {
             task: np.array([value_at[task][place] for place in found], dtype=np.float64)
             for task, found in asked.items()
+        }
+
+    def answer_facts(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, AnswerFacts]:
+        """Facts about the generated answers of items that were just scored, `counted`.
+
+        Args:
+            wanted: item ids by task.
+
+        Returns:
+            For each task that generates, and is no measure beside another, its facts in the order
+            of the ids.
+        """
+        return {
+            task: self._sources[task].answer_facts(self._find(task, ids))
+            for task, ids in wanted.items()
+            if self._sources[task].kind == "generate_until" and self._sources[task].weight > 0
         }
 
     def requests(self, wanted: Mapping[str, Sequence[str]]) -> list[Instance]:
@@ -177,16 +197,18 @@ class TaskSet:
         except InputError as error:
             raise InputError(f"{source.name}: {error}") from None
 
-    def _answer(self, requests: Sequence[Instance]) -> None:
+    def _answer(self, requests: Sequence[Instance], counted: bool) -> None:
         """Let the model answer, each request as often as its task repeats it."""
         for request in requests:
             request.resps, request.filtered_resps = [], {}
         repeated = [request for request in requests for _ in range(request.repeats)]
-        responses = self._answerer.answer(repeated, counted=self._counts)
+        responses = self._answerer.answer(repeated, counted=counted or self._counts)
         for request, response in zip(repeated, responses, strict=True):
             request.resps.append(response.value)
             if response.tokens is not None:  # it stands beside what filters make of the text
                 request.filtered_resps.setdefault(RESPONSE_TOKENS, []).append(response.tokens)
+            if response.cut is not None:
+                request.filtered_resps.setdefault(CUT_OFF, []).append(response.cut)
 
 
 def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:

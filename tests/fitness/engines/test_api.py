@@ -99,6 +99,18 @@ def test_scores_are_those_of_the_model_in_the_worker(server, folder):
     assert server.loaded == [str(folder / "candidate")]
 
 
+def test_a_server_says_which_answers_the_limit_cut_off(server, folder):
+    here, there = opened(folder, None, SAY), opened(folder, engine(server, folder), SAY)
+    recipe = parent(here)
+    ours, theirs = (
+        worker_of(setup).measure(recipe, "search", counted=True).answers["say"]
+        for setup in (here, there)
+    )
+    assert theirs.cut.tolist() == ours.cut.tolist()
+    assert 0 < ours.cut.sum()
+    assert (ours.tokens[ours.cut == 1] == 4).all()
+
+
 def test_every_candidate_takes_the_place_of_the_last_and_is_loaded_once(server, folder):
     setup = opened(folder, engine(server, folder))
     worker = worker_of(setup)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from evomerge.common.errors import InputError
 from evomerge.fitness.inference.local_model import Local, make_lm
-from evomerge.fitness.tasks.response_tokens import response_length
+from evomerge.fitness.tasks.response_tokens import response_end
 from evomerge.fitness.tasks.task_set import TaskSet, list_items
 
 UNTIL = {"until": ["w7", "w3 w3"], "max_gen_toks": 24, "do_sample": False}
@@ -129,27 +129,29 @@ def test_tasks_with_other_settings_do_not_mix_their_counts(lm, tasks):
 
 
 @pytest.mark.parametrize(
-    ("said", "stop", "length"),
+    ("said", "stop", "length", "cut"),
     [
-        ("w1 w2 w5 w6", ["w9"], 4),
-        ("w1 w2 </s> <pad> <pad>", [], 3),
-        ("w1 <unk> w2 </s>", ["w2"], 3),
-        ("w1 w2 w5 w6", ["w2 w5"], 3),
-        ("w1 w9 w5 w2", ["w2", "w9", ""], 2),
-        ("w1 w2 <s> w4", ["<s>"], 3),
-        ("w9", ["w9"], 1),
+        ("w1 w2 w5 w6", ["w9"], 4, True),
+        ("w1 w2 </s> <pad> <pad>", [], 3, False),
+        ("w1 w2 w5 </s>", [], 4, False),
+        ("w1 <unk> w2 </s>", ["w2"], 3, False),
+        ("w1 w2 w5 w6", ["w2 w5"], 3, False),
+        ("w1 w9 w5 w2", ["w2", "w9", ""], 2, False),
+        ("w1 w5 w4 w2", ["w2"], 4, False),
+        ("w1 w2 <s> w4", ["<s>"], 3, False),
+        ("w9", ["w9"], 1, False),
     ],
 )
-def test_an_answer_ends_with_the_token_that_stops_it(said, stop, length, lm):
+def test_an_answer_ends_with_the_token_that_stops_it(said, stop, length, cut, lm):
     tokens = lm.tokenizer.convert_tokens_to_ids(said.split())
-    assert response_length(lm, tokens, stop) == length
+    assert response_end(lm, tokens, stop) == (length, cut)
 
 
 def test_every_end_token_of_the_model_ends_an_answer(lm):
     tokens = lm.tokenizer.convert_tokens_to_ids(["w1", "w2", "w5", "</s>"])
-    assert response_length(lm, tokens, []) == 4
+    assert response_end(lm, tokens, []) == (4, False)
     lm.model.generation_config.eos_token_id = [2, tokens[1]]
-    assert response_length(lm, tokens, []) == 2
+    assert response_end(lm, tokens, []) == (2, False)
 
 
 @pytest.mark.parametrize(
