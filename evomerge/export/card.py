@@ -208,6 +208,8 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
         "search split, the winner was chosen on select, and test was opened at the end; leads are "
         f"paired; {tests_line(summary, shown)}."
     )
+    if verdict := (summary.get("audit") or {}).get("verdict"):
+        yield _plain(verdict)
     if summary["choice"]:
         yield choice_line(summary["choice"], lambda value: f"{value:.3f}")
     if summary["test_sets"]:

@@ -7,12 +7,14 @@
 `pareto` dominance; `splits` the documents of search, select and test.
 """
 
+from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.constraints import Check, Constraints, Items, Values
 from evomerge.judging.objectives import Objective, find_objective, objective
 from evomerge.judging.scores import Judge, JudgedTask, Scores, build_judge
 from evomerge.judging.selection import Judged, best, by_preference, finalists, leading
 
 __all__ = [
+    "AnswerFacts",
     "Check",
     "Constraints",
     "Items",

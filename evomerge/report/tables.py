@@ -122,6 +122,8 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     if best.get("front"):
         parts.append(front_table(best))
     parts += [Text(line, style="" if holds else "yellow") for line, holds in constraint_lines(best)]
+    if verdict := audit_verdict(best):
+        parts.append(Text(verdict, style="yellow"))
     return Group(*parts, *[Text(line, style="dim") for line in remarks(best)])
 
 
@@ -154,6 +156,11 @@ def stage_lines(best: Mapping[str, Any]) -> list[str]:
         f"{', '.join(one['of'])}"
         for one in best["stages"]
     ]
+
+
+def audit_verdict(best: Mapping[str, Any]) -> str | None:
+    """Say what the trust audit objects to, if anything."""
+    return (best.get("audit") or {}).get("verdict")
 
 
 def constraint_lines(best: Mapping[str, Any]) -> list[tuple[str, bool]]:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.judging import Items, Judge, find_objective
-from evomerge.judging.answer_facts import AnswerFacts
+from evomerge.judging import AnswerFacts, Judge, find_objective
 from evomerge.judging.intervals import compare
 from evomerge.study.record import Evaluation
 
@@ -280,7 +279,7 @@ def _overlap_lines(overlap: Mapping[str, Any] | None) -> Iterator[str]:
         )
 
 
-def audit_rows(found: Mapping[str, Any], items: Items | None = None) -> list[dict[str, Any]]:
+def audit_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """List the audit for a table: a row for each model and task.
 
     Returns:

@@ -26,6 +26,7 @@ from evomerge.judging import (
 from evomerge.judging.estimators.calibration import calibrate, switched_off_after
 from evomerge.judging.intervals import compare, interval
 from evomerge.recipe import BASE
+from evomerge.results.audit import audit
 from evomerge.results.progress import is_concluded, running_summary, split_size
 from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.study.judged import check_of, judge_on, judged
@@ -280,6 +281,7 @@ class Results:
             "scores": self._scores(trial.digest),
             **rows,
             "choice": None,
+            "audit": audit(self.judge, self.evaluations, trial.digest, self.study.note("overlap")),
             "constraints": {split: self._checks(trial.digest, split) for split in SPLITS},
             "test_sets": [
                 task["task"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from evomerge.judging import AnswerFacts
 from evomerge.study import codec
-from evomerge.study.record import Marker, RungProgress, RungResult
+from evomerge.study.record import Evaluation, Marker, RungProgress, RungResult
 
 
 def test_packed_chunks_stay_under_60_kb_and_survive_a_shorter_rewrite():
@@ -42,3 +43,16 @@ def test_markers_are_stored_under_the_keys_that_older_studies_have():
     older = {key: stored[key] for key in stored if key not in ("blameless", "climb")}
     (back,) = codec.decode_markers(codec.pack_json("marker/3", older))
     assert (back.not_counted, back.progress, back.ask) == (False, None, 7)
+
+
+def test_facts_about_answers_come_back_with_what_is_not_known():
+    nan = np.nan
+    facts = AnswerFacts(np.array([3, 12.5, nan]), np.array([0, 1, nan]), np.full(3, nan))
+    told = Evaluation("test", "d", {}, answers={"t": facts}, n=3, value=1.0)
+    plain, packed = codec.attributes(told, with_params=False)
+    decoded = {"value": 1.0, "params": {}, "number": 0, "finished": None}
+    back = codec.decode_evaluation(plain, packed, **decoded)
+    for key, values in vars(facts).items():
+        assert np.array_equal(vars(back.answers["t"])[key], values, equal_nan=True)
+    older = {key: text for key, text in packed.items() if not key.startswith("answers")}
+    assert codec.decode_evaluation(plain, older, **decoded).answers == {}

@@ -15,6 +15,7 @@ from evomerge.config import SPLITS
 from evomerge.report.all_figures import StudyView, view_of
 from evomerge.report.figures.scores import Rows
 from evomerge.report.tables import (
+    audit_verdict,
     constraint_lines,
     difference,
     duration,
@@ -27,6 +28,7 @@ from evomerge.report.tables import (
     trials_line,
 )
 from evomerge.results import REFERENCES
+from evomerge.results.audit import audit_rows
 from evomerge.results.coefficients import searched_bounds
 from evomerge.study.study import Study
 
@@ -88,6 +90,8 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
         else {},
         "remarks": remarks(best) if best else [],
         "constraints": constraint_lines(best) if best else [],
+        "audit_verdict": best and audit_verdict(best),
+        "audit_rows": audit_rows(best["audit"]) if best and best["audit"] else [],
         "stages": stage_lines(best) if best else [],
         "recipe": best and json.dumps(best["recipe"], indent=2, ensure_ascii=False),
         "estimates_line": estimates_line,

@@ -1,0 +1,90 @@
+"""The trust audit of whole campaigns: a planted artefact is caught, an honest gain is not."""
+
+from __future__ import annotations
+
+import chains
+import pytest
+from silent import Silent
+from typer.testing import CliRunner
+
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
+from evomerge.cli import app
+from evomerge.config import load_campaign
+from evomerge.results.results import Results
+from evomerge.study.run_folder import open_run
+
+KINDS = {"long": 36, "known": 60, "hard": 4}
+
+
+def audited(folder, tokens, **fitness):
+    """Run a campaign of so many tokens an answer; return the table of its winner."""
+    config = load_campaign(chains.save_campaign(folder, KINDS, tokens, **fitness))
+    with open_campaign(prepare(config), folder / "run", Silent()) as campaign:
+        campaign.run()
+    return Results(open_run(folder / "run")[1]).best()
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A limit of 12 tokens, where one parent thinks for 22 before it is right."""
+    folder = tmp_path_factory.mktemp("short")
+    return folder, audited(folder, tokens=12)
+
+
+def test_a_gain_that_a_short_limit_made_is_called_an_artefact(short):
+    _, best = short
+    found = best["audit"]
+    gain = found["gains"]["knows"]
+    assert (found["split"], found["against"]) == ("test", "knows")
+    assert gain["cut"] > 0.8
+    assert gain["difference"] > 4 * gain["uncut"]["difference"] >= 0
+    assert "of the gain is truncation of the parent" in found["verdict"]
+    assert "`knows`" in found["verdict"]
+
+
+def test_the_shares_and_lengths_are_those_of_the_answers(short):
+    _, best = short
+    found = best["audit"]
+    n = best["scores"]["test"]["tasks"]["think"]["n"]
+    knows, winner = found["parents"]["knows"]["think"], found["winner"]["think"]
+    cut = round(knows["cut"] * n)
+    assert cut == found["gains"]["knows"]["tasks"]["think"]["won"] - round(
+        found["gains"]["knows"]["uncut"]["difference"] * found["gains"]["knows"]["uncut"]["items"]
+    )
+    assert knows["unparsed"] == knows["cut"]
+    assert knows["tokens"] == pytest.approx((12 * cut + 2 * (n - cut)) / n)
+    assert (winner["cut"], winner["unparsed"], winner["tokens"]) == (0, 0, 2)
+
+
+def test_the_verdict_stands_in_best_report_and_card(short, tmp_path):
+    folder, best = short
+    shown = CliRunner().invoke(app, ["best", str(folder / "run")], env={"COLUMNS": "400"}).stdout
+    assert best["audit"]["verdict"] in shown
+    page = tmp_path / "report.html"
+    CliRunner().invoke(app, ["report", str(folder / "run"), "--out", str(page)])
+    text = page.read_text()
+    assert "truncation of the parent" in text
+    assert "Trust audit" in text
+    done = CliRunner().invoke(
+        app,
+        [
+            "export",
+            str(folder / "run"),
+            "--trial",
+            str(best["trial"]),
+            "--to",
+            str(tmp_path / "out"),
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    assert "truncation of the parent" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_under_a_long_limit_an_honest_gain_is_not_objected_to(tmp_path):
+    best = audited(tmp_path, tokens=40)
+    found = best["audit"]
+    assert found["gains"]["knows"]["difference"] > 0
+    assert found["gains"]["knows"]["cut"] == 0
+    assert found["parents"]["knows"]["think"]["tokens"] > 8
+    assert found["verdict"] is None
