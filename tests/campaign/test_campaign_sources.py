@@ -34,6 +34,7 @@ from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.models.checkpoint import open_checkpoint
 from evomerge.models.checks.checked_models import check_models
+from evomerge.recipe import Recipe
 from evomerge.search.spaces.weights import WeightSpace
 from evomerge.study.run_folder import open_run
 
@@ -257,3 +258,45 @@ def test_a_campaign_searches_the_language_tower_of_a_model_that_sees(tiny_folder
     own = {n: t for n, t in seeing.state_dict().items() if "vision" in n or "projector" in n}
     assert own
     assert all(torch.equal(merged[name], tensor) for name, tensor in own.items())
+
+
+@pytest.fixture
+def vocabularies(tmp_path, monkeypatch):
+    """A folder with a campaign whose expert `lang` has two tokens more than the others."""
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    tiny.save_campaign(tmp_path)
+    lang = tmp_path / "models" / "lang"
+    model = AutoModelForCausalLM.from_pretrained(lang)
+    model.resize_token_embeddings(66)
+    model.save_pretrained(lang)
+    tokenizer = AutoTokenizer.from_pretrained(lang)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.save_pretrained(lang)
+    return tmp_path
+
+
+def test_a_campaign_searches_models_of_several_vocabularies(vocabularies, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.content ~ ' ' }}{% endfor %}")
+    tokens = "models.tokenizer={source: union, chat_template: mine.jinja}"
+    chat = "fitness.tasks=[{task: pick, num_fewshot: 0, apply_chat_template: true}]"
+    overrides = [tokens, chat, "budget.trials=3"]
+    place = run(vocabularies, tmp_path / "run", overrides)
+    found = evaluations(place)
+    # 1. a resume knows the models again, and does nothing twice
+    run(vocabularies, place, overrides)
+    assert len(evaluations(place)) == len(found)
+    # 2. the export has the tokens, the template, and the weights that were scored
+    config, study = open_run(place)
+    with study:
+        out = export_trial(config, study, None, tmp_path / "out", run=place)
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["tokenizer"]["source"] == "union"
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") == 65
+    said = tokenizer.apply_chat_template([{"role": "user", "content": "w1"}], tokenize=False)
+    assert said == "w1 "
+    models = check_models(config.models)
+    assert_resident_like_the_export(models, Recipe.from_json(recipe), out)
+    # 3. another vocabulary is another campaign
+    with pytest.raises(InputError, match="belongs to another campaign"):
+        run(vocabularies, place, [tokens.replace("mine.jinja", "chatml"), *overrides[1:]])
