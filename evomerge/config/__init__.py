@@ -51,6 +51,7 @@ from evomerge.config.space import (
     LinesConfig,
     PathConfig,
     SpaceConfig,
+    SparsifyConfig,
     WeightsConfig,
 )
 from evomerge.config.study import StudyConfig
@@ -88,6 +89,7 @@ __all__ = [
     "RaceConfig",
     "Scalar",
     "SpaceConfig",
+    "SparsifyConfig",
     "StageConfig",
     "Start",
     "Strict",

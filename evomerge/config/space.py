@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -52,18 +52,13 @@ class LinesConfig(Strict):
         return value
 
 
-class DareConfig(Strict):
-    """DARE: entries of the experts' task vectors dropped at random before the method merges them.
-
-    `density` is the probability that an entry survives: `[low, high]`, a gene (with `per: group`
-    one for each group of tensors that is tuned together), or one value; at 1 nothing is dropped.
-    `rescale` says what survivors are multiplied by: 1/density, what gives a task vector its `l1`
-    norm back, or nothing (`none`).
-    """
+class _DensityConfig(Strict):
+    """The share of the entries of task vectors that is kept."""
 
     density: Pair | float = Field(default_factory=lambda: [0.1, 1.0])
-    rescale: Literal["density", "l1", "none"] = "density"
+    """`[low, high]`, a gene, or one value; at 1 everything is kept."""
     per: Literal["model", "group"] = "model"
+    """One gene for the whole model, or one for each group of tensors that is tuned together."""
 
     @field_validator("density")
     @classmethod
@@ -74,6 +69,48 @@ class DareConfig(Strict):
         if isinstance(value, list) and low == high:
             raise ValueError(f"bounds {value} cross; write low < high, or one value to fix it")
         return value
+
+
+class DareConfig(_DensityConfig):
+    """DARE: entries of the experts' task vectors dropped at random before the method merges them.
+
+    `density` is the probability that an entry survives: `[low, high]`, a gene (with `per: group`
+    one for each group of tensors that is tuned together), or one value; at 1 nothing is dropped.
+    `rescale` says what survivors are multiplied by: 1/density, what gives a task vector its `l1`
+    norm back, or nothing (`none`).
+    """
+
+    rescale: Literal["density", "l1", "none"] = "density"
+
+
+_OF_KIND = {"magnitude": (), "dare": ("rescale",), "della": ("epsilon", "rescale")}
+_OF_KIND |= {"breadcrumbs": ("gamma",)}
+
+
+class SparsifyConfig(_DensityConfig):
+    """The experts' task vectors made sparse before the method merges them.
+
+    `magnitude` keeps the largest share `density` of each, `breadcrumbs` that share below the
+    largest `gamma`, `dare` keeps entries at random, and `della` at random, the larger rather
+    (density ± `epsilon`, by rank within a row). `rescale` is as in the methods `dare_linear` and
+    `della`, or `none`.
+    """
+
+    kind: Literal["magnitude", "dare", "della", "breadcrumbs"]
+    gamma: float | None = Field(default=None, ge=0, le=1)
+    epsilon: float | None = Field(default=None, ge=0, le=0.5)
+    rescale: Literal["density", "probability", "l1", "none"] | None = None
+
+    @model_validator(mode="after")
+    def _options_are_the_kinds_own(self) -> Self:
+        for name in ("gamma", "epsilon", "rescale"):
+            if getattr(self, name) is not None and name not in _OF_KIND[self.kind]:
+                own = ", ".join(("density", *_OF_KIND[self.kind]))
+                raise ValueError(f"{self.kind} has no {name}; it has {own}")
+        other = {"dare": "probability", "della": "density"}.get(self.kind)
+        if self.rescale is not None and self.rescale == other:
+            raise ValueError(f"{self.kind} has no rescale: {other}")
+        return self
 
 
 class WeightsConfig(Strict):
@@ -91,7 +128,8 @@ class WeightsConfig(Strict):
     with a method's name before it (`ties.density`) it is that method's alone.
 
     `lines` scales what the method adds to the base by depth; the method's `lambda` is then fixed.
-    `dare` drops entries of the task vectors at random before the method merges them.
+    `sparsify` drops entries of the task vectors before the method merges them; `dare` is the same
+    as `sparsify: {kind: dare}`, with other names of its genes.
     """
 
     method: str | Annotated[list[str], Field(min_length=1)]
@@ -103,6 +141,7 @@ class WeightsConfig(Strict):
     choose_experts: bool = False
     lines: LinesConfig | None = Field(default=None, exclude_if=lambda lines: lines is None)
     dare: DareConfig | None = Field(default=None, exclude_if=lambda dare: dare is None)
+    sparsify: SparsifyConfig | None = Field(default=None, exclude_if=lambda given: given is None)
     genes: dict[
         str, Annotated[list[float], Field(min_length=2, max_length=2)] | Bounds | Scalar
     ] = Field(default_factory=dict)
@@ -124,6 +163,12 @@ class WeightsConfig(Strict):
     def _there_is_a_choice(self) -> WeightsConfig:
         if self.methods_per == "group" and len(self.methods) == 1:
             raise ValueError("methods_per: group needs a list of methods to choose from")
+        return self
+
+    @model_validator(mode="after")
+    def _is_made_sparse_once(self) -> WeightsConfig:
+        if self.dare is not None and self.sparsify is not None:
+            raise ValueError("dare and sparsify are one thing; give one")
         return self
 
     @field_validator("genes", mode="before")

@@ -183,8 +183,10 @@ def _cells(merge: Merge, constant: Mapping[str, Cells]) -> Cells:
     cells = {"method": f"copy of {copied}" if copied else merge.method}
     for expert, values in merge.experts.items():
         cells |= {f"{expert} {name}": _short(value) for name, value in values.items()}
-    if merge.drop is not None:
-        cells |= {f"DARE {name}": _short(value) for name, value in merge.drop}
+    if merge.sparsifier is not None:
+        kind = {"dare": "DARE", "della": "DELLA"}.get(merge.sparsifier.kind, merge.sparsifier.kind)
+        given = merge.sparsifier.model_dump(exclude={"kind"})
+        cells |= {f"{kind} {name}": _short(value) for name, value in given.items()}
     varying = merge.parameters.keys() - constant[merge.method].keys()
     return cells | {name: _short(merge.parameters[name]) for name in sorted(varying)}
 

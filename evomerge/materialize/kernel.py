@@ -19,7 +19,7 @@ from evomerge.materialize.sparsified import sparsified
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.methods.core.masks import At, at
 from evomerge.methods.core.slices import part_of
-from evomerge.methods.core.sparsify import dare
+from evomerge.methods.core.sparsify import sparsifiers
 from evomerge.methods.core.view import Statistic, View
 from evomerge.models.files.finite import count_non_finite
 from evomerge.models.source import Source
@@ -143,8 +143,8 @@ class Kernel:
         """
         assert step.rule is not None
         count, name = step.tensor.matrices, step.tensor.name
-        method, drop = step.rule.method, step.rule.drop
-        if count == 1 or (method.elementwise and method.measure is None and drop is None):
+        method, sparsify = step.rule.method, step.rule.sparsify
+        if count == 1 or (method.elementwise and method.measure is None and sparsify is None):
             yield name, [out.view(-1), base, *experts]
             return
         whole = (out.view(base.shape), base, *experts)
@@ -157,16 +157,20 @@ class Kernel:
     ) -> Prepared:
         """Look at the tensors of one merge as its method will; `name` keys masks and statistics."""
         assert step.rule is not None
-        method, drop = step.rule.method, step.rule.drop
+        relative, sparsify = step.rule.method.relative, step.rule.sparsify
         shape = tuple(base.shape)
         base, experts = base.reshape(-1), [e.reshape(-1) for e in experts]
         view = View(base, experts, ARITHMETIC, self._slice_length(len(experts)), self._run, shape)
         place = partial(at, seed, name, step.rule.experts)
-        if drop is not None:
-            dropping = {"density": [drop.density for _ in experts], "rescale": drop.rescale}
-            view = sparsified(view, dare, dropping, place, method.relative)
-        # with a drop the view leaves the base out of what is relative to it
-        return Prepared(base, view, place, added=drop is not None and method.relative)
+        if sparsify is None:
+            return Prepared(base, view, place, added=False)
+        sparsifier = sparsifiers()[sparsify.kind]
+        arguments, known = sparsifier.shared_by(len(experts), sparsify.model_dump()), None
+        if sparsifier.statistic is not None:
+            known = self.statistics.of(sparsifier.statistic, view, name, step.rule.experts)
+        view = sparsified(view, sparsifier, arguments, place, relative, known)
+        # the view leaves the base out of what is relative to it
+        return Prepared(base, view, place, added=relative)
 
     def measure(
         self,
@@ -225,7 +229,7 @@ class Kernel:
     ) -> list[Statistic] | Statistic | None:
         assert step.rule is not None
         method = step.rule.method
-        if step.rule.drop is not None:  # statistics are of the whole task vectors
+        if step.rule.sparsify is not None:  # statistics are of the whole task vectors
             return None
         if method.joint is not None:
             return self.statistics.of_all(method.joint, view, name, step.rule.experts)

@@ -12,10 +12,10 @@ import torch
 
 from evomerge.common.errors import InputError
 from evomerge.methods import Method, find_method
-from evomerge.methods.core.dare_in_recipes import check_droppable
+from evomerge.methods.core.sparsify_in_recipes import check_sparsifiable
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
-from evomerge.recipe import BASE, Drop, Merge, Recipe
+from evomerge.recipe import BASE, Merge, Recipe, Sparsifier
 from evomerge.recipe.recipe import merge_name
 
 
@@ -26,13 +26,13 @@ class MergeRule:
     Attributes:
         experts: in the recipe's order of sources.
         arguments: parameter → value; per-expert ones as lists in the order of `experts`.
-        drop: the random drop before the method; None, too, where it would keep everything.
+        sparsify: before the method; None, too, where it would keep everything.
     """
 
     method: Method
     experts: tuple[str, ...]
     arguments: Mapping[str, Any]
-    drop: Drop | None = None
+    sparsify: Sparsifier | None = None
 
     @cached_property
     def tensors(self) -> Mapping[str, Any]:
@@ -151,11 +151,10 @@ def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:
     method = find_method(merge.method, where)
     ordered = [name for name in recipe.sources if name in merge.experts]
     experts = {name: merge.experts[name] for name in ordered}
-    if merge.drop is not None:
-        check_droppable(method, f"{where}: drop")
-    drop = merge.drop if merge.drop and merge.drop.density < 1 else None
+    check_sparsifiable(method, merge)
+    sparsify = merge.sparsifier if merge.sparsifier and merge.sparsifier.density < 1 else None
     arguments = method.arguments(merge.parameters, experts, where)
-    return MergeRule(method, tuple(ordered), arguments, drop)
+    return MergeRule(method, tuple(ordered), arguments, sparsify)
 
 
 def as_tensors(value: Any) -> Any:

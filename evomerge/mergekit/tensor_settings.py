@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evomerge.mergekit.methods import BASE_WEIGHT, FORMS, TASK_VECTORS, Pairing, pairings
 from evomerge.mergekit.settings import Value, inexpressible
 from evomerge.methods import find_method
-from evomerge.methods.core.dare_in_recipes import as_dare_method
+from evomerge.methods.core.sparsify_in_recipes import as_one_method
 from evomerge.recipe.recipe import BASE, Merge, Recipe, merge_name
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def tensor_settings(
 def _settings_of(merge: Merge, recipe: Recipe) -> TensorSettings:
     """Fill in a merge's defaults and name its method and parameters as mergekit does."""
     where = f"recipe: {merge_name(merge)}"
-    if merge.drop is not None:
-        merge = _as_dare_method(merge)
+    if merge.sparsifier is not None:
+        merge = _as_one_method(merge, merge.sparsifier.kind)
     # 1. evomerge's method and all its values
     method = find_method(merge.method, where)
     ordered = {name: merge.experts[name] for name in recipe.sources if name in merge.experts}
@@ -146,14 +146,19 @@ def _settings_of(merge: Merge, recipe: Recipe) -> TensorSettings:
     return TensorSettings(MergeMode(pairing.name, models), per_model, shared)
 
 
-def _as_dare_method(merge: Merge) -> Merge:
-    if (found := as_dare_method(merge)) is None:
+def _as_one_method(merge: Merge, kind: str) -> Merge:
+    if (found := as_one_method(merge)) is not None:
+        return found
+    if kind == "dare":
         raise inexpressible(
             f"{merge_name(merge)} drops entries at random before {merge.method}; mergekit does so "
             "in dare_linear and dare_ties only, that is before task_arithmetic, and before ties of "
             "density 1, with rescale density or l1"
         )
-    return found
+    raise inexpressible(
+        f"{merge_name(merge)} drops entries ({kind}) before {merge.method}; mergekit does so "
+        "before task_arithmetic, and before ties of density 1, only"
+    )
 
 
 def _models(pairing: Pairing, experts: list[str], task_vectors: bool) -> tuple[str, ...] | None:

@@ -86,7 +86,7 @@ def estimate_merging(
 def _kind(step: TensorStep) -> object:
     """What steps have in common of which one tells the others' cost."""
     rule = step.rule
-    how = (rule.method.name, rule.experts, rule.drop) if rule else step.source
+    how = (rule.method.name, rule.experts, rule.sparsify) if rule else step.source
     return how, None if _by_entry(step) else (step.tensor.shape, step.tensor.matrices)
 
 

@@ -8,6 +8,7 @@ from evomerge.recipe.recipe import (
     MergeCoefficient,
     Recipe,
     Slot,
+    Sparsifier,
     load_recipe,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "MergeCoefficient",
     "Recipe",
     "Slot",
+    "Sparsifier",
     "load_recipe",
 ]

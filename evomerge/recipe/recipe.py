@@ -8,12 +8,13 @@ their paths, so that the same recipe over the same weights has the same digest e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from typing_extensions import override
 
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import canonical_json, content_digest
@@ -43,8 +44,37 @@ class Drop(Strict):
     method `dare_linear`. Source: Yu et al. 2024, arXiv:2311.03099, eq. 1.
     """
 
+    kind: ClassVar[Literal["dare"]] = "dare"
     density: float = Field(gt=0, le=1)
     rescale: Literal["density", "l1", "none"] = "density"
+
+
+class Magnitude(Strict):
+    """The largest `density` share of each task vector by |τ|, as in TIES."""
+
+    kind: Literal["magnitude"]
+    density: float = Field(gt=0, le=1)
+
+
+class Breadcrumbs(Strict):
+    """A band of |τ|: without the largest share `gamma`, and then without the smallest entries."""
+
+    kind: Literal["breadcrumbs"]
+    density: float = Field(gt=0, le=1)
+    gamma: float = Field(default=0.01, ge=0, le=1)
+
+
+class Della(Strict):
+    """Entries of a row at random, the larger rather: density ± `epsilon`, by rank (MagPrune)."""
+
+    kind: Literal["della"]
+    density: float = Field(gt=0, le=1)
+    epsilon: float = Field(default=0.15, ge=0, le=0.5)
+    rescale: Literal["probability", "l1", "none"] = "probability"
+
+
+Sparsifier = Drop | Magnitude | Breadcrumbs | Della
+"""A way to make task vectors sparse, and its parameters, the same for all experts."""
 
 
 class Merge(Strict):
@@ -54,7 +84,9 @@ class Merge(Strict):
     ("attention", "mlp", "router", "norms", "other") for those of its tensors that have no merge of
     their own, "layer" for what then is left, or, with `slot: null`, a group outside the layers
     ("embeddings", "final_norm", "head"). `experts` are merged in the order in which the recipe's
-    sources stand, with DARE applied to their task vectors first if there is a `drop`.
+    sources stand. Their task vectors are made sparse first where there is a `drop` (DARE), or a
+    `sparsify` (of another kind): `sparsify: {kind: dare}` is read as the `drop` that it means, so
+    that one merge has one digest.
     """
 
     slot: int | None = Field(ge=0)
@@ -63,6 +95,31 @@ class Merge(Strict):
     experts: dict[str, ExpertValues]
     parameters: dict[str, bool | float | str] = Field(default_factory=dict)
     drop: Drop | None = Field(default=None, exclude_if=lambda drop: drop is None)
+    sparsify: Annotated[Magnitude | Breadcrumbs | Della, Field(discriminator="kind")] | None = (
+        Field(default=None, exclude_if=lambda sparsify: sparsify is None)
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dare_is_a_drop(cls, data: Any) -> Any:
+        given = data.get("sparsify") if isinstance(data, dict) else None
+        if not (isinstance(given, dict) and given.get("kind") == Drop.kind):
+            return data
+        if data.get("drop") is not None:
+            raise ValueError("has a drop and sparsify: {kind: dare}, which are one thing; give one")
+        drop = {key: value for key, value in given.items() if key != "kind"}
+        return {**data, "drop": drop, "sparsify": None}
+
+    @model_validator(mode="after")
+    def _is_made_sparse_once(self) -> Self:
+        if self.drop is not None and self.sparsify is not None:
+            raise ValueError("has a drop and a sparsify; task vectors are made sparse once")
+        return self
+
+    @property
+    def sparsifier(self) -> Sparsifier | None:
+        """How task vectors are made sparse before the method merges them; None: they are not."""
+        return self.drop or self.sparsify
 
 
 class MergeCoefficient(NamedTuple):
@@ -144,6 +201,12 @@ class Recipe(Strict):
         data["sources"] = [[name, self.sources[name]] for name in (BASE, *self.active_experts())]
         data["merges"] = sorted(data["merges"], key=canonical_json)
         return content_digest(data)
+
+    @override
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("digest", None)  # pydantic copies what is cached, too
+        return copy
 
     def to_json(self) -> dict[str, Any]:
         """Write plain JSON data; `Recipe.from_json` reads the equal recipe back."""

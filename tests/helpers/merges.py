@@ -9,7 +9,7 @@ import tiny
 
 from evomerge.config import ModelsConfig
 from evomerge.methods import methods
-from evomerge.methods.core.dare_in_recipes import dropped
+from evomerge.methods.core.sparsify_in_recipes import sparsified
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 
@@ -58,4 +58,11 @@ def random_recipe(
 
 def thin(recipe: Recipe, density: float = 0.3, rescale: str = "density", seed: int = 9) -> Recipe:
     """The recipe with a random drop in every merge."""
-    return dropped(recipe, lambda merge: density, rescale, seed)
+    return sparse(recipe, "dare", density, seed, rescale=rescale)
+
+
+def sparse(
+    recipe: Recipe, kind: str, density: float = 0.3, seed: int = 9, **options: float | str
+) -> Recipe:
+    """The recipe with its task vectors made sparse in every merge."""
+    return sparsified(recipe, kind, lambda merge: density, options, seed)

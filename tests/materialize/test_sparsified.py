@@ -1,19 +1,24 @@
-"""DARE over any method: merged is what a random drop leaves of the task vectors."""
+"""Sparsifiers before any method: merged is what they leave of the task vectors."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
 from merged_bytes import assert_same_bytes, resident_bytes, streamed_bytes
-from merges import open_family, random_recipe, thin
+from merges import open_family, random_recipe, sparse, thin
 from written_merges import written
 
 from evomerge.common.errors import InputError
 from evomerge.materialize.plan import plan
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.methods import methods
-from evomerge.methods.core.dare_in_recipes import as_dare_method
 from evomerge.methods.core.masks import at, limits
+from evomerge.methods.core.slices import part_of
+from evomerge.methods.core.sparsify import sparsifiers
+from evomerge.methods.core.sparsify_in_recipes import as_one_method
+from evomerge.methods.core.view import whole_view
 
 TAKEN = [name for name, m in methods().items() if "lambda" in m.parameters and not m.needs_position]
 ELEMENTWISE = [name for name in TAKEN if methods()[name].elementwise]
@@ -59,11 +64,96 @@ def test_over_task_arithmetic_and_untrimmed_ties_it_is_the_dare_methods_to_the_b
 ):
     recipe = random_recipe(wide, method)
     recipe = thin(untrimmed(recipe) if method == "ties" else recipe, 0.37, rescale)
-    merges = tuple(as_dare_method(merge) for merge in recipe.merges)
+    merges = tuple(as_one_method(merge) for merge in recipe.merges)
     assert {merge.method for merge in merges} == {own}
     _, expected = written(wide, recipe.model_copy(update={"merges": merges}))
     _, found = written(wide, recipe)
     assert_equal_bits(found, expected)
+
+
+KINDS = {
+    "magnitude": {},
+    "breadcrumbs": {"gamma": 0.1},
+    "della": {"epsilon": 0.2, "rescale": "probability"},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "own"),
+    [
+        ("task_arithmetic", "della", "della_linear"),
+        ("task_arithmetic", "breadcrumbs", "breadcrumbs"),
+        ("ties", "magnitude", "ties"),
+        ("ties", "della", "della"),
+        ("ties", "breadcrumbs", "breadcrumbs_ties"),
+    ],
+)
+@torch.no_grad()
+def test_a_sparsifier_and_a_combiner_are_their_product_to_the_byte(wide, method, kind, own):
+    recipe = random_recipe(wide, method)
+    recipe = sparse(untrimmed(recipe) if method == "ties" else recipe, kind, 0.37, **KINDS[kind])
+    merges = tuple(as_one_method(merge) for merge in recipe.merges)
+    assert {merge.method for merge in merges} == {own}
+    _, expected = written(wide, recipe.model_copy(update={"merges": merges}))
+    _, found = written(wide, recipe)
+    assert_equal_bits(found, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["magmax", "iso_c", "widen", "dare_linear"])
+@torch.no_grad()
+def test_any_method_merges_what_any_sparsifier_leaves(wide, kind, name):
+    """Two random draws are refused; the others are merged as if the experts were so."""
+    if (kind, name) == ("della", "dare_linear"):
+        pytest.skip("both draw at random")
+    recipe = sparse(random_recipe(wide, name), kind, 0.4, **KINDS[kind])
+    _, found = written(wide, recipe)
+    for step in plan(recipe, wide.layout, wide.sources):
+        tensor, rule = step.tensor.name, step.rule
+        base, *experts = (wide.sources[source].read(tensor).double() for source in step.reads)
+        sparsifier, n = sparsifiers()[kind], len(experts)
+        view = whole_view(base.float(), [expert.float() for expert in experts])
+        place = partial(at, recipe.seed, tensor, rule.experts)
+        given = sparsifier.shared_by(n, {"density": 0.4, **KINDS[kind]})
+        kept, _ = sparsifier(view, {**given, "at": place})
+        left = [
+            base
+            + part_of(kept[i], slice(0, base.numel()))
+            .of((expert - base).float().flatten(), place(0), i)
+            .view(base.shape)
+            for i, expert in enumerate(experts)
+        ]
+        more = {"at": place(0)} if rule.method.needs_position else {}
+        expected = rule.method(base, left, **rule.arguments, **more)
+        wrong = (found[tensor].double() - expected).abs() > 1e-5 + 1e-4 * expected.abs()
+        assert wrong.double().mean() < 0.01, tensor
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_compiled_sliced_and_on_threads_sparsifiers_have_the_same_bytes(wide, kind, caplog):
+    recipe = sparse(random_recipe(wide, "widen"), kind, 0.4, **KINDS[kind])
+    _, expected = written(wide, recipe, compiled=False, scratch=1)
+    _, compiled = written(wide, recipe, compiled=True)
+    assert "uncompiled" not in caplog.text
+    assert_equal_bits(compiled, expected)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        _, more = written(wide, recipe, compiled=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert_equal_bits(more, expected)
+
+
+@torch.no_grad()
+def test_the_statistics_of_a_sparsifier_are_kept_for_later_candidates(wide):
+    recipe = sparse(random_recipe(wide, "magmax"), "magnitude", 0.4)
+    kept = Statistics()
+    _, found = written(wide, recipe, statistics=kept)
+    assert kept.nbytes > 0
+    _, again = written(wide, recipe, statistics=kept)
+    assert_equal_bits(again, found)
 
 
 @pytest.mark.parametrize("name", TAKEN)

@@ -120,3 +120,9 @@ def test_a_file_that_is_no_recipe_is_refused_with_its_name(tmp_path):
     path.write_text("[1]")
     with pytest.raises(InputError, match=r"recipe\.json"):
         load_recipe(path)
+
+
+def test_a_changed_copy_of_a_recipe_has_a_digest_of_its_own():
+    recipe = Recipe(sources={"base": "b"}, path=(Slot(source="base", layer=0),))
+    digests = [recipe.digest, recipe.model_copy(update={"seed": 1}).digest]
+    assert len(set(digests)) == 2

@@ -81,6 +81,12 @@ class Sparsifier:
     statistic: Callable[[View, int], Statistic] | None
     random: bool
 
+    def shared_by(self, experts: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Give every expert the same values: arguments for a call, of those that it takes."""
+        own = {name: values[name] for name in self.parameters if name in values}
+        each = {name for name, parameter in self.parameters.items() if parameter.per_expert}
+        return {name: [v] * experts if name in each else v for name, v in own.items()}
+
     def __call__(
         self,
         view: View,

@@ -9,10 +9,10 @@ from evomerge.config import SpaceConfig, TokenizerConfig, WeightsConfig
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 from evomerge.recipe import BASE
-from evomerge.search.spaces.dare_and_lines import DareSpace, LinesSpace
 from evomerge.search.spaces.path_space import PathSpace
 from evomerge.search.spaces.paths import MERGED, build_paths
 from evomerge.search.spaces.space import Space
+from evomerge.search.spaces.sparsify_and_lines import LinesSpace, SparsifySpace
 from evomerge.search.spaces.weights import WeightSpace
 
 
@@ -61,8 +61,8 @@ def _weights(
 ) -> Space:
     weights = WeightSpace(config, layout, digests, seed, sources, tokenizer)
     assert config.weights is not None
-    dare, lines = config.weights.dare, config.weights.lines
-    inner = weights if dare is None else DareSpace(dare, weights, seed)
+    sparse, lines = config.weights.dare or config.weights.sparsify, config.weights.lines
+    inner = weights if sparse is None else SparsifySpace(sparse, weights, seed)
     return inner if lines is None else LinesSpace(lines, inner, weights, layout.layers)
 
 

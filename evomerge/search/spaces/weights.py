@@ -333,6 +333,11 @@ class WeightSpace(Space):
             raise InputError(
                 "the recipe drops entries at random before it merges (DARE); this space does not"
             )
+        if merge.sparsify is not None:
+            kind = merge.sparsify.kind
+            raise InputError(
+                f"the recipe drops entries before it merges ({kind}); this space does not"
+            )
         method = self._by_name.get(merge.method)
         if method is None:
             raise InputError(

@@ -1,4 +1,4 @@
-"""DARE and LiNeS in a campaign: task vectors thinned out at random, or scaled by depth."""
+"""Sparsifiers and LiNeS in a campaign: task vectors made sparse, or scaled by depth."""
 
 from __future__ import annotations
 
@@ -48,6 +48,36 @@ def test_a_gene_of_every_group_stands_where_the_groups_begin():
     assert [names[cut] for cut in s.cuts] == [f"dare.density.{group}" for group in GROUPS]
     recipe = s.decode(with_params(s, dare__density__layer_1=0.5))
     assert {m.slot: m.drop.density for m in recipe.merges if m.drop} == {1: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"kind": "magnitude"}, {"kind": "magnitude", "density": 0.6}),
+        ({"kind": "breadcrumbs", "gamma": 0.2}, {"kind": "breadcrumbs", "gamma": 0.2}),
+        ({"kind": "della", "rescale": "none"}, {"kind": "della", "epsilon": 0.15}),
+    ],
+)
+def test_any_method_can_be_sparsified_by_any_kind(options, found):
+    section = {"method": "magmax", "genes": {"lambda": [0, 1]}}
+    section["sparsify"] = {"density": [0.2, 1], **options}
+    s = build_space(SpaceConfig(weights=section), layout(), DIGESTS, seed=1)
+    assert s.genes[0].name == "sparsify.density"
+    recipe = s.decode(s.genome_of({"sparsify.density": 0.6}))
+    for merge in recipe.merges:
+        own = merge.sparsify.model_dump()
+        assert own["density"] == pytest.approx(0.6)
+        assert found.items() - {("density", 0.6)} <= own.items()
+        assert merge.drop is None
+    assert not any(merge.sparsify for merge in s.decode(s.initial).merges)
+
+
+def test_dare_by_either_key_is_one_recipe():
+    sparsify = {"kind": "dare", "density": [0.2, 1], "rescale": "l1"}
+    one = build_space(SpaceConfig(weights={**WEIGHTS, "sparsify": sparsify}), layout(), DIGESTS, 1)
+    other = space({"density": [0.2, 1], "rescale": "l1"})
+    recipe = one.decode(one.genome_of({"sparsify.density": 0.5}))
+    assert recipe.digest == other.decode(other.genome_of({"dare.density": 0.5})).digest
 
 
 def test_a_group_whose_weights_are_fixed_has_its_gene_all_the_same():

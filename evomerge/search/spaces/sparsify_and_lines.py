@@ -1,4 +1,4 @@
-"""DARE and LiNeS over a space of weights: task vectors thinned at random, or scaled by depth."""
+"""Sparsifiers and LiNeS over a space of weights: task vectors made sparse, or scaled by depth."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from evomerge.common.errors import InputError
-from evomerge.config import DareConfig, LinesConfig
+from evomerge.config import DareConfig, LinesConfig, SparsifyConfig
 from evomerge.methods import Method
-from evomerge.methods.core.dare_in_recipes import check_droppable, dropped
 from evomerge.methods.core.lines_in_recipes import scaled_by_depth
+from evomerge.methods.core.sparsify_in_recipes import check_kind, sparsified
 from evomerge.recipe import Merge, MergeCoefficient, Recipe
 from evomerge.search.spaces.genes import Gene, Genome
 from evomerge.search.spaces.space import Derivatives, Space
 from evomerge.search.spaces.weights import WeightSpace
 
-DARE, LINES = "space.weights.dare", "space.weights.lines"
-DENSITY = "dare.density"
+LINES = "space.weights.lines"
 
 
 class _Wrapped(Space):
@@ -95,28 +94,37 @@ class _Wrapped(Space):
         return genome[self._inside]
 
 
-class DareSpace(_Wrapped):
+class SparsifySpace(_Wrapped):
     """A space of weights whose experts lose entries of their task vectors first.
 
-    The gene `dare.density`, one for the whole model, stands before those of the weights; with
-    `per: group` each group's begins with `dare.density.GROUP`. A density that has a value instead
-    of bounds has no gene. Source: Yu et al. 2024, arXiv:2311.03099, eq. 1.
+    The gene `sparsify.density`, one for the whole model, stands before those of the weights; with
+    `per: group` each group's begins with `sparsify.density.GROUP`. A density that has a value
+    instead of bounds has no gene. Under the campaign file's key `dare` genes are called
+    `dare.density`, as in studies recorded before there were other kinds.
     """
 
-    def __init__(self, config: DareConfig, weights: WeightSpace, seed: int) -> None:
+    def __init__(
+        self, config: DareConfig | SparsifyConfig, weights: WeightSpace, seed: int
+    ) -> None:
         """Wrap the weights; `seed` keys the masks.
 
         Raises:
-            InputError: a method has no task vectors, or draws at random itself.
+            InputError: a method has no task vectors, or both draw at random.
         """
+        given = config.model_dump(exclude={"density", "per", "kind"}, exclude_none=True)
+        self._options, self._seed = given, seed
+        self._kind = config.kind if isinstance(config, SparsifyConfig) else "dare"
+        key = "sparsify" if isinstance(config, SparsifyConfig) else "dare"
         for method in weights.methods:
-            check_droppable(method, DARE)
-        self._rescale, self._seed = config.rescale, seed
+            check_kind(method, self._kind, f"space.weights.{key}")
+        # 1. the name of each group's gene, or of the one that all share
+        self._density = f"{key}.density"
         self._gene_of = {
-            target: f"{DENSITY}.{group.label}" if config.per == "group" else DENSITY
+            target: f"{self._density}.{group.label}" if config.per == "group" else self._density
             for group in weights.groups
             for target in group.targets
         }
+        # 2. genes between bounds; a value has none
         self._fixed, own = {}, []
         if isinstance(config.density, list):
             low, high = config.density
@@ -126,25 +134,26 @@ class DareSpace(_Wrapped):
         else:
             self._fixed = dict.fromkeys(self._gene_of.values(), config.density)
         super().__init__(weights, own, {gene.name: 1.0 for _, gene in own})
-        self.label = f"{weights.label}, with entries dropped at random"
+        how = " at random" if self._kind == "dare" else f" ({self._kind})"
+        self.label = f"{weights.label}, with entries dropped{how}"
 
     @override
     def statistics(self, genome: Genome) -> dict[str, float]:
         """The mean density, where it is searched, and the weights' statistics."""
         found = list(self.own_values(genome).values())
-        own = {DENSITY: float(np.mean(found))} if found else {}
+        own = {self._density: float(np.mean(found))} if found else {}
         return {**own, **self.inner.statistics(self.inside(genome))}
 
     @override
     def decode(self, genome: Genome) -> Recipe:
-        """The weights' recipe with a drop in every merge, but those of density 1."""
+        """The weights' recipe with a sparsifier in every merge, but those of density 1."""
         densities = {**self._fixed, **self.own_values(genome)}
 
         def density(merge: Merge) -> float:
             return densities[self._gene_of[merge.slot, merge.group]]
 
         recipe = self.inner.decode(self.inside(genome))
-        return dropped(recipe, density, self._rescale, self._seed)
+        return sparsified(recipe, self._kind, density, self._options, self._seed)
 
 
 class LinesSpace(_Wrapped):
