@@ -48,11 +48,11 @@ CONFIGS: dict[str, Any] = {
     "WizardLMTeam/WizardMath-7B-V1.0": LlamaConfig(
         **SIZES, num_hidden_layers=32, num_key_value_heads=4, max_position_embeddings=4096
     ),
-    "Qwen/Qwen2.5-Math-7B": Qwen2Config(
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": Qwen2Config(
         **SIZES,
         num_hidden_layers=28,
         num_key_value_heads=2,
-        max_position_embeddings=4096,
+        max_position_embeddings=131072,
         use_sliding_window=False,
         tie_word_embeddings=False,
     ),

@@ -132,7 +132,7 @@ DIMENSIONS = {
     "evollm_hybrid": 6,
     "layer_swap_mgsm": 4,
     "m2n2_math_agent": 2 * (32 + 3),  # both models in every layer, embeddings, norm and head
-    "long_to_short": 2 * 2 * (28 // 4 + 3),
+    "long_to_short": 2 * (28 // 4 + 3),
     "helpful_honest_harmless": 3 * (32 + 3),
 }
 
