@@ -35,7 +35,7 @@ _STEEPEST = 1.5
 
 @dataclass(frozen=True)
 class MergeCost:
-    """What merging takes: of a whole recipe, or of one made-up tensor.
+    """The cost of merging a whole recipe, or one made-up tensor.
 
     Attributes:
         seconds: each time.
@@ -84,14 +84,14 @@ def estimate_merging(
 
 
 def _kind(step: TensorStep) -> object:
-    """What steps have in common of which one tells the others' cost."""
+    """A key that steps share when one of them tells the others' cost."""
     rule = step.rule
     how = (rule.method.name, rule.experts, rule.sparsify) if rule else step.source
     return how, None if _by_entry(step) else (step.tensor.shape, step.tensor.matrices)
 
 
 def _by_entry(step: TensorStep) -> bool:
-    """Whether every entry costs the same, however many there are."""
+    """Say whether every entry costs the same, however many there are."""
     method = step.rule and step.rule.method
     return not method or (method.elementwise and method.joint is None)
 

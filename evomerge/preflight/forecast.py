@@ -58,7 +58,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `evomerge check` says beside the setup.
+    """Holds what `evomerge check` says beside the setup.
 
     Attributes:
         memory: memory of a worker.
@@ -82,7 +82,7 @@ class Forecast:
 
     @property
     def probe(self) -> Probe | None:
-        """What one candidate takes, where that is known."""
+        """The probe of one candidate, where there is one."""
         return self.found if isinstance(self.found, Probe) else None
 
     @property

@@ -35,7 +35,7 @@ _SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine has free.
+    """Memory that a machine has free.
 
     Attributes:
         memory: bytes that new processes can have, within the limits of a container.

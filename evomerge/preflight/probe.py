@@ -36,7 +36,7 @@ _FIRST, _GROWTH = 2, 4
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """What a probe needs; small, and picklable.
+    """Holds what a probe needs; small, and picklable.
 
     Attributes:
         spec: of the campaign's workers.
@@ -65,7 +65,7 @@ class ProbeSpec:
 
 @dataclass(frozen=True)
 class Probe:
-    """What one candidate takes.
+    """Memory and seconds that one candidate takes.
 
     Attributes:
         libraries: bytes of its own that a worker takes before there is a model.
@@ -94,7 +94,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeFailed:
-    """Why there is no `Probe`.
+    """Says why there is no `Probe`.
 
     Attributes:
         reason: for the user.

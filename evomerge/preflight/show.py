@@ -1,4 +1,4 @@
-"""What `evomerge check` found and what it expects, as tables."""
+"""Show what `evomerge check` found and what it expects, as tables."""
 
 from __future__ import annotations
 

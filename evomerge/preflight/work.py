@@ -90,7 +90,7 @@ def _descent(config: DescentConfig) -> Part:
 
 @dataclass(frozen=True)
 class Depths:
-    """How many layers candidates have.
+    """Layers of the candidates.
 
     Attributes:
         mean: layers of a candidate, on average.

@@ -63,13 +63,13 @@ def check_engine(config: CampaignConfig, kinds: Mapping[str, str]) -> None:
 
 
 def engine_identity(config: CampaignConfig) -> Mapping[str, Any]:
-    """What of the campaign's engine must not change when its study is resumed."""
+    """Say what of the campaign's engine must not change when its study is resumed."""
     kind, options = _found(config)
     return kind.identity(options)
 
 
 def has_template(config: CampaignConfig) -> bool:
-    """Whether the campaign's engine puts chats together without the base's chat template."""
+    """Say whether the campaign's engine puts chats together without the base's chat template."""
     kind, options = _found(config)
     return kind.has_template(options)
 
@@ -89,7 +89,7 @@ def check_gradients(config: CampaignConfig, where: str) -> None:
 
 
 def scores_here(config: CampaignConfig) -> bool:
-    """Whether the model that answers is in the worker's own memory."""
+    """Say whether the model that answers is in the worker's own memory."""
     kind, _ = _found(config)
     return kind.here
 

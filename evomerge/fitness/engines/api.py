@@ -272,7 +272,7 @@ def _with_reasons(parse: Callable[..., list[Any]], outputs: Any, **kwargs: Any) 
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder is empty or holds what a recipe was written to."""
+    """Say whether a folder is empty or holds what a recipe was written to."""
     return (folder / RECIPE).is_file() or not any(folder.iterdir())
 
 

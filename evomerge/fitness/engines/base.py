@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineContext:
-    """What a worker offers its engine.
+    """Holds what a worker offers its engine.
 
     Attributes:
         config: the campaign.

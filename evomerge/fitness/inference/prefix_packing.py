@@ -38,7 +38,7 @@ class Pack:
 
     @property
     def branches(self) -> bool:
-        """Whether there is more than one branch, so that it needs a mask of its own."""
+        """True where there is more than one branch, so that it needs a mask of its own."""
         return bool((self.ends < len(self)).any())
 
 
@@ -96,7 +96,7 @@ class _Growing:
         self._paths: dict[int, Tokens] = {}  # `_last` is that of the row added last
 
     def gains(self, shared: int, length: int, limit: int, worth: float) -> bool:
-        """Whether a row joins: entries of attention wasted against those that sharing is worth."""
+        """Say whether a row joins: what sharing is worth, against the attention wasted."""
         now = len(self._tokens)
         longer = now + length - shared
         wasted = longer**2 - now**2 - length**2

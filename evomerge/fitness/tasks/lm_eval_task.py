@@ -287,7 +287,7 @@ def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None)
         if spec.apply_chat_template:
             template = _chat_template(where, name, spec, lm)
             chat = {"chat_template": template, "tokenizer_name": lm.tokenizer_name}
-    with _observed(task) as drawn:
+    with _examples_collected(task) as drawn:
         try:
             task.build_all_requests(
                 system_instruction=spec.system_instruction,
@@ -366,7 +366,7 @@ def _check_limits(where: str, name: str, task: Any, spec: TaskConfig, lm: Any) -
 
 
 @contextmanager
-def _observed(task: Any) -> Iterator[list[Any]]:
+def _examples_collected(task: Any) -> Iterator[list[Any]]:
     """Collect the documents that the few-shot sampler hands out inside the block, each once."""
     drawn: list[Any] = []
     sampler = getattr(task, "sampler", None)
@@ -376,7 +376,7 @@ def _observed(task: Any) -> Iterator[list[Any]]:
     seen: set[int] = set()
     sample = sampler.sample
 
-    def observe(*args: Any, **kwargs: Any) -> Any:
+    def remember(*args: Any, **kwargs: Any) -> Any:
         documents = sample(*args, **kwargs)
         for document in documents:
             # The sampler keeps its documents alive, so identities stay theirs.
@@ -385,7 +385,7 @@ def _observed(task: Any) -> Iterator[list[Any]]:
                 drawn.append(document)
         return documents
 
-    sampler.sample = observe
+    sampler.sample = remember
     try:
         yield drawn
     finally:

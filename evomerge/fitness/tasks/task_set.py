@@ -138,7 +138,7 @@ class TaskSet:
         return self._requests({task: self._find(task, ids) for task, ids in wanted.items()})
 
     def losses(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[DocumentLoss]]:
-        """The supervised losses of the wanted items, by leaf task, in the order of the ids.
+        """The supervised losses of the wanted items, by task, in the order of the ids.
 
         Raises:
             InputError: a task or an item that does not exist, or has no loss.

@@ -37,8 +37,8 @@ def counted(lm, config, name="t.response_tokens"):
     """The same by prompt, as the room counts them in batches."""
     task_set = TaskSet(config, Local(lm))
     found = task_set.score(everything(task_set))[name]
-    leaf = task_set._sources[name]
-    prompts = [tuple(lm.tok_encode(group[0].args[0])) for group in leaf.requests]
+    source = task_set._sources[name]
+    prompts = [tuple(lm.tok_encode(group[0].args[0])) for group in source.requests]
     return dict(zip(prompts, found.tolist(), strict=True))
 
 
