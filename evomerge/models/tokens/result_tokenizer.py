@@ -115,8 +115,9 @@ def build_tokenizer(
     donor = sources[BASE if config.source == UNION else config.source]
     if loaded[donor.name] is None:
         raise InputError(f"{where}.source: {donor.name} has no tokenizer in {donor.folder}")
-    tokenizer = _loaded(donor, trust_remote_code)
-    known = set(tokenizer.get_vocab())
+    tokenizer = loaded[donor.name]
+    words = tokenizer.get_vocab()
+    known = set(words)
     others = _of_others(loaded, vocabularies) if config.source == UNION else iter(())
     added = []
     for token in (*others, *config.tokens):
@@ -125,9 +126,10 @@ def build_tokenizer(
             added.append(token)
     if added:
         _add(tokenizer, added)
+        words = tokenizer.get_vocab()
     # 3. the chat template
     template = template_text(config.chat_template, sources.values(), trust_remote_code)
-    return ResultTokenizer(tokenizer.get_vocab(), donor, tuple(added), template), vocabularies
+    return ResultTokenizer(words, donor, tuple(added), template), vocabularies
 
 
 def _of_others(
