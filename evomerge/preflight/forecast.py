@@ -159,6 +159,7 @@ def _probe_spec(setup: Setup, model: int, depths: Depths) -> ProbeSpec:
         layers=depths.mean,
         deepest=depths.deepest,
         real=real,
+        parents=setup.space.parents(),
     )
 
 

@@ -13,9 +13,12 @@ import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from evomerge.common.errors import CandidateError, EvomergeError
 from evomerge.fitness.engines import scores_here
@@ -32,6 +35,8 @@ _ENOUGH = 20.0
 """Seconds of scoring that tell how long all items take."""
 _FIRST, _GROWTH = 2, 4
 """Items of each task that are scored first, and by how much more when that was quick."""
+_LOOKED_AT = 3
+"""Rounds of so many items (2, 8, 32 of each task) in which the ends of answers are looked at."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class ProbeSpec:
         layers: layers of a candidate, on average.
         deepest: layers of the deepest candidate.
         real: whether the models' weights are here.
+        parents: name → recipe, the base among them.
     """
 
     spec: WorkerSpec
@@ -61,6 +67,7 @@ class ProbeSpec:
     layers: float
     deepest: int
     real: bool
+    parents: Mapping[str, Recipe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class Probe:
         asked: number of items that `score` rests on.
         real: whether it was measured, not estimated.
         failed: why the merge could not be measured, so that the base stands for it.
+        cut: parent → task → how many of its answers were cut off at the token limit, of how many.
     """
 
     libraries: int
@@ -90,6 +98,7 @@ class Probe:
     asked: int
     real: bool
     failed: str | None = None
+    cut: Mapping[str, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -230,6 +239,7 @@ def _measured(asked: ProbeSpec, libraries: int, scoring: int) -> Probe | ProbeFa
         asked=count,
         real=True,
         failed=failed,
+        cut=dict(_cut_off(worker, asked.parents, parts)),
     )
 
 
@@ -243,6 +253,27 @@ def _scored(
         if found.seconds["score"] > _ENOUGH:
             break
     return found.seconds["score"] / count, count
+
+
+def _cut_off(
+    worker: Worker, parents: Mapping[str, Recipe], parts: Sequence[Mapping[str, Sequence[str]]]
+) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Count the answers of every parent that the token limit ended, on few items of each task.
+
+    Of tasks that generate; as many items as take little time, the same for all but slow parents.
+    """
+    for name, recipe in parents.items():
+        found: dict[str, tuple[int, int]] = {}
+        with suppress(CandidateError):
+            for part in parts[:_LOOKED_AT]:
+                seen = worker.measure(recipe, "search", part, counted=True)
+                known = {t: f.cut[np.isfinite(f.cut)] for t, f in seen.answers.items()}
+                found = {t: (int(cut.sum()), len(cut)) for t, cut in known.items() if len(cut)}
+                if not found or seen.seconds["score"] > _ENOUGH / len(parents):
+                    break
+        if not found:  # nothing generates, or the parent cannot answer
+            return
+        yield name, found
 
 
 def _parts(items: Mapping[str, Sequence[str]]) -> Iterator[Mapping[str, Sequence[str]]]:

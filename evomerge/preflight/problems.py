@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from evomerge.fitness.engines import scores_here
 from evomerge.preflight.forecast import Forecast, Memory
 from evomerge.preflight.machine import free_disk, this_machine
 from evomerge.preflight.probe import ProbeFailed
+from evomerge.results.audit import OFTEN
 
 
 def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
@@ -45,6 +46,8 @@ def notes(setup: Setup, forecast: Forecast) -> Iterator[str]:
         yield f"fitness.engine: scoring happens elsewhere, in memory of its own{unknown}"
     if probe and probe.failed:
         yield f"the uniform merge cannot be scored ({probe.failed}); the base was timed instead"
+    if probe:
+        yield from _cut_off(probe.cut)
     if config.workers.address is not None:
         yield f"workers run on {config.workers.address}; what this machine has does not count"
     else:
@@ -60,6 +63,19 @@ def notes(setup: Setup, forecast: Forecast) -> Iterator[str]:
     limit, hours = config.budget.hours, forecast.hours(forecast.work)
     if limit and hours > limit:
         yield f"budget.hours: {limit:g} are enough for some {limit / hours:.0%} of the budget"
+
+
+def _cut_off(found: Mapping[str, Mapping[str, tuple[int, int]]]) -> Iterator[str]:
+    """Tasks on which the answers of some parent do not end before the token limit."""
+    for task in dict.fromkeys(task for tasks in found.values() for task in tasks):
+        counts = {name: tasks[task] for name, tasks in found.items() if task in tasks}
+        over = [f"{n} {cut} of {of}" for n, (cut, of) in counts.items() if cut > OFTEN * of]
+        if over:
+            yield (
+                f"fitness.tasks: {task}: the token limit cuts answers off ({', '.join(over)}), so "
+                "that a merge that answers briefly seems better for that alone; raise "
+                "gen_kwargs.max_gen_toks"
+            )
 
 
 def _too_many(setup: Setup, forecast: Forecast) -> Iterator[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import chains
 import pytest
 import tiny
 import torch
 from configs import save_configs, small_config
 from forecasts import FOUND, told, with_room
 
+from evomerge.campaign.setup import prepare
 from evomerge.config import load_campaign
 from evomerge.preflight import forecast as forecasts
 from evomerge.preflight import problems
@@ -110,3 +112,20 @@ def test_a_base_that_cannot_be_scored_is_a_reason_and_an_estimate_that_fails_is_
     found = foresee(unread, tmp_path, 12, lambda spec: ProbeFailed("no way", fatal=False))
     assert told(unread, found, tmp_path) == ""
     assert "no way" in next(problems.notes(unread, found))
+
+
+@pytest.mark.parametrize(("tokens", "warned"), [(12, True), (40, False)])
+def test_parents_whose_answers_the_limit_cuts_off_are_told(tmp_path, tokens, warned):
+    path = chains.save_campaign(tmp_path, {"long": 20, "known": 20}, tokens)
+    setup = prepare(load_campaign(path))
+    found = foresee(setup, tmp_path, 2, probe_here)
+    told = [note for note in problems.notes(setup, found) if "cuts answers off" in note]
+    assert len(told) == warned
+    for note in told:
+        assert note.startswith("fitness.tasks: think: ")
+        assert "base " in note
+        assert "knows " in note
+        assert "brief" not in note.partition(")")[0]
+    cut, of = found.probe.cut["knows"]["think"]
+    assert of == len(setup.items["search"]["think"])
+    assert (cut > 0) == warned
