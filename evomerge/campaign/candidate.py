@@ -15,7 +15,7 @@ class Candidate:
     """A recipe to measure on a split.
 
     Attributes:
-        role: why it is measured; as in `Evaluation`.
+        role: why it is measured; as in `Evaluation`, or `check` (of `campaign.failure_streak`).
         name: of a parent or baseline.
         proposal: what the optimizer asked for, if it did.
         attempt: from 1; counts the times it took its worker or the driver down.
@@ -36,6 +36,13 @@ class Candidate:
     def key(self) -> tuple[str, str]:
         """The recipe's digest and the split: nothing is measured twice under one key."""
         return self.recipe.digest, self.split
+
+
+def proposed_again(trial: Evaluation, tells: int) -> Proposal:
+    """Propose a withdrawn trial's genome once more, after so many tells."""
+    assert trial.ask is not None
+    assert trial.genome is not None
+    return Proposal(trial.ask, tells, trial.genome, trial.parents)
 
 
 def finalist(trial: Evaluation, split: str) -> Candidate:

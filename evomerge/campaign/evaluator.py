@@ -8,11 +8,11 @@ from typing import Any
 
 from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.event_log import EventLog
+from evomerge.campaign.failure_streak import CHECK, FailureStreak
 from evomerge.campaign.in_flight import InFlight
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.rungs import AllItems, Continue, Finished, Pruned
-from evomerge.common.errors import EvomergeError
 from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.constraints import Items
 from evomerge.recipe import BASE
@@ -39,9 +39,13 @@ class Evaluator:
         self.in_flight = InFlight(record.study, executor, EventLog(record.study, listener))
         self.rungs = AllItems()
         self._record, self._elsewhere = record, elsewhere
+        self._streak = FailureStreak(record)
 
     def start(self, candidate: Candidate) -> None:
         """Look the candidate up in this study, then in others, or put it to work."""
+        if candidate.role == CHECK:
+            self.in_flight.start(candidate, self.rungs.items(candidate))
+            return
         known = self._record.known.get(candidate.key)
         elsewhere = self._elsewhere.get(candidate.key)
         found = None if elsewhere is None else self.rungs.among(candidate, elsewhere)
@@ -53,26 +57,45 @@ class Evaluator:
         else:
             self.in_flight.start(candidate, self.rungs.items(candidate))
 
+    def check_last_failures(self) -> bool:
+        """Queue the base model if the last candidates failed; False if there is nothing to check.
+
+        So a fault that begins with the last candidates of a phase is not laid on them.
+        """
+        return self._queue(self._streak.check())
+
     def wait(self) -> None:
         """Wait for one outcome, and record it if it is final.
 
         Raises:
             EvomergeError: the base model itself cannot be scored, so nothing else can be.
+            StoppedError: it cannot any more; what failed meanwhile was withdrawn.
         """
         ended = self.in_flight.wait()
         if ended is None:
             return
         candidate, outcome = ended
         done = outcome.measurement
-        if done is not None:
+        if done is not None and candidate.role == CHECK:
+            self._streak.cleared()
+            self._release(candidate)
+        elif done is not None:
+            self._streak.succeeded()
             self._measured(candidate, done.scores, done.seconds, done.answers, done.weights)
         elif candidate.name == BASE:
-            raise EvomergeError(f"the base model itself cannot be scored: {outcome.reason}")
+            raise self._streak.stop(str(outcome.reason))
         else:
             results = candidate.progress.results if candidate.progress else ()
             asked = self.rungs.asked(candidate)
             self._record.write(candidate, RungProgress(results), asked, reason=outcome.reason)
+            self._queue(self._streak.failed(candidate))
             self._release(candidate)
+
+    def _queue(self, check: Candidate | None) -> bool:
+        """Put a check of the base model, if there is one, before all other candidates."""
+        if check is not None:
+            self.in_flight.queue.appendleft(check)
+        return check is not None
 
     def _measured(
         self,

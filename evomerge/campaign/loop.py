@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import chain, count
 
 from evomerge.campaign import choice
-from evomerge.campaign.candidate import Candidate, finalist, named
+from evomerge.campaign.candidate import Candidate, finalist, named, proposed_again
 from evomerge.campaign.descents import Descents, with_ends
 from evomerge.campaign.evaluator import Evaluator
 from evomerge.campaign.initial_points import descents_of
@@ -100,8 +100,12 @@ class Campaign:
         self._listener.phase("search", len(trials), self._setup.config.budget.trials)
         left = self._in_flight.left_over()  # by the last driver
         known = {*(trial.ask for trial in trials), *(proposal.ask for proposal in left)}
+        again = [t for t in self._record.study.withdrawn_to_repeat() if t.ask not in known]
+        known |= {trial.ask for trial in again}
         asks = (index for index in count() if index not in known)
-        self._proposals = chain(left, map(self._setup.optimizer.ask, asks))  # each when needed
+        optimizer = self._setup.optimizer
+        repeated = (proposed_again(trial, optimizer.tells) for trial in again)
+        self._proposals = chain(left, repeated, map(optimizer.ask, asks))  # each when needed
         self._run_until_idle(lambda: self._may_ask(deadline))
 
     def _descend(self, deadline: float | None) -> None:
@@ -115,7 +119,7 @@ class Campaign:
     def _run_until_idle(self, may_ask: Callable[[], bool] = lambda: False) -> None:
         """Keep the workers busy until nothing is queued, in flight, or still to be asked for."""
         work = self._in_flight
-        while work or may_ask():
+        while work or may_ask() or self._evaluator.check_last_failures():
             while self._executor.free and (work.queue or may_ask()):
                 self._evaluator.start(work.queue.popleft() if work.queue else self._ask())
             if work.running or not self._executor.free:

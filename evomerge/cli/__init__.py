@@ -3,7 +3,7 @@
 # Each module registers its command; `evomerge --help` lists them in this order.
 from evomerge.cli import search  # isort: skip
 from evomerge.cli import compare, check, quickstart  # isort: skip
-from evomerge.cli import status, best, report, dashboard  # isort: skip
+from evomerge.cli import status, best, report, dashboard, retry  # isort: skip
 from evomerge.cli import list  # isort: skip
 from evomerge.cli import export, merge  # isort: skip
 from evomerge.cli.shared import app
@@ -20,6 +20,7 @@ __all__ = [
     "merge",
     "quickstart",
     "report",
+    "retry",
     "search",
     "status",
 ]

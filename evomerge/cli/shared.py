@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from evomerge import __version__
-from evomerge.common.errors import EvomergeError, InputError
+from evomerge.common.errors import EvomergeError, InputError, StoppedError
 from evomerge.common.signals import terminated_like_interrupted
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ def exit_codes() -> Iterator[None]:
     except InputError as error:
         hint(f"error: {error}", style="red")
         raise typer.Exit(BAD_INPUT) from None
+    except StoppedError as error:
+        hint(f"stopped: {error}", style="red")
+        raise typer.Exit(INTERRUPTED) from None
     except EvomergeError as error:
         hint(f"failed: {error}", style="red")
         raise typer.Exit(FAILED) from None

@@ -11,6 +11,10 @@ class InputError(EvomergeError):
     """The user's input cannot work: names the file, the key and the way out. Exit code 2."""
 
 
+class StoppedError(EvomergeError):
+    """The run stopped for a reason that is no candidate's; once mended, it goes on. Exit code 3."""
+
+
 class ModelNotFoundError(InputError):
     """A model is neither a folder nor to be had from the hub."""
 

@@ -106,6 +106,16 @@ def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
     return config, open_study_of(config, own)
 
 
+def study_to_mend(folder: Path) -> Study:
+    """Open the study of a run folder, or of its latest stage, for writing, under its lock.
+
+    Raises:
+        InputError: the folder holds no run, a search runs on it, or its study cannot be written.
+    """
+    own = run_folder(folder)
+    return Study.reopen(*study_place(load_campaign(own / CAMPAIGN_FILE), own))
+
+
 class FollowedRun:
     """Follows a run that may be going on: its study, or always that of its latest stage."""
 

@@ -7,7 +7,7 @@ of it or none. Everything a resume needs is here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -34,6 +34,8 @@ PACKED = {"packed": True}
 """Stands in the place of a note that is too long to be shown."""
 DESCENTS = "descents"
 """The note that holds gradient descents."""
+WITHDRAWN = "withdrawn"
+"""The note of evaluations that failed through no fault of their own; see `Study.withdraw`."""
 OWN = ("digest", "split", "role", "name", "ask")
 """The attributes by which an evaluation is recognised."""
 
@@ -52,6 +54,7 @@ class Study:
         self._writable = writable
         self._genes = Genes({})
         self._seen: dict[int, Evaluation | None] = {}
+        self._withdrawn: Mapping[str, list[int]] = {}
         self._loaded = False
         self._still = False
         self._next = 0  # no number that an evaluation is still to get is below
@@ -105,6 +108,24 @@ class Study:
         study = cls(storage, name, writable=False)
         try:
             study._do(study._find)
+        except BaseException:
+            study.close()
+            raise
+        return study
+
+    @classmethod
+    def reopen(cls, storage: str, name: str) -> Study:
+        """Open an existing study for writing, under the driver's lock, whatever its campaign says.
+
+        Raises:
+            InputError: there is no such study, a driver is running on it, or it cannot be written.
+        """
+        with cls.read(storage, name):  # a storage that is opened for writing is made where missing
+            pass
+        study = cls(storage, name, writable=True)
+        try:
+            study._do(study._find)
+            study._access.sign(study._id)
         except BaseException:
             study.close()
             raise
@@ -166,11 +187,57 @@ class Study:
         """Every recorded evaluation, in trial order.
 
         Trials that evomerge did not write, or that are unfinished or damaged, are passed over.
-        Each trial is read and decoded once; the driver, who alone writes, reads only at first.
+        So are those that were withdrawn. Each trial is read and decoded once; the driver, who alone
+        writes, reads only at first.
         """
         if not (self._loaded and (self._writable or self._still)):
             self._load()
-        return [evaluation for evaluation in self._seen.values() if evaluation is not None]
+        passed_over = set(self._withdrawn.get("numbers", ()))
+        return [
+            evaluation
+            for number, evaluation in self._seen.items()
+            if evaluation is not None and number not in passed_over
+        ]
+
+    def withdraw(self, failed: Collection[Evaluation]) -> None:
+        """Take failed evaluations back, so that a resume makes them again.
+
+        A recorded trial is a fact and stays as it is. A note of the study lists the numbers of
+        those withdrawn, and `evaluations` passes over them: for whoever reads the study, an
+        optimizer's replay included, they were never made. So replay stays exact: a run after the
+        withdrawal begins with the replay of what is left, and every later resume replays the same.
+
+        Withdrawn search trials free their ask indices. Those with which the record ends are asked
+        anew: with one worker, the campaign is then the one that it would have been without the
+        fault. Where later trials stay, the optimizer has gone on without them, and their genomes
+        are proposed again (`withdrawn_to_repeat`).
+
+        Raises:
+            InputError: the storage cannot be written.
+        """
+        numbers = {e.number for e in failed if e.number is not None}
+        # 1. Their markers go first: left alone, they would say that these are in flight.
+        keys = {(e.digest, e.split, e.ask) for e in failed}
+        for marker in codec.decode_markers(self._facts()):
+            if (marker.digest, marker.split, marker.ask) in keys:
+                self.mark(Marker(marker.slot, "", ""))
+        # 2. Whose genomes are proposed again.
+        own = [e for e in self.evaluations() if e.optimizers_own]
+        last = max((e.number or 0 for e in own if e.number not in numbers), default=-1)
+        repeat = [e.number for e in own if e.number in numbers and (e.number or 0) < last]
+        # 3. The note, after those of earlier withdrawals.
+        before = self._withdrawn
+        self._withdrawn = {
+            "numbers": [*before.get("numbers", []), *sorted(numbers)],
+            "repeat": [*before.get("repeat", []), *(n for n in repeat if n is not None)],
+        }
+        self.set_note(WITHDRAWN, self._withdrawn)
+
+    def withdrawn_to_repeat(self) -> list[Evaluation]:
+        """The withdrawn search trials whose genomes are to be proposed again."""
+        self.evaluations()
+        found = (self._seen.get(number) for number in self._withdrawn.get("repeat", ()))
+        return [evaluation for evaluation in found if evaluation is not None]
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -198,7 +265,8 @@ class Study:
         return [
             marker
             for marker in codec.decode_markers(self._facts())
-            if (marker.digest, marker.split) not in recorded or marker.ask not in asks
+            if marker.digest  # one that was withdrawn has none
+            and ((marker.digest, marker.split) not in recorded or marker.ask not in asks)
         ]
 
     def set_items(self, items: Items) -> None:
@@ -387,6 +455,7 @@ class Study:
         for trial in self._do(self._trials):
             if trial.number not in self._seen:
                 self._seen[trial.number] = from_trial(trial)
+        self._withdrawn = self.note(WITHDRAWN) or {}
         self._loaded = True
 
 
