@@ -1,4 +1,4 @@
-"""Failures in a row: the candidates' own, or of what scores them (a metric, a server)?
+"""Tells failures in a row apart: the candidates' own, or of a metric or server that broke.
 
 The base model decides. It could be scored when the campaign began; it is scored again, on the items
 that failed last, once several candidates in a row have failed, and at the end of every phase whose

@@ -69,9 +69,8 @@ def export(
                 kind: Literal["front", "archive"] = "front" if front else "archive"
                 written = export_many(config, study, kind, to, format, run, shard_bytes, note, warn)
             else:
-                again = push is not None
                 written = export_trial(
-                    config, study, trial, to, format, run, shard_bytes, again, note, warn
+                    config, study, trial, to, format, run, shard_bytes, note, warn
                 )
         say(written)
         if format == "hf" and not (front or archive):

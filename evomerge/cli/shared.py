@@ -68,7 +68,7 @@ def exit_codes() -> Iterator[None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """On Ctrl-C or SIGTERM end the command in order, and say how to go on."""
+    """On Ctrl-C, SIGTERM or SIGHUP end the command in order, and say how to go on."""
     try:
         with terminated_like_interrupted():
             yield

@@ -45,6 +45,8 @@ def export_recipe(
 ) -> Path:
     """Write a recipe as a checkpoint folder, or as one file: `mergekit` or `recipe`.
 
+    A file that is there already with the same text is left as it is.
+
     Raises:
         InputError: `to` is taken or cannot be written, the recipe does not fit the models, or
             mergekit cannot express it.
@@ -86,6 +88,8 @@ def _write_file(to: Path, name: str, text: str) -> Path:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
+        if path.is_file() and path.read_bytes() == text.encode():
+            return path
         raise InputError(f"{path}: exists; choose another --to") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None

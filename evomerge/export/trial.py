@@ -33,7 +33,6 @@ def export_trial(
     format: Format = "hf",
     run: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-    again: bool = False,
     note: Callable[[str], None] = _LOGGER.info,
     warn: Callable[[str], None] = _LOGGER.warning,
 ) -> Path:
@@ -42,8 +41,8 @@ def export_trial(
     Args:
         run: the folder whose statistics of the models the workers used: with them, decompositions
             are those that were scored, to the byte.
-        again: accept a folder that is the recipe's checkpoint already.
-        note, warn: are told whether a checkpoint's weights are those that were scored.
+        note, warn: are told whether a checkpoint's weights are those that were scored, and that the
+            checkpoint is there already: a call that was killed in the end had written it whole.
 
     Raises:
         InputError: no such trial, the models have changed, or `to` cannot be written.
@@ -51,7 +50,8 @@ def export_trial(
     results = Results(study)
     summary = results.best() if trial is None else _summary_of(results, trial)
     recipe = Recipe.from_json(summary["recipe"])
-    if again and holds(to, recipe):
+    if format == "hf" and holds(to, recipe):
+        note(f"{to}: is there already, this recipe's checkpoint; nothing was written")
         return to
     inputs = inputs_of(config, check_models(with_recipes_made(config.models)), run)
     measured = measured_of(config, results, summary, to)

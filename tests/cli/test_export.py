@@ -56,6 +56,22 @@ def test_an_exported_folder_is_complete(done, tmp_path):
     assert json.loads((tmp_path / "out" / "recipe.json").read_text()) == best["recipe"]
 
 
+def test_an_export_that_is_there_already_is_said_to_be_and_left_as_it_is(done, tmp_path):
+    """A kill after the last rename leaves a complete folder, and the same command must end well."""
+    command = ["export", done / "run", "--to", tmp_path / "out"]
+    evomerge(*command)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    again = evomerge(*command)
+    assert "is there already" in again.stderr
+    assert str(tmp_path / "out") in again.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    other = evomerge(*command, "--trial", 0, code=2)
+    assert "exists and is not an empty folder" in other.stderr
+    for format in ("recipe", "mergekit"):
+        file = [*command[:2], "--to", tmp_path / format, "--format", format]
+        assert evomerge(*file).stdout == evomerge(*file).stdout
+
+
 def test_any_trial_can_be_exported(done, tmp_path):
     from evomerge.study.run_folder import open_run
 
