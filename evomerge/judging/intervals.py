@@ -185,7 +185,7 @@ def wilson(mean: Values | float, n: Values | float, z: Values) -> Values:
     return np.clip((mean + z**2 / (2 * n) + width) / (1 + z**2 / n), 0, 1)
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 12)
 def won_and_lost(won: int, lost: int, n: int) -> tuple[Values, Values]:
     """Tabulate the ends of the interval of a difference of right-or-wrong items, by z-score.
 
