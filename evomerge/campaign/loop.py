@@ -21,6 +21,7 @@ from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.rungs import build_rungs
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import EvomergeError
+from evomerge.config import AUDIT
 from evomerge.study.record import Evaluation
 from evomerge.study.sessions import begin_session
 from evomerge.study.study import Study
@@ -59,6 +60,7 @@ class Campaign:
             choice.note_test_opened(self._record, winner)
             self._measure_references("test")
             self._measure("test", [finalist(winner, "test")])
+            self._measure_audit(winner)
             choice.note_concluded(self._record, winner)
 
     def choose(self, deadline: float | None = None) -> bool:
@@ -151,6 +153,13 @@ class Campaign:
         self._measure(f"baselines on {split}", named(space.baselines(), "baseline", split))
         if grid := choice.grid_on(split, self._record):
             self._measure(f"grid on {split}", grid)
+
+    def _measure_audit(self, winner: Evaluation) -> None:
+        """Measure parents and winner on the audit's tasks, if there are any."""
+        if self._setup.audit:
+            parents = named(self._setup.space.parents(), "parent", AUDIT)
+            self._measure("parents on the audit's tasks", parents)
+            self._measure("audit", [finalist(winner, AUDIT)])
 
     def _choose(self) -> Evaluation:
         """The finalist that is preferred on select."""

@@ -101,7 +101,12 @@ def open_study(
             }
             for task in setup.tasks
         ]
-        for key, note in {"tasks": tasks, **(notes or {})}.items():
+        audit = [
+            {"task": task.task, "metric": task.metric, "higher_is_better": task.higher_is_better}
+            for task in setup.audit
+        ]
+        told = {"tasks": tasks, **({"audit": audit} if audit else {}), **(notes or {})}
+        for key, note in told.items():
             study.set_note(key, note)
         yield study
 
@@ -126,4 +131,6 @@ def open_workers(setup: Setup, folder: Path, facts: Mapping[str, int] | None = N
     known = alignments_of(setup.models.sources)
     made = config.model_copy(update={"models": with_recipes_made(config.models)})
     threads = threads_per_worker(config)
-    return build_executor(WorkerSpec(made, setup.items, threads, known, kept, digests, facts or {}))
+    return build_executor(
+        WorkerSpec(made, setup.measured_items, threads, known, kept, digests, facts or {})
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.setup import Setup
+from evomerge.config import AUDIT
 from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.estimators import Estimates
 from evomerge.judging.scores import Judge
@@ -36,7 +37,7 @@ class Recorder:
         assert not setup.optimizer.tells, "the optimizer has been told of another study"
         self.setup, self.study, self._listener = setup, study, listener
         self._versions = {name: version(name) for name in PACKAGES}
-        self._judges: dict[str, Judge] = {}
+        self._judges: dict[str, Judge] = {AUDIT: setup.audit_judge} if setup.audit else {}
         record = study.evaluations()
         self.known: dict[tuple[str, str], Evaluation] = known_of(record)
         self.trials: list[Evaluation] = []

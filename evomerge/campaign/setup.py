@@ -12,9 +12,16 @@ from typing import Any
 from evomerge.campaign.initial_points import check_descents, descents_of, initial_points
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
-from evomerge.config import SPLITS, CallableConfig, CampaignConfig, TaskConfig
+from evomerge.config import (
+    AUDIT,
+    SPLITS,
+    CallableConfig,
+    CampaignConfig,
+    ObjectiveConfig,
+    TaskConfig,
+)
 from evomerge.fitness.engines import check_engine, engine_identity, has_template
-from evomerge.fitness.tasks.task_set import TaskItems, list_items
+from evomerge.fitness.tasks.task_set import TaskItems, list_audit, list_items
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.rung_items import check_rungs
 from evomerge.judging.scores import Judge, JudgedTask, build_judge
@@ -50,6 +57,7 @@ class Setup:
         optimizer: before its first tell, for one campaign: it keeps what it is told.
         grid: the merges of `space.grid`, by name.
         trackers: by the names that messages give them.
+        audit: the tasks of `fitness.audit`, each with its items.
     """
 
     config: CampaignConfig
@@ -61,11 +69,24 @@ class Setup:
     optimizer: Optimizer
     grid: Mapping[str, Recipe]
     trackers: Mapping[str, Tracker]
+    audit: tuple[TaskItems, ...] = ()
 
     def sizes(self, split: str) -> dict[str, int]:
         """task → how many items the split has; measures beside a task have its items."""
         counted = [task.task for task in self.tasks if task.weight > 0]
         return {task: len(self.items[split][task]) for task in counted}
+
+    @property
+    def measured_items(self) -> SplitItems:
+        """The items of the splits, and those of the audit's tasks, if there are any."""
+        found = {t.task: [item for item in t.ids if item not in t.excluded] for t in self.audit}
+        return {**self.items, AUDIT: found} if found else self.items
+
+    @property
+    def audit_judge(self) -> Judge:
+        """The judge of the audit's tasks: their mean, which decides nothing."""
+        tasks = [JudgedTask(t.task, t.weight, t.higher_is_better) for t in self.audit]
+        return build_judge(tasks, ObjectiveConfig(kind="mean"), [], [])
 
     @property
     def measures(self) -> dict[str, str]:
@@ -146,6 +167,11 @@ class Setup:
                 "fewshot_seed": fitness.fewshot_seed,
                 "documents": {t.task: content_digest(t.ids) for t in self.tasks},
                 "prompts": {t.task: t.asked for t in self.tasks},
+                **(
+                    {"audit": {t.task: [content_digest(t.ids), t.asked] for t in self.audit}}
+                    if self.audit
+                    else {}
+                ),
             },
             "tokenizer": tokenizer_digest(self.models.sources[BASE].tokenizer_folder),
             "dtype": {"weights": config.dtype.weights, "compute": compute_dtype(config)},
@@ -176,6 +202,8 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     _check_chat_template(config, models)
     # 3. Tasks, and the splits of their items.
     tasks = list_items(config.fitness)
+    audit = list_audit(config.fitness)
+    _check_audit(audit, tasks)
     check_engine(config, {task.task: task.kind for task in tasks})
     items, notes = _split(tasks, config)
     # 4. The search over them.
@@ -187,10 +215,28 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
         items=items,
         judge=_judge(config, models, tasks),
         trackers=trackers,
+        audit=audit,
         **_searched_by(config, space),
     )
     _check_search(setup)
     return setup
+
+
+def _check_audit(audit: Sequence[TaskItems], tasks: Sequence[TaskItems]) -> None:
+    """Refuse an audit of what the search uses.
+
+    Raises:
+        InputError: names the task.
+    """
+    searched = {task.task for task in tasks}
+    for task in audit:
+        if task.task in searched:
+            raise InputError(
+                f"fitness.audit.tasks: {task.task} is searched on; name tasks that "
+                "fitness.tasks does not hold, for what is forgotten shows on others"
+            )
+        if len(task.excluded) == len(task.ids):
+            raise InputError(f"fitness.audit.tasks: {task.task} has no items left to score")
 
 
 def _searched_by(config: CampaignConfig, space: Space) -> dict[str, Any]:

@@ -9,8 +9,10 @@ said by the room that owns it (`search.spaces`, `fitness.tasks`, `models`).
 from evomerge.config.base import NamedConfig, Pair, PlugConfig, Scalar, Strict
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.fitness import (
+    AUDIT,
     SPLITS,
     AnyTask,
+    AuditConfig,
     EngineConfig,
     FitnessConfig,
     RaceConfig,
@@ -59,9 +61,11 @@ from evomerge.config.trackers import NotifyConfig, TrackerConfig
 from evomerge.config.workers import WorkersConfig
 
 __all__ = [
+    "AUDIT",
     "SPLITS",
     "UNION",
     "AnyTask",
+    "AuditConfig",
     "BestTrials",
     "Bounds",
     "BudgetConfig",

@@ -13,6 +13,8 @@ from evomerge.config.own_metric import CallableConfig
 
 SPLITS = ("search", "select", "test")
 """The three disjoint sets of documents, in the order in which they are opened."""
+AUDIT = "audit"
+"""Name, in the place of a split's, of the documents of `fitness.audit`."""
 
 
 class TaskConfig(Strict):
@@ -80,6 +82,14 @@ class RaceConfig(Strict):
     confidence: float = Field(default=0.6, ge=0.5, lt=1)
 
 
+class AuditConfig(Strict):
+    """Tasks that the search never uses: on them the winner and every parent are measured at the
+    end, on all documents, to see what was forgotten. They decide nothing.
+    """
+
+    tasks: list[TaskConfig] = Field(min_length=1)
+
+
 class EngineConfig(PlugConfig):
     """`kind` names the engine (`evomerge list engines`), or a class of yours as `module:Class`; the
     other keys are its options.
@@ -120,6 +130,23 @@ class FitnessConfig(Strict):
     race: RaceConfig = RaceConfig()
     estimator: Literal["mean", "mp_irt", "gmp_irt"] = "gmp_irt"
     """The estimator of a pruned candidate's score."""
+    audit: AuditConfig | None = Field(default=None, exclude_if=lambda audit: audit is None)
+
+    @property
+    def of_audit(self) -> FitnessConfig | None:
+        """The section with the tasks of `audit` in the place of its own, which decide nothing."""
+        if self.audit is None:
+            return None
+        return self.model_copy(
+            update={
+                "tasks": self.audit.tasks,
+                "allow_test_sets": True,
+                "objective": ObjectiveConfig(kind="mean"),
+                "constraints": [],
+                "audit": None,
+            }
+        )
+
     surrogate_loss: SurrogateLossConfig = SurrogateLossConfig()
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 from evomerge.campaign.descents import BACKWARD
 from evomerge.campaign.initial_points import descents_of
 from evomerge.campaign.setup import Setup
-from evomerge.config import DescentConfig
+from evomerge.config import AUDIT, DescentConfig
 from evomerge.materialize.memory.layers import WeightKey, weight_key
 from evomerge.materialize.plan import plan
 from evomerge.recipe import Recipe
@@ -54,6 +54,8 @@ def work_of(setup: Setup, trials: int) -> Work:
     """
     fitness, budget = setup.config.fitness, setup.config.budget
     sizes = {split: sum(setup.sizes(split).values()) for split in setup.items}
+    audited = sum(map(len, setup.measured_items.get(AUDIT, {}).values()))
+    looks = len(setup.space.parents()) + 1 if audited else 0
     references = {
         r.digest for r in (*setup.space.parents().values(), *setup.space.baselines().values())
     }
@@ -71,11 +73,13 @@ def work_of(setup: Setup, trials: int) -> Work:
         + sum(part.merges for part in descents)
         + trials
         + (later + finalists)
-        + (later + 1),
+        + (later + 1)
+        + looks,
         items=before * sizes["search"]
         + searched
         + (later + finalists) * sizes["select"]
-        + (later + 1) * sizes["test"],
+        + (later + 1) * sizes["test"]
+        + looks * audited,
         trials=trials,
         first=Part(before + 1, before * sizes["search"] + setup.first_rung),
     )

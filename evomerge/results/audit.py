@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.config import AUDIT
 from evomerge.judging import AnswerFacts, Judge, find_objective
 from evomerge.judging.intervals import compare
+from evomerge.recipe import BASE
 from evomerge.study.record import Evaluation
 
 OFTEN = 0.05
@@ -92,6 +94,7 @@ def audit(
     evaluations: Sequence[Evaluation],
     digest: str,
     overlap: Mapping[str, Any] | None = None,
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any] | None:
     """Audit a recipe against every parent, on test once it is open there, else on select.
 
@@ -100,12 +103,14 @@ def audit(
         evaluations: all of the study.
         digest: of the recipe.
         overlap: the study's note on documents that search and test have in common.
+        others: the study's note on the tasks of `fitness.audit`.
 
     Returns:
         `split`; `winner` and `parents` (name →), each task → shares `cut` and `unparsed` of its
         answers and their mean `tokens`, null where unknown; `gains`: parent → see `_gain`;
-        `overlap`: as given; `verdict`: a line for people, null where there is nothing to object.
-        None where it was measured on neither split, or no parent was.
+        `overlap`: as given; `forgetting`: see `_forgetting`; `verdict`: a line for people, null
+        where there is nothing to object. None where it was measured on neither split, or no
+        parent was.
     """
     for split in ("test", "select"):
         on_split = [e for e in evaluations if e.split == split and e.measured]
@@ -123,11 +128,66 @@ def audit(
         "parents": {name: _answers(one, mean.tasks) for name, one in parents.items()},
         "gains": gains,
         "overlap": overlap,
+        "forgetting": _forgetting(evaluations, digest, others),
     }
     # The gain that counts is that over the best parent, which is the smallest.
     rival = min(gains, key=lambda name: gains[name]["difference"])
-    lines = [*_gain_lines(rival, found), *_overlap_lines(overlap)]
+    lines = [
+        *_gain_lines(rival, found),
+        *_forgetting_lines(found["forgetting"]),
+        *_overlap_lines(overlap),
+    ]
     return {**found, "against": rival, "verdict": " ".join(lines) or None}
+
+
+def _forgetting(
+    evaluations: Sequence[Evaluation], digest: str, others: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Compare a recipe with every parent on each of the tasks that the search never used.
+
+    Returns:
+        task → `metric`, `higher_is_better`, `n`, `winner`: its mean, and `parents`: name → `mean`
+        and the winner's `difference` with `low` and `high`, larger is better; empty where the
+        recipe was not measured on them.
+    """
+    there = [e for e in evaluations if e.split == AUDIT and e.measured]
+    ours = next((e for e in there if e.digest == digest), None)
+    if ours is None:
+        return {}
+    parents = {e.name: e for e in there if e.role == "parent" and e.name}
+    mean, found = find_objective("mean", "audit"), {}
+    for task in others:
+        name, sign = task["task"], 1.0 if task["higher_is_better"] else -1.0
+        judge = Judge(mean, [name], np.ones(1), np.array([sign]))
+        rows = {}
+        for parent, theirs in parents.items():
+            gap = compare(judge, ours.scores, theirs.scores)
+            rows[parent] = {
+                "mean": float(np.mean(theirs.scores[name])),
+                "difference": gap.difference,
+                "low": gap.low,
+                "high": gap.high,
+            }
+        found[name] = {
+            "metric": task["metric"],
+            "higher_is_better": task["higher_is_better"],
+            "n": len(ours.scores[name]),
+            "winner": float(np.mean(ours.scores[name])),
+            "parents": rows,
+        }
+    return found
+
+
+def _forgetting_lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Say on which tasks outside of the search the recipe is worse than the base, for certain."""
+    for name, task in found.items():
+        base = task["parents"].get(BASE)
+        if base and base["high"] < 0:
+            yield (
+                f"It has forgotten some of {name}, which the search never used: "
+                f"{task['winner']:.3f}, the base {base['mean']:.3f} (difference "
+                f"{base['difference']:+.3f} [{base['low']:+.3f}, {base['high']:+.3f}])."
+            )
 
 
 def _mean_of(judge: Judge) -> Judge:

@@ -281,7 +281,13 @@ class Results:
             "scores": self._scores(trial.digest),
             **rows,
             "choice": None,
-            "audit": audit(self.judge, self.evaluations, trial.digest, self.study.note("overlap")),
+            "audit": audit(
+                self.judge,
+                self.evaluations,
+                trial.digest,
+                self.study.note("overlap"),
+                self.study.note("audit") or (),
+            ),
             "constraints": {split: self._checks(trial.digest, split) for split in SPLITS},
             "test_sets": [
                 task["task"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evomerge.common.errors import InputError
-from evomerge.config import CampaignConfig
+from evomerge.config import AUDIT, CampaignConfig
 from evomerge.recipe import BASE, MergeCoefficient, Recipe
 from evomerge.workers.devices import compute_dtype, gpu_memory_plan
 
@@ -133,8 +133,12 @@ class Worker:
             EngineContext(config, sources[BASE], kernel, compute_dtype(config), write, spec.facts)
         )
         self._tasks = TaskSet(config.fitness, self._engine)
+        audit = config.fitness.of_audit
+        self._audit = None if audit is None else TaskSet(audit, self._engine)
         if elsewhere:
-            self._tasks.check(spec.items)
+            self._tasks.check({split: spec.items[split] for split in spec.items if split != AUDIT})
+            if self._audit is not None:
+                self._audit.check({AUDIT: spec.items[AUDIT]})
         self._items = spec.items
         self._written: str | None = None  # the digest of the recipe now in the model
 
@@ -161,8 +165,9 @@ class Worker:
         written = time.perf_counter()
         wanted = self._items[split] if items is None else items
         counted = counted or split != "search"
-        scores = self._tasks.score(wanted, counted)
-        answers = self._tasks.answer_facts(wanted) if counted else {}
+        tasks = self._audit if split == AUDIT and self._audit is not None else self._tasks
+        scores = tasks.score(wanted, counted)
+        answers = tasks.answer_facts(wanted) if counted else {}
         done = time.perf_counter()
         seconds = {"materialize": written - started, "score": done - written}
         return Measurement(scores, seconds, self._engine.facts, answers=answers)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from evomerge.campaign.open import open_campaign
 from evomerge.campaign.setup import prepare
 from evomerge.cli import app
+from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
 from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
@@ -88,3 +89,31 @@ def test_under_a_long_limit_an_honest_gain_is_not_objected_to(tmp_path):
     assert found["gains"]["knows"]["cut"] == 0
     assert found["parents"]["knows"]["think"]["tokens"] > 8
     assert found["verdict"] is None
+
+
+def test_what_was_forgotten_is_measured_on_tasks_the_search_never_used(tmp_path):
+    chains.save_questions(tmp_path / "tasks", {"known": 30, "hard": 10}, 12, name="other")
+    others = [{"task": "other", "metric": "exact_match"}]
+    best = audited(tmp_path, tokens=40, audit={"tasks": others})
+    found = best["audit"]["forgetting"]["other"]
+    means = {name: row["mean"] for name, row in found["parents"].items()}
+    assert (found["n"], found["winner"]) == (40, 1)
+    assert means == {"base": 0, "knows": 0.75, "brief": 0.25}
+    assert found["parents"]["knows"]["difference"] == 0.25
+    assert best["audit"]["verdict"] is None
+    config = load_campaign(tmp_path / "campaign.yaml")
+    with pytest.raises(InputError, match=r"belongs to another campaign: fitness\.audit"):
+        audited(tmp_path, tokens=40)
+    assert load_campaign(tmp_path / "campaign.yaml") != config
+
+
+def test_an_audit_task_must_exist_and_not_be_searched_on(tmp_path):
+    def refused(task):
+        others = [{"task": task, "metric": "exact_match"}]
+        path = chains.save_campaign(tmp_path, KINDS, 12, audit={"tasks": others})
+        with pytest.raises(InputError) as error:
+            prepare(load_campaign(path))
+        return str(error.value)
+
+    assert refused("nowhere").startswith("fitness.audit.tasks[0].task: no task 'nowhere'")
+    assert "fitness.audit.tasks: think is searched on" in refused("think")

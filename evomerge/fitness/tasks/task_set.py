@@ -223,6 +223,21 @@ def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
     return tuple(_describe(source) for source in load_sources(config, None))
 
 
+def list_audit(config: FitnessConfig) -> tuple[TaskItems, ...]:
+    """List the items of the tasks of `fitness.audit`, as `list_items`; none without them.
+
+    Raises:
+        InputError: as `TaskSet`; names the key.
+    """
+    section = config.of_audit
+    if section is None:
+        return ()
+    try:
+        return list_items(section)
+    except InputError as error:
+        raise InputError(str(error).replace("fitness.tasks", "fitness.audit.tasks")) from None
+
+
 def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[ScoreSource]:
     """Yield every source of scores, in the order of `fitness.tasks`.
 
