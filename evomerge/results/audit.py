@@ -1,4 +1,4 @@
-"""The trust audit: is the winner's gain real, or that of cut-off and unreadable answers?
+"""Audit trust in the winner: which part of its gain cut-off and unreadable answers made, and more.
 
 A parent that reasons longer than the token limit allows scores low for that alone, and a merge that
 answers briefly seems to beat it. So the gain is counted again on the documents where neither was
@@ -122,7 +122,7 @@ def audit(
         return None
     mean = _mean_of(judge)
     gains = {name: _gain(Audited(mean, ours, theirs)) for name, theirs in parents.items()}
-    found = {
+    found: dict[str, Any] = {
         "split": split,
         "winner": _answers(ours, mean.tasks),
         "parents": {name: _answers(one, mean.tasks) for name, one in parents.items()},

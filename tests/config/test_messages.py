@@ -7,7 +7,7 @@ def test_a_misspelt_key_names_the_nearest_at_its_place():
     space = {"weights": {"method": "ties", "granularty": "layer"}}
     message = "file.yaml: space.weights.granularty: unknown key; did you mean 'granularity'?"
     assert refusal(space=space) == message
-    assert "fitness.zzz: unknown key; valid keys: allow_test_sets, batch_size" in refusal(
+    assert "fitness.zzz: unknown key; valid keys: allow_test_sets, audit, batch_size" in refusal(
         fitness={"tasks": [{"task": "pick"}], "zzz": 1}
     )
 
