@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -129,3 +130,33 @@ def test_other_splits_documents_are_refused(built):
     items = {"pick": setup.items["test"]["pick"][:1]}
     with pytest.raises(InputError, match=r"pick: item .* is not of the search split"):
         worker.gradient(setup.space.decode(setup.space.initial), items)
+
+
+@pytest.mark.parametrize(
+    ("section", "tied"),
+    [
+        ({"path": {"kind": "given", "layers": [0, 1, 0]}, "lines": {}}, False),
+        ({"method": "slerp", "genes": {"t": [0.1, 0.9]}}, True),
+        ({"dare": {"density": 0.5}}, True),
+    ],
+)
+def test_genes_move_losses_as_the_pass_and_the_chain_rule_say(section, tied, tiny_folder):
+    """Through repeated layers, LiNeS, tied embeddings, spheres and dropped entries."""
+    if tied:
+        shutil.rmtree(tiny_folder / "models")
+        tiny.save_family(tiny_folder / "models", tie_word_embeddings=True)
+    path = section.pop("path", "none")
+    weights = {"method": "task_arithmetic", "genes": {"weight": [0, 1.5]}, **section}
+    setup, worker = build(tiny_folder, space={"weights": weights, "path": path})
+    items, genome = few(setup), np.clip(setup.space.initial, 0.3, 0.7)
+    found = worker.gradient(setup.space.decode(genome), items, {"pick": 0.5, "say": 0.5})
+    gradient = setup.space.pull_back(genome, found.derivatives[MIXED])
+    for index in np.argsort(-np.abs(gradient))[:3]:
+        ends = []
+        for by in (1e-2, -1e-2):
+            there = genome.copy()
+            there[index] += by
+            losses = worker.losses(setup.space.decode(there), items).losses
+            ends.append(np.mean([values.mean() for values in losses.values()]))
+        slope = (ends[0] - ends[1]) / 2e-2
+        assert gradient[index] == pytest.approx(slope, rel=0.05, abs=2e-4), setup.space.genes[index]
