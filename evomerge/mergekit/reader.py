@@ -382,6 +382,13 @@ class _Reader:
                     f"{file.merge_method} divides what is left by the density; mergekit rescales "
                     "it to the L1 norm"
                 )
+        if self.file.slices and (file.tokenizer or file.tokenizer_source):
+            ends = [{s.reference for s in file.slices[i].sources} for i in (0, -1)]
+            if any(end != {*self._listed()} for end in ends):
+                yield (
+                    "a token that the models of the first or the last slice lack has other models' "
+                    "rows; mergekit's are zeros"
+                )
         if any(entry.lora for entry in self._entries()):
             yield "lora beside model is read as MODEL+ADAPTER; mergekit ignores it there"
         if file.base_model is None:

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from evomerge.common.errors import InputError
-from evomerge.config import DtypeConfig, SpaceConfig
+from evomerge.config import DtypeConfig, SpaceConfig, TokenizerConfig
 from evomerge.export.folder import export_recipe
 from evomerge.materialize.disk.provenance import MergeInputs
 from evomerge.materialize.kernel import Kernel
@@ -188,3 +188,21 @@ def test_a_tower_that_is_no_language_model_of_its_own_is_refused_by_name(tmp_pat
     build("qwen2_vl", 0, QWEN).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"models\.base: the text model inside Qwen2VL"):
         open_models(campaign(tmp_path, other=tmp_path))
+
+
+@pytest.mark.parametrize("kind", list(KINDS)[:2])
+def test_a_matched_vocabulary_is_that_of_the_whole_model(
+    kind, family, campaign, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EVOMERGE_CACHE", str(tmp_path / "cache"))
+    folders = family(kind)
+    config = campaign(folders["base"], whole=folders["whole"], plain=folders["plain"])
+    tokenizer = TokenizerConfig(source="base", pad_to_multiple_of=48)
+    models = check_models(config.model_copy(update={"tokenizer": tokenizer}))
+    rows = models.layout.vocab_size
+    assert rows % 48 == 0
+    recipe = recipe_of(models)
+    out = export_recipe(recipe, MergeInputs(config, models, DtypeConfig()), tmp_path / "out")
+    merged, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert merged.get_input_embeddings().weight.shape[0] == rows

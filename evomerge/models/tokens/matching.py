@@ -30,6 +30,8 @@ from evomerge.models.messages import campaign_key
 from evomerge.models.tokens.result_tokenizer import build_tokenizer
 from evomerge.recipe import BASE
 
+_OPTIONAL = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
+"""The tokens that a config may leave out, where the result has none of them."""
 _CHUNK = 8192
 """Rows that are widened to float64 at a time, for the mean of all."""
 
@@ -238,7 +240,9 @@ class Matched(Checkpoint):
         for part in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
             for key, value in list(vars(part).items()):
                 if key.endswith(("_token_id", "_token_index")) and value is not None:
-                    setattr(part, key, _renumbered(value, new))
+                    found = _renumbered(value, new)
+                    if found is not None or key in _OPTIONAL:
+                        setattr(part, key, found)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Matched, (self.unmatched, self.vocabulary, self.models)
@@ -296,7 +300,7 @@ def vocabulary_notes(sources: Mapping[str, Checkpoint]) -> Iterator[str]:
         yield f"models.tokenizer: no model has {vocabulary.nowhere} of them; their rows are zeros"
     for name in sources:
         if lacking := vocabulary.lacking(name):
-            yield f"{campaign_key(name)}: has other models' rows for {lacking} tokens"
+            yield f"{campaign_key(name)}: has other models' rows for {lacking} of the tokens"
 
 
 @dataclass(frozen=True)

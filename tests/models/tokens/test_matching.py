@@ -141,7 +141,7 @@ def test_a_matched_model_survives_pickling(folder):
 def test_notes_say_what_was_matched_and_who_lacks_what(folder):
     notes = check_models(config_of(folder, source="union")).notes
     assert "models.tokenizer: the result has 66 tokens in 66 rows" in notes[0]
-    assert "models.experts.math: has other models' rows for 2 tokens" in notes
+    assert "models.experts.math: has other models' rows for 2 of the tokens" in notes
 
 
 @pytest.mark.parametrize(
