@@ -382,8 +382,9 @@ class _Reader:
                     f"{file.merge_method} divides what is left by the density; mergekit rescales "
                     "it to the L1 norm"
                 )
-        if self.file.slices and (file.tokenizer or file.tokenizer_source):
-            ends = [{s.reference for s in file.slices[i].sources} for i in (0, -1)]
+        if file.slices and (file.tokenizer or file.tokenizer_source):
+            slices = (file.slices[0], file.slices[-1])
+            ends = [{source.reference for source in one.sources} for one in slices]
             if any(end != {*self._listed()} for end in ends):
                 yield (
                     "a token that the models of the first or the last slice lack has other models' "
