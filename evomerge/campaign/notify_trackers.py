@@ -18,6 +18,7 @@ from evomerge.campaign.listener import Listener
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import Judged, best
 from evomerge.results.results import Results
+from evomerge.results.verdict import verdict_lines
 from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
@@ -215,5 +216,7 @@ def _uid(study: Study) -> str:
 def _outcome(study: Study) -> Outcome:
     results = Results(study)
     if results.concluded:
-        return Outcome("finished", summary=results.best())
+        found = results.best()
+        said = " ".join(verdict_lines(found["verdict"]))
+        return Outcome("finished", summary=found, verdict=said)
     return Outcome("stopped")

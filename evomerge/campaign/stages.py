@@ -186,7 +186,7 @@ def run_stage(stage: Stage, setup: Setup, listener: Listener, deadline: float | 
             return False
     with open_study_of(stage.config, stage.folder) as study:
         form: Format = "recipe" if stage.gives_path else "hf"
-        export_trial(stage.config, study, None, stage.winner, form, stage.folder)
+        export_trial(stage.config, study, None, stage.winner, form, stage.folder, anyway=True)
     return True
 
 

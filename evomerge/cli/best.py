@@ -1,4 +1,4 @@
-"""`evomerge best`: the winner against every parent and baseline."""
+"""`evomerge best`: the verdict, and the best merge against every parent and baseline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from evomerge.cli.shared import AsJson, RunFolder, app, exit_codes, show
 
 @app.command()
 def best(folder: RunFolder, as_json: AsJson = False) -> None:
-    """Compare the winner with every parent and baseline: intervals and paired tests."""
+    """Say whether a merge beats every parent and baseline, and by how much."""
     from evomerge.report.tables import best_table
     from evomerge.results import Results
     from evomerge.study.run_folder import open_run

@@ -36,6 +36,9 @@ def export(
     archive: Annotated[
         bool, typer.Option("--archive", help="The optimizer's whole archive, likewise.")
     ] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="The best merge, also if it beats no parent.")
+    ] = False,
     format: Annotated[
         Literal["hf", "mergekit", "recipe"],
         typer.Option(help="hf: a checkpoint folder; mergekit, recipe: that one file."),
@@ -57,7 +60,7 @@ def export(
     from evomerge.study.run_folder import open_run, run_folder
 
     with exit_codes(), resumable():
-        _check_one(trial=trial is not None, front=front, archive=archive)
+        _check_one(trial=trial is not None, front=front, archive=archive, anyway=anyway)
         _check_push(push, dry_run, format)
         config, study = open_run(folder)
         run, shard_bytes = run_folder(folder), shard_bytes_of(shard_size)
@@ -70,7 +73,16 @@ def export(
                 written = export_many(config, study, kind, to, format, run, shard_bytes, note, warn)
             else:
                 written = export_trial(
-                    config, study, trial, to, format, run, shard_bytes, note, warn
+                    config,
+                    study,
+                    trial,
+                    to,
+                    format,
+                    run,
+                    shard_bytes,
+                    anyway=anyway,
+                    note=note,
+                    warn=warn,
                 )
         say(written)
         if format == "hf" and not (front or archive):

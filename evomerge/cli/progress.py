@@ -103,7 +103,7 @@ class ProgressDisplay:
         speed = f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
         facts = [speed]
         if self._best is not None:
-            facts.insert(0, f"best {self._best:.4f}")
+            facts.insert(0, f"best so far {self._best:.4f}")
         if self._pruned:
             facts.append(f"{self._pruned} pruned")
         if self._failed:

@@ -60,9 +60,9 @@ def search(
 
 
 def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
-    """Run the stages that are left, one after the other, and print the winner's table."""
+    """Run the stages that are left, one after the other, and print the verdict."""
     from evomerge.campaign.stages import stages_of
-    from evomerge.report.tables import best_table
+    from evomerge.report.tables import best_table, export_hint
     from evomerge.results import Results
     from evomerge.study.run_folder import check_folder, open_run
 
@@ -75,8 +75,9 @@ def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> Non
             raise KeyboardInterrupt
     _, study = open_run(folder)
     with study:
-        stdout.print(best_table(Results(study).best()))
-    hint(f"export the winner: evomerge export {folder} --to DIR")
+        best = Results(study).best()
+    stdout.print(best_table(best))
+    hint(export_hint(best, str(folder)))
 
 
 def _run_stage(

@@ -13,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from evomerge.report.figures.style import PALETTE, plot_layout, shown
-from evomerge.report.tables import short
+from evomerge.results.written_numbers import short
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 STROKES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}

@@ -16,7 +16,7 @@ from rich.text import Text
 from evomerge.common.errors import InputError
 from evomerge.compare.figure import interactive, references, save_picture, title
 from evomerge.report.pages.report import asset, page_environment
-from evomerge.report.tables import short, span
+from evomerge.results.written_numbers import short, span
 
 TEMPLATE = "compare.html.j2"
 

@@ -17,6 +17,7 @@ from evomerge.materialize.plan import keeps_layers
 from evomerge.mergekit import MergekitFile
 from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
+from evomerge.results.verdict import verdict_lines
 
 if TYPE_CHECKING:
     from evomerge.models.layout import Layout
@@ -202,12 +203,14 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
                 f"this merge's lead ({shown})": _lead(scores[shown]),
             }
     tasks = summary["scores"][shown]["tasks"]
+    yield "## Verdict"
+    yield "\n\n".join(verdict_lines(summary["verdict"])) or "It was not measured on all items."
     yield "## Scores"
     yield (
         f"Trial {summary['trial']} of the search. The campaign's objective over "
         + ", ".join(f"{_plain(task)} ({found['n']} items)" for task, found in tasks.items())
         + f" (item counts of the {shown} split), with 95 % intervals. The search saw the "
-        "search split, the winner was chosen on select, and test was opened at the end; leads are "
+        "search split, the choice was made on select, and test was opened at the end; leads are "
         f"paired; {tests_line(summary, shown)}."
     )
     if verdict := (summary.get("audit") or {}).get("verdict"):

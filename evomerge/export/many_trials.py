@@ -83,6 +83,7 @@ def export_many(
         "study": study.name,
         "kind": kind,
         "members": [_row(name, summary) for name, summary in summaries.items()],
+        "verdict": results.best()["verdict"],
         "estimated": [trial.number for trial in trials if not trial.measured],
     }
     (to / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -160,6 +161,8 @@ def _card(
         "measured, with 95 % intervals:",
         table("folder", rows),
     ]
+    if index["verdict"]:
+        sections.insert(2, index["verdict"]["text"])
     if index["estimated"]:
         listed = ", ".join(map(str, index["estimated"]))
         sections.append(f"Not here, because their scores are estimates: trials {listed}.")

@@ -19,6 +19,7 @@ from evomerge.materialize.disk.stream import SHARD_BYTES
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.recipe import Recipe
 from evomerge.results.results import Results
+from evomerge.results.verdict import verdict_lines
 from evomerge.study.run_folder import statistics_folder
 from evomerge.study.study import Study
 
@@ -33,21 +34,28 @@ def export_trial(
     format: Format = "hf",
     run: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    anyway: bool = False,
     note: Callable[[str], None] = _LOGGER.info,
     warn: Callable[[str], None] = _LOGGER.warning,
 ) -> Path:
     """Write a trial's recipe (the winner's by default) as a checkpoint folder or as one file.
 
     Args:
+        trial: its number; None for what the verdict says: the winner, or the winner of an earlier
+            stage that stays the result.
         run: the folder whose statistics of the models the workers used: with them, decompositions
             are those that were scored, to the byte.
+        anyway: without `trial`, write the search's best merge, also if it beats no parent.
         note, warn: are told whether a checkpoint's weights are those that were scored, and that the
             checkpoint is there already: a call that was killed in the end had written it whole.
 
     Raises:
-        InputError: no such trial, the models have changed, or `to` cannot be written.
+        InputError: no such trial, no merge beats the parents, the models have changed, or `to`
+            cannot be written.
     """
     results = Results(study)
+    if trial is None and not anyway:
+        trial = _winner_of(results)
     summary = results.best() if trial is None else _summary_of(results, trial)
     recipe = Recipe.from_json(summary["recipe"])
     if format == "hf" and holds(to, recipe):
@@ -93,6 +101,23 @@ def measured_of(
     """Return the scores of a trial's table, and the commands that give them on the export."""
     commands = scoring_commands(config, results.study, to)
     return Measured(summary, commands, _task_scores(results, summary))
+
+
+def _winner_of(results: Results) -> int | None:
+    """Return the trial that holds the winner of an earlier stage, if it stays; None: the best.
+
+    Raises:
+        InputError: no merge beats the parents; says how to export one all the same.
+    """
+    found = results.best()
+    verdict = found["verdict"]
+    stage = verdict["stage"] or {}
+    if not verdict["beats"]:
+        raise InputError(
+            " ".join(verdict_lines(verdict))
+            + f" To export trial {found['trial']} all the same: --anyway; another: --trial N"
+        )
+    return stage.get("trial")
 
 
 def _summary_of(results: Results, trial: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from evomerge.results.population import (
     population_of,
     state_summary,
 )
+from evomerge.results.verdict import leader_name
 from evomerge.study.study import Study
 
 
@@ -57,7 +58,7 @@ class StudyView:
         running: `Results.running`.
         best: `Results.best`; None as long as no trial succeeded.
         split: the split that the best is judged by.
-        leader: the name of the best: "winner" once it was tested, "best so far" before.
+        leader: the name of the best: "winner" or "best merge" at the end, "best so far" before.
         rows: scores on that split, see `figures.scores.forest`.
         population: its members.
         sections: name → its figures, none where there is nothing to draw.
@@ -91,7 +92,7 @@ def _view_of(results: Results) -> StudyView:
     except InputError:  # no trial has succeeded yet
         best = None
     split = shown_split(best) if best else "search"
-    leader = "winner" if split == "test" else "best so far"
+    leader = leader_name(best) if best else "best so far"
     view = StudyView(
         status=results.status(),
         facts=results.facts(),

@@ -14,6 +14,8 @@ from rich.text import Text
 from evomerge.config import SPLITS
 from evomerge.results import shown_split
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
+from evomerge.results.verdict import leader_name, verdict_lines
+from evomerge.results.written_numbers import difference, p_value, short, span
 
 SHOWN_OF_FRONT = 20
 """Rows of a front in the terminal."""
@@ -36,9 +38,11 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         **({"pruned at a rung": status["pruned"]} if status["pruned"] else {}),
         "failed": status["failed"],
         **({"estimates": estimates_line(status["estimator"])} if status["estimator"] else {}),
-        "best so far": f"{leader['value']:.4f} (trial {leader['trial']}, search split)"
-        if leader
-        else "none yet",
+        "best on search" if status["done"] else "best so far": (
+            f"{leader['value']:.4f} (trial {leader['trial']}, search split)"
+            if leader
+            else "none yet"
+        ),
         **{
             f"gradient from {one['from']}": f"{one['steps']} steps, the best after "
             f"{one['best_step']}; {one['items']:,} items"
@@ -51,6 +55,8 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     }
     for name, value in rows.items():
         table.add_row(name, str(value))
+    for place, line in enumerate(verdict_lines(status["verdict"])):
+        table.add_row("" if place else "verdict", Text(line, style="" if place else "bold"))
     for reason, count in status["failures"].items():
         table.add_row(f"failed × {count}", Text(str(reason)))
     if status["events"]:
@@ -99,17 +105,18 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     """Lay `Results.best` out for people: means, intervals, paired comparisons.
 
     Intervals and comparisons are of the test split once it is open, of the search split before.
+    The verdict stands at the end, where it is seen first.
     """
-    shown = shown_split(best)
-    title = f"winner: trial {best['trial']}, recipe {best['digest'][:12]}"
+    shown, leader = shown_split(best), leader_name(best)
+    title = f"{leader}: trial {best['trial']}, recipe {best['digest'][:12]}"
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("recipe", min_width=12)
     for split in SPLITS:
         table.add_column(split, justify="right", no_wrap=True)
-    table.add_column("winner − this", justify="right", no_wrap=True)
+    table.add_column(f"{leader} − this", justify="right", no_wrap=True)
     if shown == "test":
         table.add_column("p", justify="right", no_wrap=True)
-    table.add_row("winner", *_means(best["scores"], shown), style="bold")
+    table.add_row(leader, *_means(best["scores"], shown), style="bold")
     for kind in ("parents", "baselines", "grid"):
         table.add_section()
         for name, scores in best[kind].items():
@@ -122,9 +129,24 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     if best.get("front"):
         parts.append(front_table(best))
     parts += [Text(line, style="" if holds else "yellow") for line, holds in constraint_lines(best)]
+    parts += [Text(line, style="dim") for line in remarks(best)]
+    parts += [Text("")] + [
+        Text(line, style="" if place else "bold")
+        for place, line in enumerate(verdict_lines(best["verdict"]))
+    ]
     if verdict := audit_verdict(best):
         parts.append(Text(verdict, style="yellow"))
-    return Group(*parts, *[Text(line, style="dim") for line in remarks(best)])
+    return Group(*parts)
+
+
+def export_hint(best: Mapping[str, Any], folder: str) -> str:
+    """Say how to export what a search came to."""
+    verdict, command = best["verdict"], f"evomerge export {folder} --to DIR"
+    if verdict["stage"] and verdict["beats"]:
+        return f"export the winner of stage {verdict['stage']['stage']}: {command}"
+    if verdict["beats"]:
+        return f"export {'the winner' if verdict['kind'] == 'wins' else 'it'}: {command}"
+    return f"export it all the same: {command} --anyway"
 
 
 def front_table(best: dict[str, Any]) -> Table:
@@ -188,21 +210,6 @@ def _means(scores: dict[str, Any], shown: str) -> list[str]:
     return cells
 
 
-def difference(found: dict[str, float]) -> str:
-    """Write a paired difference with its interval: `+.304 [+.256, +.352]`."""
-    return f"{short(found['difference'], '+')} {span(found, '+')}"
-
-
-def span(found: dict[str, float], sign: str = "") -> str:
-    """Write an interval: `[.981, 1.000]`; with sign "+", a signed one."""
-    return f"[{short(found['low'], sign)}, {short(found['high'], sign)}]"
-
-
-def short(value: float, sign: str = "") -> str:
-    """Write three decimals without the zero before the point, so that a row fits a terminal."""
-    return f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.3f}"
-
-
 def duration(seconds: float) -> str:
     """Write a time in seconds to read: `8 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
     minutes = round(seconds / 60)
@@ -213,11 +220,6 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
-
-
-def p_value(value: float) -> str:
-    """Write a p-value with three decimals."""
-    return "<.001" if value < 0.001 else short(value)
 
 
 def remarks(best: Mapping[str, Any]) -> list[str]:

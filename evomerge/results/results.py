@@ -29,6 +29,7 @@ from evomerge.recipe import BASE
 from evomerge.results.audit import audit
 from evomerge.results.progress import is_concluded, running_summary, split_size
 from evomerge.results.selection_bias import choice_summary, correct_for_many
+from evomerge.results.verdict import Evidence, Rival, Verdict, verdict_on
 from evomerge.study.judged import check_of, judge_on, judged
 from evomerge.study.record import DescentRecord, Evaluation
 from evomerge.study.study import Study
@@ -54,6 +55,7 @@ class Results:
         self.study = study
         self.evaluations = study.evaluations()
         self.own = [e for e in self.evaluations if e.optimizers_own]
+        self._leads: dict[tuple[str, str, str], dict[str, Any]] = {}
 
     @cached_property
     def task_notes(self) -> list[dict[str, Any]]:
@@ -93,7 +95,10 @@ class Results:
         return running_summary(self.study, self.evaluations)
 
     def status(self) -> dict[str, Any]:
-        """Say how far the campaign is, as `evomerge status --json` prints it."""
+        """Say how far the campaign is, as `evomerge status --json` prints it.
+
+        `verdict` is that of `best`; null as long as no trial succeeded.
+        """
         failed = [t for t in self.own if t.failed]
         pruned = [t for t in self.own if t.estimated]
         whole = split_size(self.study, "search")
@@ -127,6 +132,7 @@ class Results:
             **({"descents": list(map(_shown_descent, descents))} if descents else {}),
             "optimizer_state": dict(self.own[-1].state) if self.own else {},
             "done": self.concluded and (stage is None or stage["place"] == stage["of"]),
+            "verdict": self.verdict and asdict(self.verdict),
         }
 
     def best(self) -> dict[str, Any]:
@@ -137,30 +143,92 @@ class Results:
         Raises:
             InputError: no trial has succeeded yet.
         """
-        concluded = self.study.note("concluded") or {}
-        ranked = by_preference(self.searched, self.judge.objective)
-        chosen = best([t for t in self.searched if t.digest == concluded.get("winner")])
-        leader = chosen or next(iter(ranked), None)
+        leader = self._leader
         if leader is None:
             raise InputError(
                 f"study {self.study.name!r}: no trial has succeeded yet; `evomerge status` says "
                 "how far it is and what failed"
             )
         table = self._table(leader.trial)
-        if chosen:
+        concluded = self.study.note("concluded") or {}
+        if leader.digest == concluded.get("winner"):
             table["choice"] = choice_summary(self.judges["select"], self.evaluations, concluded)
+        table["verdict"] = self.verdict and asdict(self.verdict)
         if self.judge.objective.goals is None:
             return table
-        feasible = [one for one in ranked if one.scores and one.scores.violation <= 0]
-        return {**table, "front": self._front(feasible)}
+        return {**table, "front": self._front(self._feasible)}
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """The verdict on the winner, or before the end on the best so far; None without one."""
+        if self._leader is None:
+            return None
+        return verdict_on(self._evidence, self._leader.trial, best=True, concluded=self.concluded)
+
+    @cached_property
+    def _ranked(self) -> list[Judged[Evaluation]]:
+        """The search's recipes, the preferred first."""
+        return by_preference(self.searched, self.judge.objective)
+
+    @cached_property
+    def _feasible(self) -> list[Judged[Evaluation]]:
+        """Those that keep all constraints."""
+        return [one for one in self._ranked if one.scores and one.scores.violation <= 0]
+
+    @cached_property
+    def _leader(self) -> Judged[Evaluation] | None:
+        """The winner, once it is chosen, or the preferred so far; None if no trial succeeded."""
+        concluded = self.study.note("concluded") or {}
+        chosen = best([t for t in self.searched if t.digest == concluded.get("winner")])
+        return chosen or next(iter(self._ranked), None)
+
+    @cached_property
+    def _evidence(self) -> Evidence:
+        """What verdicts rest on."""
+        stage = self.study.note("stage") or {}
+        named = [
+            Rival("parent" if role == "parents" else "baseline", name, one.digest, one.number)
+            for role, rivals in self._references.items()
+            for name, one in rivals.items()
+        ]
+        return Evidence(
+            judges=self.judges,
+            measured=self._measured,
+            rivals=named,
+            lead=self._lead,
+            stage=stage.get("name"),
+            before=stage.get("before", []),
+            front=self._feasible if self.judge.objective.goals is not None else [],
+        )
+
+    @cached_property
+    def _references(self) -> dict[str, dict[str, Evaluation]]:
+        """`parents`, `baselines`, and of a grid its best on search: name → an evaluation of it."""
+        found = {
+            role: {e.name or e.digest: e for e in self.evaluations if e.role == role}
+            for role in REFERENCES
+        }
+        grid = [e for e in self.evaluations if e.role == "grid" and e.split == "search"]
+        leader = best(judged(self.judges["search"], grid))
+        return {
+            "parents": found["parent"],
+            "baselines": found["baseline"],
+            "grid": {f"{leader.trial.name} (best of {len(grid)} on a grid)": leader.trial}
+            if leader
+            else {},
+        }
 
     def trial(self, number: int) -> dict[str, Any]:
         """Compare a trial's recipe with every parent and baseline, in the form of `best`.
 
+        `verdict` is on that recipe.
+
         Raises:
             InputError: the study has no trial of that number.
         """
-        return self._table(self.evaluation(number))
+        trial = self.evaluation(number)
+        verdict = verdict_on(self._evidence, trial)
+        return {**self._table(trial), "verdict": verdict and asdict(verdict)}
 
     def evaluation(self, number: int) -> Evaluation:
         """Find the evaluation that is recorded as the trial of a number.
@@ -256,22 +324,9 @@ class Results:
 
     def _table(self, trial: Evaluation) -> dict[str, Any]:
         """Any evaluation's recipe in the place of the winner, in the form of `best`."""
-        found = {
-            role: {e.name or e.digest: e.digest for e in self.evaluations if e.role == role}
-            for role in REFERENCES
-        }
-        grid = [e for e in self.evaluations if e.role == "grid" and e.split == "search"]
-        leader = best(judged(self.judges["search"], grid))
-        against = {
-            "parents": found["parent"],
-            "baselines": found["baseline"],
-            "grid": {f"{leader.trial.name} (best of {len(grid)} on a grid)": leader.digest}
-            if leader
-            else {},
-        }
         rows = {
-            group: {name: self._against(trial.digest, digest) for name, digest in named.items()}
-            for group, named in against.items()
+            group: {name: self._against(trial.digest, one.digest) for name, one in named.items()}
+            for group, named in self._references.items()
         }
         correct_for_many([row for named in rows.values() for row in named.values()])
         return {
@@ -313,14 +368,21 @@ class Results:
     def _against(self, ours: str, theirs: str) -> dict[str, Any]:
         """A parent's or baseline's scores, and by how much the winner beats it, paired."""
         scores = self._scores(theirs)
-        for split, judge in self.judges.items():
-            us, them = self._measured.get((ours, split)), self._measured.get((theirs, split))
-            if us is not None and them is not None:
-                paired = asdict(compare(judge, us.scores, them.scores))
+        for split in SPLITS:
+            if (ours, split) in self._measured and (theirs, split) in self._measured:
+                paired = dict(self._lead(ours, theirs, split))
                 # on search and select it was chosen among many, which no p-value there counts
                 paired["p"] = paired["p"] if split == "test" else None
                 scores[split]["winner_minus_this"] = paired
         return scores
+
+    def _lead(self, ours: str, theirs: str, split: str) -> Mapping[str, Any]:
+        """One recipe minus another on a split where both were measured, as `Comparison` has it."""
+        key = (ours, theirs, split)
+        if key not in self._leads:
+            us, them = self._measured[ours, split], self._measured[theirs, split]
+            self._leads[key] = asdict(compare(self.judges[split], us.scores, them.scores))
+        return self._leads[key]
 
     def _checks(self, digest: str, split: str) -> list[dict[str, Any]] | None:
         """Every constraint as measured on a split; null where it was not measured."""

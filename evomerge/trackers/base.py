@@ -49,11 +49,13 @@ class Outcome:
             with an error, and can go on.
         reason: the error's message.
         summary: of a finished run, as `evomerge best --json` prints it.
+        verdict: of a finished run, in plain sentences: whether its best merge beats the parents.
     """
 
     kind: Literal["finished", "stopped", "failed"]
     reason: str | None = None
     summary: Mapping[str, Any] | None = None
+    verdict: str = ""
 
 
 class Tracker:

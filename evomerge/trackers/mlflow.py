@@ -77,6 +77,8 @@ class MLflow(Tracker):
     def end(self, outcome: Outcome) -> None:
         if outcome.summary:
             self._client.log_dict(self._run, dict(outcome.summary), "best.json")
+            # MLflow shows this tag as the run's description
+            self._client.set_tag(self._run, "mlflow.note.content", outcome.verdict)
         self._client.set_terminated(self._run, STATUS[outcome.kind])
 
     def _experiment_of(self, name: str, folder: Path | None) -> Any:

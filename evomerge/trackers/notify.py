@@ -40,7 +40,7 @@ class Notify(Tracker):
         if evaluation is best and "best" in self._config.when:
             self._send(
                 "best",
-                f"new best {evaluation.value:.4f}, trial {evaluation.number}",
+                f"best so far {evaluation.value:.4f}, trial {evaluation.number}",
                 trial=evaluation.number,
                 digest=evaluation.digest,
                 value=evaluation.value,
@@ -55,8 +55,8 @@ class Notify(Tracker):
         elif outcome.summary and last and self._changed and "finish" in self._config.when:
             found = outcome.summary
             test = found["scores"]["test"]["mean"]
-            text = f"done: trial {found['trial']} reaches {test:.4f} on test"
-            facts = {key: found[key] for key in ("trial", "digest", "scores")}
+            text = f"done: trial {found['trial']} reaches {test:.4f} on test. {outcome.verdict}"
+            facts = {key: found[key] for key in ("trial", "digest", "scores", "verdict")}
             self._send("finish", text, **facts)
 
     def _send(self, event: str, text: str, **facts: Any) -> None:

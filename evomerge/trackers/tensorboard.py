@@ -49,6 +49,7 @@ class TensorBoard(Tracker):
     def end(self, outcome: Outcome) -> None:
         if outcome.summary:
             trial = outcome.summary["trial"]
+            self._writer.add_text("verdict", outcome.verdict, trial)
             self._writer.add_text("winner", _indented(outcome.summary["recipe"]), trial)
         self._writer.close()
 

@@ -66,5 +66,6 @@ class WandB(Tracker):
     def end(self, outcome: Outcome) -> None:
         if outcome.summary:
             self._run.summary["winner"] = dict(outcome.summary["recipe"])
+            self._run.summary["verdict"] = outcome.verdict
             self._run.summary["scores"] = dict(outcome.summary["scores"])
         self._run.finish(exit_code=int(outcome.kind == "failed"))

@@ -21,7 +21,7 @@ def test_a_resumed_run_and_its_export_compute_no_statistic_again(tmp_path, monke
     computed = []
     monkeypatch.setattr(Store, "keep", lambda self, path, value: computed.append(path))
     run(tmp_path, None, [*TIES, "budget.trials=3"])
-    export_trial(*open_run(out), None, tmp_path / "winner", run=run_folder(out))
+    export_trial(*open_run(out), None, tmp_path / "winner", run=run_folder(out), anyway=True)
     assert computed == []
     assert sorted(statistics_folder(out).glob("*/*")) == kept
     own = [fact for fact in facts(whole) if fact[0] == "search"]

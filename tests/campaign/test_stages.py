@@ -96,7 +96,9 @@ def test_best_tells_the_lineage_and_status_the_stage(hybrid):
 
 
 def test_the_export_of_a_hybrid_is_merged_again_from_its_files(hybrid, tmp_path):
-    result = CliRunner().invoke(app, ["export", str(hybrid / "run"), "--to", str(tmp_path / "a")])
+    result = CliRunner().invoke(
+        app, ["export", str(hybrid / "run"), "--anyway", "--to", str(tmp_path / "a")]
+    )
     assert result.exit_code == 0, result.output
     merge_file(tmp_path / "a" / "recipe.json", tmp_path / "b", {}, None)
     for name in ("model.safetensors", "config.json"):

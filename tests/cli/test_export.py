@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 
 def test_stock_lm_eval_on_the_export_prints_the_campaigns_score_item_for_item(done, tmp_path):
-    result = evomerge("export", done / "run", "--to", tmp_path / "out")
+    result = evomerge("export", done / "run", "--anyway", "--to", tmp_path / "out")
     [command] = [line.strip() for line in result.stderr.splitlines() if "lm_eval --model" in line]
     command += f" --log_samples --output_path {shlex.quote(str(tmp_path / 'log'))}"
     stock = subprocess.run(
@@ -49,7 +49,7 @@ def test_stock_lm_eval_on_the_export_prints_the_campaigns_score_item_for_item(do
 
 
 def test_an_exported_folder_is_complete(done, tmp_path):
-    evomerge("export", done / "run", "--to", tmp_path / "out")
+    evomerge("export", done / "run", "--anyway", "--to", tmp_path / "out")
     found = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"config.json", "model.safetensors", "recipe.json", "tokenizer.json"} <= found
     best = json.loads(evomerge("best", done / "run", "--json").stdout)
@@ -90,7 +90,7 @@ def test_an_export_without_room_is_refused(done, tmp_path, monkeypatch):
 
     usage = stream.shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(stream.shutil, "disk_usage", lambda _: usage)
-    text = evomerge("export", done / "run", "--to", tmp_path / "out", code=2).stderr
+    text = evomerge("export", done / "run", "--anyway", "--to", tmp_path / "out", code=2).stderr
     assert "make room or choose another folder" in text.replace("\n", " ")
     assert not (tmp_path / "out").exists()
 
@@ -121,5 +121,21 @@ def test_the_card_of_another_trial_has_that_trials_scores(done, tmp_path):
 
 def test_export_formats_write_one_file(done, tmp_path):
     for name, format in (("recipe.json", "recipe"), ("mergekit.yaml", "mergekit")):
-        evomerge("export", done / "run", "--format", format, "--to", tmp_path / name)
+        evomerge("export", done / "run", "--anyway", "--format", format, "--to", tmp_path / name)
         assert (tmp_path / name).read_bytes() == (done / "out" / name).read_bytes()
+
+
+def test_a_campaign_that_beats_no_parent_is_exported_only_when_told_to(done, tmp_path):
+    refused = evomerge("export", done / "run", "--to", tmp_path / "out", code=2)
+    assert "No merge beats `" in refused.stderr
+    assert "--anyway" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    best = json.loads(evomerge("best", done / "run", "--json").stdout)
+    evomerge("export", done / "run", "--trial", best["trial"], "--to", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Trial {best['trial']} does not beat `" in card
+    said = (done / "out" / "README.md").read_text()
+    assert best["verdict"]["text"] in said
+    assert evomerge(
+        "export", done / "run", "--anyway", "--trial", 1, "--to", tmp_path / "x", code=2
+    ).stderr.startswith("error: give one of --trial")

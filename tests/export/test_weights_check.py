@@ -64,7 +64,7 @@ def test_finalists_alone_have_a_record_of_all_tensors_of_the_checkpoint(finished
     everyone = study.evaluations()
     assert {(e.role, e.split) for e in everyone if e.weights} == {("finalist", "select")}
     assert all(e.weights for e in finalists(study))
-    out = export_trial(config, study, None, tmp_path / "out")
+    out = export_trial(config, study, None, tmp_path / "out", anyway=True)
     for one in finalists(study):
         assert one.weights["tensors"].keys() == load_file(out / "model.safetensors").keys()
         assert one.weights["methods"] == {"iso_cts": 2}
@@ -72,7 +72,7 @@ def test_finalists_alone_have_a_record_of_all_tensors_of_the_checkpoint(finished
 
 def test_another_records_size_and_reason_are_told(finished, tmp_path):
     config, study = open_run(finished)
-    out = export_trial(config, study, None, tmp_path / "out")
+    out = export_trial(config, study, None, tmp_path / "out", anyway=True)
     recipe = Recipe.from_json(json.loads((out / "recipe.json").read_text()))
     [own] = [e.weights for e in finalists(study) if e.digest == recipe.digest]
     assert compare_with_scored(out, recipe, own)[0]
@@ -96,7 +96,7 @@ def test_a_finalist_scored_before_records_were_kept_is_doubted(finished, tmp_pat
     bare = [replace(evaluation, weights=None) for evaluation in study.evaluations()]
     monkeypatch.setattr(study, "evaluations", lambda: bare)
     warnings = []
-    export_trial(config, study, None, tmp_path / "out", warn=warnings.append)
+    export_trial(config, study, None, tmp_path / "out", warn=warnings.append, anyway=True)
     [warning] = warnings
     assert "no record of the weights that it scored" in warning
     assert "iso_cts is not what it was" in warning
@@ -104,8 +104,8 @@ def test_a_finalist_scored_before_records_were_kept_is_doubted(finished, tmp_pat
 
 def test_the_whole_checkpoint_is_recorded_however_it_is_sharded(finished, tmp_path):
     config, study = open_run(finished)
-    one = export_trial(config, study, None, tmp_path / "one")
-    many = export_trial(config, study, None, tmp_path / "many", shard_bytes=10_000)
+    one = export_trial(config, study, None, tmp_path / "one", anyway=True)
+    many = export_trial(config, study, None, tmp_path / "many", shard_bytes=10_000, anyway=True)
     recipe = Recipe.from_json(json.loads((one / "recipe.json").read_text()))
     digests = {record_weights(at, recipe, statistics=False).digest for at in (one, many)}
     assert len(digests) == 1
@@ -118,7 +118,7 @@ def test_the_command_line_tells_it(finished, tmp_path):
     from evomerge.cli.shared import app
 
     done = CliRunner().invoke(
-        app, ["export", str(run_folder(finished)), "--to", str(tmp_path / "o")]
+        app, ["export", str(run_folder(finished)), "--anyway", "--to", str(tmp_path / "o")]
     )
     assert done.exit_code == 0, done.output
     assert "the weights are those that were scored" in " ".join(done.output.split())

@@ -193,13 +193,16 @@ class Invented:
             self.add(self.recipe(), level, reason=(fail or {}).get(place))
         return self
 
-    def finish(self):
-        """Select and test for the best trial, and the notes a driver leaves."""
+    def finish(self, level=0.9):
+        """Select and test for the best trial, and the notes a driver leaves.
+
+        `level`: the chance of an item of select and test to be right.
+        """
         trials = [e for e in self.study.evaluations() if e.optimizers_own and not e.failed]
         winner = Recipe.from_json(max(trials, key=lambda e: e.value).recipe)
         for split in ("select", "test"):
             self.references(split)
-            self.add(winner, 0.9, split=split, role="finalist")
+            self.add(winner, level, split=split, role="finalist")
         count = sum(e.optimizers_own for e in self.study.evaluations())
         self.opened({"trials": count, "winner": winner.digest})
         trials = len([e for e in self.study.evaluations() if e.optimizers_own])

@@ -17,6 +17,13 @@ def extensible(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def losing(tmp_path_factory):
+    """A campaign that is done, and whose best merge is far behind every parent. Only to be read."""
+    run = Invented(tmp_path_factory.mktemp("losing"), budget=2)
+    return run.references().search([0.3, 0.2]).finish(0.05)
+
+
+@pytest.fixture(scope="session")
 def midway(tmp_path_factory):
     """A campaign in the middle of its search. Only to be read."""
     return Invented(tmp_path_factory.mktemp("midway")).references().search([0.3, 0.8, 0.6])

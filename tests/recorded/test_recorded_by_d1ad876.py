@@ -83,8 +83,8 @@ def trials_of(run: Path) -> list[optuna.trial.FrozenTrial]:
 
 # What was printed
 
-ADDED = {"audit"}
-"""Fields of `best --json` that later versions added."""
+ADDED = {"audit", "verdict"}
+"""Fields of `best --json` and `status --json` that later versions added."""
 
 
 def differences(found, recorded, where="") -> Iterator[str]:
@@ -300,7 +300,7 @@ def test_the_recorded_mergekit_file_merges_to_the_same_bytes(record, tmp_path):
 
 
 def test_the_recorded_run_is_exported_as_it_was(record, tmp_path):
-    evomerge("export", record / "runs" / "finished", "--to", tmp_path / "export")
+    evomerge("export", record / "runs" / "finished", "--anyway", "--to", tmp_path / "export")
     assert same_weights(tmp_path / "export", record / "export")
     for name, read in (("recipe.json", json.loads), ("mergekit.yaml", yaml.safe_load)):
         ours, theirs = (folder / "export" / name for folder in (tmp_path, record))
@@ -317,7 +317,7 @@ def same_weights(ours: Path, theirs: Path) -> bool:
 
 def test_the_winner_of_a_recorded_hybrid_is_merged_from_its_recorded_stage(record, tmp_path):
     """The stage's winner is a checkpoint among the run's own files."""
-    evomerge("export", record / "runs" / "staged", "--to", tmp_path / "out")
+    evomerge("export", record / "runs" / "staged", "--anyway", "--to", tmp_path / "out")
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
     assert recipe == PRINTED["staged"]["best"]["recipe"]
     tensors = load_file(tmp_path / "out" / "model.safetensors")

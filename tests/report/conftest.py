@@ -1,5 +1,5 @@
 """Studies with invented scores, to be looked at."""
 
-from invented_runs import extensible, finished, midway
+from invented_runs import extensible, finished, losing, midway
 
-__all__ = ["extensible", "finished", "midway"]
+__all__ = ["extensible", "finished", "losing", "midway"]

@@ -142,5 +142,5 @@ def test_the_progress_line_counts_it_and_does_not_call_it_best(pruned):
         for trial in own:
             display.recorded(trial)
     last = out.getvalue().splitlines()[-1]
-    assert f"best {max(e.value for e in own if e.measured):.4f}" in last
+    assert f"best so far {max(e.value for e in own if e.measured):.4f}" in last
     assert "1 pruned" in last

@@ -12,8 +12,9 @@ from evomerge.judging.best_of_many import expected_on_new_items
 from evomerge.judging.intervals import holm, interval
 from evomerge.recipe import Recipe
 from evomerge.report.pages.report import report_page
-from evomerge.report.tables import best_table, short
+from evomerge.report.tables import best_table
 from evomerge.results.selection_bias import test_sets_line as told_of
+from evomerge.results.written_numbers import short
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +164,11 @@ def test_the_grid_is_a_group_of_its_own_on_the_page(chosen):
     run.add(run.recipe([7] * len(run.genes)), 0.5, role="grid", name="ties weight 0.5")
     page = " ".join(report_page(run.study).split())
     assert 'ties weight 0.5 (best of 1 on a grid) <span class="soft">grid</span>' in page
+
+
+def test_the_card_says_the_verdict(finished, losing):
+    assert "beats the best parent, `math`, by" in " ".join(_scores(finished.results.best()))
+    card = " ".join(_scores(losing.results.best()))
+    assert "No merge beats `lang`: trial 5 is behind it" in card
+    assert "More trials, other genes" in card
+    assert "Trial 5 does not beat `lang`" in " ".join(_scores(losing.results.trial(5)))

@@ -52,3 +52,11 @@ def test_mlflow_has_one_run_that_holds_every_point_once(study):
     assert files == {"campaign.json", "best.json"}
     best = study.folder / "mlflow-artifacts" / run.info.run_id / "artifacts" / "best.json"
     assert json.loads(best.read_text())["trial"] == own[1].number
+
+
+def test_mlflow_shows_the_verdict_as_the_runs_description(study):
+    pytest.importorskip("mlflow")
+    with study.run(trackers=["mlflow"]):
+        study.references().search([0.3]).finish(0.05)
+    _, (run,) = mlflow_runs(study)
+    assert run.data.tags["mlflow.note.content"].startswith("No merge beats `lang`: trial 5")

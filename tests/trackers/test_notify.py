@@ -130,3 +130,14 @@ def test_a_command_that_fails_is_said(study):
     with study.run(notify=[{"command": "false", "when": ["best"]}]):
         study.references().search([0.3])
     assert "returned non-zero exit status 1" in study.ear.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("level", "said"), [(0.05, "No merge beats `lang`"), (0.95, "Trial 5 beats the best parent")]
+)
+def test_the_end_is_told_with_its_verdict(study, hook, level, said):
+    with study.run(notify=to(hook, "finish")):
+        study.references().search([0.6]).finish(level)
+    (message,) = hook.posted
+    assert said in message["text"]
+    assert message["verdict"]["text"].startswith(said)

@@ -43,3 +43,12 @@ def test_tensorboard_takes_back_a_trial_that_a_kill_cut_short(study):
     values = dict(scalars(study)["search/value"])
     assert len(scalars(study)["search/value"]) == 2
     assert values[6] == pytest.approx(study.study.evaluations()[6].value)
+
+
+def test_tensorboard_holds_the_verdict(study):
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with study.run(trackers=["tensorboard"]):
+        study.references().search([0.3]).finish(0.05)
+    found = module.EventAccumulator(str(study.folder / "tensorboard")).Reload()
+    (event,) = found.Tensors("verdict/text_summary")
+    assert b"No merge beats `lang`: trial 5" in event.tensor_proto.string_val[0]

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from evomerge.report.figures.style import BLUE, COLORS, FAINT, plot_layout, shown
-from evomerge.report.tables import short
+from evomerge.results.written_numbers import short
 
 UNITS = {"coverage": "coverage", "entropy": "entropy, bits an item"}
 STROKES = {"coverage": (COLORS["winner"], "solid"), "entropy": (COLORS["parent"], "dash")}

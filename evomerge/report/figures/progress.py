@@ -17,7 +17,7 @@ from evomerge.report.figures.style import (
     shown,
     star,
 )
-from evomerge.report.tables import short
+from evomerge.results.written_numbers import short
 
 BAND = "rgba(47, 127, 193, 0.22)"
 NORMAL_95 = 1.96

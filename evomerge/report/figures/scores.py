@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from evomerge.report.figures.style import COLORS, SYMBOLS, plot_layout, shown
-from evomerge.report.tables import short
+from evomerge.results.written_numbers import short
 
 QUIET = "rgba(125, 133, 144, 0.6)"
 

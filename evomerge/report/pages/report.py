@@ -17,19 +17,17 @@ from evomerge.report.figures.scores import Rows
 from evomerge.report.tables import (
     audit_verdict,
     constraint_lines,
-    difference,
     duration,
     estimates_line,
-    p_value,
     remarks,
-    short,
-    span,
     stage_lines,
     trials_line,
 )
 from evomerge.results import REFERENCES
 from evomerge.results.audit import audit_rows
 from evomerge.results.coefficients import searched_bounds
+from evomerge.results.verdict import verdict_lines
+from evomerge.results.written_numbers import difference, p_value, short, span
 from evomerge.study.study import Study
 
 
@@ -88,6 +86,7 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
         }
         if best
         else {},
+        "verdict": verdict_lines(best["verdict"]) if best else [],
         "remarks": remarks(best) if best else [],
         "constraints": constraint_lines(best) if best else [],
         "audit_verdict": best and audit_verdict(best),

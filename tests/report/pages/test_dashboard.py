@@ -45,7 +45,13 @@ def test_the_page_names_its_own_scripts_and_no_one_elses(finished):
 
 def test_the_content_is_the_reports(finished):
     text = client(finished.folder).get("/content").text
-    for words in ("figure-progress-data", "The winner, trial", "out of memory", "6 of 6"):
+    for words in (
+        "figure-progress-data",
+        "The winner, trial",
+        "beats the best parent",
+        "out of memory",
+        "6 of 6",
+    ):
         assert words in text, words
     assert "Workers, cost and time" in text
 
@@ -182,3 +188,12 @@ def test_nothing_is_made_anew_while_the_study_stays_as_it_is(extensible, monkeyp
     extensible.search([0.4])
     page.get("/content")
     assert len(made) == 2
+
+
+def test_a_losing_campaign_says_so_on_the_live_page(losing, midway):
+    text = client(losing.folder).get("/content").text
+    assert "No merge beats `lang`: trial 5" in text
+    assert "best on search" in text
+    text = client(midway.folder).get("/content").text
+    assert "Best so far: trial 6" in text
+    assert "best so far, on search" in text
