@@ -290,9 +290,9 @@ def _one_goal(found: _Found) -> Verdict:
         beats=beats and case.better is None,
         split=split,
         items=found.items,
-        parent=parent and parent.name,
+        parent=parent.name if parent else None,
         lead=lead,
-        baseline=baseline and baseline.name,
+        baseline=baseline.name if baseline else None,
         baseline_lead=over,
         select=chosen,
         fallen=_fallen(found, parents),
@@ -343,7 +343,7 @@ def _kept_stage(found: _Found) -> Verdict | None:
     )
     # a path's winner is no model of this study; a merge's is, and is judged in the other's place
     held = next((one for one in evidence.rivals if one.name == name), None)
-    stands = held and evidence.measured.get((held.digest, found.split))
+    stands = evidence.measured.get((held.digest, found.split)) if held else None
     if held is None or stands is None:
         return Verdict(
             "loses",
