@@ -291,7 +291,7 @@ def _gain_lines(rival: str, found: Mapping[str, Any]) -> Iterator[str]:
             continue
         yield (
             f"{_portion(gain[fact])} of the gain is {cause} of the parent: of `{rival}`'s answers "
-            f"to {theirs[0]}, {theirs[1]:.0%} were {did} (the winner's: {ours[1]:.0%})."
+            f"to {theirs[0]}, {theirs[1]:.0%} were {did} (the merge's: {ours[1]:.0%})."
         )
     if gain["cut"] is not None and gain["cut"] >= PART:
         yield _again(gain["uncut"])

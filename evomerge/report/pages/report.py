@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from evomerge.common.errors import InputError
@@ -108,7 +110,12 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        short=short, span=span, difference=difference, p_value=p_value, duration=duration
+        short=short,
+        span=span,
+        difference=difference,
+        p_value=p_value,
+        duration=duration,
+        coded=_coded,
     )
     return environment
 
@@ -116,6 +123,11 @@ def page_environment() -> Environment:
 def asset(name: str) -> str:
     """Read a script of the pages: `page.js` draws figures, `live.js` keeps them up to date."""
     return files("evomerge.report.pages").joinpath(name).read_text(encoding="utf-8")
+
+
+def _coded(text: str) -> Markup:
+    """Escape a text, and show as code what stands between backticks."""
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _strongest(rows: Rows, role: str) -> str | None:

@@ -192,7 +192,7 @@ def test_nothing_is_made_anew_while_the_study_stays_as_it_is(extensible, monkeyp
 
 def test_a_losing_campaign_says_so_on_the_live_page(losing, midway):
     text = client(losing.folder).get("/content").text
-    assert "No merge beats `lang`: trial 5" in text
+    assert "No merge beats <code>lang</code>: trial 5" in text
     assert "best on search" in text
     text = client(midway.folder).get("/content").text
     assert "Best so far: trial 6" in text

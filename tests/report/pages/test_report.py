@@ -232,7 +232,7 @@ def test_long_names_lose_their_middle_and_labels_never_overlap():
 
 def test_a_losing_campaign_says_so_in_the_headline(losing):
     page = page_of(losing)
-    assert "No merge beats `lang`: trial 5 is behind it, -." in page.text
+    assert "No merge beats lang : trial 5 is behind it, -." in page.text
     assert "More trials, other genes" in page.text
     assert "The best merge, trial 5, scores" in page.text
     assert "winner" not in page.text
@@ -242,5 +242,5 @@ def test_a_losing_campaign_says_so_in_the_headline(losing):
 
 def test_a_winning_campaign_says_so_as_plainly(finished):
     page = page_of(finished)
-    assert "Trial 8 beats the best parent, `math`, by +." in page.text
+    assert "Trial 8 beats the best parent, math , by +." in page.text
     assert ("p", {"class": "headline verdict wins"}) in page.tags
