@@ -58,7 +58,7 @@ def test_an_exported_folder_is_complete(done, tmp_path):
 
 def test_an_export_that_is_there_already_is_said_to_be_and_left_as_it_is(done, tmp_path):
     """A kill after the last rename leaves a complete folder, and the same command must end well."""
-    command = ["export", done / "run", "--to", tmp_path / "out"]
+    command = ["export", done / "run", "--anyway", "--to", tmp_path / "out"]
     evomerge(*command)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     again = evomerge(*command)
