@@ -9,6 +9,7 @@ from __future__ import annotations
 from evomerge.campaign.candidate import Candidate, named
 from evomerge.campaign.recorder import Recorder
 from evomerge.common.errors import EvomergeError
+from evomerge.fitness.tasks.overlap import near_copies
 from evomerge.judging.selection import Judged, best, by_preference, leading
 from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
@@ -71,6 +72,21 @@ def note_test_opened(record: Recorder, winner: Evaluation) -> None:
     entry = {"trials": len(record.trials), "winner": winner.digest}
     if entry not in opened:
         record.study.set_note("test_opened", [*opened, entry])
+
+
+def note_overlap(record: Recorder) -> None:
+    """Note how many test documents are copies, or near copies, of those searched on."""
+    setup = record.setup
+    texts: dict[str, list[str]] = {"search": [], "test": []}
+    for task in setup.tasks:
+        if task.weight > 0:
+            text_of = dict(zip(task.ids, task.texts, strict=True))
+            for split, found in texts.items():
+                found += [text_of[item] for item in setup.items[split][task.task]]
+    exact, near = near_copies(texts["search"], texts["test"])
+    facts = {"test": len(texts["test"]), "exact": len(exact), "near": len(near)}
+    example = {"example": texts["test"][near[0]][:60]} if near else {}
+    record.study.set_note("overlap", facts | example)
 
 
 def note_concluded(record: Recorder, winner: Evaluation) -> None:

@@ -61,6 +61,7 @@ class Campaign:
             self._measure_references("test")
             self._measure("test", [finalist(winner, "test")])
             self._measure_audit(winner)
+            choice.note_overlap(self._record)
             choice.note_concluded(self._record, winner)
 
     def choose(self, deadline: float | None = None) -> bool:

@@ -58,6 +58,13 @@ def test_the_shares_and_lengths_are_those_of_the_answers(short):
     assert (winner["cut"], winner["unparsed"], winner["tokens"]) == (0, 0, 2)
 
 
+def test_the_copies_between_search_and_test_are_counted(short):
+    _, best = short
+    overlap = best["audit"]["overlap"]
+    assert overlap["test"] == best["scores"]["test"]["tasks"]["think"]["n"]
+    assert (overlap["exact"], overlap["near"]) == (0, 0)
+
+
 def test_the_verdict_stands_in_best_report_and_card(short, tmp_path):
     folder, best = short
     shown = CliRunner().invoke(app, ["best", str(folder / "run")], env={"COLUMNS": "400"}).stdout

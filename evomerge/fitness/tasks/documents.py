@@ -34,6 +34,11 @@ def item_ids(documents: Sequence[Any]) -> tuple[str, ...]:
     return tuple(ids)
 
 
+def plain_text(document: Any) -> str:
+    """Join all texts and numbers within a document; case, spaces and line ends do not count."""
+    return " | ".join(_values(document))
+
+
 def marks(document: Any) -> tuple[str, ...]:
     """Compute marks, of which other records of the same document share one, whatever their hash.
 

@@ -13,7 +13,7 @@ from evomerge.common.errors import InputError
 from evomerge.config import CallableConfig, FitnessConfig
 from evomerge.fitness.answers import RequestAnswerer
 from evomerge.fitness.document_loss import DocumentLoss
-from evomerge.fitness.tasks.documents import marks
+from evomerge.fitness.tasks.documents import marks, plain_text
 from evomerge.fitness.tasks.lm_eval_loading import open_manager
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tasks.lm_eval_task import load_lm_eval_task
@@ -44,6 +44,7 @@ class TaskItems:
         test_set: which public test set the documents are, `openai/gsm8k, split test`; None where
             they are none.
         dataset: the hub's name for its data set; None for local data.
+        texts: of each item, its document's `documents.plain_text`.
     """
 
     task: str
@@ -57,6 +58,7 @@ class TaskItems:
     marks: tuple[tuple[str, ...], ...] = field(compare=False, repr=False)
     test_set: str | None = None
     dataset: str | None = None
+    texts: tuple[str, ...] = field(compare=False, repr=False, default=())
 
 
 class TaskSet:
@@ -279,4 +281,5 @@ def _describe(source: ScoreSource) -> TaskItems:
         dataset=source.dataset,
         marks=tuple(map(marks, source.documents)),
         test_set=source.test_set,
+        texts=tuple(map(plain_text, source.documents)),
     )
