@@ -131,6 +131,7 @@ def open_workers(setup: Setup, folder: Path, facts: Mapping[str, int] | None = N
     known = alignments_of(setup.models.sources)
     made = config.model_copy(update={"models": with_recipes_made(config.models)})
     threads = threads_per_worker(config)
+    files = setup.models.files
     return build_executor(
-        WorkerSpec(made, setup.measured_items, threads, known, kept, digests, facts or {})
+        WorkerSpec(made, setup.measured_items, threads, known, kept, digests, facts or {}, files)
     )

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
@@ -23,6 +24,7 @@ from evomerge.study.storage import (
     open_for_reading,
     open_for_writing,
     reason_of,
+    sqlite_path,
 )
 
 T = TypeVar("T")
@@ -66,6 +68,8 @@ class Access:
             if self._lock is not None:
                 self._lock.release()
             raise
+        self._file = sqlite_path(url) if writable else None
+        self._opened = self._file and _inode(self._file)
         self.engine = self._rdb.engine
         self.storage = optuna.storages.get_storage(self._rdb)
 
@@ -116,13 +120,31 @@ class Access:
         """
         if self._ended is not None:
             raise self._ended
+        self._check_file()
         with errors_explained(self._url):
             try:
-                return operation()
+                found = operation()
+                self._check_file()
+                return found
             except Exception as error:
                 if self._signed is None or not is_outage(error):
                     raise
             return self._wait(lambda: self._retry(operation, arrived))
+
+    def _check_file(self) -> None:
+        """Notice that a SQLite file was deleted or replaced, where writes would go to nobody.
+
+        Raises:
+            EvomergeError: it was; nothing is written from then on.
+        """
+        if self._file is None or _inode(self._file) == self._opened:
+            return
+        self._ended = EvomergeError(
+            f"{self._file}: was deleted or replaced while the search ran, so that what it finds "
+            "can no longer be recorded; put the file back, if you moved it, and run the same "
+            "command again, or begin anew with another --out"
+        )
+        raise self._ended
 
     def _retry(self, operation: Callable[[], T], arrived: Callable[[], T | None] | None) -> T:
         self._renew()
@@ -202,3 +224,12 @@ class Access:
             finally:
                 close(rdb)
         return None
+
+
+def _inode(file: Path) -> tuple[int, int] | None:
+    """Return the device and inode of a file; None if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

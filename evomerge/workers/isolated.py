@@ -6,7 +6,7 @@ import multiprocessing
 from functools import partial
 from multiprocessing.connection import Connection
 
-from evomerge.common.errors import InputError
+from evomerge.common.errors import EvomergeError
 from evomerge.workers.job import Job, Outcome, attempt, perform
 from evomerge.workers.worker import Worker, WorkerSpec
 
@@ -16,6 +16,7 @@ def measure_isolated(job: Job, spec: WorkerSpec) -> Outcome:
 
     Raises:
         InputError: the input is wrong for every candidate.
+        StoppedError: the campaign cannot go on, through no fault of a candidate.
     """
     context = multiprocessing.get_context("spawn")  # a fork has no use of CUDA
     ours, theirs = context.Pipe()
@@ -23,22 +24,22 @@ def measure_isolated(job: Job, spec: WorkerSpec) -> Outcome:
     process.start()
     theirs.close()
     try:
-        found: Outcome | InputError = ours.recv()
+        found: Outcome | EvomergeError = ours.recv()
     except EOFError:
         return Outcome(job, reason="its worker died", retryable=True)
     finally:
         ours.close()
         process.kill()
         process.join()
-    if isinstance(found, InputError):
+    if isinstance(found, EvomergeError):
         raise found
     return found
 
 
 def _measure(connection: Connection, job: Job, spec: WorkerSpec) -> None:
-    found: Outcome | InputError
+    found: Outcome | EvomergeError
     try:
         found = attempt(job, partial(perform, Worker(spec)))
-    except InputError as error:
+    except EvomergeError as error:
         found = error
     connection.send(found)

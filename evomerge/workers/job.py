@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from evomerge.common.errors import EvomergeError, InputError
+from evomerge.common.errors import EvomergeError, InputError, StoppedError
 from evomerge.recipe import Recipe
 from evomerge.workers.faults import is_device_fault, is_machine_fault
 from evomerge.workers.worker import Gradient, Measurement, Worker
@@ -121,10 +121,11 @@ def attempt(job: Job, do: Callable[[Job], Outcome]) -> Outcome:
 
     Raises:
         InputError: the input is wrong for every candidate.
+        StoppedError: the campaign cannot go on, through no fault of a candidate.
     """
     try:
         return do(job)
-    except InputError:
+    except (InputError, StoppedError):
         raise
     except EvomergeError as error:
         return Outcome(job, reason=str(error))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from evomerge.judging.answer_facts import AnswerFacts
     from evomerge.models.alignment.git_rebasin import Alignment
     from evomerge.models.checkpoint import Checkpoint
+    from evomerge.models.checks.unchanged import FileState
 
 
 PACKAGES = ("lm_eval", "torch", "transformers")
@@ -39,6 +40,8 @@ class WorkerSpec:
         statistics: the folder in which workers share what the models alone decide, if any.
         digests: model → digest of its content.
         facts: the engine's facts of earlier runs of the campaign.
+        files: weight file → its state when the driver opened it, on the driver's machine; workers
+            elsewhere look at their own.
     """
 
     config: CampaignConfig
@@ -48,6 +51,7 @@ class WorkerSpec:
     statistics: Path | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, int] = field(default_factory=dict)
+    files: Mapping[Path, FileState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Worker:
 
         Raises:
             InputError: models or tasks cannot be loaded here, or are not the campaign's.
+            StoppedError: the models' files have changed since the driver opened them.
         """
         import torch
 
@@ -112,11 +117,16 @@ class Worker:
         from evomerge.materialize.statistics.statistics import Statistics
         from evomerge.materialize.statistics.store import Store
         from evomerge.models.checks.digests import check_digests
+        from evomerge.models.checks.unchanged import check_unchanged, weight_files
         from evomerge.models.open_models import open_models
 
         torch.set_num_threads(spec.threads)
         config, models = spec.config, spec.config.models
+        if not elsewhere:
+            check_unchanged(spec.files)
         sources = open_models(models, spec.alignments)
+        files = weight_files(source.folder for source in sources.values())
+        self._check_files = partial(check_unchanged, files if elsewhere else spec.files)
         if elsewhere:
             check_digests(sources, spec.digests, spec.statistics)
         plan = gpu_memory_plan(config, sources, spec.threads)
@@ -159,6 +169,7 @@ class Worker:
 
         Raises:
             CandidateError: the recipe's weights are not finite, or it cannot be scored.
+            StoppedError: a model's files have changed.
         """
         started = time.perf_counter()
         self._load(recipe, again=items is None)
@@ -168,6 +179,7 @@ class Worker:
         tasks = self._audit if split == AUDIT and self._audit is not None else self._tasks
         scores = tasks.score(wanted, counted)
         answers = tasks.answer_facts(wanted) if counted else {}
+        self._check_files()  # also after: they may have changed while they were merged
         done = time.perf_counter()
         seconds = {"materialize": written - started, "score": done - written}
         return Measurement(scores, seconds, self._engine.facts, answers=answers)
@@ -239,6 +251,7 @@ class Worker:
 
     def _load(self, recipe: Recipe, again: bool = False) -> None:
         """Load a recipe into the engine, unless it is there and not asked for `again`."""
+        self._check_files()
         if again or self._written != recipe.digest:
             self._written = None
             self._engine.load(recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from evomerge.models.canonical_names import same_bytes
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.checks.config_settings import check_heads, settings_notes
 from evomerge.models.checks.merge_lock import lock_of
+from evomerge.models.checks.unchanged import FileState, weight_files
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.messages import campaign_key
 from evomerge.models.open_models import as_stored, open_models
@@ -34,6 +35,7 @@ class CheckedModels:
         notes: findings worth telling the user, one line each.
         configs_only: only their configs are here; see `evomerge.models.checks.configs_only`.
         tokenizer: how their tokens were matched, where they were.
+        files: weight file → its state when it was opened, before anything was read.
     """
 
     layout: Layout
@@ -41,6 +43,7 @@ class CheckedModels:
     notes: tuple[str, ...]
     configs_only: bool = False
     tokenizer: TokenizerConfig | None = None
+    files: Mapping[Path, FileState] = field(default_factory=dict)
 
 
 def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedModels:
@@ -59,6 +62,7 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
         InputError: one message naming `models.experts.<name>` and the tensor or key at fault.
     """
     opened = open_models(models)
+    files = weight_files(source.folder for source in opened.values())
     base, *experts = map(as_unmatched, opened.values())
     # 1. what the configs and the files' headers show
     for expert in experts:
@@ -84,7 +88,9 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
         if not base_again:
             _check_differs(base, expert)
     notes += _twin_notes(base, experts)
-    return CheckedModels(opened[BASE].layout, opened, tuple(notes), tokenizer=models.tokenizer)
+    return CheckedModels(
+        opened[BASE].layout, opened, tuple(notes), tokenizer=models.tokenizer, files=files
+    )
 
 
 def check_finite(source: Checkpoint) -> None:
