@@ -19,8 +19,10 @@ def arcee_fusion(base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1
     """
     import torch
 
+    # 1. how important each entry is
     expert = experts[0]
     importance = (expert - base).abs() * _divergence(expert, base).to(base.dtype)
+    # 2. the bound of outliers, as a box plot has it
     flat = importance.flatten()
     places = [int(q * (flat.numel() - 1)) + 1 for q in (0.25, 0.5, 0.75)]
     first, median, third = (flat.kthvalue(place).values for place in places)
@@ -29,7 +31,7 @@ def arcee_fusion(base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1
 
 
 def _divergence(first: Tensor, second: Tensor) -> Tensor:
-    """KL(softmax first‖softmax second) along the last dimension, which is kept: float64 (…, 1)."""
+    """Compute KL(softmax first‖softmax second) along the last dimension, kept: float64 (…, 1)."""
     import torch
 
     p = torch.softmax(first.double(), -1) + 1e-8

@@ -17,7 +17,7 @@ def consensus(
     agree: Annotated[float, Range(1.0, 16.0)] = 2.0,
     lambda_: Lambda = 1.0,
 ) -> Tensor:
-    """θ₀ + λ(m ⊙ Σ τ): entries that matter to at least `agree` experts.
+    """Add the sum of task vectors where it matters to at least `agree` experts: θ₀ + λ(m ⊙ Σ τ).
 
     An entry matters to an expert when |τᵢ| > thresholdᵢ · |Σ τ − τᵢ| (the paper tunes thresholds in
     0.2 … 0.6, on the sum of task vectors). With one expert, what it changed is kept.

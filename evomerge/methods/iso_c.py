@@ -10,7 +10,7 @@ from evomerge.methods.core.merged_update import Scaled, of_sources
 
 
 def flattened(matrix: Tensor) -> Tensor:
-    """Iso-C's step: every singular value becomes their mean (over those that are not zero)."""
+    """Set every singular value to their mean, over those that are not zero (Iso-C's step)."""
     u, s, vh = svd(matrix)
     count = (s > 0).sum(-1).clamp(min=1)
     return u @ vh * (s.sum(-1) / count)[..., None, None]
@@ -34,7 +34,7 @@ _ISO_C = of_sources(_iso_c)
 def iso_c(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled
 ) -> Tensor:
-    """θ₀ + λ σ̄ U Vᵀ of the SVD of Σ τ, σ̄ the mean of its singular values.
+    """Add Σ τ with all its singular values made equal: θ₀ + λ σ̄ U Vᵀ, σ̄ their mean.
 
     Where Σ τ has not full rank (adapters), σ̄ is the mean over its rank: Σ σ is kept, as it is at
     full rank, and directions that no expert changed stay unchanged.

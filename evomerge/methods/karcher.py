@@ -23,7 +23,7 @@ def centre(
     lambda_: float,
     statistics: Grams | None = None,
 ) -> Combination:
-    """The experts' factors in a Karcher mean."""
+    """Compute the experts' factors in a Karcher mean."""
     gram, w = products_of(view, statistics, task_vectors), np.array(weight)
     with np.errstate(divide="ignore", invalid="ignore"):
         w = w / w.sum()
@@ -34,15 +34,18 @@ def _karcher(gram: np.ndarray, w: np.ndarray) -> np.ndarray:
     norms = np.sqrt(gram.diagonal())
     if len(w) == 1:
         return w
+    # 1. unit vectors; those of no length take no part
     there = norms > _TOLERANCE
     if not there.any():
         return np.zeros(len(w))
     scale = np.where(there, norms, 1.0)
     cosines, alphas = gram / np.outer(scale, scale), np.where(there, w, 0.0)
     alphas = alphas / alphas.sum()
+    # 2. from the mean direction, or the first vector where directions cancel
     mean = alphas.copy()
     length = norm(mean, cosines)
     mean = mean / length if length >= _TOLERANCE else np.eye(len(w))[there.argmax()]
+    # 3. steps along the mean of the logarithms Σ wᵢ log_m uᵢ
     for _ in range(_STEPS):
         dots = np.clip(cosines @ mean, -1, 1)
         theta = np.arccos(dots)
@@ -73,7 +76,7 @@ def karcher(
     lambda_: Lambda = 1.0,
     measured: Combination,
 ) -> Tensor:
-    """Riemannian centre of mass of the experts' directions, times their weighted mean norm.
+    """Take the centre of mass of the experts' directions, times their weighted mean norm.
 
     At most 10 steps m ← exp_m(Σ wᵢ log_m uᵢ) from the mean direction, per tensor, until a step is
     shorter than 1e-5; weights are divided by their sum, experts of no length are left out. Merged

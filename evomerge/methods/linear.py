@@ -12,7 +12,7 @@ from evomerge.methods import Range, Tensor, View, Weight, merge_method
 def shares(
     _: View, *, weight: Sequence[float], base_weight: float, normalize: bool
 ) -> Sequence[float]:
-    """The factors of the base and of each expert; NaN when they sum to zero and are normalised."""
+    """Return the factors of base and experts; NaN when they sum to zero and are normalised."""
     total = base_weight + math.fsum(weight) if normalize else 1.0
     return [value / total if total else math.nan for value in (base_weight, *weight)]
 
@@ -31,7 +31,7 @@ def linear(
     normalize: bool = True,
     measured: Sequence[float],
 ) -> Tensor:
-    """Weighted sum of the experts and, with `base_weight`, of the base.
+    """Add up the experts and, with `base_weight`, the base, with weights.
 
     Σ wᵢθᵢ, divided by Σ wᵢ when `normalize` (a sum of zero gives non-finite weights, which the
     materializer reports as a failed candidate).

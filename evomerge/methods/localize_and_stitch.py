@@ -25,7 +25,9 @@ def localize_and_stitch(
     lambda_: Lambda = 1.0,
     measured: Sequence[Trim],
 ) -> Tensor:
-    """θ₀ + λ Σ mᵢ ⊙ τᵢ/Σ m: every expert's top `density` share by |τ|, averaged where they overlap.
+    """Add each expert's top `density` share by |τ|, averaged where they overlap.
+
+    θ₀ + λ Σ mᵢ ⊙ τᵢ/Σ m.
 
     Shares are of each tensor (the paper: of the model).
     """

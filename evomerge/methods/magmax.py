@@ -9,7 +9,7 @@ from evomerge.methods import Lambda, Tensor, merge_method
 
 @merge_method(reference="Marczak et al. 2024, arXiv:2407.06322, algorithm 1", relative=True)
 def magmax(base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 0.5) -> Tensor:
-    """θ₀ + λ times the τ of largest magnitude, entry by entry; of tied ones the later expert's."""
+    """Add λ times the τ of largest magnitude, entry by entry; of tied ones the later expert's."""
     import torch
 
     chosen = experts[0] - base

@@ -14,7 +14,7 @@ from evomerge.methods.core.inner_products import Gram, row_grams, task_vectors_g
 def ratio(
     view: View, *, filter_wise: bool, lambda_: float, statistics: Gram | None = None
 ) -> float | Entries:
-    """λt/N, of the whole tensor or of each of its rows."""
+    """Compute λt/N, of the whole tensor or of each of its rows."""
     import torch
 
     n = len(view.experts)
@@ -27,7 +27,7 @@ def ratio(
 
 
 def _interpolation(gram: np.ndarray) -> Any:
-    """t (eq. 8) from (…, N, N) inner products: (…,); zero where opposing updates cancel it."""
+    """Compute t (eq. 8) of (…, N, N) inner products: (…,); 0 where opposing updates cancel it."""
     n = gram.shape[-1]
     norms = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
     scale = norms[..., :, None] * norms[..., None, :]
@@ -55,7 +55,7 @@ def model_stock(
     lambda_: Lambda = 1.0,
     measured: Any,
 ) -> Tensor:
-    """θ₀ + λ t mean(τ), with t = N cos θ/(1 + (N−1) cos θ).
+    """Go from the base towards the experts' mean: θ₀ + λ t mean(τ), t = N cos θ/(1 + (N−1) cos θ).
 
     cos θ is the mean cosine of the task vectors' pairs: of whole tensors, or row by row (last
     dimension) with `filter_wise`. A task vector of zeros is at a right angle to all.

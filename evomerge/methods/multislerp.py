@@ -21,7 +21,7 @@ def barycentre(
     lambda_: float,
     statistics: Grams | None = None,
 ) -> Combination:
-    """The experts' factors in multislerp."""
+    """Compute the experts' factors in multislerp."""
     w = np.array(weight)
     if normalize:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -34,14 +34,17 @@ def _multislerp_shares(gram: np.ndarray, w: np.ndarray, epsilon: float = 1e-8) -
     norms = np.sqrt(gram.diagonal())
     if len(w) == 1:
         return w
+    # 1. the weighted mean direction of the unit vectors, in coordinates of the vectors
     mean = w / (norms + epsilon)
     length = norm(mean, gram)
     if length < epsilon:
         return w if len(w) == 2 else np.full(len(w), math.nan)
     mean = mean / length
+    # 2. the weighted sum of their projections on its tangent space
     dots = gram @ mean / (norms + epsilon)
     tangent = w / (norms + epsilon) - (w @ dots) * mean
     size = norm(tangent, gram) + epsilon
+    # 3. back to the sphere by the exponential map, at the weighted mean norm
     point = mean * math.cos(size) + tangent * (math.sin(size) / size)
     return point * float(norms @ w)
 
@@ -62,7 +65,7 @@ def multislerp(
     lambda_: Lambda = 1.0,
     measured: Combination,
 ) -> Tensor:
-    """Barycentre on the sphere: tangent step from the weighted mean direction, mean norm.
+    """Take the barycentre on the sphere: a tangent step from the mean direction, mean norm.
 
     With uᵢ = θᵢ/‖θᵢ‖ (or τᵢ/‖τᵢ‖ with `task_vectors`) and m the direction of Σ wᵢuᵢ, the result is
     exp_m(Σ wᵢ(uᵢ − ⟨uᵢ, m⟩m)) · Σ wᵢ‖θᵢ‖, per tensor; `normalize` divides the weights by their sum.

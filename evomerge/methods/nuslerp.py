@@ -14,7 +14,7 @@ from evomerge.methods.core.span import Combination, combination, products_of
 
 
 def _slerp_factors(gram: np.ndarray, t: float) -> np.ndarray:
-    """nuslerp's factors from (…, 2, 2) inner products: (…, 2)."""
+    """Compute the two factors of slerp from (…, 2, 2) inner products: (…, 2)."""
     norms = np.maximum(np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1)), 1e-7)
     cosine = np.clip(gram[..., 0, 1] / (norms[..., 0] * norms[..., 1]), -1, 1)
     colinear = 1 - cosine**2 <= 1e-16
@@ -32,7 +32,7 @@ def joined(
     lambda_: float,
     statistics: Grams | None = None,
 ) -> Combination:
-    """The two experts' factors in nuslerp: numbers, or one for every row or column."""
+    """Compute the two experts' factors: numbers, or one for every row or column."""
     total = math.fsum(weight)
     t = 0.5 if abs(total) < 1e-6 else weight[1] / total
     if along == "tensor":
@@ -46,7 +46,7 @@ def joined(
 
 
 def _spread(view: View, values: np.ndarray, along: str) -> Entries:
-    """One number per line for every entry of it."""
+    """Give every entry the number of its line."""
     import torch
 
     found = torch.from_numpy(values.copy()).to(view.base.device, view.dtype)
@@ -72,7 +72,7 @@ def nuslerp(
     lambda_: Lambda = 1.0,
     measured: Combination,
 ) -> Tensor:
-    """Slerp of two experts, or of their task vectors, with t = w₂/(w₁ + w₂) (½ at a sum of zero).
+    """Slerp two experts, or their task vectors, with t = w₂/(w₁ + w₂) (½ at a sum of zero).
 
     The angle is that between whole tensors, or one for each row (last dimension) or column (first
     dimension); lines that are parallel are interpolated linearly. Merged is θ₀ + λ(result − θ₀).

@@ -15,5 +15,5 @@ def passthrough(
     *,
     scale: Annotated[float, Range(-10.0, 10.0)] = 1.0,
 ) -> Tensor:
-    """The expert's own weights (the base's when no expert is named), times `scale`."""
+    """Copy the expert's own weights (the base's when no expert is named), times `scale`."""
     return (experts[0] if experts else base) * scale

@@ -12,7 +12,7 @@ REFERENCE = "arXiv:2601.13572 (RAM); as in mergekit 0.1.5"
 
 
 def changed_by(taus: Sequence[Tensor], epsilon: Any) -> tuple[list[Tensor], Tensor]:
-    """Which entries each expert changed, and by how many experts each was."""
+    """Mark the entries that each expert changed, and count the experts that did."""
     changed = [(tau.abs() > epsilon).to(tau.dtype) for tau in taus]
     return changed, sum(changed[1:], changed[0])
 
@@ -21,7 +21,7 @@ def changed_by(taus: Sequence[Tensor], epsilon: Any) -> tuple[list[Tensor], Tens
 def ram(
     base: Tensor, experts: Sequence[Tensor], *, epsilon: Epsilon = 1e-5, lambda_: Lambda = 1.0
 ) -> Tensor:
-    """θ₀ + λ times the mean of τ over the experts that changed the entry by more than ε."""
+    """Add λ times the mean of τ over the experts that changed the entry by more than ε."""
     taus = [expert - base for expert in experts]
     changed, count = changed_by(taus, epsilon)
     parts = [tau * own for tau, own in zip(taus, changed, strict=True)]

@@ -11,7 +11,7 @@ from evomerge.methods.ram import REFERENCE, Epsilon, changed_by
 
 
 def boosts(view: View, *, r: float, alpha: float, epsilon: float) -> Sequence[float]:
-    """1 + r·min(ρ, α) per expert, ρ the ratio of its shared entries to those it alone changed."""
+    """Compute 1 + r·min(ρ, α) per expert, ρ its shared entries over those it alone changed."""
     import torch
 
     shared, alone = [0] * len(view.experts), [0] * len(view.experts)
@@ -43,7 +43,7 @@ def ramplus_tl(
     lambda_: Lambda = 1.0,
     measured: Sequence[float],
 ) -> Tensor:
-    """RAM, with what only one expert changed enlarged by up to 1 + r·α.
+    """Merge as RAM does, with what only one expert changed enlarged by up to 1 + r·α.
 
     An expert's factor is 1 + r·min(ρ, α), ρ the number of its changed entries that others changed
     too over the number of those that it alone changed, in this tensor.

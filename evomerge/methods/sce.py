@@ -36,7 +36,7 @@ class Variances:
 
 
 def variance(taus: list[Tensor]) -> Tensor:
-    """Population variance across experts of every entry, times their number."""
+    """Compute the population variance across experts of every entry, times their number."""
     mean = sum(taus[1:], taus[0]) * (1 / len(taus))  # a division would cost more than all else
     squares = [(tau - mean) * (tau - mean) for tau in taus]
     return sum(squares[1:], squares[0])
@@ -47,11 +47,13 @@ def _by_variance(view: View) -> Ranking:
 
 
 def variances(view: View) -> Variances:
-    """Count the variances by bin; add up τ² by bracket, in float64 and in the entries' order."""
+    """Count the variances by bin; add up τ² by bin, in float64 and in the entries' order."""
     import torch
 
+    # 1. the histogram of the variances
     found, positive = histogram_of(_by_variance(view)), 0
     energies = np.zeros((len(found.floors), len(view.experts)))
+    # 2. how many are not 0, and the experts' energy in each bin
     for part in blocks(view):
         taus = view.taus(part)
         spread = variance(taus)
@@ -75,6 +77,7 @@ def selected(view: View, *, select_topk: float, statistics: Variances | None = N
 
     The energy of whole bins is known; that of the last one's entries is added up.
     """
+    # 1. k: the share of the entries whose variance is not 0
     known = statistics or variances(view)
     ranking, n = _by_variance(view), view.base.numel()
     k = int(known.positive * select_topk) if select_topk < 1 else n
@@ -82,7 +85,9 @@ def selected(view: View, *, select_topk: float, statistics: Variances | None = N
         total = known.energies[-1] if len(known.energies) and k > 0 else np.zeros(len(view.experts))
         [[whole]] = cut([ranking], [[k]], [known.histogram])
         return Selection(whole, ratios(total.tolist()))
+    # 2. the k-th largest variance, and what of its bin is kept
     kept, index = trim_within_bin(ranking, k, known.histogram)
+    # 3. the energy of the whole bins above, and of those entries
     place = int(np.searchsorted(known.histogram.counts, k))
     total = known.energies[place - 1].copy() if place else np.zeros(len(view.experts))
     for expert, tau in enumerate(view.taus(index)):
@@ -115,6 +120,7 @@ def sce(
     """
     import torch
 
+    # select; calculate (in the measure); erase
     taus = [expert - base for expert in experts]
     kept = measured.trim.keep(variance(taus))
     parts = [torch.where(kept, tau, 0.0) for tau in taus]
@@ -122,7 +128,7 @@ def sce(
 
 
 def weighted_consensus(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ wτ/Σ w over the entries that agree with the sign of Σ τ (zero counts as positive)."""
+    """Compute Σ wτ/Σ w over the entries with the sign of Σ τ (zero counts as positive)."""
     import torch
 
     positive = sum(parts[1:], parts[0]) >= 0

@@ -43,7 +43,7 @@ def slerp(
     t: Annotated[float, Range(0.0, 1.0)] = 0.5,
     measured: Sequence[float],
 ) -> Tensor:
-    """Spherical interpolation from the base to one expert, or between two experts.
+    """Interpolate on the sphere from the base to one expert, or between two experts.
 
     sin((1−t)Ω)/sin Ω · a + sin(tΩ)/sin Ω · b, with Ω the angle between the flattened tensors;
     linear when |cos Ω| > 0.9995.

@@ -12,11 +12,13 @@ from evomerge.methods.core.merged_update import Scaled, of_sources
 def _tsvm(taus: Sequence[Tensor]) -> Tensor:
     import torch
 
+    # 1. the top ⌊min(m, n)/N⌋ triplets of each expert, side by side
     rank = max(1, min(taus[0].shape[-2:]) // len(taus))
     triplets = [svd(tau) for tau in taus]
     u = torch.cat([one[0][..., :rank] for one in triplets], -1)
     s = torch.cat([one[1][..., :rank] for one in triplets], -1)
     vh = torch.cat([one[2][..., :rank, :] for one in triplets], -2)
+    # 2. whitened: the nearest orthonormal columns and rows
     return (polar_factor(u) * s[..., None, :]) @ polar_factor(vh)
 
 
@@ -34,7 +36,7 @@ _TSVM = of_sources(_tsvm)
 def tsvm(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled
 ) -> Tensor:
-    """θ₀ + λ U⊥ S V⊥ᵀ: the experts' singular vectors side by side, decorrelated.
+    """Put the experts' singular vectors side by side, decorrelated: θ₀ + λ U⊥ S V⊥ᵀ.
 
     Of each τ (m × n) the top ⌊min(m, n)/N⌋ triplets are kept, one at least; concatenated, U and V
     are replaced by their polar factors.

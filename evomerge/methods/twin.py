@@ -24,12 +24,13 @@ def twin(
     rank: Annotated[float, Range(0.0, 1.0)] = 0.1,
     lambda_: Lambda = 1.0,
 ) -> Tensor:
-    """Shared knowledge plus compressed exclusive knowledge: θ₀ + λ(Δ + Σ wᵢ SVD_r(τᵢ − Δ)).
+    """Add shared and compressed exclusive knowledge: θ₀ + λ(Δ + Σ wᵢ SVD_r(τᵢ − Δ)).
 
     Δ = `shared` · Σ τ is the shared expert's; of what each expert has beside it the share `rank` of
     singular directions is kept, at least one unless `rank` is 0 (of vectors everything). Weights,
     which the paper's router chooses input by input, are constants here, left to the search.
     """
+    # eq. 3: the shared expert; then what each has beside it, compressed (eq. 4)
     taus = [expert - base for expert in experts]
     delta = sum(taus[1:], taus[0]) * shared
     total = delta

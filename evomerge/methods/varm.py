@@ -28,7 +28,7 @@ def energy(view: View, expert: int) -> Energy:
 
 
 def ratios(energies: Sequence[float]) -> list[float]:
-    """Energies divided by their sum; equal shares where that is zero."""
+    """Divide energies by their sum; equal shares where that is zero."""
     total = math.fsum(energies)
     if total == 0:
         return [1 / len(energies) for _ in energies]
@@ -38,7 +38,7 @@ def ratios(energies: Sequence[float]) -> list[float]:
 def variation(
     view: View, *, lambda_: float, statistics: Sequence[Energy] | None = None
 ) -> Sequence[float]:
-    """λE[τⱼ²]/ΣE[τ²]."""
+    """Compute the experts' factors λE[τⱼ²]/ΣE[τ²]."""
     found = statistics or [energy(view, expert) for expert in range(len(view.experts))]
     return [lambda_ * share for share in ratios([one.value for one in found])]
 
@@ -57,7 +57,7 @@ def varm(
     lambda_: Lambda = 1.0,
     measured: Sequence[float],
 ) -> Tensor:
-    """θ₀ + λ Σ wⱼτⱼ with wⱼ = E[τⱼ²]/ΣE[τ²], the mean taken over each tensor."""
+    """Weigh experts by how much they changed: θ₀ + λ Σ wⱼτⱼ, wⱼ = E[τⱼ²]/ΣE[τ²] of each tensor."""
     total = (experts[0] - base) * measured[0]
     for share, expert in zip(measured[1:], experts[1:], strict=True):
         total = total + (expert - base) * share

@@ -14,7 +14,7 @@ from evomerge.methods.core.inner_products import column_grams, exact_sum
 
 @dataclass(frozen=True)
 class Moves:
-    """What the columns of the experts' matrices did, as ranks in [0, 1) within each expert.
+    """How far the columns of the experts' matrices moved, as ranks in [0, 1) of each expert.
 
     Attributes:
         magnitude: float64 (experts, columns), rank of |‖θᵢ‖ − ‖θ₀‖| over the number of columns.
@@ -34,15 +34,17 @@ def moves(view: View) -> Moves:
     """Rank the columns (vectors along the first dimension); nothing for one-dimensional tensors."""
     if len(view.shape) < 2:
         return Moves(np.zeros((0, 0)), np.zeros((0, 0)))
+    # 1. norms of the columns, and their cosines with the base's
     products = column_grams(view, task_vectors=False).products
     norms = np.sqrt(np.diagonal(products, axis1=1, axis2=2)).T
     dots, scale = products[:, 0, 1:].T, norms[:1] * norms[1:]
     cosines = np.where(scale > 0, dots / np.where(scale > 0, scale, 1.0), norms[:1] == norms[1:])
+    # 2. how far each moved, ranked within the expert
     return Moves(_ranks(np.abs(norms[1:] - norms[:1])), _ranks(1 - np.clip(cosines, -1, 1)))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis over its length; of tied ones the lower index is smaller."""
+    """Rank along the last axis, over its length; of tied ones the lower index is smaller."""
     order = values.argsort(axis=1, kind="stable")
     ranks = np.empty_like(values)
     np.put_along_axis(ranks, order, np.arange(values.shape[1], dtype=float)[None], axis=1)
@@ -52,7 +54,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def weights(
     view: View, *, ratio: float, calibration: float, statistics: Moves | None = None
 ) -> list[Entries]:
-    """One weight per column, or per entry of a vector, for each expert."""
+    """Compute one weight per column, or per entry of a vector, for each expert."""
     import torch
 
     if len(view.shape) < 2:
@@ -60,6 +62,7 @@ def weights(
         means = [exact_sum(iter(row.split(1 << 15))) / max(len(row), 1) for row in size]
         found = _scores(size.cpu().numpy(), np.array(means)[:, None], ratio, calibration)
         return [Entries(_tensor(row, view)) for row in found]
+    # of matrices: the mean of two scores, of magnitude and of direction
     known = statistics or moves(view)
     columns = known.magnitude.shape[1]
     middle = np.full((1, 1), (columns - 1) / 2 / columns)  # the mean of ranks, without rounding
@@ -72,7 +75,7 @@ def weights(
 
 
 def _scores(values: np.ndarray, means: np.ndarray, ratio: float, calibration: float) -> np.ndarray:
-    """Softmax over experts; `calibration` where a value exceeds its expert's mean × ratio."""
+    """Take the softmax over experts; `calibration` where a value exceeds the mean × ratio."""
     shifted = np.exp(values - values.max(0, keepdims=True))
     shares = shifted / sum(shifted[1:], shifted[0])
     return np.where(values > means * ratio, calibration, shares)
@@ -99,7 +102,7 @@ def widen(
     lambda_: Lambda = 1.0,
     measured: Sequence[Any],
 ) -> Tensor:
-    """θ₀ + λ Σ sᵢ ⊙ τᵢ, a weight per expert and column of the weight matrix.
+    """Weigh every column of every expert by how far it moved: θ₀ + λ Σ sᵢ ⊙ τᵢ.
 
     A column's move is the change of its norm, and that of its direction (1 − cos), both ranked
     within the expert. Scores are the softmax of ranks over experts, `calibration` where a rank is

@@ -12,10 +12,12 @@ from evomerge.methods.core.merged_update import Scaled, of_sources
 def _wudi(taus: Sequence[Tensor]) -> Tensor:
     import torch
 
+    # 1. the experts' inputs, as their task vectors tell of them: τᵢᵀτᵢ/‖τᵢ‖²
     wide = [tau.double() for tau in taus]
     grams = [tau.mT @ tau for tau in wide]
     energies = [gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for gram in grams]
     normed = [g / torch.where(e > 0, e, 1.0) for g, e in zip(grams, energies, strict=True)]
+    # 2. the minimum of the quadratic, by its normal equations
     pulled = [tau @ gram for tau, gram in zip(wide, normed, strict=True)]
     inverse = torch.linalg.pinv(sum(normed[1:], normed[0]), hermitian=True)
     return (sum(pulled[1:], pulled[0]) @ inverse).to(taus[0].dtype)
@@ -35,8 +37,9 @@ _WUDI = of_sources(_wudi)
 def wudi(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled
 ) -> Tensor:
-    """θ₀ + λm, m the least Σ ‖(m − τᵢ)τᵢᵀ‖²/‖τᵢ‖²: that which disturbs each expert's inputs least.
+    """Add the update that disturbs each expert's inputs least: θ₀ + λm.
 
-    m = (Σ τᵢτᵢᵀτᵢ/‖τᵢ‖²)(Σ τᵢᵀτᵢ/‖τᵢ‖²)⁺ with Frobenius norms, in float64.
+    m, which minimises Σ ‖(m − τᵢ)τᵢᵀ‖²/‖τᵢ‖², is (Σ τᵢτᵢᵀτᵢ/‖τᵢ‖²)(Σ τᵢᵀτᵢ/‖τᵢ‖²)⁺ with
+    Frobenius norms, in float64.
     """
     return measured.added_to(base)

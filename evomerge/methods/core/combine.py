@@ -34,7 +34,7 @@ class Combiner:
 
 
 def shares(*, weight: Sequence[float], lambda_: float, normalize: bool) -> Sequence[float]:
-    """λwᵢ, divided by Σ wᵢ with `normalize` unless that is zero."""
+    """Return λwᵢ, divided by Σ wᵢ with `normalize` unless that is zero."""
     divisor = math.fsum(weight)
     scale = lambda_ / divisor if normalize and abs(divisor) >= 1e-8 else lambda_
     return [scale * value for value in weight]
@@ -159,7 +159,7 @@ def product(
 
 
 def _joined(common: Mapping[str, Parameter], own: Mapping[str, Parameter]) -> dict[str, Parameter]:
-    """The combiner's and the sparsifier's parameters, those with a value per expert first.
+    """Join the combiner's and the sparsifier's parameters, those with a value per expert first.
 
     The order is that of a campaign's genes, and therefore of recorded genomes.
     """

@@ -39,7 +39,7 @@ class Gram:
 
 @dataclass(frozen=True)
 class Grams:
-    """Those of the sources' weights, the base's first, and those of the task vectors."""
+    """Inner products of the sources' weights, the base's first, and of the task vectors."""
 
     weights: Gram
     task_vectors: Gram
@@ -51,22 +51,22 @@ class Grams:
 
 
 def weights_gram(view: View) -> Gram:
-    """Inner products of the flattened base and experts."""
+    """Multiply the flattened base and experts with each other."""
     return Gram(_whole(view, _weights))
 
 
 def task_vectors_gram(view: View) -> Gram:
-    """Inner products of the flattened task vectors."""
+    """Multiply the flattened task vectors with each other."""
     return Gram(_whole(view, View.taus))
 
 
 def grams(view: View) -> Grams:
-    """Both of them."""
+    """Compute the inner products of the weights, and of the task vectors."""
     return Grams(weights_gram(view), task_vectors_gram(view))
 
 
 def row_grams(view: View, task_vectors: bool) -> Gram:
-    """Those of every row: vectors along the last dimension."""
+    """Compute the inner products of every row: vectors along the last dimension."""
     vectors = View.taus if task_vectors else _weights
     rows = view.base.numel() // max(view.columns, 1)
     step = max(1, _LINES // max(view.columns, 1))
@@ -80,7 +80,10 @@ def row_grams(view: View, task_vectors: bool) -> Gram:
 
 
 def column_grams(view: View, task_vectors: bool) -> Gram:
-    """Those of every vector along the first dimension; rows × columns = shape[0] × the rest."""
+    """Compute the inner products of every column: vectors along the first dimension.
+
+    A tensor of more dimensions is a matrix of shape[0] rows.
+    """
     import torch
 
     vectors = View.taus if task_vectors else _weights
@@ -98,12 +101,12 @@ def column_grams(view: View, task_vectors: bool) -> Gram:
 
 
 def exact_sum(parts: Iterator[Tensor]) -> float:
-    """The sum of tensors' entries; each tensor has at most `BLOCK`."""
+    """Add up tensors' entries exactly; each tensor has at most `BLOCK`."""
     return math.fsum(part.double().sum().item() for part in parts)
 
 
 def blocks(view: View) -> Iterator[slice]:
-    """Slices of `BLOCK` entries that cover a view."""
+    """Yield slices of `BLOCK` entries that cover a view."""
     for start in range(0, view.base.numel(), BLOCK):
         yield slice(start, min(start + BLOCK, view.base.numel()))
 
@@ -128,7 +131,7 @@ def _whole(view: View, vectors: object) -> np.ndarray:
 
 
 def _line_products(lines: Sequence[Tensor]) -> np.ndarray:
-    """Gram matrices of lines: tensors (lines, entries) -> (lines, vectors, vectors)."""
+    """Compute Gram matrices of lines: tensors (lines, entries) → (lines, vectors, vectors)."""
     import torch
 
     count, (rows, entries) = len(lines), lines[0].shape

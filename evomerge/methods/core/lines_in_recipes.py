@@ -8,7 +8,7 @@ from evomerge.recipe.recipe import Merge, Recipe, merge_name
 
 
 def scaled_by_depth(recipe: Recipe, layers: int, alpha: float, beta: float) -> Recipe:
-    """The recipe with every merged task vector times α + β·l/(L−1), outside the layers times α.
+    """Scale every merged task vector by α + β·l/(L−1), outside the layers by α.
 
     The factor goes into the merges' `lambda`, so that it costs nothing to materialize and is part
     of the recipe's digest. l is the slot in the path, L = `layers`; one layer counts as the first.

@@ -74,7 +74,7 @@ def _only(taus: list[Tensor]) -> Tensor:
 def _composed(
     function: Callable[..., Any], of: Callable[[list[Tensor]], Tensor]
 ) -> Callable[..., Any]:
-    """`function` of a ranking's values; one object for each, so that it is compiled once."""
+    """Make `function` one of a ranking's values; one object for each, so that it compiles once."""
 
     def of_taus(taus: list[Tensor]) -> Any:
         return function(of(taus))
@@ -129,7 +129,7 @@ class Bin(NamedTuple):
 
 
 def _share(n: int) -> int:
-    """Entries of a bin where values are spread."""
+    """Return how many entries a bin has where values are spread."""
     return -(-n // _BINS)
 
 

@@ -17,7 +17,7 @@ from evomerge.methods.core.view import Tensor
 
 
 class At(NamedTuple):
-    """Where a slice lies; made by `at`.
+    """The place of a slice, which decides its masks; made by `at`.
 
     Attributes:
         words: int32 (experts, 2), the keys of each expert's mask.
@@ -28,13 +28,13 @@ class At(NamedTuple):
     start: Tensor
 
     def starting_at(self, start: int) -> At:
-        """The place of a later slice of the same tensor, before index 2³²."""
+        """Return the place of a later slice of the same tensor, before index 2³²."""
         import torch
 
         return self._replace(start=torch.tensor(start))
 
     def keep(self, expert: int, like: Tensor, limit: Tensor) -> Tensor:
-        """Which entries of a slice survive, independently of each other.
+        """Draw which entries of a slice survive, independently of each other.
 
         Args:
             expert: index of the expert whose mask it is.
@@ -53,7 +53,7 @@ class At(NamedTuple):
 
 
 def at(seed: int, tensor: str, experts: Sequence[str], start: int = 0) -> At:
-    """The place of a slice that begins at flat index `start` and crosses no multiple of 2³²."""
+    """Make the place of a slice that begins at index `start` and crosses no multiple of 2³²."""
     import torch
 
     words = _words(seed, tensor, tuple(experts))
@@ -72,7 +72,7 @@ def _words(seed: int, tensor: str, experts: tuple[str, ...]) -> Tensor:
 
 
 def limits(densities: Sequence[float]) -> Tensor:
-    """What `At.keep` compares with to keep entries with these probabilities in [0, 1].
+    """Return the bounds with which `At.keep` keeps entries with these probabilities in [0, 1].
 
     Returns:
         int32 (len(densities),); resolution 2⁻³², and 2⁻³² instead of 0.
@@ -84,7 +84,7 @@ def limits(densities: Sequence[float]) -> Tensor:
 
 
 def _key(*parts: int | str) -> tuple[int, int]:
-    """Two signed 32-bit words from a stable hash of the parts."""
+    """Make two signed 32-bit words of a stable hash of the parts."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return (
         int.from_bytes(digest[:4], "little", signed=True),
@@ -93,7 +93,7 @@ def _key(*parts: int | str) -> tuple[int, int]:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """`lowbias32` on int32 entries; int32 products wrap as uint32 ones do."""
+    """Apply `lowbias32` to int32 entries; int32 products wrap as uint32 ones do."""
     x = x ^ ((x >> 16) & 0xFFFF)
     x = x * 0x7FEB352D
     x = x ^ ((x >> 15) & 0x1FFFF)

@@ -24,7 +24,7 @@ class Entries:
     per_row: bool = True
 
     def part(self, where: slice) -> Tensor:
-        """The numbers of a slice of the flat tensor."""
+        """Return the numbers of a slice of the flat tensor."""
         import torch
 
         if not self.columns:
@@ -35,8 +35,9 @@ class Entries:
 
 
 def part_of(measured: Any, where: slice, shape: Sequence[int] = (-1,)) -> Any:
-    """What `measured` is for a slice of the flat tensors: its `Entries` cut and given a shape, and
-    all else in it that has a `part`.
+    """Cut what was measured to a slice of the flat tensors.
+
+    Its `Entries` are cut and given a shape, and so is all else in it that has a `part`.
     """
     if isinstance(measured, Entries):
         return measured.part(where).view(*shape)

@@ -125,7 +125,7 @@ def sparsifier(
 
 
 class Whole(NamedTuple):
-    """Everything is kept."""
+    """A task vector of which everything is kept."""
 
     def of(self, tau: Tensor, at: At | None = None, expert: int = 0) -> Tensor:
         """Return τ."""
@@ -224,7 +224,7 @@ def dare(
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the entries of an expert's τ stand within their rows: 0 for the smallest |τ|.
+    """The ranks of an expert's entries within their rows: 0 for the smallest |τ|.
 
     Attributes:
         digits: uint8 (n,) each, to the base 256, the highest first: compiled code has no vector
@@ -337,7 +337,7 @@ def della(
 
 
 def _l1_ratio(view: View, expert: int, mask: Dropped | Pruned, at: Places) -> float:
-    """‖τ‖₁/‖m ⊙ τ‖₁, 1 where nothing is left; sums are exact up to blocks, in float64."""
+    """Compute ‖τ‖₁/‖m ⊙ τ‖₁ in float64, exactly up to blocks; 1 where nothing is left."""
     before, after = [], []
     for part in blocks(view):
         [tau] = view.taus(part, [expert])

@@ -32,7 +32,7 @@ _FEW = 1 << 12
 
 
 class Trim(NamedTuple):
-    """Which entries of a task vector are its k largest by |τ| in float32.
+    """The k largest entries of a task vector by |τ| in float32.
 
     Kept are the entries above `threshold`, float32 (), and those equal to it up to index `last`,
     int32 (), or int64 () where there are more than 2³¹: of tied entries the lower index comes
@@ -223,7 +223,7 @@ def _padded(tau: Tensor) -> Tensor:
 
 
 class _Search(NamedTuple):
-    """For the `rank`-th largest entry of a bin.
+    """A search for the `rank`-th largest entry of a bin.
 
     Attributes:
         rows: float32 (rows,), how many of the bin's entries each row has, at most.
@@ -308,7 +308,7 @@ def _among_few(searches: Sequence[_Search]) -> tuple[list[Trim], Tensor]:
 
 
 def _placed(last: Tensor, n: int) -> Tensor:
-    """Indices among `n` entries in the dtype that `Trim.last` has for them."""
+    """Give indices among `n` entries the dtype that `Trim.last` has for them."""
     import torch
 
     return last.to(torch.int32 if n <= 1 << 31 else torch.int64)

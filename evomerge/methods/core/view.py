@@ -75,7 +75,7 @@ class View:
 
 @cache
 def _of_task_vectors(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
-    """`function` as one of the stored tensors; one object for each, so that it is compiled once."""
+    """Make `function` one of the stored tensors; one object for each, so that it compiles once."""
 
     def of_stored(base: Tensor, experts: Sequence[Tensor], *rest: Tensor) -> Any:
         wide = base.to(dtype)
