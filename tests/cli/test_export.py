@@ -65,10 +65,10 @@ def test_an_export_that_is_there_already_is_said_to_be_and_left_as_it_is(done, t
     assert "is there already" in again.stderr
     assert str(tmp_path / "out") in again.stdout
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
-    other = evomerge(*command, "--trial", 0, code=2)
+    other = evomerge(*(word for word in command if word != "--anyway"), "--trial", 0, code=2)
     assert "exists and is not an empty folder" in other.stderr
     for format in ("recipe", "mergekit"):
-        file = [*command[:2], "--to", tmp_path / format, "--format", format]
+        file = [*command[:3], "--to", tmp_path / format, "--format", format]
         assert evomerge(*file).stdout == evomerge(*file).stdout
 
 

@@ -175,6 +175,8 @@ def test_one_file_formats_write_only_that_file(origin, tmp_path):
     assert path.read_text().startswith("# For mergekit 0.1.5")
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.json", "new"}
     assert load_recipe(tmp_path / "recipe.json") == recipe
+    assert export_recipe(recipe, origin, path, "mergekit") == path, "the same text is there"
+    path.write_text("mine")
     with pytest.raises(InputError, match=r"m\.yaml: exists"):
         export_recipe(recipe, origin, path, "mergekit")
 

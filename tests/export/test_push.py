@@ -25,7 +25,8 @@ def hub(monkeypatch):
 
 
 def export(folder, to, *options, code=0):
-    command = ["export", folder / "run", "--anyway", "--to", to, *options]
+    one = [] if "--front" in options else ["--anyway"]
+    command = ["export", folder / "run", *one, "--to", to, *options]
     result = CliRunner().invoke(app, [str(word) for word in command], env=SCREEN)
     assert result.exit_code == code, result.output + repr(result.exception)
     return result

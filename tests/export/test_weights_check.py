@@ -37,7 +37,8 @@ def finalists(study):
 def told(finished, to, export=export_trial, chosen=None):
     notes, warnings = [], []
     config, study = open_run(finished)
-    export(config, study, chosen, to, note=notes.append, warn=warnings.append)
+    anyway = {} if chosen else {"anyway": True}
+    export(config, study, chosen, to, note=notes.append, warn=warnings.append, **anyway)
     return notes, warnings
 
 

@@ -58,7 +58,7 @@ def test_wandb_offline_keeps_every_step_once_under_one_run(study):
     history = wandb_history(study)
     files = (study.folder / "wandb").glob("offline-run-*/run-*.wandb")
     told = b"".join(record for path in files for record in log_records(path.read_bytes()))
-    assert b"No merge beats `" in told
+    assert b"No merge of the search beats `" in told
     assert Counter(step for _, step, _ in history) == Counter(range(study.recorded))
     assert {run for run, _, _ in history} == {f"run-{study.study.note('uid')}"}
     own = [e for e in study.study.evaluations() if e.optimizers_own]

@@ -132,14 +132,14 @@ def test_other_documents_on_a_node_are_refused(spec, tiny_folder):
 
 
 def test_weights_are_read_once_a_machine_for_their_digests(spec, tiny_folder, monkeypatch):
-    read = Checkpoint.tensor_digests.func
+    read = Checkpoint._scanned.func
     counted = []
 
     def counting(self):
         counted.append(self.name)
         return read(self)
 
-    monkeypatch.setattr(Checkpoint.tensor_digests, "func", counting)
+    monkeypatch.setattr(Checkpoint._scanned, "func", counting)
     Worker(spec, elsewhere=True)
     assert counted == [], "the driver, on this machine, has kept them"
     elsewhere = replace(spec, statistics=tiny_folder / "other")
