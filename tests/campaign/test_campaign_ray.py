@@ -14,11 +14,13 @@ from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 
 
+@pytest.mark.slow
 def test_ray_refuses_what_the_cluster_does_not_have(tiny_folder):
     with pytest.raises(InputError, match="1 × 1 GPU asked for, but Ray has 0"):
         run(tiny_folder, overrides=["workers={kind: ray, gpus_per_worker: 1}"])
 
 
+@pytest.mark.slow
 def test_the_same_campaign_on_ray_gives_the_same_trials_on_copies_of_the_models(tiny_folder, whole):
     node = tiny_folder / "node"
     workers = f"workers={{kind: ray, cpus_per_worker: 1, copy_to: {node}}}"

@@ -149,6 +149,7 @@ def search_with_deadly_workers(folder, out):
     return subprocess.run([sys.executable, script, folder, out], check=False).returncode
 
 
+@pytest.mark.slow
 def test_a_candidate_that_kills_the_driver_is_retired_after_three_attempts(
     tiny_folder, whole, monkeypatch
 ):
@@ -165,6 +166,7 @@ def test_a_candidate_that_kills_the_driver_is_retired_after_three_attempts(
     assert len(found) == 12
 
 
+@pytest.mark.slow
 def test_whoever_kills_the_driver_retires_no_candidate(tiny_folder, whole, monkeypatch):
     """A last attempt that outlives the driver's death is made again, however often."""
     out = tiny_folder / "run"

@@ -13,6 +13,8 @@ from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 from evomerge.workers.local import LocalExecutor
 
+pytestmark = pytest.mark.slow
+
 
 class Listener(Silent):
     """Starts the server again when it is told that it is away."""

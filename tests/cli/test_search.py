@@ -10,6 +10,7 @@ import sys
 import time
 
 import optuna
+import pytest
 from command_line import evomerge
 
 
@@ -45,6 +46,7 @@ def test_interrupting_is_exit_code_three_and_resumable(tiny_folder):
     assert (after["trials"], after["done"]) == (done + 1, True)
 
 
+@pytest.mark.slow
 def test_run_search_is_the_search_command(tiny_folder):
     script = os.path.join(os.path.dirname(__file__), "..", "..", "run_search.py")
     process = subprocess.run(

@@ -19,7 +19,8 @@ IDENTITY = {
     "seed": 0,
     "versions": {"lm_eval": "0.4.13"},
 }
-on_every_database = pytest.mark.parametrize("url", ["sqlite", "postgresql", "mysql"], indirect=True)
+SERVERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("postgresql", "mysql")]
+on_every_database = pytest.mark.parametrize("url", ["sqlite", *SERVERS], indirect=True)
 GENES = {"weight": FloatDistribution(0.0, 1.5), "density": FloatDistribution(0.01, 1.0, log=True)}
 
 

@@ -12,6 +12,8 @@ from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.methods import View, methods
 from evomerge.methods.core.magnitude_histograms import magnitude_histogram
 
+pytestmark = pytest.mark.slow
+
 ELEMENTWISE = [name for name, method in methods().items() if method.elementwise]
 
 

@@ -63,6 +63,7 @@ def test_bytes_depend_neither_on_slices_nor_on_threads(models, method):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_large_tensors_give_the_same_bytes_with_one_and_two_threads(tmp_path):
     models = open_family(
         tmp_path, hidden_size=256, intermediate_size=1111, num_hidden_layers=1, vocab_size=301

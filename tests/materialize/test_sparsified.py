@@ -129,6 +129,7 @@ def test_any_method_merges_what_any_sparsifier_leaves(wide, kind, name):
         assert wrong.double().mean() < 0.01, tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_compiled_sliced_and_on_threads_sparsifiers_have_the_same_bytes(wide, kind, caplog):

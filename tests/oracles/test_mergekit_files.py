@@ -22,6 +22,8 @@ from evomerge.export.merge import merge_file
 from evomerge.mergekit.methods import FORMS, pairings
 from evomerge.models.tokens.chat_templates import NAMED
 
+pytestmark = pytest.mark.slow
+
 FILES = {path.stem: path for path in sorted(Path(__file__).with_name("mergekit_files").iterdir())}
 DEEP = {"gradient-slerp", "mega", "orcamini-platy-44layer"}
 """Files about all forty layers of their models; six do for the others."""

@@ -17,6 +17,8 @@ from evomerge.study.record import Marker
 from evomerge.study.storage import close, describe, open_for_writing
 from evomerge.study.study import Study
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["postgresql", "mysql"])
 def server(request, servers):

@@ -24,6 +24,8 @@ from evomerge.config import SpaceConfig
 from evomerge.judging.scores import Scores
 from evomerge.search.spaces.weights import WeightSpace
 
+pytestmark = pytest.mark.slow
+
 BEST = {"math": 0.9, "lang": 0.7}
 SEEDS = range(3)
 

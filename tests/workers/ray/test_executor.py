@@ -117,6 +117,7 @@ def nodes_of(cluster):
     return {node.node_id: node for node in cluster.worker_nodes}
 
 
+@pytest.mark.slow
 def test_workers_come_and_go_with_their_nodes_and_nothing_in_flight_is_forgotten(
     cluster, open_executor
 ):
@@ -159,6 +160,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced_and_its_job_may_be_retried(open
     assert outcome.measurement
 
 
+@pytest.mark.slow
 def test_a_node_with_a_full_disk_is_quarantined_and_no_candidate_is_blamed(
     cluster, open_executor, monkeypatch
 ):
@@ -190,6 +192,7 @@ def test_a_node_that_cannot_build_a_worker_is_quarantined_and_the_others_work(
     assert outcome.measurement.scores["t"] == good
 
 
+@pytest.mark.slow
 def test_auto_has_a_worker_for_every_room_there_is(cluster, open_executor):
     executor = open_executor(count="auto")
     until(executor, lambda *_: executor.free == 2)
