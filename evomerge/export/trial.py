@@ -46,8 +46,9 @@ def export_trial(
         run: the folder whose statistics of the models the workers used: with them, decompositions
             are those that were scored, to the byte.
         anyway: without `trial`, write the search's best merge, also if it beats no parent.
-        note, warn: are told whether a checkpoint's weights are those that were scored, and that the
-            checkpoint is there already: a call that was killed in the end had written it whole.
+        note: is told that a checkpoint's weights are those that were scored, or that it is there
+            already: a call that was killed at the end had written it whole.
+        warn: is told that a checkpoint's weights are not those that were scored, and why.
 
     Raises:
         InputError: no such trial, no merge beats the parents, the models have changed, or `to`

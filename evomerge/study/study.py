@@ -81,7 +81,7 @@ class Study:
                 optimizer, seed, `versions: {"lm_eval": ...}`.
             campaign: the campaign as JSON data; replaces the stored one.
             genes: each gene's distribution over its natural values.
-            patience: with a server that goes away while the study is open; none when not given.
+            outages: with a server that goes away while the study is open; none when not given.
 
         Raises:
             InputError: another driver is running; the identity differs; the study is not
