@@ -218,7 +218,8 @@ def test_a_worker_that_fills_the_memory_is_killed_by_ray_and_its_job_may_be_retr
     memory = psutil.virtual_memory()
     threshold = (memory.total - memory.available + (3 << 30)) / memory.total
     settings = {"memory_usage_threshold": threshold, "memory_monitor_refresh_ms": 100}
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=settings)
+    own = {"address": "local", "include_dashboard": False, "log_to_driver": False}
+    ray.init(num_cpus=1, _system_config=settings, **own)  # never a cluster of another test's
     try:
         config = SimpleNamespace(workers=WorkersConfig(kind="ray"))
         executor = RayExecutor(WorkerSpec(config, {"search": {"t": ["i"]}}, 1))
