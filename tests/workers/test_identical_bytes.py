@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -124,3 +128,24 @@ def test_in_place_streamed_on_threads_and_on_workers_weights_are_the_same_bytes(
         assert written(spec_of(setup, statistics, threads), recipe) == first
         to = tmp_path / f"{threads} {statistics and statistics.name}"
         assert streamed(setup, recipe, statistics, to) == first
+
+
+@pytest.mark.slow
+def test_the_merge_command_gives_the_workers_bytes_whatever_omp_num_threads_says(
+    setup, recipe, tmp_path
+):
+    first = written(spec_of(setup, tmp_path / "statistics", threads=1), recipe)
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(recipe.to_json()))
+    models = setup.models.sources
+    given = [f"--expert={name}={models[name].folder}" for name in models if name != "base"]
+    for threads in ("1", "2", "4"):
+        to = tmp_path / threads
+        command = ["merge", str(file), f"--to={to}", f"--base={models['base'].folder}", *given]
+        subprocess.run(
+            [sys.executable, "-m", "evomerge", *command],
+            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            check=True,
+        )
+        weights = load_file(to / "model.safetensors")
+        assert {name: fingerprint(value) for name, value in weights.items()} == first
