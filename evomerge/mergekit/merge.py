@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import InputError
 from evomerge.config import TokenizerConfig
-from evomerge.mergekit.methods import BASE_WEIGHT, TASK_VECTORS, Pairing, Parameter, pairings
+from evomerge.mergekit.methods import BASE_WEIGHT, TASK_VECTORS, Pairing, Parameter, readable
 from evomerge.mergekit.settings import Setting, Value, depth, evaluate
 from evomerge.recipe.recipe import BASE, Merge, Recipe, Slot
 
@@ -74,7 +74,7 @@ class MergekitMerge:
             called by the last part of their path.
         weights: the dtype of the result: "checkpoint" for the base's.
         notes: differences between evomerge's result and mergekit's, one line each.
-        method: mergekit's name of the method.
+        method: the method's name, mergekit's or, where mergekit lacks it, evomerge's.
         settings: parameters of the whole file.
         spans: the result's layers, in order.
         tokenizer: the tokens that the result shall have; None for the base's, unmatched.
@@ -188,7 +188,7 @@ class MergekitMerge:
 
     @cached_property
     def _pairing(self) -> Pairing:
-        return pairings()[self.method]
+        return readable()[self.method]
 
     def _tensor_merge(self, place: _ResultTensor) -> _TensorMerge:
         """Evaluate every setting for one tensor, under evomerge's names."""
@@ -202,7 +202,7 @@ class MergekitMerge:
         parameters |= self._pairing.neutral
         for name, choices in self._pairing.choices.items():
             parameters[name] = self._choice(choices, place)
-        if TASK_VECTORS in self._pairing.method.parameters:
+        if self._pairing.tells_task_vectors:
             parameters[TASK_VECTORS] = BASE in span.models
         inputs: dict[str, dict[str, float]] = {}
         for model, own in span.models.items():
@@ -210,7 +210,9 @@ class MergekitMerge:
                 continue
             scopes = [own, span.settings]
             inputs[model] = {
-                ours[name]: self._value(parameter, name, place.spec.name, place.t, scopes, model)
+                ours[name]: float(
+                    self._value(parameter, name, place.spec.name, place.t, scopes, model)
+                )
                 for name, parameter in form.per_model.items()
                 if name in ours
             }
@@ -248,11 +250,12 @@ class MergekitMerge:
         for scope in (*scopes, self.settings):
             value = evaluate(scope[name], tensor, t) if name in scope else None
             if value is not None:
-                return value if parameter.type is bool else float(value)
+                return value if parameter.type in (bool, str) else float(value)
         if parameter.default is None:
             whose = f"{model} ({self.models[model]}), tensor " if model else ""
             raise InputError(f"{self.where}: parameters: {name!r} is missing for {whose}{tensor}")
-        return parameter.default if parameter.type is bool else float(parameter.default)
+        default = parameter.default
+        return default if parameter.type in (bool, str) else float(default)
 
 
 def _agree(made: Iterable[_TensorMerge]) -> bool:

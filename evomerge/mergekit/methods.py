@@ -1,10 +1,12 @@
 """Pair mergekit's merge methods and their parameters with evomerge's.
 
 Methods and parameters correspond by their names, and nothing needs to be added here when evomerge
-gains a method of mergekit's. A parameter that evomerge's method lacks is read only with mergekit's
-default; one that mergekit's method lacks is written only where it has the value that means what
-mergekit does. `FORMS` states what mergekit 0.1.5 takes (tests compare it with mergekit itself);
-`RENAMED`, `CHOICES` and `NEUTRAL` are the exceptions to the rule.
+gains a method, of mergekit's or its own. A method that mergekit lacks (`tsvm`, `wudi`, …) may stand
+in a file of its form, with evomerge's parameters and defaults; mergekit does not read such a file.
+A parameter that evomerge's method lacks is read only with mergekit's default; one that mergekit's
+method lacks is written only where it has the value that means what mergekit does. `FORMS` states
+what mergekit 0.1.5 takes (tests compare it with mergekit itself); `RENAMED`, `CHOICES` and
+`NEUTRAL` are the exceptions to the rule.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
-from evomerge.mergekit.settings import Value
+from evomerge.mergekit.settings import Kind, Value
 from evomerge.methods import Method, methods
 
 BASE_WEIGHT = "base_weight"
@@ -28,15 +30,15 @@ and the models themselves where it is not."""
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a mergekit method: its type, and its default (None: it must be given)."""
+    """A method's parameter in a file: its type, and its default (None: it must be given)."""
 
-    type: type[float] | type[bool] | type[int]
+    type: Kind
     default: Value | None = None
 
 
 @dataclass(frozen=True)
 class Form:
-    """The parameters and models that mergekit's method takes.
+    """The parameters and models that a method takes in a file of mergekit's form.
 
     Attributes:
         per_model: parameters with a value for each model.
@@ -158,17 +160,22 @@ behaviour, where that is not evomerge's default."""
 
 @dataclass(frozen=True)
 class Pairing:
-    """A method that both tools have.
+    """A method that both tools have, or that evomerge alone has.
 
     Attributes:
-        name: mergekit's.
-        form: the parameters and models that mergekit's takes.
+        name: mergekit's; evomerge's own where mergekit has none.
+        form: the parameters and models that it takes in a file.
         method: evomerge's.
     """
 
     name: str
     form: Form
     method: Method
+
+    @property
+    def is_own(self) -> bool:
+        """True where mergekit lacks the method: then its file is evomerge's own extension."""
+        return self.name not in FORMS
 
     @cached_property
     def ours(self) -> Mapping[str, str]:
@@ -203,7 +210,12 @@ class Pairing:
     @property
     def weighs_base(self) -> bool:
         """True where the base is an input like the others, with a parameter for its weight."""
-        return BASE_WEIGHT in self.method.parameters
+        return not self.is_own and BASE_WEIGHT in self.method.parameters
+
+    @property
+    def tells_task_vectors(self) -> bool:
+        """True where a base_model in the file says that task vectors are merged, not models."""
+        return not self.is_own and TASK_VECTORS in self.method.parameters
 
     @property
     def needs_no_base(self) -> bool:
@@ -235,3 +247,21 @@ def pairings() -> Mapping[str, Pairing]:
     """Map mergekit's name → the method of both tools, for those that evomerge has registered."""
     ours = methods()
     return {name: Pairing(name, form, ours[name]) for name, form in FORMS.items() if name in ours}
+
+
+def readable() -> Mapping[str, Pairing]:
+    """Map name → method for all that a file may name: those of both tools, then evomerge's own."""
+    own = {name: method for name, method in methods().items() if name not in FORMS}
+    return {**pairings(), **{n: Pairing(n, _own_form(method), method) for n, method in own.items()}}
+
+
+def _own_form(method: Method) -> Form:
+    """Make the form of a method that mergekit lacks: all its parameters, with its defaults."""
+    known = method.parameters.values()
+    least, most = method.experts
+    return Form(
+        {p.name: Parameter(p.type, p.default) for p in known if p.per_expert},
+        {p.name: Parameter(p.type, p.default) for p in known if not p.per_expert},
+        "needed",
+        (least + 1, None if most is None else most + 1),
+    )

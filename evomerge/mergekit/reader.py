@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from evomerge.common.plugins import nearest
 from evomerge.config import UNION, TokenizerConfig, TokenOfModel, TokenRow
 from evomerge.mergekit.document import Document, ModelEntry, Tokenizer, parse_documents
 from evomerge.mergekit.merge import LayerSpan, MergekitMerge, Settings
-from evomerge.mergekit.methods import FORMS, Pairing, Parameter, pairings
+from evomerge.mergekit.methods import FORMS, Pairing, Parameter, readable
 from evomerge.mergekit.settings import Setting, Value, parse_setting
 from evomerge.models.tokens.chat_templates import check_template
 from evomerge.recipe.recipe import BASE
@@ -134,16 +135,18 @@ class _Reader:
         )
 
     def _check_method(self) -> None:
-        if self.file.merge_method not in pairings():
-            what = "of mergekit is not read" if self.file.merge_method in FORMS else "is unknown"
-            raise InputError(
-                f"{self.where}: merge_method: {self.file.merge_method!r} {what}; "
-                f"{', '.join(pairings())} are read"
-            )
+        name, known = self.file.merge_method, readable()
+        if name in known:
+            return
+        if name in FORMS:
+            told = f"of mergekit is not read; {', '.join(known)} are read"
+        else:
+            told = f"is unknown; {nearest(name, known)}"
+        raise InputError(f"{self.where}: merge_method: {name!r} {told}")
 
-    @property
+    @cached_property
     def _pairing(self) -> Pairing:
-        return pairings()[self.file.merge_method]
+        return readable()[self.file.merge_method]
 
     def _base(self) -> str:
         """Return the base model: as named, or one of the models where the method needs none.
@@ -343,11 +346,20 @@ class _Reader:
                 setting = parse_setting(raw, known[name].type)
             except ValueError as error:
                 raise InputError(f"{place}: {error}") from None
+            if self._pairing.is_own:
+                self._check_range(setting, name, place)
             if name in self._pairing.read:
                 settings[name] = setting
             elif name not in form.idle:
                 self._check_default(setting, known[name].default, place)
         return settings
+
+    def _check_range(self, setting: Setting, name: str, place: str) -> None:
+        """Refuse a value that evomerge's own method does not take, before the models are read."""
+        parameter = self._pairing.method.parameters[name]
+        for condition in setting:
+            for value in condition.values:
+                parameter.check(value, place)
 
     def _check_default(self, setting: Setting, default: Value | None, place: str) -> None:
         """Refuse a parameter that evomerge's method lacks, unless it has mergekit's default."""
@@ -372,6 +384,11 @@ class _Reader:
 
     def _notes(self) -> Iterator[str]:
         file = self.file
+        if self._pairing.is_own:
+            yield (
+                f"{file.merge_method} is evomerge's own extension of mergekit's form: mergekit "
+                "itself does not read this file"
+            )
         if self._pairing.form.random:
             yield (
                 f"{file.merge_method} drops entries by evomerge's own masks; mergekit's differ "

@@ -18,8 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from evomerge.common.data_files import quoted
 from evomerge.common.errors import InputError
 
-Value = float | bool
-Kind = type[float] | type[bool] | type[int]
+Value = float | bool | str
+Kind = type[float] | type[bool] | type[int] | type[str]
 
 
 class FilteredValues(NamedTuple):
@@ -73,15 +73,16 @@ def depth(index: int, layers: int) -> float:
 
 
 def _interpolate(values: tuple[Value, ...], t: float) -> Value | None:
-    """Interpolate linearly between the gradient's entries; booleans change at entries only."""
+    """Interpolate linearly between the gradient's entries; booleans and texts change at entries."""
     if not values:
         return None
     place = t * (len(values) - 1)
     low = int(place)
-    if isinstance(values[low], bool):
-        return values[low]
-    high, share = min(len(values) - 1, low + 1), place - low
-    return (1 - share) * values[low] + share * values[high]
+    first, second = values[low], values[min(len(values) - 1, low + 1)]
+    if isinstance(first, bool | str) or isinstance(second, str):
+        return first
+    share = place - low
+    return (1 - share) * first + share * second
 
 
 def _filtered(raw: Mapping[str, Any], kind: Kind) -> FilteredValues:
@@ -98,11 +99,11 @@ def _values(raw: Any, kind: Kind) -> tuple[Value, ...]:
     try:
         values = tuple(TypeAdapter(kind).validate_python(entry) for entry in entries)
     except ValidationError:
-        what = "true or false" if kind is bool else "a number"
+        what = {bool: "true or false", str: "a text"}.get(kind, "a number")
         raise ValueError(
             f"{quoted(raw)} is neither {what}, nor a list of such, nor a list of {{filter, value}}"
         ) from None
-    if not all(math.isfinite(value) for value in values):
+    if not all(isinstance(value, str) or math.isfinite(value) for value in values):
         raise ValueError(f"{quoted(raw)} is not finite")
     return values
 

@@ -119,7 +119,11 @@ def _settings_of(merge: Merge, recipe: Recipe) -> TensorSettings:
     # 2. mergekit's method; what it lacks must have the value that means what mergekit does
     pairing = pairings().get(method.name)
     if pairing is None:
-        raise inexpressible(f"mergekit has no method like evomerge's {method.name}")
+        raise inexpressible(
+            f"{method.name} is evomerge's own method, which mergekit lacks; recipe.json says it "
+            f"(--format recipe), and evomerge merge reads merge_method: {method.name} in a file of "
+            "mergekit's form"
+        )
     asked: list[Mapping[str, Any]] = [parameters, *ordered.values()]
     for name, neutral in pairing.extra.items():
         if any(values.get(name, neutral) != neutral for values in asked):

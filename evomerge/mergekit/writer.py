@@ -300,7 +300,7 @@ class MergekitDocument:
             kept += [value for (_, name), value in own.per_model.items() if name == "density"]
         if self.form.random:
             yield _MASKS
-        elif any(0 < value < 1 for value in kept):
+        elif any(0 < float(value) < 1 for value in kept):
             yield _TRIM
         copied = {own.source for own in settings}  # BASE where a tensor is merged
         if self.form.base == "needed" and self.mode.models is None and copied - {BASE}:

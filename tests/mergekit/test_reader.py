@@ -200,7 +200,7 @@ SLICED = {"merge_method": "linear", "models": None}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"merge_method": "ranked_ties"}, "merge_method: 'ranked_ties' is unknown; linear, slerp"),
+        ({"merge_method": "ranked_ties"}, "merge_method: 'ranked_ties' is unknown; did you mean '"),
         ({"colour": 1}, "colour: evomerge does not read this key"),
         ({"modules": {}}, "modules: evomerge does not read"),
         ({"merge_method": None}, "merge_method"),
