@@ -17,6 +17,7 @@ import yaml
 from evomerge.cli import app
 from evomerge.config import CampaignConfig, load_campaign, parse_campaign
 from evomerge.judging.scores import Scores
+from evomerge.mergekit import from_mergekit
 from evomerge.search.optimizers import base
 from evomerge.search.spaces.genes import Domain, Gene
 
@@ -45,8 +46,11 @@ def commands():
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_yaml_is_a_campaign_a_part_of_one_or_a_task(text):
+def test_yaml_is_a_campaign_a_part_of_one_a_task_or_mergekits(text):
     data = yaml.safe_load(text)
+    if "merge_method" in data:
+        from_mergekit(text, "the page")
+        return
     if "task" in data:
         assert {"dataset_path", "output_type", "metric_list"} <= set(data)
         return
