@@ -64,15 +64,16 @@ def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> Non
     from evomerge.campaign.stages import stages_of
     from evomerge.report.tables import best_table, export_hint
     from evomerge.results import Results
-    from evomerge.study.run_folder import check_folder, open_run
+    from evomerge.study.run_folder import check_folder, open_run, search_named
 
     check_folder(config, folder)
-    for place in range(max(1, len(config.stages))):
-        stages = stages_of(config, folder)  # anew: one stage's winner is a model of the next
-        if stages[place].done:
-            continue
-        if not _run_stage(stages[place:], folder, config, deadline):
-            raise KeyboardInterrupt
+    with search_named(config, folder):
+        for place in range(max(1, len(config.stages))):
+            stages = stages_of(config, folder)  # anew: one stage's winner is a model of the next
+            if stages[place].done:
+                continue
+            if not _run_stage(stages[place:], folder, config, deadline):
+                raise KeyboardInterrupt
     _, study = open_run(folder)
     with study:
         best = Results(study).best()

@@ -16,7 +16,7 @@ def status(
     folder: RunFolder,
     as_json: AsJson = False,
     watched: Annotated[
-        bool, typer.Option("--watch", help="Keep it up to date until the campaign is done.")
+        bool, typer.Option("--watch", help="Keep it up to date until the search ends.")
     ] = False,
 ) -> None:
     """Show how far a campaign is."""

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ConfigDict, ValidationError, create_model
 
 from evomerge.common.errors import InputError
+from evomerge.common.wrong_values import what_was_expected
 
 T = TypeVar("T")
 
@@ -188,7 +189,8 @@ def check_options(
         checked = schema.model_validate(dict(values))
         return {name: getattr(checked, name) for name in known if name in values}
     except ValidationError as error:
-        problem = max(error.errors(), key=lambda found: len(found["loc"]))
+        problems = error.errors()
+        problem = max(problems, key=lambda found: len(found["loc"]))
         name = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
             raise InputError(
@@ -196,5 +198,9 @@ def check_options(
             ) from None
         if name not in values:
             raise InputError(f"{where}.{name}: required, but not given") from None
-        reason = problem["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}.{name}: {reason} (found {values[name]!r})") from None
+        same = [
+            found
+            for found in problems
+            if found["loc"][0] == name and found["input"] == problem["input"]
+        ]
+        raise InputError(f"{where}.{name}: {what_was_expected(same)}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from evomerge.config.base import Strict
 from evomerge.config.fitness import FitnessConfig
@@ -40,6 +40,13 @@ class CampaignConfig(Strict):
     chunk_mib: int = Field(default=16, ge=1)
     """Scratch memory of one element-wise merge, in MiB: bounds the fp32 copies held at a time."""
     seed: int = 0
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not name.strip("."):
+            raise ValueError("it names the run's folder, so that dots alone will not do")
+        return name
 
     @model_validator(mode="before")
     @classmethod

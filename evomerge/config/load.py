@@ -40,7 +40,7 @@ def parse_campaign(data: Mapping[str, Any], where: str) -> CampaignConfig:
     try:
         return CampaignConfig.model_validate(data)
     except ValidationError as error:
-        lines = [explain(problem) for problem in error.errors()]
+        lines = list(explain(error.errors(), data))
         raise InputError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
 
 

@@ -3,37 +3,78 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
-from evomerge.common.data_files import quoted
-from evomerge.config.base import Scalar
+from evomerge.common.wrong_values import what_was_expected
 from evomerge.config.campaign import CampaignConfig
 
+_FORM = re.compile(
+    r"(list|tuple|literal|dict|function-\w+|constrained-\w+|lax|kind|json)([\[:(-].*)?"
+    r"|bool|int|float|str|name|run|study|gradient|[A-Z]\w*"
+)
+"""What pydantic's locations name the forms by that a value may have; no file holds them."""
 
-def explain(problem: Mapping[str, Any]) -> str:
-    """Write one pydantic problem as `key.path: what is wrong, and the way out`."""
-    of_pydantic = ("list[", "lax", "kind:")  # parts of a location that no file holds
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(of_pydantic)]
-    where = ".".join(location) or "campaign"
-    if problem["type"] == "extra_forbidden":
-        valid = _keys_at(CampaignConfig, location[:-1])
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+
+def explain(problems: Sequence[Mapping[str, Any]], data: Any) -> Iterator[str]:
+    """Write pydantic's problems as `key.path: what is wrong, and the way out`, one a value.
+
+    Args:
+        problems: pydantic's error entries.
+        data: the file's.
+    """
+    # 1. problems by the value that has several forms, or else by their own place
+    found: dict[tuple[str, ...], list[tuple[tuple[str, ...], Mapping[str, Any]]]] = {}
+    for problem in problems:
+        place, forms = _place(problem["loc"], data)
+        found.setdefault(place if forms is None else place[:forms], []).append((place, problem))
+    # 2. what lies within a value tells more than that the value has none of the other forms
+    for value, group in found.items():
+        within = [one for one in group if len(one[0]) > len(value)]
+        if within:
+            inner: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+            for place, problem in within:
+                inner.setdefault(place, []).append(problem)
+            yield from (_explain(place, listed) for place, listed in inner.items())
+        else:
+            yield _explain(value, [problem for _, problem in group])
+
+
+def _place(location: Sequence[int | str], data: Any) -> tuple[tuple[str, ...], int | None]:
+    """The keys of a location that the file holds, and after how many of them a form is named."""
+    keys: list[str] = []
+    forms: int | None = None
+    here = data
+    for part in location:
+        held = _held(here, part)
+        if not held and isinstance(part, str) and _FORM.fullmatch(part):
+            forms = len(keys) if forms is None else forms
+            continue
+        keys.append(str(part))
+        here = here[part] if held else None
+    return tuple(keys), forms
+
+
+def _held(data: Any, part: int | str) -> bool:
+    if isinstance(data, dict):
+        return part in data
+    return isinstance(data, list) and isinstance(part, int) and part < len(data)
+
+
+def _explain(place: Sequence[str], problems: Sequence[Mapping[str, Any]]) -> str:
+    where, kinds = ".".join(place) or "campaign", {problem["type"] for problem in problems}
+    if "extra_forbidden" in kinds:
+        valid = _keys_at(CampaignConfig, place[:-1])
+        near = difflib.get_close_matches(place[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(valid))}"
         return f"{where}: unknown key; {hint}"
-    if problem["type"] == "missing":
+    if "missing" in kinds:
         return f"{where}: required, but not given"
-    if problem["type"] in ("model_type", "dict_type"):
-        return (
-            f"{where}: expected a section with keys of its own (found {quoted(problem['input'])})"
-        )
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem.get("input")
-    shown = f" (found {quoted(given)})" if isinstance(given, Scalar | None) else ""
-    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+    return f"{where}: {what_was_expected(problems)}"
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from evomerge.common.wrong_values import looks_like_tuple
 from evomerge.config.base import Pair, Scalar, Strict
 
 
@@ -175,6 +176,8 @@ class WeightsConfig(Strict):
     @classmethod
     def _are_bounds_or_values(cls, genes: Any) -> Any:
         for name, value in genes.items() if isinstance(genes, dict) else ():
+            if looks_like_tuple(value):
+                raise ValueError(f"{name}: write a range with square brackets: [low, high]")
             pair = isinstance(value, list) and len(value) == 2
             if not (pair or isinstance(value, Scalar | dict | Bounds)):
                 raise ValueError(f"{name}: write [low, high] to search it, or one value to fix it")

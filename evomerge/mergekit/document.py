@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from evomerge.common.data_files import quoted, yaml_documents
+from evomerge.common.data_files import yaml_documents
 from evomerge.common.errors import InputError
+from evomerge.common.wrong_values import what_was_expected
 from evomerge.config import UNION, Strict, TokenRow
 
 
@@ -115,4 +116,4 @@ def _explain(problem: Any) -> str:
         return f"{place}: evomerge does not read this key of mergekit's"
     if problem["type"] == "missing":
         return f"{place}: required, but not given"
-    return f"{place}: {problem['msg']} (found {quoted(problem['input'])})"
+    return f"{place}: {what_was_expected([problem])}"

@@ -17,6 +17,20 @@ from evomerge.results.selection_bias import choice_line, test_sets_line, tests_l
 from evomerge.results.verdict import leader_name, verdict_lines
 from evomerge.results.written_numbers import difference, p_value, short, span
 
+_GOES_ON = "the same search command goes on with it"
+STATES = {
+    "running": "running: it searches",
+    "selecting": "selecting: the search is over, and the finalists are scored on select",
+    "testing": "testing: the winner, parents and baselines are scored on test",
+    "done": "done",
+    "stage done": "stage done: its winner is chosen, and the next stage follows",
+    "stopped": f"stopped; {_GOES_ON}",
+    "dead": f"dead: the search ended without saying so (killed, or its machine); {_GOES_ON}",
+    None: f"not finished; from here it cannot be told whether a search runs; if not, {_GOES_ON}",
+}
+"""A campaign's state, in words; see `results.progress.state_of`."""
+AT_WORK = ("running", "selecting", "testing")
+AT_REST = ("done", "stage done")
 SHOWN_OF_FRONT = 20
 """Rows of a front in the terminal."""
 SHOWN_EVENTS = 5
@@ -26,12 +40,11 @@ SHOWN_EVENTS = 5
 def status_table(status: dict[str, Any]) -> RenderableType:
     """Lay `Results.status` out for people."""
     table = Table(title=f"campaign {status['name']}", show_header=False)
-    state = "done" if status["done"] else "not finished; the same search command goes on with it"
     leader = status["best"]
     stage = status["stage"]
     in_flight = f"{status['in_flight']}, on {status['workers']} workers"
     rows = {
-        "state": state,
+        "state": STATES[status["state"]],
         **({"stage": f"{stage['name']}, {stage['place']} of {stage['of']}"} if stage else {}),
         "trials": trials_line(status),
         "completed": status["completed"],
@@ -51,7 +64,8 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         },
         "items scored": f"{status['item_evaluations']:,}",
         "time in evaluations": f"{status['seconds']:.1f} s",
-        **({} if status["done"] else {"time left": left_line(status), "in flight": in_flight}),
+        **({} if status["state"] in AT_REST else {"time left": left_line(status)}),
+        **({"in flight": in_flight} if status["state"] in AT_WORK or status["in_flight"] else {}),
     }
     for name, value in rows.items():
         table.add_row(name, str(value))

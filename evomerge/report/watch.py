@@ -17,7 +17,7 @@ SHARE = 0.1
 
 
 def watch(run: FollowedRun, console: Console) -> None:
-    """Show the status until the campaign is done; Ctrl-C ends it too.
+    """Show the status until the search is over, done or not; Ctrl-C ends it too.
 
     Raises:
         InputError: the study cannot be read.
@@ -27,6 +27,8 @@ def watch(run: FollowedRun, console: Console) -> None:
             started = time.monotonic()
             status = Results(run.study).status()
             live.update(status_table(status), refresh=True)
-            if status["done"]:
+            state = status["state"]
+            between = state == "stage done" and run.between_stages
+            if state in ("done", "stopped", "dead") or (state == "stage done" and not between):
                 return
             time.sleep(max(SECONDS, (time.monotonic() - started) / SHARE))

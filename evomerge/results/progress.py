@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,38 @@ def is_concluded(study: Study, evaluations: Sequence[Evaluation]) -> bool:
     """Tell whether a winner was chosen and no trial has been recorded since."""
     own = sum(e.optimizers_own for e in evaluations)
     return (study.note("concluded") or {}).get("trials") == own
+
+
+State = Literal["running", "selecting", "testing", "done", "stage done", "stopped", "dead"]
+
+
+def state_of(study: Study, evaluations: Sequence[Evaluation], spent: bool) -> State | None:
+    """Tell how a campaign stands; None where it cannot be told whether a driver is at work.
+
+    Args:
+        evaluations: all of the study.
+        spent: whether the search's budget is.
+
+    Returns:
+        `running`: parents, baselines or trials are scored on search; `selecting`, `testing`: the
+        finalists, the winner are scored; `done`; `stage done`: of a stage that others follow;
+        `stopped`: in order; `dead`: the driver is gone without an end.
+    """
+    if is_concluded(study, evaluations):
+        stage = study.note("stage")
+        return "done" if stage is None or stage["place"] == stage["of"] else "stage done"
+    driver = study.driver
+    if driver != "at work":
+        return driver
+    own = [e.number or 0 for e in evaluations if e.optimizers_own]
+    opened = study.note("test_opened") or []
+    if opened and opened[-1]["trials"] == len(own):
+        return "testing"
+    # a deadline may end the search before its budget: what is scored then tells
+    last = max(own, default=-1)
+    since = {e.split for e in evaluations if (e.number or 0) > last}
+    on_select = "select" in {*since, *(marker.split for marker in study.markers())}
+    return "selecting" if own and (spent or on_select) else "running"
 
 
 def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: _Clock) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from evomerge.judging.estimators.calibration import calibrate, switched_off_afte
 from evomerge.judging.intervals import compare, interval
 from evomerge.recipe import BASE
 from evomerge.results.audit import audit
-from evomerge.results.progress import is_concluded, running_summary, split_size
+from evomerge.results.progress import is_concluded, running_summary, split_size, state_of
 from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.results.verdict import Evidence, Rival, Verdict, verdict_on
 from evomerge.study.judged import check_of, judge_on, judged
@@ -97,7 +97,8 @@ class Results:
     def status(self) -> dict[str, Any]:
         """Say how far the campaign is, as `evomerge status --json` prints it.
 
-        `verdict` is that of `best`; null as long as no trial succeeded.
+        `verdict` is that of `best`; null as long as no trial succeeded. `state` is as `state_of`
+        says.
         """
         failed = [t for t in self.own if t.failed]
         pruned = [t for t in self.own if t.estimated]
@@ -105,12 +106,16 @@ class Results:
         leader = best(self.searched)
         stage = self.study.note("stage")
         budget, descents = self.study.campaign["budget"], self.study.descents()
+        asked = sum(t.cost(whole) for t in self.own) + sum(one.items for one in descents)
+        items = budget.get("items")
+        spent = len(self.own) >= budget["trials"] or (items is not None and asked >= items)
         return {
             "name": self.study.name,
+            "state": state_of(self.study, self.evaluations, spent),
             "stage": stage and {key: stage[key] for key in ("name", "place", "of")},
             "trials": len(self.own),
             "budget": budget["trials"],
-            "item_budget": budget.get("items"),
+            "item_budget": items,
             "completed": len(self.own) - len(failed) - len(pruned),
             "pruned": len(pruned),
             "failed": len(failed),
@@ -119,8 +124,7 @@ class Results:
             if leader is None
             else {"trial": leader.trial.number, "value": leader.trial.value},
             "digests": [t.digest for t in self.own],
-            "items_asked": sum(t.cost(whole) for t in self.own)
-            + sum(one.items for one in descents),
+            "items_asked": asked,
             "item_evaluations": sum(e.n for e in self.evaluations if e.seconds),
             "seconds": round(sum(sum(e.seconds.values()) for e in self.evaluations), 3),
             "in_flight": len(self.running["in_flight"]),

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import psutil
@@ -19,6 +19,8 @@ import tenacity
 from evomerge.common.errors import InputError
 from evomerge.study.storage import ConnectionLostError, describe, sqlite_path
 
+_CLOCKS_DIFFER = 5.0
+"""Seconds by which a file's time and a process's may be off."""
 GRACE_SECONDS = 3
 """Time that a server is given to notice that a killed driver is gone."""
 
@@ -146,18 +148,51 @@ def driver_lock(storage: str, study: str) -> FileLock | ServerLock:
     return ServerLock(storage, study)
 
 
-def driven(storage: str) -> bool | None:
+Driver = Literal["at work", "stopped", "dead"]
+"""A driver that ends in order says so; one that was killed, or whose machine went down, is dead."""
+
+
+def driver_of(storage: str) -> Driver | None:
     """Tell whether a driver works on the study; None where that cannot be told from here."""
     path = sqlite_path(storage)
-    if path is None:
-        return None
+    return None if path is None else driver_at(path)
+
+
+def driver_at(path: Path) -> Driver | None:
+    """Tell it of the driver that wrote its name beside `path`; see `driver_of`."""
+    place = _driver_file(path)
     try:
-        driver = json.loads(_driver_file(path).read_text())
-        if driver["host"] != socket.gethostname():
+        named, written = json.loads(place.read_text()), place.stat().st_mtime
+        if named["host"] != socket.gethostname():
             return None
-        return psutil.pid_exists(driver["pid"])
+        # a process that began after the name was written has only the number of the driver's
+        begun = psutil.Process(named["pid"]).create_time()
+        return "at work" if begun < written + _CLOCKS_DIFFER else "dead"
+    except psutil.NoSuchProcess:
+        return "dead"
+    except psutil.Error:
+        return "at work"
     except (OSError, ValueError, KeyError):
-        return False
+        return "stopped"
+
+
+@contextmanager
+def driver_named(path: Path) -> Iterator[None]:
+    """Keep this driver's name beside `path`, where `driver_at` finds it; it locks nothing.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    place = _driver_file(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(this_driver()))
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
 
 
 def this_driver() -> dict[str, Any]:

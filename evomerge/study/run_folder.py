@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import yaml
 
 from evomerge.common.errors import InputError
 from evomerge.config import CampaignConfig, load_campaign
+from evomerge.study.lock import driver_at, driver_named
 from evomerge.study.storage import describe, sqlite_url
 from evomerge.study.study import Study
 
 CAMPAIGN_FILE = "campaign.yaml"
+SEARCH = "search"
+"""The search of a campaign with stages, which names its driver between these too."""
 STUDY_FILE = "study.db"
 STATISTICS = "statistics"
 
@@ -69,6 +73,15 @@ def check_folder(config: CampaignConfig, folder: Path) -> None:
             raise InputError(
                 f"{folder}: holds a run of this campaign with other stages; choose another --out"
             )
+
+
+def search_named(config: CampaignConfig, folder: Path) -> AbstractContextManager[None]:
+    """Let others see, while within, that a search of a campaign with stages runs in the folder.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    return driver_named(folder / SEARCH) if config.stages else nullcontext()
 
 
 def stage_folder(folder: Path, stage: str) -> Path:
@@ -142,6 +155,11 @@ class FollowedRun:
             self._study.close()
             self._own, self._study = own, latest
         return self._study
+
+    @property
+    def between_stages(self) -> bool:
+        """True while a search of the whole campaign runs on this machine, whatever its stage."""
+        return driver_at(self._folder / SEARCH) == "at work"
 
 
 def run_folder(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from evomerge.common.errors import InputError
 from evomerge.study import codec
 from evomerge.study.access import Access, OutagePolicy
 from evomerge.study.identity import as_json, check_identity
-from evomerge.study.lock import driven
+from evomerge.study.lock import Driver, driver_of
 from evomerge.study.record import DescentRecord, Evaluation, Marker
 from evomerge.study.storage import describe, quiet
 from evomerge.study.trial import FINISHED, Genes, from_trial, to_trial, utc
@@ -163,7 +163,13 @@ class Study:
     @property
     def driven(self) -> bool | None:
         """True while a driver works on the study; None where that cannot be told from here."""
-        return driven(self._url)
+        driver = self.driver
+        return None if driver is None else driver == "at work"
+
+    @property
+    def driver(self) -> Driver | None:
+        """The driver's state; None where that cannot be told from here."""
+        return driver_of(self._url)
 
     def add(self, evaluation: Evaluation) -> Evaluation:
         """Record an evaluation as one trial in one transaction; returns it with its number.

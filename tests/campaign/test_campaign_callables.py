@@ -150,9 +150,9 @@ def test_documents_that_a_task_has_too_are_seen_in_one_split(folder):
     [
         ({"document": "x"}, "document: unknown key; did you mean 'documents'?"),
         ({"callable": "metrics.closeness"}, "callable: write it as module:function"),
-        ({"documents": None}, "documents: input should be a valid string"),
+        ({"documents": None}, "documents: expected text"),
         ({"metric": "acc"}, "metric: unknown key"),
-        ({"weight": 0}, "weight: input should be greater than 0"),
+        ({"weight": 0}, "weight: expected more than 0"),
     ],
 )
 def test_what_is_wrong_with_an_entry_is_named(entry, said, folder):

@@ -1,5 +1,7 @@
 """A message about the file names the key, the value and the way out."""
 
+import pytest
+import yaml
 from campaign_data import data, refusal
 
 
@@ -33,3 +35,46 @@ def test_every_problem_has_a_line_and_each_is_said_once():
         "budget.trials",
         "seed",
     ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"models": {"base": "b", "experts": {}}}, "models.experts: expected at least 1 entry"),
+        ({"name": "my campaign"}, "name: expected a name of letters, digits, '.', '_' and '-'"),
+        ({"name": ".."}, "name: it names the run's folder, so that dots alone will not do"),
+        ({"name": 3}, "name: expected text (found 3); put it in quotes"),
+        ({"workers": {"count": 0}}, "workers.count: expected at least 1 or 'auto' (found 0)"),
+        ({"fitness": {"tasks": "arc"}}, "fitness.tasks: expected a list [...] (found 'arc')"),
+        ({"initial": [{"run": 3}]}, "initial.0.run: expected text (found 3)"),
+    ],
+)
+def test_no_words_of_pydantics_are_left(keys, said):
+    assert f"file.yaml: {said}" in refusal(**keys)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("genes: {weight: (0, 1.5)}", "genes: weight: write a range with square brackets"),
+        ("genes:\n  weight: (0, 1.5)", "genes: weight: write a range with square brackets"),
+        ("genes: {weight: [a, 1]}", "genes.weight.0: expected a number (found 'a')"),
+        ("genes: {weight: {low: 0}}", "genes.weight.high: required, but not given"),
+        (
+            "lines:\n  alpha: (0, 1)",
+            "lines.alpha: expected a list [...] or a number (found '(0, 1)'); write a range with "
+            "square brackets: [low, high]",
+        ),
+        ("dare: {density: [0.1]}", "dare.density: expected a list of at least 2 entries or"),
+    ],
+)
+def test_a_value_with_several_forms_is_told_of_once(weights, said):
+    space = {"weights": {"method": "ties", **yaml.safe_load(weights)}}
+    [line] = refusal(space=space).split("\n")
+    assert f"file.yaml: space.weights.{said}" in line
+
+
+def test_an_expert_may_have_the_name_of_a_type():
+    assert "models.experts.float: expected text (found 1)" in refusal(
+        models={"base": "b", "experts": {"float": 1}}
+    )

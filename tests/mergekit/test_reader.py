@@ -229,7 +229,7 @@ SLICED = {"merge_method": "linear", "models": None}
             r"adapter on org/a; .* onto the base, org/b",
         ),
         ({"base_model": "org/base+org/lora"}, "base_model: .*an adapter is no base; merge it"),
-        ({"models": [{"model": {"path": "x", "kind": 1}}]}, r"models\.0\.model: .*valid string"),
+        ({"models": [{"model": {"path": "x", "kind": 1}}]}, r"models\.0\.model: expected text"),
         ({"merge_method": "slerp", "models": [{"model": "a"}, {"model": "b"}]}, "takes 2 models"),
         ({"merge_method": "passthrough", "models": [{"model": "a"}]}, "takes one model"),
         (SLICED | {"slices": [sources([4, 4])]}, r"slices\[0\]: layer_range \[4, 4\] has no"),

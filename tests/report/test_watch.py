@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.report import watch as room
 from evomerge.report.watch import watch
+from evomerge.study.lock import driver_named
 from evomerge.study.run_folder import FollowedRun
 
 
@@ -23,6 +24,23 @@ def test_it_follows_the_study_until_the_campaign_is_done(tmp_path, monkeypatch):
     text = console.export_text()
     assert "3 of 3" in text
     assert "done" in text
+
+
+def test_it_ends_with_a_search_that_stopped_and_waits_between_stages(tmp_path, monkeypatch):
+    run = Invented(tmp_path / "run", budget=3).references().search([0.3])
+    monkeypatch.setattr(room.time, "sleep", lambda _: run.study.close())
+    console = Console(record=True, width=100)
+    watch(FollowedRun(run.folder), console)
+    assert "stopped; the same search command goes on" in console.export_text()
+
+    stage = Invented(tmp_path / "stages", budget=1).references().search([0.3]).finish()
+    stage.study.set_note("stage", {"name": "one", "place": 1, "of": 2, "before": []})
+    search = driver_named(stage.folder / "search")
+    search.__enter__()
+    looks = iter([lambda: None, lambda: search.__exit__(None, None, None)])
+    monkeypatch.setattr(room.time, "sleep", lambda _: next(looks)())
+    watch(FollowedRun(stage.folder), console)
+    assert next(looks, None) is None, "it waited for the next stage while the search ran"
 
 
 def test_ctrl_c_ends_it_in_order(midway, monkeypatch):

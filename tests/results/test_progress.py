@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -148,6 +149,35 @@ def test_a_driver_that_was_killed_is_not_taken_for_alive(tmp_path):
     [note] = run.folder.glob("*.driver")
     note.write_text(note.read_text().replace(str(os.getpid()), str(pid)))
     assert run.study.driven is False
+
+
+def test_the_state_says_what_a_search_is_at_and_how_it_ended(tmp_path):
+    run = Invented(tmp_path / "run", budget=2).references()
+
+    def state():
+        return run.results.status()["state"]
+
+    assert state() == "running"
+    run.search([0.6, 0.8])
+    assert state() == "selecting"
+    run.study.set_note("test_opened", [{"trials": 2, "winner": "w"}])
+    assert state() == "testing"
+    # in order, and not in order
+    [note] = run.folder.glob("*.driver")
+    text = note.read_text()
+    note.unlink()
+    assert state() == "stopped"
+    note.write_text(text.replace(str(os.getpid()), str(2**22 + 1)))  # above Linux's largest pid
+    assert state() == "dead"
+    note.write_text(text.replace(socket.gethostname(), "elsewhere"))
+    assert state() is None
+    note.write_text(text)
+    os.utime(note, (1, 1))  # a later process of the same number is another one
+    assert state() == "dead"
+    run.finish()
+    assert state() == "done"
+    run.study.set_note("stage", {"name": "one", "place": 1, "of": 2, "before": []})
+    assert state() == "stage done"
 
 
 def test_a_session_is_noted_with_its_deadline_and_the_oldest_are_forgotten(tmp_path):

@@ -45,7 +45,7 @@ def test_before_the_test_is_opened_search_is_shown_and_said(midway):
     assert best["scores"]["select"] is best["scores"]["test"] is None
     text = printed(best_table(best))
     assert "The test split has not been opened: the budget is not spent." in text
-    assert "not finished" in printed(status_table(midway.results.status()))
+    assert "running: it searches" in printed(status_table(midway.results.status()))
 
 
 def test_one_opening_of_the_test_needs_no_remark(finished):

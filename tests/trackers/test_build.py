@@ -26,7 +26,7 @@ def campaign(**sections):
     [
         ("tensorbord", "trackers.0: no tracker is called 'tensorbord'; did you mean 'tensorboard'"),
         ({"kind": "mlflow", "url": "x"}, "trackers.0.url: unknown option of mlflow; did you mean"),
-        ({"kind": "wandb", "mode": "on"}, "trackers.0.mode: input should be 'online' or"),
+        ({"kind": "wandb", "mode": "on"}, "trackers.0.mode: expected 'online' or"),
         ("nosuch.module:Class", "trackers.0: nosuch.module:Class cannot be imported"),
         ("diary:Nobody", "trackers.0: diary:Nobody cannot be imported"),
         ("diary:Stranger", "trackers.0: diary:Stranger is no subclass of evomerge.trackers.Track"),
