@@ -41,23 +41,25 @@ class Needs:
         sources: base and experts, as stored.
         candidate: the resident model, in the dtype of scoring.
         scoring: keys and values, activations and logits of one batch.
-        step: the largest merge of one tensor: its sources, and copies of them in float32.
+        step: the largest tensor of all sources, as stored.
+        work: copies of them in float32, and the result: those of one merge at a time.
     """
 
     sources: int
     candidate: int
     scoring: int
     step: int
+    work: int
 
     @property
     def least(self) -> int:
         """Bytes with the sources copied step by step."""
-        return self.candidate + self.scoring + (AHEAD + 2) * self.step
+        return self.candidate + self.scoring + (AHEAD + 2) * self.step + self.work
 
     @property
     def all(self) -> int:
         """Bytes with the sources on the GPU."""
-        return self.sources + self.candidate + self.scoring + self.step
+        return self.sources + self.candidate + self.scoring + self.work
 
 
 @dataclass(frozen=True)
@@ -120,16 +122,13 @@ def needs_of(
         {name: n * source.dtype(name).itemsize for name, n in entries.items()}
         for source in sources.values()
     ]
-    # one merge holds its sources as stored, each in float32, and the result in float32
-    steps = [
-        sum(one[name] for one in stored) + 4 * n * (len(stored) + 1) for name, n in entries.items()
-    ]
     base = next(iter(sources.values()))
     return Needs(
         sources=sum(sum(one.values()) for one in stored),
         candidate=sum(entries.values()) * compute.itemsize,
         scoring=batch_size * _request_bytes(base.config, layout.vocab_size, compute),
-        step=max(steps),
+        step=max(sum(one[name] for one in stored) for name in entries),
+        work=4 * max(entries.values()) * (len(stored) + 1),
     )
 
 

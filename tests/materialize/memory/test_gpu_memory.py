@@ -31,7 +31,7 @@ from evomerge.models.open_models import open_models
 from evomerge.recipe import Merge
 
 MIB = 1 << 20
-NEEDS = Needs(sources=60, candidate=15, scoring=10, step=2)
+NEEDS = Needs(sources=60, candidate=15, scoring=10, step=2, work=3)
 
 
 def plan(free):
@@ -44,13 +44,13 @@ def least_free(wanted):
 
 
 def test_sources_are_cached_from_the_byte_on_from_which_all_fits():
-    enough = least_free(60 + 15 + 10 + 2)
+    enough = least_free(60 + 15 + 10 + 3)
     assert plan(enough).placement == "cached"
     assert plan(enough - 1).placement == "prefetched"
 
 
 def test_sources_are_prefetched_as_long_as_a_candidate_fits():
-    enough = least_free(15 + 10 + (AHEAD + 2) * 2)
+    enough = least_free(15 + 10 + (AHEAD + 2) * 2 + 3)
     assert plan(enough).placement == "prefetched"
     assert plan(enough - 1).placement == "too large"
 
@@ -69,7 +69,8 @@ def test_needs_are_the_models_own_sizes(sources):
     found = needs_of(sources, layout, torch.float32, batch_size=4)
     assert found.sources == sum(stored.values())
     assert found.candidate == 2 * stored["base"]  # stored in float16
-    assert found.step == len(sources) * largest * (2 + 4) + largest * 4
+    assert found.step == len(sources) * largest * 2
+    assert found.work == (len(sources) + 1) * largest * 4
     assert found.scoring == 4 * needs_of(sources, layout, torch.float32, batch_size=1).scoring
 
 
@@ -83,7 +84,7 @@ def test_what_a_batch_needs_is_known_of_other_architectures(sources, kind):
 def test_the_feed_is_the_chosen_one(sources):
     stream = SimpleNamespace(device=torch.device("cpu"))
     kinds = {"cached": DeviceCache, "prefetched": Prefetched, "too large": Prefetched}
-    for free in (1000, least_free(15 + 10 + (AHEAD + 2) * 2), 1):
+    for free in (1000, least_free(15 + 10 + (AHEAD + 2) * 2 + 3), 1):
         assert type(plan(free).feed(sources, stream)) is kinds.pop(plan(free).placement)
     assert not kinds
 
