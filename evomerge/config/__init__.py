@@ -36,7 +36,7 @@ from evomerge.config.objectives import (
     ObjectiveConfig,
 )
 from evomerge.config.own_metric import CallableConfig
-from evomerge.config.paths import resolve_spec, template_at
+from evomerge.config.paths import adapters_alone, resolve_spec, template_at
 from evomerge.config.search import (
     BestTrials,
     BudgetConfig,
@@ -107,6 +107,7 @@ __all__ = [
     "TrackerConfig",
     "WeightsConfig",
     "WorkersConfig",
+    "adapters_alone",
     "load_campaign",
     "parse_campaign",
     "resolve_spec",

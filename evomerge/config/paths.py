@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import yaml
 
 from evomerge.common.data_files import read_text
 from evomerge.common.errors import InputError
@@ -12,29 +14,38 @@ from evomerge.config.fitness import AnyTask, TaskConfig
 from evomerge.config.models import TokenizerConfig
 from evomerge.config.search import BestTrials, GradientStart, Start, StudyTrials
 
-_NAME = re.compile(r"""^(?:task|group):[ \t]*["']?([^\s"'#\[{]+)""", re.MULTILINE)
+
+class _Untagged(yaml.SafeLoader):
+    """Reads a task's file for its name: `!function` and other tags stand for nothing."""
+
+
+_Untagged.add_multi_constructor("!", lambda *_: None)
 
 
 def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
     """Resolve the file's relative paths against its folder; hub ids stay as they are."""
     fitness, models = config.fitness, config.models
-    include = fitness.include_path
+    audited = fitness.audit.tasks if fitness.audit else []
+    include = _include_folder(fitness.include_path, [*fitness.tasks, *audited], folder)
+    audit = fitness.audit and fitness.audit.model_copy(
+        update={"tasks": [absolute_task(task, folder, include) for task in audited]}
+    )
+    specs = {"base": models.base, **models.experts}
+    places = adapters_alone({name: resolve_spec(spec, folder) for name, spec in specs.items()})
     return config.model_copy(
         update={
             "models": models.model_copy(
                 update={
-                    "base": resolve_spec(models.base, folder),
-                    "experts": {k: resolve_spec(v, folder) for k, v in models.experts.items()},
+                    "base": places.pop("base"),
+                    "experts": places,
                     "tokenizer": models.tokenizer and _with_template(models.tokenizer, folder),
                 }
             ),
             "fitness": fitness.model_copy(
                 update={
-                    "include_path": include and str((folder / include).resolve()),
-                    "tasks": [
-                        absolute_task(task, folder, folder / include if include else None)
-                        for task in fitness.tasks
-                    ],
+                    "include_path": include and str(include),
+                    "tasks": [absolute_task(task, folder, include) for task in fitness.tasks],
+                    "audit": audit,
                 }
             ),
             "initial": [absolute_start(start, folder) for start in config.initial],
@@ -72,6 +83,18 @@ def is_template_file(said: str) -> bool:
     return "{" not in said and said.endswith((".jinja", ".j2", ".txt"))
 
 
+def _include_folder(said: str | None, tasks: Iterable[AnyTask], folder: Path) -> Path | None:
+    """Return the folder of tasks: as said, or that of the first task that is named by its file."""
+    if said is not None:
+        return (folder / said).resolve()
+    files = (folder / t.task for t in tasks if isinstance(t, TaskConfig) and _is_file(t.task))
+    return next((path.resolve().parent for path in files if path.is_file()), None)
+
+
+def _is_file(task: str) -> bool:
+    return task.endswith((".yaml", ".yml"))
+
+
 def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:
     """Resolve an entry's paths against the campaign file's folder.
 
@@ -85,8 +108,8 @@ def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:
         InputError: a task's file is not there, names no task, or is not in that folder.
     """
     if isinstance(task, TaskConfig):
-        by_file = task.task.endswith((".yaml", ".yml"))
-        return task.model_copy(update={"task": _name_in(task, folder, include)} if by_file else {})
+        named = {"task": _name_in(task, folder, include)} if _is_file(task.task) else {}
+        return task.model_copy(update=named)
     path = folder / (
         task.module if task.module.endswith(".py") else f"{task.module.replace('.', '/')}.py"
     )
@@ -100,20 +123,43 @@ def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:
 
 
 def _name_in(task: TaskConfig, folder: Path, include: Path | None) -> str:
-    """The name of the task, or group, whose file stands in `task`."""
+    """Return the name of the task, or group, whose file stands in `task`."""
     places = [folder / task.task, *([include / task.task] if include else [])]
-    path = next((place for place in places if place.is_file()), None)
+    path = next((place.resolve() for place in places if place.is_file()), None)
     if path is None:
         raise InputError(f"fitness.tasks: {task.task}: no such file in {folder}")
-    found = _NAME.search(path.read_text("utf-8", "replace"))
+    found = _task_name(path, {path})
     if found is None:
         raise InputError(f"fitness.tasks: {path} names no task; write task: NAME into it")
-    if include is None or not path.resolve().is_relative_to(include.resolve()):
+    if include is None or not path.is_relative_to(include):
         raise InputError(
-            f"fitness.tasks: {task.task} lies outside of fitness.include_path; set "
-            f"fitness.include_path: {Path(task.task).parent} and name the task, task: {found[1]}"
+            f"fitness.tasks: {task.task} lies outside of fitness.include_path ({include}); set "
+            f"fitness.include_path to a folder that holds all task files, {path.parent} or one "
+            f"above it, or name the task, task: {found}"
         )
-    return found[1]
+    return found
+
+
+def _task_name(path: Path, seen: set[Path]) -> str | None:
+    """Return the name in a task's or a group's file, or else in those that it includes."""
+    try:
+        data = yaml.load(read_text(path), Loader=_Untagged)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"fitness.tasks: {path} cannot be read: {reason}") from None
+    if not isinstance(data, dict):
+        return None
+    for key in ("task", "group"):
+        if isinstance(data.get(key), str):
+            return str(data[key])
+    includes = data.get("include") or []
+    for name in reversed([includes] if isinstance(includes, str) else includes):
+        inside = (path.parent / str(name)).resolve()
+        if inside.is_file() and inside not in seen:
+            seen.add(inside)
+            if (found := _task_name(inside, seen)) is not None:
+                return found
+    return None
 
 
 def absolute_start(start: Start, folder: Path) -> Start:
@@ -139,12 +185,47 @@ def resolve_storage(storage: str, folder: Path) -> str:
 def resolve_spec(spec: str, folder: Path) -> str:
     """Make a folder that exists, or anything that cannot be a hub id, an absolute path.
 
+    Of `MODEL+ADAPTER` both are.
+
     Raises:
         InputError: no path at all: too long, in an unknown user's home, links in a circle.
     """
     looks_local = spec.startswith((".", "/", "~")) or spec.count("/") != 1
     try:
         path = (folder / Path(spec).expanduser()).resolve()
+        if "+" in spec and not path.exists():
+            return "+".join(resolve_spec(part, folder) for part in spec.split("+", 1))
         return str(path) if path.exists() or looks_local else spec
     except (OSError, RuntimeError) as error:
         raise InputError(f"{spec[:80]}: cannot be a model's path ({str(error)[:80]})") from None
+
+
+def adapters_alone(specs: Mapping[str, str]) -> dict[str, str]:
+    """Return the models with the adapter alone in place of mergekit's `BASE+ADAPTER`.
+
+    An adapter is merged onto the base, wherever it is named.
+
+    Args:
+        specs: source name → resolved spec, the base's under "base".
+
+    Raises:
+        InputError: the base is one, or an adapter is on another model.
+    """
+    found = dict(specs)
+    for name, spec in specs.items():
+        model, plus, adapter = spec.partition("+")
+        if not plus or Path(spec).exists():
+            continue
+        if name == "base":
+            raise InputError(
+                f"models.base: {spec}: an adapter is no base; merge it into its model first "
+                "(peft's merge_and_unload) and name the result"
+            )
+        if model != specs["base"]:
+            raise InputError(
+                f"models.experts.{name}: {spec}: an adapter on {model}; adapters are merged onto "
+                f"the base, {specs['base']}; merge it into its own model first (peft's "
+                "merge_and_unload) and name the result"
+            )
+        found[name] = adapter
+    return found

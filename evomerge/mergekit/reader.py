@@ -19,7 +19,7 @@ from typing import Any
 from evomerge.common.data_files import read_text
 from evomerge.common.errors import InputError
 from evomerge.common.plugins import nearest
-from evomerge.config import UNION, TokenizerConfig, TokenOfModel, TokenRow
+from evomerge.config import UNION, TokenizerConfig, TokenOfModel, TokenRow, resolve_spec
 from evomerge.mergekit.document import Document, ModelEntry, Tokenizer, parse_documents
 from evomerge.mergekit.merge import LayerSpan, MergekitMerge, Settings
 from evomerge.mergekit.methods import FORMS, Pairing, Parameter, readable
@@ -54,14 +54,19 @@ def load_stages(path: Path) -> list[MergekitMerge]:
     Raises:
         InputError: as `stages_from`, or the file cannot be read.
     """
-    return stages_from(read_text(path), str(path))
+    return stages_from(read_text(path), str(path), path.parent)
 
 
-def stages_from(text: str, where: str) -> list[MergekitMerge]:
+def stages_from(text: str, where: str, folder: Path = Path()) -> list[MergekitMerge]:
     """Read the merges of a file's text, each after those whose results it names.
 
     The file's own result comes last: it is the merge without a name or, where all have names, the
     last one. Stages that it does not need are left out.
+
+    Args:
+        text: YAML.
+        where: names the file in messages.
+        folder: the file's, from which relative paths of models start.
 
     Raises:
         InputError: the text is not YAML, its stages need each other in a circle or have one name,
@@ -70,7 +75,7 @@ def stages_from(text: str, where: str) -> list[MergekitMerge]:
     documents = parse_documents(text, where)
     one = len(documents) == 1
     merges = [
-        _Reader(document, where if one else f"{where}: document {i}").merge()
+        _Reader(document, where if one else f"{where}: document {i}", folder).merge()
         for i, document in enumerate(documents, 1)
     ]
     unnamed = [merge for merge in merges if merge.name is None]
@@ -113,6 +118,7 @@ class _Reader:
 
     file: Document
     where: str
+    folder: Path
 
     def merge(self) -> MergekitMerge:
         file = self.file
@@ -231,7 +237,7 @@ class _Reader:
         names: dict[str, str] = {}
         for spec in specs:
             model, adapter = _model_and_adapter(spec)
-            if adapter and model != self._base():
+            if adapter and not self._is_base(model):
                 raise InputError(
                     f"{self.where}: {spec}: an adapter on {model}; evomerge merges adapters onto "
                     f"the base, {self._base()}; merge it into its own model first (peft's "
@@ -241,6 +247,14 @@ class _Reader:
             is_expert = names or self._apart
             names[spec] = _expert_name(adapter or spec, taken) if is_expert else BASE
         return names
+
+    def _is_base(self, model: str) -> bool:
+        """Tell whether a model is the base, which may be named by another path to its folder."""
+        base = self._base()
+        return model == base or any(
+            resolve_spec(model, folder) == resolve_spec(base, folder)
+            for folder in (self.folder.resolve(), Path.cwd())
+        )
 
     @property
     def _apart(self) -> bool:

@@ -31,8 +31,13 @@ _WRAPPED_WITHIN = re.compile(
 """Names that wrappers put before a model's names (DDP, DeepSpeed, TRL), or before those of any of
 its modules (torch.compile, FSDP, activation checkpointing)."""
 
+_INNER_MODULE = re.compile(r"(?<=\.)module\.")
+"""What DDP, too, puts before the names of one module: taken off where the name is no known one."""
+
 _NUMBERED = re.compile(r"^(.+?)\.(\d+)\.")
-_OTHER_HEADS = re.compile(r"^(v_head|value_head|reward_head|score|classifier)\.")
+_OTHER_HEADS = re.compile(
+    r"^(\w+\.)?(v_head|value_head|reward_head|critic|critic_head|score|classifier)\."
+)
 """Heads of value and reward models beside a language model; transformers ignores them, too."""
 
 
@@ -156,6 +161,12 @@ def _cause(
     return None
 
 
+def stored_layers(names: Iterable[str]) -> int | None:
+    """Count the layers that stored names have; None where they have several numbered lists."""
+    lists = list(_layer_numbers(names).values())
+    return len(lists[0]) if len(lists) == 1 else None
+
+
 def _layer_numbers(names: Iterable[str]) -> dict[str, set[int]]:
     """Map the name of each numbered list of modules → the numbers that occur."""
     found: dict[str, set[int]] = {}
@@ -184,8 +195,13 @@ def _put_together(
 
 def _candidates(name: str, renamings: Sequence[Any], prefix: str) -> Iterator[str]:
     """Yield the canonical names that a stored name may stand for, the most literal first."""
-    for given in (name, apply_renamings(name, renamings)):
+    inner = _INNER_MODULE.sub("", name)
+    for given in dict.fromkeys((*_renamed(name, renamings), *_renamed(inner, renamings))):
         yield from (given, f"{prefix}.{given}", given.removeprefix(f"{prefix}."))
+
+
+def _renamed(name: str, renamings: Sequence[Any]) -> tuple[str, str]:
+    return name, apply_renamings(name, renamings)
 
 
 def _refuse(name: str, entry: StoredTensor, model: PreTrainedModel) -> NoReturn:

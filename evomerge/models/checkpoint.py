@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from typing_extensions import override
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError, ModelNotFoundError
-from evomerge.models.canonical_names import as_bytes, canonical_tensors
+from evomerge.models.canonical_names import as_bytes, canonical_tensors, stored_layers
 from evomerge.models.files.conversion import as_saved
 from evomerge.models.files.finite import NonFinite, count_non_finite
 from evomerge.models.files.lazy_tensors import LazyTensors
@@ -306,7 +307,25 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
         )
     # Config classes check their values each in their own way, with their own exceptions.
     except Exception as error:
-        raise InputError(f"{path}: transformers refuses it: {reason(error)}") from None
+        told = _stale_layers(raw, folder) or f"transformers refuses it: {reason(error)}"
+        raise InputError(f"{path}: {told}") from None
+
+
+def _stale_layers(config: Mapping[str, Any], folder: Path) -> str | None:
+    """Say that a config counts other layers than it has types for, which transformers refuses."""
+    text = config.get("text_config", config)
+    count, types = text.get("num_hidden_layers"), text.get("layer_types")
+    if not isinstance(types, list) or not isinstance(count, int) or len(types) == count:
+        return None
+    stored = None
+    with suppress(InputError):
+        stored = stored_layers(read_stored(folder, allow_pickle=False))
+    found = f"; the weights have {stored}" if stored else ""
+    return (
+        f"it says {count} layers (num_hidden_layers), but has a type for {len(types)} "
+        f"(layer_types){found}; give both the number of layers that the weights have, or download "
+        "the model again"
+    )
 
 
 def _check_config(config: Mapping[str, Any], path: Path, trust_remote_code: bool) -> None:

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import yaml
 from command_line import evomerge
 from mergekit_oracle import tensors_in
+from safetensors.torch import save_file
 
 from evomerge.recipe import load_recipe
 
@@ -129,3 +131,66 @@ def test_bad_input_to_merge_is_one_clear_message(tmp_path, name, text, options, 
     result = evomerge("merge", tmp_path / name, "--to", tmp_path / "out", *options, code=2)
     assert message in result.stderr.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def family(tmp_path):
+    """A campaign in whose folder `file.yaml` merges its models."""
+    tiny.save_campaign(tmp_path)
+    data = {
+        "merge_method": "task_arithmetic",
+        "base_model": "models/base",
+        "models": [
+            {"model": f"models/{name}", "parameters": {"weight": 0.5}} for name in ("math", "lang")
+        ],
+    }
+    (tmp_path / "file.yaml").write_text(yaml.safe_dump(data))
+    return tmp_path
+
+
+def refused(folder, command, *options):
+    """The one message of a command about the family's models, on one line."""
+    file = "file.yaml" if command == "merge" else "campaign.yaml"
+    to = {"merge": ["--to", folder / "out"], "search": ["--out", folder / "run"], "check": []}
+    result = evomerge(command, folder / file, *to[command], *options, code=2)
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", ["merge", "check", "search"])
+def test_of_pickled_weights_every_command_says_how_to_allow_them(command, family):
+    model = family / "models/math"
+    torch.save(tensors_in(model), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    told = refused(family, command)
+    assert "models.experts.math: " in told
+    assert "only pickled weights" in told
+    assert "models.allow_pickle: true" in told
+    assert "--allow-pickle" in told
+    assert "lies elsewhere" not in told
+    if command == "merge":
+        evomerge("merge", family / "file.yaml", "--to", family / "out", "--allow-pickle")
+        assert (family / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("command", ["merge", "check", "search"])
+def test_a_model_with_nan_is_named_by_every_command(command, family):
+    file = family / "models/lang/model.safetensors"
+    tensors = tensors_in(family / "models/lang")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    told = refused(family, command)
+    assert "models.experts.lang: model.norm.weight holds NaN" in told
+
+
+@pytest.mark.slow
+def test_an_option_may_name_the_base_with_an_adapter(family):
+    tiny.save_adapter(family / "models/base", family / "tuned", r=2)
+    models = family / "models"
+    evomerge(
+        "merge", family / "file.yaml", "--to", family / "alone", "--expert", f"math={family}/tuned"
+    )
+    both = f"math={models}/base+{family}/tuned"
+    evomerge("merge", family / "file.yaml", "--to", family / "both", "--expert", both)
+    assert weights(family / "both") == weights(family / "alone")
+    told = refused(family, "merge", "--expert", f"math={models}/lang+{family}/tuned")
+    assert f"models.experts.math: {models}/lang+{family}/tuned: an adapter on {models}/lang" in told

@@ -263,6 +263,20 @@ def test_an_adapter_on_the_base_is_an_expert_that_is_its_folder(form):
     assert any("mergekit ignores it" in note for note in merge.notes) == (form[:4] == "lora")
 
 
+@pytest.mark.parametrize(
+    "spec", ["./base+ads/tuned", "{}/base+ads/tuned", "here/../base+ads/tuned"]
+)
+def test_the_base_of_an_adapter_may_be_named_by_another_path(spec, tmp_path):
+    for folder in ("base", "here", "ads/tuned"):
+        (tmp_path / folder).mkdir(parents=True)
+    models = [{"model": spec.format(tmp_path)}, *GOOD["models"]]
+    (tmp_path / "file.yaml").write_text(
+        yaml.safe_dump({**GOOD, "base_model": "base", "models": models})
+    )
+    merge = load_mergekit(tmp_path / "file.yaml")
+    assert merge.models == {"base": "base", "tuned": "ads/tuned", "a": "org/a"}
+
+
 def test_without_a_base_model_adapters_say_what_the_base_is():
     entries = [{"model": "org/a"}, {"model": "org/b@v1+org/tuned@main"}]
     file = {"merge_method": "linear", "models": entries, "parameters": {"weight": 1}}

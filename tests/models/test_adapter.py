@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from evomerge.common.errors import InputError
@@ -254,3 +255,16 @@ def test_an_adapter_for_a_base_is_refused(family, campaign):
     _, folder = family("llama", settings={"r": 2, "target_modules": ATTENTION})
     with pytest.raises(InputError, match=r"models\.base: .*an adapter; only experts can be"):
         open_models(campaign(folder, lora=folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_holds_nan_or_infinity_is_refused_by_name(value, family, campaign):
+    base, adapter = family("llama", settings={"r": 2, "target_modules": ATTENTION})
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors[next(name for name in tensors if "lora_A" in name)][0, 0] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    kind = "NaN" if value != value else "infinity"
+    message = rf"models\.experts\.tuned: model\.layers\.0\.self_attn\..*weight holds {kind}"
+    with pytest.raises(InputError, match=message):
+        check_models(campaign(base, tuned=adapter))

@@ -15,7 +15,13 @@ from filelock import FileLock
 from evomerge.common.data_files import cache_folder
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError, ModelNotFoundError
-from evomerge.config import DtypeConfig, ModelsConfig, TokenizerConfig, resolve_spec
+from evomerge.config import (
+    DtypeConfig,
+    ModelsConfig,
+    TokenizerConfig,
+    adapters_alone,
+    resolve_spec,
+)
 from evomerge.materialize.disk.checkpoint import write_merge
 from evomerge.materialize.disk.provenance import (
     NO_TRUST,
@@ -116,6 +122,7 @@ def open_inputs(
     Raises:
         InputError: a model cannot be used, or they do not fit together.
     """
+    specs = adapters_alone(specs)
     # A campaign needs an expert, which is why the config asks for one; a copy of a model has none.
     make = ModelsConfig if len(specs) > 1 else ModelsConfig.model_construct
     config = make(

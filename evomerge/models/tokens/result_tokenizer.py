@@ -15,6 +15,7 @@ from evomerge.common.data_files import cache_folder
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.config import UNION, TokenizerConfig
+from evomerge.models.adapter import is_adapter
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.messages import campaign_key
 from evomerge.models.tokens.chat_templates import check_template, template_text
@@ -113,6 +114,8 @@ def build_tokenizer(
         vocabularies[name] = {token: row for token, row in whole.items() if row < rows}
     # 2. the tokenizer to begin with, and the tokens it lacks
     donor = sources[BASE if config.source == UNION else config.source]
+    if loaded[donor.name] is None and is_adapter(donor.folder):
+        donor = sources[BASE]  # as mergekit reads MODEL+ADAPTER
     if loaded[donor.name] is None:
         raise InputError(f"{where}.source: {donor.name} has no tokenizer in {donor.folder}")
     tokenizer = loaded[donor.name]

@@ -120,6 +120,17 @@ def test_a_config_names_its_tokens_by_the_result_s_numbers(folder):
     assert base.config.vocab_size == 64
 
 
+def test_an_adapter_without_a_tokenizer_of_its_own_has_the_bases(folder):
+    tiny.save_adapter(folder / "base", folder / "tuned", r=2)
+    experts = {"math": str(folder / "math"), "tuned": str(folder / "tuned")}
+    tokenizer = {"source": "tuned"}
+    config = ModelsConfig(base=str(folder / "base"), experts=experts, tokenizer=tokenizer)
+    words = AutoTokenizer.from_pretrained(folder / "base").get_vocab()
+    found = open_models(config)
+    assert found["tuned"].vocabulary.words == words
+    assert found["tuned"].vocabulary.lacking("tuned") == 0
+
+
 def test_digests_change_with_the_vocabulary_alone(folder):
     plain = open_models(config_of(folder, source="base"))
     padded = open_models(config_of(folder, source="base", pad_to_multiple_of=8))
