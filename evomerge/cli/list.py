@@ -1,4 +1,4 @@
-"""`evomerge list`: merge methods, optimizers and the other plug-ins, with their options."""
+"""`evomerge list`: merge methods, optimizers and the other plug-ins, in one line each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from evomerge.cli.shared import app, stdout, warn
+from evomerge.cli.shared import app, hint, stdout, warn
 
 
 @app.command(name="list")
@@ -17,8 +17,18 @@ def list_(
     ],
 ) -> None:
     """List merge methods, optimizers, objectives, kinds of paths, engines or trackers."""
-    from evomerge.cli import catalogue
+    from rich.table import Table
+    from rich.text import Text
 
-    stdout.print(catalogue.plugin_table(what))
-    for reason in catalogue.REGISTRIES[what].refused.values():
+    from evomerge.explain.plugins import REGISTRIES, plugin_topics
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    found = {n: t for n, t in plugin_topics(what).items() if t.kind != "option"}
+    table.add_column(no_wrap=True, min_width=max(map(len, found), default=0))
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for name, topic in found.items():
+        table.add_row(name, Text(topic.summary))
+    stdout.print(table)
+    hint("their options and an example: evomerge explain NAME")
+    for reason in REGISTRIES[what].refused.values():
         warn(reason)

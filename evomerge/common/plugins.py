@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -80,7 +81,12 @@ class Registry(Generic[T]):
         module, colon, attribute = name.partition(":")
         prefixes = {known.partition(":")[0] for known in usable if ":" in known}
         if self.accept is None or not colon or module in prefixes:
-            raise InputError(f"{where}: no {self.kind} is called {name!r}; {nearest(name, usable)}")
+            known = nearest(name, usable)
+            topic = close[0] if (close := _close(name, usable)) else self.kind
+            raise InputError(
+                f"{where}: no {self.kind} is called {name!r}; {known}; "
+                f"type: evomerge explain {shlex.quote(topic)}"
+            )
         try:
             found = getattr(importlib.import_module(module), attribute)
         except Exception as error:
@@ -161,8 +167,12 @@ def _reason(error: BaseException) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Suggest the nearest known name for a misspelt one, or list all."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = _close(name, known)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+
+
+def _close(name: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, sorted(known), n=1)
 
 
 def options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -194,13 +204,15 @@ def check_options(
         name = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
             raise InputError(
-                f"{where}.{name}: unknown option of {of}; {nearest(name, known)}"
+                f"{where}.{name}: unknown option of {of}; {nearest(name, known)}; "
+                f"type: evomerge explain {of}"
             ) from None
+        way_out = f"type: evomerge explain {of}.{name}"
         if name not in values:
-            raise InputError(f"{where}.{name}: required, but not given") from None
+            raise InputError(f"{where}.{name}: required, but not given; {way_out}") from None
         same = [
             found
             for found in problems
             if found["loc"][0] == name and found["input"] == problem["input"]
         ]
-        raise InputError(f"{where}.{name}: {what_was_expected(same)}") from None
+        raise InputError(f"{where}.{name}: {what_was_expected(same)}; {way_out}") from None

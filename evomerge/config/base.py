@@ -18,6 +18,7 @@ class PlugConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str
+    """The plug-in's name, or `module:Name` for one of yours."""
 
     @property
     def options(self) -> dict[str, Any]:

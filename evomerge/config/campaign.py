@@ -20,26 +20,89 @@ class CampaignConfig(Strict):
     """The whole campaign file."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
+    """The campaign's name, also that of its run's folder, `runs/<name>`, and of its study.
+
+    Example: `name: night`
+    """
     models: ModelsConfig
+    """The base model and the experts that are merged.
+
+    Example: `models: {base: meta-llama/Llama-3.1-8B, experts: {math: org/math, code:
+    org/code}}`
+    """
     space: SpaceConfig
+    """The merges that the search may try.
+
+    Example: `space: {weights: {method: ties, granularity: model, genes: {weight: [0, 1.5]}}}`
+    """
     stages: list[StageConfig] = Field(default_factory=list)
-    """Searches to run one after the other, in the place of `space`."""
+    """Searches to run one after the other, in the place of `space`. Use them where a path is
+    searched first and weights along it after.
+
+    Example: `stages: [{name: path, space: {path: {kind: layer_swap, outer: lang, inner: math}},
+    trials: 50}, {name: weights, space: {weights: {method: linear}}}]`
+    """
     fitness: FitnessConfig
+    """The measure of a merge: tasks, the objective over them, and how documents are split.
+
+    Example: `fitness: {tasks: [{task: gsm8k, metric: exact_match}], objective: mean}`
+    """
     dtype: DtypeConfig = DtypeConfig()
+    """The dtypes of weights and computing.
+
+    Example: `dtype: {weights: checkpoint, compute: bfloat16}`
+    """
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer with its options. Change it for niches (m2n2), for several goals (nsga2),
+    or with few genes and few trials (map).
+
+    Example: `optimizer: {kind: cma, sigma: 0.2}`
+    """
     initial: list[Start] = Field(default_factory=list)
     """Points to try first: `uniform`, a model's name, a recipe file, a mergekit file, trials of
-    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`), before them
-    the ends of gradient descents (`{gradient: {steps: 30, from: uniform}}`).
+    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`), before
+    them the ends of gradient descents (`{gradient: {steps: 30, from: uniform}}`). Give
+    `uniform` where a plain average is known to work.
+
+    Example: `initial: [uniform, {run: runs/last-night, trials: 3}]`
     """
     budget: BudgetConfig = BudgetConfig()
+    """The end of the search.
+
+    Example: `budget: {trials: 150, hours: 8}`
+    """
     study: StudyConfig = StudyConfig()
+    """The place of the record.
+
+    Example: `study: {storage: sqlite}`
+    """
     workers: WorkersConfig = WorkersConfig()
+    """The processes that evaluate candidates.
+
+    Example: `workers: {kind: ray, count: 4, gpus_per_worker: 1}`
+    """
     trackers: list[TrackerConfig] = Field(default_factory=list)
+    """Services that show the campaign as it goes (`evomerge list trackers`).
+
+    Example: `trackers: [tensorboard]`
+    """
     notify: list[NotifyConfig] = Field(default_factory=list)
+    """Messages when the campaign ends, fails or finds a better merge.
+
+    Example: `notify: [{webhook: 'https://example.org/hook', when: [finish]}]`
+    """
     chunk_mib: int = Field(default=16, ge=1)
-    """Scratch memory of one element-wise merge, in MiB: bounds the fp32 copies held at a time."""
+    """Scratch memory of one element-wise merge, in MiB: bounds the fp32 copies held at a time.
+    Lower it where memory is short; results stay the same.
+
+    Example: `chunk_mib: 16`
+    """
     seed: int = 0
+    """The seed of the search, and of random masks. Change it to repeat a campaign
+    independently.
+
+    Example: `seed: 1`
+    """
 
     @field_validator("name")
     @classmethod

@@ -29,15 +29,55 @@ class TaskConfig(Strict):
     """
 
     task: str
+    """The name of an lm-eval task, group or tag.
+
+    Example: `task: gsm8k, metric: exact_match`
+    """
     metric: str = "acc"
+    """The metric that counts; `name,filter` as lm-eval prints it. Change it where the task has
+    no `acc`.
+
+    Example: `metric: 'exact_match,strict-match'`
+    """
     measures: list[str] = Field(default_factory=list)
+    """Further metrics of the same answers, for constraints, `pareto` and map_elites; they do
+    not count in the score.
+
+    Example: `measures: [acc_norm]`
+    """
     weight: float = Field(default=1.0, gt=0)
+    """How much the task counts in the objective, beside the others. Raise it for the task that
+    matters most.
+
+    Example: `weight: 2`
+    """
     num_fewshot: int | None = Field(default=None, ge=0)
+    """The number of solved examples before each question; the task's own, unless given.
+
+    Example: `num_fewshot: 5`
+    """
     apply_chat_template: bool | str = False
+    """Put questions in the model's chat template; a text names one of several templates. Turn
+    it on for instruction-tuned models.
+
+    Example: `apply_chat_template: true`
+    """
     system_instruction: str | None = None
+    """A system message before each question.
+
+    Example: `system_instruction: Answer briefly.`
+    """
     fewshot_as_multiturn: bool | None = None
-    """As in lm_eval's command: on with a chat template, off without, unless said here."""
+    """As in lm_eval's command: on with a chat template, off without, unless said here.
+
+    Example: `apply_chat_template: true, fewshot_as_multiturn: false`
+    """
     gen_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of generation, such as a limit of new tokens. Shorten answers that are longer
+    than they need be: they take most of the time.
+
+    Example: `gen_kwargs: {max_gen_toks: 256}`
+    """
 
     @property
     def multiturn(self) -> bool:
@@ -79,7 +119,17 @@ class RaceConfig(Strict):
     """
 
     keep: float = Field(default=0.1, gt=0, lt=1)
+    """The share of earlier candidates that may be better before a candidate is pruned. Raise it
+    to prune less.
+
+    Example: `keep: 0.2`
+    """
     confidence: float = Field(default=0.6, ge=0.5, lt=1)
+    """The confidence of the one-sided paired test that a candidate is beaten. Raise it to prune
+    less.
+
+    Example: `confidence: 0.8`
+    """
 
 
 class AuditConfig(Strict):
@@ -88,6 +138,10 @@ class AuditConfig(Strict):
     """
 
     tasks: list[TaskConfig] = Field(min_length=1)
+    """The tasks to measure at the end; each is written as in `fitness.tasks`.
+
+    Example: `tasks: [{task: arc_easy}]`
+    """
 
 
 class EngineConfig(PlugConfig):
@@ -96,6 +150,11 @@ class EngineConfig(PlugConfig):
     """
 
     kind: str = "hf"
+    """The engine's name, or `module:Class`. Change it to `api` where a server such as vLLM
+    answers.
+
+    Example: `kind: hf`
+    """
 
 
 class SurrogateLossConfig(Strict):
@@ -106,31 +165,97 @@ class SurrogateLossConfig(Strict):
     """
 
     kind: Literal["supervised"] = "supervised"
+    """The only loss there is.
+
+    Example: `kind: supervised`
+    """
 
 
 class FitnessConfig(Strict):
     """The measure of a merge: tasks, the objective over them, and how documents are split."""
 
     tasks: list[AnyTask] = Field(min_length=1)
+    """What a merge should be good at: lm-eval tasks, or metrics of your own.
+
+    Example: `tasks: [{task: gsm8k, metric: exact_match}, {task: arc_challenge, metric:
+    acc_norm}]`
+    """
     include_path: str | None = None
+    """A folder with task files of your own, as lm-eval's `--include_path`.
+
+    Example: `include_path: tasks`
+    """
     allow_test_sets: bool = False
-    """Let the search see documents of public test sets, which others report scores on."""
+    """Let the search see documents of public test sets, which others report scores on. Leave it
+    off where the result is to be compared with published numbers.
+
+    Example: `allow_test_sets: true`
+    """
     engine: EngineConfig = EngineConfig()
+    """The engine that answers lm-eval's requests, with its options.
+
+    Example: `engine: {kind: hf, batch_tokens: 8192}`
+    """
     objective: ObjectiveConfig = ObjectiveConfig(kind="mean")
+    """How the tasks' scores become one value, or several goals. Change it where no task may
+    fall behind (`weakest_link`), where tasks differ in difficulty (`normalized`), or to see the
+    trade-off (`pareto`).
+
+    Example: `objective: weakest_link`
+    """
     constraints: list[ConstraintConfig] = Field(default_factory=list)
+    """Conditions that a winner must meet. Use them where a merge must not lose what a parent
+    can do.
+
+    Example: `constraints: [{not_below: {task: gsm8k, by: 0.02}}]`
+    """
     splits: dict[str, float | int] = Field(
         default_factory=lambda: {"search": 0.5, "select": 0.2, "test": 0.3}
     )
+    """Shares of the documents, which add up to 1, or numbers of them, for `search`, `select`
+    and `test`. Give counts where tasks are large: 200 for each split tells most merges apart.
+
+    Example: `splits: {search: 0.5, select: 0.2, test: 0.3}`
+    """
     fewshot_seed: int = 1234
+    """The seed by which few-shot examples are drawn; lm-eval's.
+
+    Example: `fewshot_seed: 1234`
+    """
     batch_size: int = Field(default=64, ge=1)
-    """Rows generated at once, and of lm-eval's own batches where an engine leaves work to it."""
+    """Rows generated at once, and of lm-eval's own batches where an engine leaves work to it.
+    Lower it where memory is short.
+
+    Example: `batch_size: 16`
+    """
     select_top: int = Field(default=10, ge=1)
+    """The number of finalists: so many of the best on `search` are scored on `select`, where
+    the winner is chosen.
+
+    Example: `select_top: 20`
+    """
     rungs: list[Annotated[int, Field(ge=1)] | Literal["all"]] = Field(default=["all"])
-    """Numbers of items over all tasks, then `all`: a candidate that does badly on few is pruned."""
+    """Numbers of items over all tasks, then `all`: a candidate that does badly on few is
+    pruned. Use them once a candidate takes longer than merging it does.
+
+    Example: `rungs: [32, 128, all]`
+    """
     race: RaceConfig = RaceConfig()
+    """When a candidate is pruned on a rung.
+
+    Example: `race: {keep: 0.1, confidence: 0.6}`
+    """
     estimator: Literal["mean", "mp_irt", "gmp_irt"] = "gmp_irt"
-    """The estimator of a pruned candidate's score."""
+    """The estimator of a pruned candidate's score: the mean of its items, or an item-response
+    model, on all candidates' items. Change it to `mean` where items are very unlike.
+
+    Example: `estimator: mean`
+    """
     audit: AuditConfig | None = Field(default=None, exclude_if=lambda audit: audit is None)
+    """Tasks that are only measured at the end, to see what was forgotten.
+
+    Example: `audit: {tasks: [{task: arc_easy}]}`
+    """
 
     @property
     def of_audit(self) -> FitnessConfig | None:
@@ -148,6 +273,10 @@ class FitnessConfig(Strict):
         )
 
     surrogate_loss: SurrogateLossConfig = SurrogateLossConfig()
+    """The loss that gradients follow, where `initial` asks for a descent.
+
+    Example: `surrogate_loss: {kind: supervised}`
+    """
 
     @property
     def lm_eval_tasks(self) -> list[TaskConfig]:

@@ -66,9 +66,13 @@ def _held(data: Any, part: int | str) -> bool:
 
 
 def _explain(place: Sequence[str], problems: Sequence[Mapping[str, Any]]) -> str:
+    return f"{_wrong(place, problems)}; type: evomerge explain {_topic(place)}"
+
+
+def _wrong(place: Sequence[str], problems: Sequence[Mapping[str, Any]]) -> str:
     where, kinds = ".".join(place) or "campaign", {problem["type"] for problem in problems}
     if "extra_forbidden" in kinds:
-        valid = _keys_at(CampaignConfig, place[:-1])
+        valid = _keys_at(place[:-1])[1]
         near = difflib.get_close_matches(place[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(sorted(valid))}"
         return f"{where}: unknown key; {hint}"
@@ -77,15 +81,22 @@ def _explain(place: Sequence[str], problems: Sequence[Mapping[str, Any]]) -> str
     return f"{where}: {what_was_expected(problems)}"
 
 
-def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Find the keys valid at a place in the file by walking the schema."""
-    models = [model]
+def _topic(location: Sequence[str]) -> str:
+    """The name under which `evomerge explain` knows the key, or the nearest section above it."""
+    return ".".join(_keys_at(location)[0]) or "campaign"
+
+
+def _keys_at(location: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Walk the schema to a place in the file: the keys on the way, and those valid there."""
+    models: list[type[BaseModel]] = [CampaignConfig]
+    way = []
     for part in location:
         field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
         if field is None:
-            continue  # a list index, or a key of a free mapping
+            continue  # a list index, a key of a free mapping, or no key
+        way.append(part)
         models = _models_in(field.annotation) or models
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+    return way, list(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

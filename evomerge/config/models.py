@@ -20,9 +20,25 @@ class TokenOfModel(Strict):
     """The row of one model's token, by its text or by its number."""
 
     kind: Literal["model_token"]
+    """`model_token`: the row of a token of a model; `zero`: a row of zeros.
+
+    Example: `kind: model_token, model: base, token: the`
+    """
     model: str
+    """The model that has the token: `base` or an expert's name.
+
+    Example: `kind: model_token, model: base, token: the`
+    """
     token: str | None = None
+    """The token's text.
+
+    Example: `token: the`
+    """
     token_id: int | None = Field(default=None, ge=0)
+    """The token's number in the model's own vocabulary, in the place of `token`.
+
+    Example: `kind: model_token, model: base, token_id: 5`
+    """
 
     @model_validator(mode="after")
     def _names_one_token(self) -> TokenOfModel:
@@ -35,6 +51,10 @@ class ZeroRow(Strict):
     """A row of zeros."""
 
     kind: Literal["zero"]
+    """`zero`: a row of zeros.
+
+    Example: `kind: zero`
+    """
 
 
 class TokenRow(Strict):
@@ -45,7 +65,16 @@ class TokenRow(Strict):
     """
 
     source: str | TokenOfModel | ZeroRow | None = None
+    """A model that has the token, a token of a model, or zeros. Without it the row is found as
+    that of any other token.
+
+    Example: `source: base`
+    """
     force: bool = False
+    """Give the row to every model, also to those that have the token.
+
+    Example: `source: base, force: true`
+    """
 
     @model_validator(mode="after")
     def _forces_something(self) -> TokenRow:
@@ -67,23 +96,38 @@ class TokenizerConfig(Strict):
     Tokens are matched by their text, whatever number each model gives them. A token that a model
     lacks has, in this model, the row of the only model that has it; of several, the base's if the
     base is one of them and `missing` is `base`, else their mean. Where no model has it, zeros.
-
-    Attributes:
-        source: `base` or the name of an expert, whose tokenizer the result has; `union` for the
-            base's with the tokens of all experts added.
-        tokens: token → its row; a token that the tokenizer lacks is added to it.
-        pad_to_multiple_of: the number of rows is rounded up to it; rows beyond the tokens are the
-            mean of all others.
-        chat_template: chatml, llama3, mistral, alpaca, exaone, auto (what most models have), a
-            Jinja template or, in a campaign file, the path of one.
-        missing: see above.
     """
 
     source: str = UNION
+    """`base` or the name of an expert, whose tokenizer the result has; `union` for the base's
+    with the tokens of all experts added.
+
+    Example: `source: union`
+    """
     tokens: dict[str, TokenRow] = Field(default_factory=dict)
+    """Token → its row; a token that the tokenizer lacks is added to it. Give one for a special
+    token that experts mean differently.
+
+    Example: `tokens: {<|im_end|>: {source: base}}`
+    """
     pad_to_multiple_of: int | None = Field(default=None, ge=1)
+    """The number of rows is rounded up to it; rows beyond the tokens are the mean of all
+    others. Give 64 for speed on GPUs.
+
+    Example: `pad_to_multiple_of: 64`
+    """
     chat_template: str | None = None
+    """chatml, llama3, mistral, alpaca, exaone, auto (what most models have), a Jinja template
+    or, in a campaign file, the path of one.
+
+    Example: `chat_template: chatml`
+    """
     missing: Literal["base", "mean"] = "base"
+    """Where several models have a token that another lacks: the base's row, or the mean of
+    theirs.
+
+    Example: `missing: mean`
+    """
 
     def models(self) -> Iterator[tuple[str, str]]:
         """Yield the key and the name of every model that is named."""
@@ -105,14 +149,44 @@ class ModelsConfig(Strict):
     """
 
     base: str
+    """The model that the experts were finetuned from: a folder, or a hub id with an optional
+    `@revision`.
+
+    Example: `base: meta-llama/Llama-3.1-8B`
+    """
     experts: dict[str, str] = Field(min_length=1)
+    """Name → folder, hub id or LoRA adapter. The name stands in genes, figures and reports.
+
+    Example: `experts: {math: org/math, code: org/code@main}`
+    """
     align: list[str] = Field(default_factory=list)
+    """Experts whose units are first brought into the base's order (Git Re-Basin). Use it where
+    an expert shares little training with the base.
+
+    Example: `align: [math]`
+    """
     tokenizer: TokenizerConfig | None = Field(
         default=None, exclude_if=lambda tokenizer: tokenizer is None
     )
+    """The tokens of the result. Give it where models number their tokens differently.
+
+    Example: `tokenizer: {source: union}`
+    """
     allow_locked: bool = False
+    """Take experts that look locked against merging.
+
+    Example: `allow_locked: true`
+    """
     allow_pickle: bool = False
+    """Read weights that are pickled. Only for files that you trust: they can run code.
+
+    Example: `allow_pickle: true`
+    """
     trust_remote_code: bool = False
+    """Run model code that comes with a checkpoint. Only for code that you have read.
+
+    Example: `trust_remote_code: true`
+    """
 
     @model_validator(mode="after")
     def _aligned_are_experts(self) -> ModelsConfig:
@@ -152,7 +226,16 @@ class ModelsConfig(Strict):
 
 
 class DtypeConfig(Strict):
-    """`weights`: what candidates are rounded to. `compute`: what they are scored in."""
+    """The dtypes of candidates' weights, and of computing their scores."""
 
     weights: Literal["checkpoint"] | FloatType = "checkpoint"
+    """What candidates are rounded to; `checkpoint` is the base's own, so that the export holds
+    the bytes that were scored.
+
+    Example: `weights: bfloat16`
+    """
     compute: Literal["auto"] | FloatType = "auto"
+    """What candidates are scored in; `auto` is float32 on CPU and bfloat16 on CUDA.
+
+    Example: `compute: float32`
+    """

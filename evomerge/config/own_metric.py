@@ -19,11 +19,30 @@ class CallableConfig(Strict):
     """
 
     callable: str
+    """The function, as `module:function`.
+
+    Example: `callable: 'metrics:politeness', documents: questions.jsonl`
+    """
     documents: str
+    """A file of JSON objects, one a line.
+
+    Example: `callable: 'metrics:politeness', documents: questions.jsonl`
+    """
     task: str
-    """The name of the task; the function's, unless it is given."""
+    """The name of the task; the function's, unless it is given.
+
+    Example: `task: polite, callable: 'metrics:politeness', documents: questions.jsonl`
+    """
     weight: float = Field(default=1.0, gt=0)
+    """How much the metric counts in the objective.
+
+    Example: `weight: 2, callable: 'metrics:politeness', documents: questions.jsonl`
+    """
     higher_is_better: bool = True
+    """False where a small number is good.
+
+    Example: `higher_is_better: false, callable: 'metrics:seconds', documents: questions.jsonl`
+    """
 
     @property
     def module(self) -> str:

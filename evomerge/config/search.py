@@ -14,23 +14,40 @@ from evomerge.config.space import SpaceConfig
 class OptimizerConfig(PlugConfig):
     """`kind` names the optimizer (`evomerge list optimizers`), or your own as `module:Class`; the
     other keys are its options.
-
-    `screen`: of so many proposals the one is evaluated that a surrogate of the results prefers; 1
-    turns it off.
     """
 
     kind: str = "cma"
+    """The optimizer's name, or your own as `module:Class`.
+
+    Example: `kind: m2n2`
+    """
     screen: int = Field(default=1, ge=1, le=1000, exclude_if=lambda among: among == 1)
+    """Of so many proposals the one is evaluated that a surrogate of the results prefers; 1
+    turns it off. Try 4 where a candidate takes minutes.
+
+    Example: `screen: 4`
+    """
 
 
 class BudgetConfig(Strict):
-    """`trials`: the study's total; `items`: that of the search items they are asked for, whatever
-    the trials if only it is given. `hours`: this run's wall time.
-    """
+    """The end of the search: whichever limit is reached first."""
 
     trials: int = Field(default=200, ge=1)
+    """The study's total of search trials. Ten for each gene is a fair start.
+
+    Example: `trials: 150`
+    """
     items: int | None = Field(default=None, ge=1)
+    """The total of search items that trials are asked for, whatever the trials if only it is
+    given. Use it with rungs, to compare at equal cost.
+
+    Example: `items: 20000`
+    """
     hours: float | None = Field(default=None, gt=0)
+    """This run's wall time; the same command goes on the next night.
+
+    Example: `hours: 8`
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -45,47 +62,97 @@ class BestTrials(Strict):
     """The best `trials` by search of another run's folder, their genes taken over by name."""
 
     run: str
+    """The folder of another run, its genes taken over by name.
+
+    Example: `run: runs/last-night, trials: 3`
+    """
     trials: int = Field(default=1, ge=1)
+    """The number of its best trials by search.
+
+    Example: `run: runs/last-night, trials: 3`
+    """
 
 
 class StudyTrials(Strict):
     """The best `trials` of any Optuna study, its params taken over by name.
 
-    `study`: its storage's URL; `name` may be left out where the storage has one study. What is best
-    the study's own direction says. Params that are no genes here are passed over, numbers out of
-    bounds go to the nearest.
+    Params that are no genes here are passed over, numbers out of bounds go to the nearest.
     """
 
     study: str
+    """The storage's URL of any Optuna study, whose params are taken over by name.
+
+    Example: `study: 'sqlite:///other.db', name: night`
+    """
     name: str | None = None
+    """The study's name; it may be left out where the storage has one study.
+
+    Example: `study: 'sqlite:///other.db', name: night`
+    """
     trials: int = Field(default=1, ge=1)
+    """The number of its best trials, by its own direction.
+
+    Example: `study: 'sqlite:///other.db', trials: 3`
+    """
 
 
 class DescentConfig(Strict):
     """A gradient descent on the genes before the search, on documents of the search split.
 
     `steps` of projected Adam at `rate` (a share of each gene's range), on `batch` fresh documents
-    each, which cost three items a document. `from` is where it begins: `uniform`, a model's name,
-    or `best_parent`, the best on search that the space holds. Of the split `held_back` is kept
-    aside: every `check` steps its loss is looked at, the best point so far is the end, and the
-    descent stops when `patience` looks brought nothing better.
+    each. Of the split `held_back` is kept aside: every `check` steps its loss is looked at, the
+    best point so far is the end, and the descent stops when `patience` looks found none better.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     steps: int = Field(default=30, ge=1)
+    """The number of steps of projected Adam.
+
+    Example: `steps: 30`
+    """
     origin: str = Field(default="uniform", alias="from")
+    """The point where it begins: `uniform`, a model's name, or `best_parent`, the best on
+    search that the space holds.
+
+    Example: `from: best_parent`
+    """
     batch: int = Field(default=30, ge=1)
+    """Fresh documents for each step; a document costs three items.
+
+    Example: `batch: 60`
+    """
     rate: float = Field(default=0.05, gt=0, le=1)
+    """Adam's step, as a share of each gene's range.
+
+    Example: `rate: 0.02`
+    """
     held_back: float = Field(default=0.2, gt=0, lt=1)
+    """The share of the search split that is kept aside, to see when to stop.
+
+    Example: `held_back: 0.3`
+    """
     check: int = Field(default=5, ge=1)
+    """The loss on what was held back is looked at every so many steps.
+
+    Example: `check: 10`
+    """
     patience: int = Field(default=3, ge=1)
+    """The descent stops when so many looks brought nothing better.
+
+    Example: `patience: 5`
+    """
 
 
 class GradientStart(Strict):
     """The end of a gradient descent as a point to try first."""
 
     gradient: DescentConfig
+    """Descend on the genes before the search. Use it where there are many genes and a model
+    fits twice.
+
+    Example: `gradient: {steps: 30, from: uniform}`
+    """
 
 
 def _kind_of_start(start: Any) -> str:
@@ -114,8 +181,27 @@ class StageConfig(Strict):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    """The name of the stage, and of its winner as a model of the later stages."""
+    """The name of the stage, and of its winner as a model of the later stages.
+
+    Example: `name: weights, space: {weights: {method: linear}}`
+    """
     space: SpaceConfig
+    """The stage's own search space, written as `space` is.
+
+    Example: `name: weights, space: {weights: {method: linear}}`
+    """
     optimizer: OptimizerConfig | None = None
+    """The stage's optimizer; the campaign's, unless given.
+
+    Example: `name: weights, space: {weights: {method: linear}}, optimizer: {kind: m2n2}`
+    """
     initial: list[Start] = Field(default_factory=list)
+    """The stage's points to try first, written as `initial` is.
+
+    Example: `name: weights, space: {weights: {method: linear}}, initial: [uniform]`
+    """
     trials: int | None = Field(default=None, ge=1)
+    """The stage's trials; `budget.trials`, unless given.
+
+    Example: `name: weights, space: {weights: {method: linear}}, trials: 50`
+    """

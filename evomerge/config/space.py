@@ -21,8 +21,20 @@ class Bounds(Strict):
     """Bounds of a gene, which is searched by its logarithm when `log`."""
 
     low: float
+    """The gene's least value.
+
+    Example: `low: 0.001, high: 1, log: true`
+    """
     high: float
+    """The gene's greatest value.
+
+    Example: `low: 0.001, high: 1, log: true`
+    """
     log: bool = False
+    """Search the gene by its logarithm. Use it where the bounds are powers of ten apart.
+
+    Example: `low: 0.001, high: 1, log: true`
+    """
 
     @model_validator(mode="after")
     def _do_not_cross(self) -> Bounds:
@@ -43,7 +55,15 @@ class LinesConfig(Strict):
     """
 
     alpha: Pair | float = Field(default_factory=lambda: [0.0, 1.5])
+    """α, the factor of the first layer: `[low, high]`, a gene, or one value.
+
+    Example: `alpha: 0.5, beta: [0, 1.5]`
+    """
     beta: Pair | float = Field(default_factory=lambda: [0.0, 1.5])
+    """β, what the last layer's factor has more: `[low, high]`, a gene, or one value.
+
+    Example: `alpha: 0.5, beta: [0, 1.5]`
+    """
 
     @field_validator("alpha", "beta")
     @classmethod
@@ -57,9 +77,16 @@ class _DensityConfig(Strict):
     """The share of the entries of task vectors that is kept."""
 
     density: Pair | float = Field(default_factory=lambda: [0.1, 1.0])
-    """`[low, high]`, a gene, or one value; at 1 everything is kept."""
+    """The share of entries that is kept: `[low, high]`, a gene, or one value; at 1 everything
+    is kept.
+
+    Example: `density: [0.2, 1]`
+    """
     per: Literal["model", "group"] = "model"
-    """One gene for the whole model, or one for each group of tensors that is tuned together."""
+    """One gene for the whole model, or one for each group of tensors that is tuned together.
+
+    Example: `per: group`
+    """
 
     @field_validator("density")
     @classmethod
@@ -75,13 +102,15 @@ class _DensityConfig(Strict):
 class DareConfig(_DensityConfig):
     """DARE: entries of the experts' task vectors dropped at random before the method merges them.
 
-    `density` is the probability that an entry survives: `[low, high]`, a gene (with `per: group`
-    one for each group of tensors that is tuned together), or one value; at 1 nothing is dropped.
-    `rescale` says what survivors are multiplied by: 1/density, what gives a task vector its `l1`
-    norm back, or nothing (`none`).
+    `density` is the probability that an entry survives.
     """
 
     rescale: Literal["density", "l1", "none"] = "density"
+    """What survivors are multiplied by: 1/density, what gives a task vector its `l1` norm back,
+    or nothing (`none`).
+
+    Example: `rescale: l1`
+    """
 
 
 _OF_KIND = {"magnitude": (), "dare": ("rescale",), "della": ("epsilon", "rescale")}
@@ -98,9 +127,27 @@ class SparsifyConfig(_DensityConfig):
     """
 
     kind: Literal["magnitude", "dare", "della", "breadcrumbs"]
+    """The rule by which entries are dropped: the smallest (`magnitude`), both ends
+    (`breadcrumbs`), at random (`dare`), or at random and small ones rather (`della`).
+
+    Example: `kind: magnitude, density: [0.2, 1]`
+    """
     gamma: float | None = Field(default=None, ge=0, le=1)
+    """The share of largest entries that `breadcrumbs` drops.
+
+    Example: `kind: breadcrumbs, gamma: 0.01`
+    """
     epsilon: float | None = Field(default=None, ge=0, le=0.5)
+    """How far the density of `della` goes up and down by rank.
+
+    Example: `kind: della, epsilon: 0.1`
+    """
     rescale: Literal["density", "probability", "l1", "none"] | None = None
+    """What survivors are multiplied by, in `dare` and `della`: by the reciprocal of what chose
+    them, by what restores the `l1` norm, or by nothing (`none`).
+
+    Example: `kind: dare, rescale: l1`
+    """
 
     @model_validator(mode="after")
     def _options_are_the_kinds_own(self) -> Self:
@@ -134,18 +181,60 @@ class WeightsConfig(Strict):
     """
 
     method: str | Annotated[list[str], Field(min_length=1)]
+    """The merge method, or a list of which the search chooses (`evomerge list methods`).
+
+    Example: `method: ties`
+    """
     methods_per: Literal["model", "group"] = Field(
         default="model", exclude_if=lambda per: per == "model"
     )
+    """One choice of the method for the whole model, or one for each group of tensors that is
+    tuned together.
+
+    Example: `method: [linear, ties], methods_per: group`
+    """
     granularity: Literal["model", "block", "layer", "module", "tensor"] = "layer"
+    """How finely genes are given: one set for the model, for each block of layers, each layer,
+    each module (attention, MLP, norms), or each tensor. Coarser means fewer genes and fewer
+    trials: begin with `model` or `block`.
+
+    Example: `method: ties, granularity: block, block: 8`
+    """
     block: int = Field(default=4, ge=1)
+    """The number of layers that `granularity: block` tunes together.
+
+    Example: `method: ties, granularity: block, block: 8`
+    """
     choose_experts: bool = False
+    """Add a gene per expert that leaves it out of the whole merge. Use it where some experts
+    may only do harm.
+
+    Example: `choose_experts: true`
+    """
     lines: LinesConfig | None = Field(default=None, exclude_if=lambda lines: lines is None)
+    """Scale what the method adds to the base by depth (LiNeS).
+
+    Example: `method: task_arithmetic, lines: {alpha: 0.5, beta: [0, 1.5]}`
+    """
     dare: DareConfig | None = Field(default=None, exclude_if=lambda dare: dare is None)
+    """Drop entries of task vectors at random before the method merges them; `sparsify` says the
+    same.
+
+    Example: `method: task_arithmetic, dare: {density: [0.2, 1]}`
+    """
     sparsify: SparsifyConfig | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Drop entries of task vectors before the method merges them.
+
+    Example: `method: task_arithmetic, sparsify: {kind: magnitude, density: [0.2, 1]}`
+    """
     genes: dict[
         str, Annotated[list[float], Field(min_length=2, max_length=2)] | Bounds | Scalar
     ] = Field(default_factory=dict)
+    """Parameter of the method → `[low, high]` or `{low, high, log: true}` to search it, or one
+    value to fix it. What is not named keeps the method's default.
+
+    Example: `method: ties, genes: {weight: [0, 1.5], density: 0.5}`
+    """
 
     @property
     def methods(self) -> list[str]:
@@ -200,6 +289,10 @@ class PathConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     kind: str = "none"
+    """The kind of path (`evomerge list paths`); `none` keeps the models' own layer sequence.
+
+    Example: `kind: layer_swap, outer: lang, inner: math`
+    """
 
     @property
     def options(self) -> dict[str, Any]:
@@ -216,10 +309,22 @@ class SpaceConfig(Strict):
     """
 
     weights: WeightsConfig | None = None
+    """Merging in weight space: a method, how finely it is tuned, and the genes' bounds.
+
+    Example: `weights: {method: ties, granularity: block, genes: {weight: [0, 1.5]}}`
+    """
     path: PathConfig = PathConfig()
+    """Which layer of which model stands where. Use it to move or repeat layers.
+
+    Example: `path: {kind: layer_swap, outer: lang, inner: math}`
+    """
     grid: int | None = Field(default=None, ge=2)
-    """Values of every searched parameter, the same everywhere, that are scored beside parents and
-    baselines, before the search and outside its budget."""
+    """Values of every searched parameter, the same everywhere, that are scored beside parents
+    and baselines, before the search and outside its budget. Use it to show that a search beats
+    a grid.
+
+    Example: `weights: {method: linear}, grid: 5`
+    """
 
     @field_validator("path", mode="before")
     @classmethod

@@ -8,11 +8,21 @@ from evomerge.config.base import Strict
 
 
 class StudyConfig(Strict):
-    """`sqlite` keeps the study in the run's folder; anything else is an Optuna storage URL.
-
-    A database server that goes away is waited for, `wait_minutes` each time.
-    """
+    """The storage of the record, an Optuna study."""
 
     storage: str = "sqlite"
+    """`sqlite` keeps the study in the run's folder; anything else is an Optuna storage URL.
+    Change it where a team looks on.
+
+    Example: `storage: 'postgresql://host/studies'`
+    """
     name: str | None = None
+    """The study's name; the campaign's, unless given.
+
+    Example: `name: night`
+    """
     wait_minutes: float = Field(default=60.0, ge=0)
+    """A database server that goes away is waited for so long, each time.
+
+    Example: `wait_minutes: 120`
+    """

@@ -19,17 +19,48 @@ class WorkersConfig(Strict):
     """
 
     kind: Literal["local", "ray"] = "local"
+    """`local`: in this process, with one worker; `ray`: actors, on one machine or a cluster.
+
+    Example: `kind: ray, count: 4`
+    """
     count: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """The number of workers; `auto` is as many as the cluster has room for. One for each GPU is
+    a fair start.
+
+    Example: `kind: ray, count: 4`
+    """
     cpus_per_worker: int | None = Field(default=None, ge=1)
+    """CPU cores of each worker.
+
+    Example: `kind: ray, count: auto, cpus_per_worker: 4`
+    """
     gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs of each worker; a share, such as 0.5, puts two on one GPU.
+
+    Example: `kind: ray, count: 2, gpus_per_worker: 1`
+    """
     address: str | None = None
+    """The Ray cluster: `auto`, or its head's `HOST` or `HOST:PORT`; without it Ray is started
+    on this machine.
+
+    Example: `kind: ray, address: auto`
+    """
     model_parallel: bool | None = None
-    """Spread a model over the GPUs of its worker; by default if the worker has several."""
+    """Spread a model over the GPUs of its worker; by default if the worker has several.
+
+    Example: `kind: ray, gpus_per_worker: 2, model_parallel: true`
+    """
     timeout: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
-    """Seconds after which an evaluation has hung; `auto`: derived from what others took."""
+    """Seconds after which an evaluation has hung; `auto`: derived from what others took.
+
+    Example: `kind: ray, timeout: 1800`
+    """
     copy_to: str | None = None
-    """A folder on each node to which models and tasks are copied once; without it every node must
-    see them where they are."""
+    """A folder on each node to which models and tasks are copied once; without it every node
+    must see them where they are.
+
+    Example: `kind: ray, copy_to: /scratch/evomerge`
+    """
 
     @property
     def on_ray(self) -> bool:

@@ -26,7 +26,10 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 @tracker("mlflow")
 class MLflow(Tracker):
-    """Writes a run of an MLflow server, or of the database mlflow.db in the run's folder."""
+    """Writes a run of an MLflow server, or of the database mlflow.db in the run's folder.
+
+    Example: `kind: mlflow, uri: 'http://localhost:5000', experiment: merges`
+    """
 
     needs = "mlflow"
     _client: MlflowClient

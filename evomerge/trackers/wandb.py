@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @tracker("wandb")
 class WandB(Tracker):
-    """Writes a run of a Weights & Biases project; with mode: offline, in the run's folder."""
+    """Writes a run of a Weights & Biases project; with mode: offline, in the run's folder.
+
+    Example: `kind: wandb, project: merges, entity: team, mode: offline`
+    """
 
     needs = "wandb"
     _run: wandb.Run

@@ -40,12 +40,19 @@ _OF_SPEED = {
 class Api(Engine):
     """A model served elsewhere, OpenAI style; every candidate is written to a folder and reloaded.
 
-    `url` is the server's, of completions (`…/v1/completions`) or chats (`…/v1/chat/completions`).
-    Candidates are written, one in the place of the other, to the folder `checkpoint`. `reload` is
-    then run, a shell command in which {checkpoint} stands for the folder, or posted to, as a URL,
-    with {"checkpoint": folder} as JSON; it must not return before the candidate answers, nor take
-    more than `timeout` seconds. `model` is the name the server knows the model by, and `args` are
-    further arguments of lm-eval's `local-completions`: num_concurrent, max_length, …
+    Use it where a server such as vLLM answers faster than transformers does.
+
+    Args:
+        url: the server's, of completions (`…/v1/completions`) or chats (`…/v1/chat/completions`).
+        checkpoint: the folder that candidates are written to, one in the place of the other.
+        reload: a shell command in which {checkpoint} stands for the folder, or a URL that gets
+            {"checkpoint": folder} as JSON; it must not return before the candidate answers.
+        model: the name that the server knows the model by.
+        timeout: the most seconds that a reload may take.
+        args: further arguments of lm-eval's `local-completions`: num_concurrent, max_length, …
+
+    Example: `kind: api, url: 'http://localhost:8000/v1/completions', checkpoint: candidate,
+    reload: './restart.sh {checkpoint}', args: {num_concurrent: 32}`
     """
 
     here = False

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 class HuggingFace(Engine):
     """A transformers model in the worker; candidates are written into it in place.
 
-    `batch_tokens` is the number of tokens of one forward pass; where it is not given, 4096 on CPU,
-    and on a GPU what its memory holds.
+    Args:
+        batch_tokens: the number of tokens of one forward pass; where it is not given, 4096 on CPU,
+            and on a GPU what its memory holds. Lower it where other programs use the GPU.
+
+    Example: `kind: hf, batch_tokens: 8192`
     """
 
     differentiable = True

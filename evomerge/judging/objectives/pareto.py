@@ -123,9 +123,15 @@ def pareto(
 ) -> Values:
     """The front over several goals; its scalar, for optimizers of one value, is the preference's.
 
-    `of`: tasks and measures. `prefer`: `knee` (where the front bends; the scalar is the mean of the
-    goals, each in units of the parents' largest), `{weights: {goal: w}}`, or `{best: goal, where:
-    {goal: {at_most: x}}}`.
+    Use it, with nsga2, nsga3 or map, where you want to see what one goal costs the other.
+
+    Args:
+        of: the goals: names of tasks and measures.
+        prefer: the winner of the front: `knee` (where the front bends; the scalar is the mean of
+            the goals, each in units of the parents' largest), `{weights: {goal: w}}`, or
+            `{best: goal, where: {goal: {at_most: x}}}`.
+
+    Example: `kind: pareto, of: [gsm8k, gsm8k.response_tokens], prefer: knee`
     """
     points = goals(means, weights, tasks, signs, of=of, prefer=prefer)
     names = _names(of)

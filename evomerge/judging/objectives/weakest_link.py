@@ -20,8 +20,11 @@ def weakest_link(
 ) -> NDArray[np.float64]:
     """minₜ mₜ, or its soft form −T log Σ wₜ exp(−mₜ/T) / Σ wₜ, in which every task counts a little.
 
-    `temperature`: T, in units of the metric. The soft form tends to the minimum as T → 0 and to
-    the weighted mean as T → ∞.
+    Use it where no task may fall behind.
+
+    Args:
+        temperature: T, in units of the metric. The soft form tends to the minimum as T → 0 and to
+            the weighted mean as T → ∞. Raise it to 0.05 where the minimum is too coarse to climb.
     """
     scored = means[..., weights > 0]
     lowest = scored.min(axis=-1)

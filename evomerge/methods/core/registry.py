@@ -132,7 +132,10 @@ class Method:
         """
         if name not in self.parameters:
             has = ", ".join(self.parameters) or "none"
-            raise InputError(f"{where}: {self.name} has no parameter {name!r}; it has {has}")
+            raise InputError(
+                f"{where}: {self.name} has no parameter {name!r}; it has {has}; "
+                f"type: evomerge explain {self.name}"
+            )
         return self.parameters[name]
 
     def check_experts(self, count: int, where: str) -> None:

@@ -43,8 +43,14 @@ class CmaEs(Optimizer):
         sigma: Annotated[float, Field(gt=0, le=1)] = 0.2,
         population: Annotated[int, Field(ge=3)] | None = None,
     ) -> None:
-        """`sigma`: initial step size, as a share of each gene's range; `population`: λ, by default
-        4 + ⌊3 ln n⌋.
+        """Begin at the domain's start.
+
+        Args:
+            domain: the genes, where to begin, and how genomes recombine.
+            seed: of every draw.
+            sigma: initial step size, as a share of each gene's range. Lower it where the start is
+                known to be good.
+            population: λ, by default 4 + ⌊3 ln n⌋. Raise it where scores are noisy.
         """
         if sum(gene.levels != 1 for gene in domain.genes) < 2:
             raise InputError("optimizer.kind: cma needs at least two genes; use 'random'")

@@ -44,8 +44,16 @@ class DifferentialEvolution(Optimizer):
         scale: Annotated[float, Field(gt=0, le=2)] = 0.5,
         crossover_rate: Annotated[float, Field(ge=0, le=1)] | None = None,
     ) -> None:
-        """`variant`: how mutants are made; `population`: N; `scale`: F; `crossover_rate`: CR, by
-        default 0.9 for `textbook`, and 0.5 for `evolver`, whose members would be one too soon.
+        """Begin with empty slots.
+
+        Args:
+            domain: the genes, where to begin, and how genomes recombine.
+            seed: of every draw.
+            variant: how mutants are made.
+            population: N, the number of slots.
+            scale: F, the length of a mutant's step.
+            crossover_rate: CR, by default 0.9 for `textbook`, and 0.5 for `evolver`, whose members
+                would be one too soon.
         """
         super().__init__(domain, seed)
         self._variant = variant

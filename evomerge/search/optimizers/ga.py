@@ -25,8 +25,15 @@ class Genetic(Competition):
         mutation: Annotated[float, Field(ge=0, le=1)] = 0.05,
         warmup: Annotated[int, Field(ge=0)] | None = None,
     ) -> None:
-        """`population`: members of the archive; `split`: children change parents at a cut;
-        `mutation`: σ of the noise on genes; `warmup`: asks before the loop; all as in `m2n2`.
+        """Begin with an empty archive.
+
+        Args:
+            domain: the genes, where to begin, and how genomes recombine.
+            seed: of every draw.
+            population: the number of members.
+            split: cross over at a random cut of the model's depth; without it, gene by gene.
+            mutation: σ of the noise on genes, as a share of each gene's range.
+            warmup: results to wait for before members breed, by default as many as there are.
         """
         super().__init__(
             domain,

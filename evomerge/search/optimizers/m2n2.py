@@ -126,10 +126,19 @@ class M2N2(Competition):
         mutation: Annotated[float, Field(ge=0, le=1)] = 0.05,
         warmup: Annotated[int, Field(ge=0)] | None = None,
     ) -> None:
-        """`population`: the archive's size; `alpha`: how much crowding costs; `attraction`: choose
-        the second parent for what the first lacks; `split`: cross over at a random cut; `mutation`:
-        σ on genes; `warmup`: results to wait for before the archive breeds, by default as many as
-        it holds.
+        """Begin with an empty archive.
+
+        Args:
+            domain: the genes, where to begin, and how genomes recombine.
+            seed: of every draw.
+            population: the archive's size. Raise it where there are many tasks, each with experts
+                of its own.
+            alpha: how much crowding costs: at 0 members compete by fitness alone.
+            attraction: choose the second parent for the items that the first does badly on. Turn it
+                off to see what it brings; parents are then drawn by fitness alone.
+            split: cross over at a random cut of the model's depth; without it, gene by gene.
+            mutation: σ of the noise on genes, as a share of each gene's range.
+            warmup: results to wait for before the archive breeds, by default as many as it holds.
         """
         super().__init__(
             domain,

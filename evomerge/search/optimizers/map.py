@@ -71,10 +71,17 @@ class Map(Optimizer):
         interactions: bool = True,
         bayesian: bool = False,
     ) -> None:
-        """`design`: recipes evaluated before the first front, by default as many as a quadratic of
-        n genes has coefficients, (n + 1)(n + 2)/2; `front`: members proposed before the surrogates
-        are fitted again; `interactions`: whether products of genes are among the terms; without,
-        there are 2n + 1; `bayesian`: spend a third of the design where the surrogates are off.
+        """Begin with the design.
+
+        Args:
+            domain: the genes, where to begin, and how genomes recombine.
+            seed: of every draw.
+            design: recipes evaluated before the first front, by default as many as a quadratic of
+                n genes has coefficients, (n + 1)(n + 2)/2.
+            front: members proposed before the surrogates are fitted again.
+            interactions: take products of genes among the terms; without, there are 2n + 1. Turn it
+                off where there are more than some ten genes.
+            bayesian: spend a third of the design where the surrogates are off.
         """
         choices = [gene.name for gene in domain.genes if gene.kind == "categorical" or gene.when]
         if choices:

@@ -33,6 +33,8 @@ class MapElites(Optimizer):
     A measure is a task's metric or a recipe statistic. A candidate takes the cell of its measures
     when that is empty or holds a worse one. Parents are two elites drawn uniformly. Failures,
     candidates that break a constraint and those that were not measured on all items stay out.
+
+    Example: `kind: map_elites, measures: [gsm8k, arc_challenge], grid: [10, 10]`
     """
 
     def __init__(
@@ -47,9 +49,17 @@ class MapElites(Optimizer):
         mutation: Annotated[float, Field(ge=0, le=1)] = 0.05,
         warmup: Annotated[int, Field(ge=0)] = 15,
     ) -> None:
-        """`measures`: names of tasks or recipe statistics, by default the first two there are;
-        `grid`: cells along each; `bounds`: [low, high] of each, values beyond count to the
-        outermost cell; `split`, `mutation`, `warmup`: as those of `m2n2`.
+        """Begin with an empty grid.
+
+        Args:
+            domain: the genes, where to begin, and how genomes recombine.
+            seed: of every draw.
+            measures: names of tasks or recipe statistics, by default the first two there are.
+            grid: cells along each measure.
+            bounds: [low, high] of each measure; values beyond count to the outermost cell.
+            split: cross over at a random cut of the model's depth; without it, gene by gene.
+            mutation: σ of the noise on genes, as a share of each gene's range.
+            warmup: results to wait for before elites breed.
         """
         for name, (low, high) in zip(("first", "second"), bounds, strict=True):
             if not low < high:

@@ -42,10 +42,18 @@ class Nsga2(Optimizer):
         mutation_rate: Annotated[float, Field(ge=0, le=1)] | None = None,
         mutation_eta: Annotated[float, Field(ge=0)] = 20.0,
     ) -> None:
-        """`population`: how many members are kept; `crossover`: `sbx` gene by gene, `split` at one
-        point of the model's depth, as the space recombines; `crossover_rate`: share of children
-        with two parents; `mutation_rate`: per gene, by default 1/n; `crossover_eta` (of `sbx`) and
-        `mutation_eta`: the larger, the nearer children stay to their parents.
+        """Begin with uniform samples.
+
+        Args:
+            domain: the genes, where to begin, and how genomes recombine.
+            seed: of every draw.
+            population: the number of members that are kept.
+            crossover: `sbx` gene by gene, `split` at one point of the model's depth, as the space
+                recombines.
+            crossover_rate: share of children with two parents.
+            crossover_eta: of `sbx`: the larger, the nearer children stay to their parents.
+            mutation_rate: the probability that a gene mutates, by default 1/n.
+            mutation_eta: the larger, the nearer mutants stay to what they were.
         """
         super().__init__(domain, seed)
         self._population = population

@@ -69,9 +69,20 @@ class ParticleSwarm(Optimizer):
         least_step: Annotated[float, Field(gt=0)] = 0.1,
         patience: Annotated[int, Field(ge=1)] = 10,
     ) -> None:
-        """`particles`: N; `inertia`, `cognitive`, `social` and `repel` weigh the velocity's parts;
-        `step`, `decay`, `least_step`: λ; `patience`: moves without improvement before a particle
-        starts over from its best.
+        """Begin with the particles at rest.
+
+        Args:
+            domain: the genes, where to begin, and how genomes recombine.
+            seed: of every draw.
+            particles: N, the number of particles.
+            inertia: weight of the velocity so far.
+            cognitive: weight of the pull to the particle's own best.
+            social: weight of the pull to the swarm's best.
+            repel: weight of the push from the worst seen.
+            step: λ at the beginning.
+            decay: the factor of λ with each swarm's worth of results.
+            least_step: the least λ.
+            patience: moves without improvement before a particle starts over from its best.
         """
         super().__init__(domain, seed)
         self._count = particles

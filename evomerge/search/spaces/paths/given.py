@@ -17,6 +17,8 @@ class Given(LayerPaths):
     """One path, written down: the layers of the searched merge in this order and number.
 
     It has no genes of its own; what is searched are the weights along it.
+
+    Example: `kind: given, layers: [0, 1, 1, 2], scales: [1, 1, 0.5, 1]`
     """
 
     def __init__(

@@ -35,6 +35,9 @@ class Indicator(LayerPaths):
     With `scales`, a slot has a gene for its input scale too, which exists where the slot is on and
     counts where the path comes from anywhere but the model's layer before. The paper has one scale
     for each pair of layers, M² of them; of those a path meets one for each slot.
+
+    Example: `kind: indicator, a: math, others: [lang], repeats: 2, scales: [0.8, 1.2],
+    max_depth: 40`
     """
 
     def __init__(

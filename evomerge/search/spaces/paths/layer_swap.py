@@ -22,6 +22,9 @@ class LayerSwap(LayerPaths):
     Layers [0, bottom) and [L − top, L), embeddings and head are `outer`'s, the next
     `bottom_transition` and `top_transition` layers inwards the average of both models, and the rest
     `inner`'s. Where the widths overlap, outer layers go before transitions.
+
+    Example: `kind: layer_swap, outer: lang, inner: math, bottom: [0, 4], top: [0, 4],
+    transition: [0, 1]`
     """
 
     def __init__(
@@ -35,7 +38,16 @@ class LayerSwap(LayerPaths):
         top: tuple[int, int] | None = None,
         transition: tuple[int, int] | None = None,
     ) -> None:
-        """Bounds are [low, high]; by default up to half of the layers, transitions up to 2.
+        """Take the bounds.
+
+        Args:
+            outer: the model whose layers lie at both ends.
+            inner: the model whose layers lie between.
+            bottom: [low, high] of the number of first layers of `outer`; by default up to half of
+                the layers.
+            top: [low, high] of the number of its last layers; by default up to half.
+            transition: [low, high] of the layers inwards of each that are averaged; by default up
+                to 2.
 
         Raises:
             InputError: no such model, the same twice, bounds outside the depth, or transitions of

@@ -18,6 +18,9 @@ class Slices(LayerPaths):
 
     A range has a source, a start and a length. The first starts at layer 0 and the last ends at the
     last layer; a range between them may be empty. Embeddings, final norm and head are `outside`'s.
+
+    Example: `kind: slices, sources: [math, lang], outside: math, count: 3, length: [4, 16],
+    max_depth: 48`
     """
 
     def __init__(
