@@ -98,6 +98,7 @@ def open_study(
                 "higher_is_better": task.higher_is_better,
                 "dataset": task.dataset,
                 "test_set": task.test_set,
+                **({"aggregate": task.aggregate} if task.corpus else {}),
             }
             for task in setup.tasks
         ]

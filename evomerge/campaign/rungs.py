@@ -18,6 +18,7 @@ from evomerge.campaign.listener import Listener
 from evomerge.campaign.setup import Setup
 from evomerge.config import FitnessConfig
 from evomerge.judging.constraints import Items
+from evomerge.judging.corpus_values import with_items
 from evomerge.judging.estimators import Estimates
 from evomerge.judging.pruning_test import is_pruned, items_at
 from evomerge.judging.rung_items import Rungs, fix_rungs
@@ -172,12 +173,11 @@ class SuccessiveHalving(AllItems):
         self, progress: RungProgress, items: Items, seconds: Mapping[str, float]
     ) -> RungProgress:
         """Add what its rung gave to the progress, which stays on that rung."""
-        scores = {
-            task: progress.scores[task].copy() if progress.scores else np.full(size, np.nan)
-            for task, size in self._rungs.sizes.items()
+        scores = dict(progress.scores) or {
+            t: np.full(n, np.nan) for t, n in self._rungs.sizes.items()
         }
         for task, places in self._rungs.new(len(progress.results)).items():
-            scores[task][places] = items[task]
+            scores[task] = with_items(scores[task], places, items[task])
         stages = dict.fromkeys([*progress.seconds, *seconds])
         spent = {s: progress.seconds.get(s, 0.0) + seconds.get(s, 0.0) for s in stages}
         return replace(progress, scores=scores, seconds=spent)

@@ -85,7 +85,7 @@ class Setup:
     @property
     def audit_judge(self) -> Judge:
         """The judge of the audit's tasks: their mean, which decides nothing."""
-        tasks = [JudgedTask(t.task, t.weight, t.higher_is_better) for t in self.audit]
+        tasks = [JudgedTask(t.task, t.weight, t.higher_is_better, t.corpus) for t in self.audit]
         return build_judge(tasks, ObjectiveConfig(kind="mean"), [], [])
 
     @property
@@ -282,7 +282,7 @@ def _space(config: CampaignConfig, models: CheckedModels) -> Space:
 def _judge(config: CampaignConfig, models: CheckedModels, tasks: Sequence[TaskItems]) -> Judge:
     """The objective and the constraints, over the tasks that there are."""
     fitness = config.fitness
-    judged = [JudgedTask(t.task, t.weight, t.higher_is_better) for t in tasks]
+    judged = [JudgedTask(t.task, t.weight, t.higher_is_better, t.corpus) for t in tasks]
     return build_judge(judged, fitness.objective, fitness.constraints, list(models.sources))
 
 

@@ -3,7 +3,8 @@
 `scores` has the judge, which sums up a recipe's items; `objectives/` one file an objective;
 `constraints` the bounds against parents; `rungs` and `pruning_test` successive halving;
 `estimators/` the means of items that were not measured; `selection` the choice of the winner, and
-`best_of_many` the correction of its score for it; `intervals` intervals and paired tests;
+`best_of_many` the correction of its score for it; `intervals` intervals and paired tests, and
+`corpus_values` and `resampling` those of scores of a whole corpus;
 `pareto` dominance; `splits` the documents of search, select and test.
 """
 

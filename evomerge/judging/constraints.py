@@ -41,17 +41,20 @@ class Constraints:
         configs: as the campaign file gives them.
         signs: task → +1 where a larger metric is better, −1 where a smaller one is.
         beside: measures of weight 0, which count as flips only where a constraint names them.
+        corpora: tasks with a score of the whole corpus, in which no document is right or wrong.
     """
 
     configs: Sequence[ConstraintConfig]
     signs: Mapping[str, float]
     beside: Collection[str] = ()
+    corpora: Collection[str] = ()
 
     def check(self, tasks: Sequence[str], parents: Sequence[str]) -> None:
-        """Check that the tasks and models exist that constraints name.
+        """Check that the tasks and models exist that constraints name, and can be compared so.
 
         Raises:
-            InputError: one does not; names the key and the nearest that does.
+            InputError: one does not; names the key and the nearest that does. Or flips are to be
+                counted of a corpus score.
         """
         for place, config in enumerate(self.configs):
             where = f"fitness.constraints.{place}.{config.kind}"
@@ -63,6 +66,16 @@ class Constraints:
                 raise InputError(
                     f"{where}.task: no task {config.task!r}; {nearest(config.task, tasks)}"
                 )
+            counted = [config.task] if config.task else self._scored
+            if config.negative_flips is not None and set(counted) <= set(self.corpora):
+                raise InputError(
+                    f"{where}: {', '.join(counted)} is scored over the whole corpus, so there are "
+                    "no documents on which a merge is worse; use not_below, or another metric"
+                )
+
+    @property
+    def _scored(self) -> list[str]:
+        return [task for task in self.signs if task not in self.beside]
 
     def measure(self, items: Items, parents: Mapping[str, Items]) -> list[Check]:
         """Measure every constraint on a recipe's items, against the parents' on the same items.
@@ -83,8 +96,8 @@ class Constraints:
         if config.not_below is not None:
             return self._loss(config.not_below.task, model, config.not_below.by, items, parents)
         assert config.negative_flips is not None
-        scored = [task for task in self.signs if task not in self.beside]
-        tasks = [config.task] if config.task else scored
+        tasks = [config.task] if config.task else self._scored
+        tasks = [task for task in tasks if task not in self.corpora]
         flips = self._flips(tasks, items, parents[model])
         label = f"negative flips against {model}" + (f" on {config.task}" if config.task else "")
         return Check(label, flips, config.negative_flips.at_most)

@@ -5,6 +5,9 @@ functions of a z-score, and the objective combines them. The p-value of a paired
 the tail at the z-score at which its interval reaches 0: so p < .05 where the 95 % interval leaves 0
 out, and nowhere else. Where the objective is linear in the tasks' means nothing is drawn at random;
 elsewhere draws come from a fixed seed: the same scores give the same interval.
+
+Scores of a whole corpus (`CorpusValues`) have their intervals by resampling documents, and those of
+differences by permuting them: see `judging.resampling`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from evomerge.judging.corpus_values import CorpusValues, is_corpus
+from evomerge.judging.resampling import CorpusPair, Resampled
 from evomerge.judging.scores import Judge, Values
 
 CONFIDENCE = 0.95
@@ -54,7 +59,8 @@ class Comparison:
         p: two-sided p-value of no difference; below 1 − `CONFIDENCE` where the interval leaves 0
             out.
         test: the name of the test: `mcnemar`, the mid-p test of one task with items right or wrong;
-            `t`, of one task with other items; `combined`, of several tasks.
+            `t`, of one task with other items; `permutation`, of one task with a corpus score;
+            `combined`, of several tasks.
     """
 
     difference: float
@@ -74,9 +80,9 @@ def interval(judge: Judge, items: Mapping[str, Values]) -> Interval:
         judge: of the split that the items belong to.
         items: task → scores, shape (items,).
     """
-    values = [np.asarray(items[task], dtype=np.float64) for task in judge.tasks]
+    values = [np.asanyarray(items[task], dtype=np.float64) for task in judge.tasks]
     means, value = np.array([v.mean() for v in values]), judge.value_of(items)
-    ends = [partial(mean_end, v) for v in values]
+    ends = [_mean_ends(v) for v in values]
     slopes = _slopes(judge.value, means, ends)
     if slopes is not None:
         return Interval(value, *_linear_interval(value, means, slopes, ends, Z))
@@ -97,14 +103,15 @@ def compare(judge: Judge, ours: Mapping[str, Values], theirs: Mapping[str, Value
         ours: task → scores of A, shape (items,).
         theirs: task → scores of B on the same items, in the same order.
     """
-    pairs = [np.stack([ours[task], theirs[task]], axis=-1) for task in judge.tasks]
-    count, value = len(pairs), judge.value_of(ours) - judge.value_of(theirs)
+    sides = [recipe[task] for recipe in (ours, theirs) for task in judge.tasks]
+    count, value = len(judge.tasks), judge.value_of(ours) - judge.value_of(theirs)
+    pairs = [_pair(a, b) for a, b in zip(sides[:count], sides[count:], strict=True)]
     # 1. the objective's slopes by both recipes' means, where it is linear around both
-    means = np.concatenate([[pair[:, side].mean() for pair in pairs] for side in (0, 1)])
+    means = np.array([side.mean() for side in sides])
     slopes = _slopes(
         lambda both: judge.value(both[..., :count]) - judge.value(both[..., count:]),
         means,
-        [partial(mean_end, pair[:, side]) for side in (0, 1) for pair in pairs],
+        [_mean_ends(side) for side in sides],
     )
     if slopes is None or not np.allclose(slopes[:count], -slopes[count:]):
         # 2. elsewhere both recipes' means are drawn together, shape (DRAWS, 2, tasks)
@@ -114,10 +121,10 @@ def compare(judge: Judge, ours: Mapping[str, Values], theirs: Mapping[str, Value
         return Comparison(value, *_quantiles(gaps, value), _tail(gaps, value), "combined")
     # 3. the interval, and the p-value by inverting it
     differences = (means[:count] - means[count:], slopes[:count])
-    ends = [partial(difference_end, pair) for pair in pairs]
+    ends = [_difference_ends(pair) for pair in pairs]
     low, high = _linear_interval(value, *differences, ends, Z)
     moving = [pair for pair, slope in zip(pairs, slopes[:count], strict=True) if slope]
-    test = "combined" if len(moving) != 1 else "mcnemar" if _is_binary(moving[0]) else "t"
+    test = "combined" if len(moving) != 1 else _test_of(moving[0])
     return Comparison(value, low, high, _p_value(value, *differences, ends), test)
 
 
@@ -135,6 +142,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 # One task
+
+
+def _pair(ours: Values, theirs: Values) -> Values | CorpusPair:
+    """Both scores of each item, shape (items, 2); of a corpus score, both recipes' parts."""
+    if is_corpus(ours) and is_corpus(theirs):
+        return CorpusPair.of(ours, theirs)
+    return np.stack([np.asarray(ours), np.asarray(theirs)], axis=-1)
+
+
+def _mean_ends(values: Values) -> Ends:
+    return _resampled_ends(values) if is_corpus(values) else partial(mean_end, values)
+
+
+def _difference_ends(pair: Values | CorpusPair) -> Ends:
+    return pair.permuted.end if isinstance(pair, CorpusPair) else partial(difference_end, pair)
+
+
+def _resampled_ends(values: CorpusValues) -> Ends:
+    """Quantiles of the score of resampled documents: the expanded percentile interval.
+
+    z grows to √(n/(n − 1)) t, without which the interval of few documents is too narrow (Hesterberg
+    2015, section 3.3).
+    """
+    n, drawn = len(values), Resampled.of(values)
+    grown = math.sqrt(n / max(1, n - 1))
+    return lambda z: drawn.end(grown * _t_scores(n, z))
+
+
+def _test_of(pair: Values | CorpusPair) -> str:
+    if isinstance(pair, CorpusPair):
+        return "permutation"
+    return "mcnemar" if _is_binary(pair) else "t"
 
 
 def mean_end(values: Values, z: Values) -> Values:
@@ -352,8 +391,10 @@ def _slopes(
 # Objectives that are not linear
 
 
-def _drawn_pair(pair: Values, z: Values) -> Values:
+def _drawn_pair(pair: Values | CorpusPair, z: Values) -> Values:
     """Draw both recipes' means of a task: normal scores, shape (3, DRAWS), → (DRAWS, 2)."""
+    if isinstance(pair, CorpusPair):
+        return pair.resampled(DRAWS)
     n, gaps, mean = len(pair), pair[:, 0] - pair[:, 1], pair.mean()
     if _is_binary(pair):
         # 1. the share of items that one recipe alone has right, A's of these, and of the others

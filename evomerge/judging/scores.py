@@ -227,11 +227,13 @@ class JudgedTask:
         name: as in the campaign file.
         weight: of its mean in the objective; 0 for what is measured beside the score.
         higher_is_better: the direction of its metric.
+        corpus: whether it is a score of the whole corpus (`judging.corpus_values`).
     """
 
     name: str
     weight: float
     higher_is_better: bool
+    corpus: bool = False
 
 
 def build_judge(
@@ -259,6 +261,7 @@ def build_judge(
         constraints,
         dict(zip(names, signs, strict=True)),
         beside=[task.name for task in tasks if task.weight == 0],
+        corpora=[task.name for task in tasks if task.corpus],
     )
     if models is not None:
         bounds.check(names, models)

@@ -77,7 +77,7 @@ class Audited:
         tasks, weights, signs = (list(column) for column in zip(*parts, strict=True))
         judge = Judge(self.judge.objective, tasks, np.array(weights), np.array(signs))
         ours, theirs = (
-            {task: np.asarray(one.scores[task])[kept[task]] for task in tasks}
+            {task: one.scores[task][kept[task]] for task in tasks}
             for one in (self.ours, self.theirs)
         )
         found = compare(judge, ours, theirs)

@@ -66,7 +66,7 @@ class Results:
     def judge(self) -> Judge:
         """The campaign's judge, which knows no parents' items; see `judges`."""
         tasks = [
-            JudgedTask(task["task"], task["weight"], task["higher_is_better"])
+            JudgedTask(task["task"], task["weight"], task["higher_is_better"], "aggregate" in task)
             for task in self.task_notes
         ]
         fitness = self.study.campaign["fitness"]

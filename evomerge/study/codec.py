@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from evomerge.judging.answer_facts import AnswerFacts
+from evomerge.judging.corpus_values import CorpusValues, is_corpus
 from evomerge.study.record import Evaluation, Marker, RungProgress, RungResult
 
 CHUNK = 59_000
@@ -119,6 +120,8 @@ def _packed(evaluation: Evaluation, *, with_params: bool) -> dict[str, str]:
         packed |= pack("genome", _to_bytes(evaluation.genome))
     if evaluation.scores:
         packed |= pack("scores", b"".join(_to_bytes(v) for v in evaluation.scores.values()))
+        parts = [_to_bytes(v.parts) for v in evaluation.scores.values() if is_corpus(v)]
+        packed |= pack("parts", b"".join(parts)) if parts else {}
     if evaluation.weights is not None:
         packed |= pack_json("weights", evaluation.weights)
     if evaluation.answers:
@@ -167,7 +170,7 @@ def decode_evaluation(
             estimates={task: (mean, se) for task, (mean, se) in plain.get("estimates", {}).items()},
             rungs=tuple(RungResult(*result) for result in plain.get("steps", ())),
             asked=plain.get("asked"),
-            scores=_split_scores(plain.get("tasks", {}), unpack("scores", packed) or b""),
+            scores=_decode_scores(plain.get("tasks", {}), packed),
             answers={
                 task: _to_answers(columns)
                 for task, columns in (unpack_json("answers", packed) or {}).items()
@@ -249,11 +252,15 @@ def _decode_marker(facts: Mapping[str, Any]) -> Marker:
 def _encode_progress(progress: RungProgress) -> dict[str, Any]:
     scores = {task: np.asarray(values, float).tolist() for task, values in progress.scores.items()}
     results = [astuple(result) for result in progress.results]
-    return {"steps": results, "scores": scores, "seconds": dict(progress.seconds)}
+    parts = {t: [v.aggregate, v.parts.tolist()] for t, v in progress.scores.items() if is_corpus(v)}
+    facts = {"steps": results, "scores": scores, "seconds": dict(progress.seconds)}
+    return facts | ({"parts": parts} if parts else {})
 
 
 def _decode_progress(facts: Mapping[str, Any]) -> RungProgress:
     scores = {task: np.array(values, np.float64) for task, values in facts["scores"].items()}
+    for task, (aggregate, parts) in facts.get("parts", {}).items():
+        scores[task] = CorpusValues.of(aggregate, np.array(parts, np.float64))
     results = tuple(RungResult(*result) for result in facts["steps"])
     return RungProgress(results, scores, facts["seconds"])
 
@@ -266,6 +273,20 @@ def _from_bytes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, "<f8").astype(np.float64)
 
 
+def _decode_scores(tasks: Mapping[str, Any], packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Decode item scores; a corpus score comes from its documents' parts."""
+    scores = _split_scores(tasks, unpack("scores", packed) or b"")
+    corpora = {name: task for name, task in tasks.items() if "aggregate" in task}
+    parts = _from_bytes(unpack("parts", packed) or b"")
+    start = 0
+    for name, task in corpora.items():
+        end = start + task["n"] * task["parts"]
+        found = parts[start:end].reshape(task["n"], task["parts"])
+        scores[name] = CorpusValues.of(task["aggregate"], found)
+        start = end
+    return scores
+
+
 def _split_scores(tasks: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
     """Cut the concatenated item scores at the tasks' lengths."""
     lengths = [task["n"] for task in tasks.values()]
@@ -275,12 +296,18 @@ def _split_scores(tasks: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray
     return dict(zip(tasks, np.split(values, np.cumsum(lengths)[:-1]), strict=True)) if tasks else {}
 
 
-def _of_task(values: np.ndarray, estimated: bool) -> dict[str, float | int | None]:
+def _of_task(values: np.ndarray, estimated: bool) -> dict[str, float | int | str | None]:
     """Sum a task up for readers: its mean (None if not finite) and its number of items.
 
-    Of an estimated evaluation, the mean is over the items that were measured.
+    Of an estimated evaluation, the mean is over the items that were measured. A corpus score has
+    its aggregation, and how many parts each item has.
     """
     measured = values[~np.isnan(values)] if estimated else values
     mean = float(np.mean(measured)) if len(measured) else float("nan")
-    found = {"mean": mean if np.isfinite(mean) else None, "n": len(values)}
+    found: dict[str, float | int | str | None] = {
+        "mean": mean if np.isfinite(mean) else None,
+        "n": len(values),
+    }
+    if is_corpus(values):
+        found |= {"aggregate": values.aggregate, "parts": values.parts.shape[1]}
     return found | ({"measured": len(measured)} if estimated else {})

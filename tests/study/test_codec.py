@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.judging import AnswerFacts
+from evomerge.judging.corpus_values import CorpusValues, with_items
 from evomerge.study import codec
 from evomerge.study.record import Evaluation, Marker, RungProgress, RungResult
 
@@ -43,6 +44,29 @@ def test_markers_are_stored_under_the_keys_that_older_studies_have():
     older = {key: stored[key] for key in stored if key not in ("blameless", "climb")}
     (back,) = codec.decode_markers(codec.pack_json("marker/3", older))
     assert (back.not_counted, back.progress, back.ask) == (False, None, 7)
+
+
+def test_a_corpus_score_comes_back_with_its_documents_parts():
+    parts = np.random.default_rng(0).uniform(1, 9, (5, 2))
+    words, share = CorpusValues.of("weighted_perplexity", parts), np.array([0.0, 1.0, 1.0])
+    told = Evaluation("test", "d", {}, scores={"a": share, "words": words}, n=8, value=1.0)
+    plain, packed = codec.attributes(told, with_params=False)
+    assert plain["tasks"]["words"]["aggregate"] == "weighted_perplexity"
+    assert "aggregate" not in plain["tasks"]["a"]
+    decoded = {"value": 1.0, "params": {}, "number": 0, "finished": None}
+    back = codec.decode_evaluation(plain, packed, **decoded).scores
+    assert (back["words"].aggregate, back["words"].parts.tolist()) == (
+        "weighted_perplexity",
+        parts.tolist(),
+    )
+    assert back["a"].tolist() == share.tolist()
+    # on a rung, of some documents
+    known = with_items(np.full(9, np.nan), np.arange(5), words)
+    marker = Marker(0, "d", "search", progress=RungProgress((), {"words": known}))
+    (back,) = codec.decode_markers(codec.encode_marker(marker))
+    found = back.progress.scores["words"]
+    assert np.array_equal(found.parts, known.parts, equal_nan=True)
+    assert found[np.isfinite(found)].mean() == pytest.approx(words.mean())
 
 
 def test_facts_about_answers_come_back_with_what_is_not_known():

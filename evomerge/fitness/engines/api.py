@@ -185,8 +185,11 @@ class Api(Engine):
 
     def _response(self, counted: bool, value: Any) -> Response:
         if not isinstance(value, str):
-            if not math.isfinite(value[0]):
-                raise CandidateError(f"a log-likelihood came back as {value[0]}")
+            likelihood = (
+                value[0] if isinstance(value, tuple) else value
+            )  # of a whole text, it alone
+            if not math.isfinite(likelihood):
+                raise CandidateError(f"a log-likelihood came back as {likelihood}")
             return Response(value)
         cut = value.cut if counted and isinstance(value, _Finished) else None
         text = str(value)

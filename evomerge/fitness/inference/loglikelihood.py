@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from evomerge.common.errors import CandidateError, InputError
@@ -25,6 +26,8 @@ from evomerge.fitness.inference.prefix_packing import Pack, Tokens, by_length, p
 
 Answer = tuple[float, bool]
 """Log-likelihood of a continuation, and whether greedy decoding would produce it."""
+ROLLING = "loglikelihood_rolling"
+"""lm-eval's type of request for the log-likelihood of a whole text."""
 PLANS = 32
 """Sets of requests whose batches are remembered: splits, and the items that rungs add."""
 LOGITS = 1 << 24
@@ -68,6 +71,7 @@ class LogLikelihoods:
         self._row_of: dict[bytes, int] = {}
         self._continuations: list[tuple[int, np.ndarray]] = []  # row, tokens
         self._known: dict[tuple[str, str], int] = {}
+        self._windows: dict[str, list[int]] = {}  # text → continuations
         self._plan = lru_cache(maxsize=PLANS)(self._planned)
 
     def encode(self, context: str, continuation: str) -> int:
@@ -85,14 +89,42 @@ class LogLikelihoods:
                     f"{len(after)} tokens after {len(before)}; the model needs at least one "
                     f"token of context and can score 1 to {self._max_length}"
                 )
-            # Too long: cut on the left. The last token is only predicted, never read.
-            row = np.array((before + after)[-(self._max_length + 1) :][:-1], dtype=np.int32)
-            index = self._row_of.setdefault(row.tobytes(), len(self._rows))
-            if index == len(self._rows):
-                self._rows.append(row)
-            self._known[key] = len(self._continuations)
-            self._continuations.append((index, np.array(after, dtype=np.int64)))
+            self._known[key] = self._add(before, after)
         return self._known[key]
+
+    def encode_rolling(self, text: str) -> list[int]:
+        """Number the windows of a text, of which every token is predicted once.
+
+        Windows are as long as the model reads; tokens beyond the first window see those before them
+        in theirs, as in `HFLM.loglikelihood_rolling`.
+        """
+        if text not in self._windows:
+            windows = get_rolling_token_windows(
+                self._lm.tok_encode(text), self._lm.prefix_token_id, self._max_length, 1
+            )
+            self._windows[text] = [self._add(*make_disjoint_window(pair)) for pair in windows]
+        return self._windows[text]
+
+    def rolling(self, requests: Sequence[Instance]) -> list[float]:
+        """The log-likelihood of each request's whole text.
+
+        Raises:
+            CandidateError: a log-likelihood is not finite.
+        """
+        windows = [self.encode_rolling(*request.args) for request in requests]
+        asked = list(dict.fromkeys(window for text in windows for window in text))
+        found = dict(zip(asked, self.answers(asked), strict=True))
+        return [sum(found[window][0] for window in text) for text in windows]
+
+    def _add(self, before: list[int], after: list[int]) -> int:
+        """Number a continuation by its tokens; its row is shared with others that read the same."""
+        # Too long: cut on the left. The last token is only predicted, never read.
+        row = np.array((before + after)[-(self._max_length + 1) :][:-1], dtype=np.int32)
+        index = self._row_of.setdefault(row.tobytes(), len(self._rows))
+        if index == len(self._rows):
+            self._rows.append(row)
+        self._continuations.append((index, np.array(after, dtype=np.int64)))
+        return len(self._continuations) - 1
 
     def passes(self, requests: Sequence[Instance]) -> list[PassShape]:
         """The forward passes that answer the requests, planned and not run.
@@ -100,7 +132,12 @@ class LogLikelihoods:
         Raises:
             InputError: as `encode`.
         """
-        asked = {self.encode(*request.args) for request in requests}
+        asked: set[int] = set()
+        for request in requests:
+            if request.request_type == ROLLING:
+                asked.update(self.encode_rolling(*request.args))
+            else:
+                asked.add(self.encode(*request.args))
         return [PassShape.of(reading.batch, len(reading.rows)) for reading in self._readings(asked)]
 
     def __call__(self, requests: Sequence[Instance]) -> list[Answer]:

@@ -33,7 +33,7 @@ from evomerge.fitness.tasks.test_sets import (
 )
 
 _SPLIT_KEYS = ("test_split", "validation_split", "training_split", "fewshot_split")
-OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 
 
 @dataclass(frozen=True)

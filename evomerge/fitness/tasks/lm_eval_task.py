@@ -21,13 +21,19 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
-from lm_eval.api.metrics import mean
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from typing_extensions import override
 
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.config import FitnessConfig, TaskConfig
+from evomerge.fitness.tasks.corpus_metrics import (
+    aggregate_of,
+    is_brier,
+    parts_of,
+    squared_error,
+    usable_aggregates,
+)
 from evomerge.fitness.tasks.documents import document_hash, item_ids
 from evomerge.fitness.tasks.lm_eval_loading import (
     LoadedTasks,
@@ -37,8 +43,10 @@ from evomerge.fitness.tasks.lm_eval_loading import (
 )
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tasks.response_tokens import CUT_OFF, RESPONSE_TOKENS
-from evomerge.fitness.tasks.score_source import ScoreSource
+from evomerge.fitness.tasks.score_source import MEAN, ScoreSource
 from evomerge.judging.answer_facts import AnswerFacts
+from evomerge.judging.constraints import Values
+from evomerge.judging.corpus_values import CorpusValues
 
 _LOGGER = logging.getLogger(__name__)
 _SCORING_KEYS = ("output_type", "repeats", "filter_list", "metric_list", "process_results")
@@ -52,9 +60,11 @@ class LmEvalMetric(ScoreSource):
 
     Attributes:
         task: the lm-eval `Task`, shared by its metrics, as `requests` are.
+        brier: whether a document's value is the squared error of its probabilities.
     """
 
     task: Any
+    brier: bool = False
 
     @override
     def asked(self) -> str:
@@ -71,15 +81,33 @@ class LmEvalMetric(ScoreSource):
         return digest.hexdigest()
 
     @override
-    def values(self, places: Sequence[int]) -> list[float]:
+    def values(self, places: Sequence[int]) -> Values:
         if not places:
-            return []
+            return np.zeros(0)
         if self.filter == RESPONSE_TOKENS:
-            return [self._tokens(place) for place in places]
+            return np.array([self._tokens(place) for place in places])
         # Filters work on the list of instances the task holds.
         self.task._instances = [one for place in places for one in self.requests[place]]
         self.task.apply_filters()
-        return [self._value(place) for place in places]
+        found = [self._result(place) for place in places]
+        if self.aggregate != MEAN:
+            return self._of_corpus(places, found)
+        return np.array([self._number(*each) for each in zip(places, found, strict=True)])
+
+    def _of_corpus(self, places: Sequence[int], found: Sequence[Any]) -> CorpusValues:
+        """The documents' parts of the score, from what `process_results` made of the answers."""
+        classes = max(map(len, self.requests))
+        try:
+            parts = parts_of(self.aggregate, found, classes)
+        except (IndexError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.name}: metric {self.metric!r} is {str(found[0])[:80]} on item "
+                f"{self.ids[places[0]]}, which {self.aggregate} does not take: {error}"
+            ) from error
+        values = CorpusValues.of(self.aggregate, parts)
+        if not np.isfinite(values).all():
+            raise CandidateError(f"{self.name}: {self.metric} is not finite on these documents")
+        return values
 
     @override
     def answer_facts(self, places: Sequence[int]) -> AnswerFacts:
@@ -111,7 +139,8 @@ class LmEvalMetric(ScoreSource):
         counts = [n for one in self.requests[place] for n in one.filtered_resps[RESPONSE_TOKENS]]
         return sum(counts) / len(counts)
 
-    def _value(self, place: int) -> float:
+    def _result(self, place: int) -> Any:
+        """What the task's `process_results` gives for the metric on one document."""
         requests = self.requests[place]
         responses = [request.filtered_resps[self.filter] for request in requests]
         try:
@@ -122,11 +151,14 @@ class LmEvalMetric(ScoreSource):
                 f"{self.name}: process_results failed on item {self.ids[place]}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        return results.get(self.metric)
+
+    def _number(self, place: int, found: Any) -> float:
         try:
-            value = float(results[self.metric])
-        except (KeyError, TypeError, ValueError):
+            value = float(squared_error(found) if self.brier else found)
+        except (IndexError, TypeError, ValueError):
             raise InputError(
-                f"{self.name}: metric {self.metric!r} is {results.get(self.metric)!r} on item "
+                f"{self.name}: metric {self.metric!r} is {found!r} on item "
                 f"{self.ids[place]}, not one number per document; choose another metric"
             ) from None
         if not math.isfinite(value):
@@ -193,6 +225,12 @@ def _build(
             requests=requests[name],
             dataset=dataset_of(task),
             test_set=loaded.test_sets[name],
+            aggregate=(
+                MEAN
+                if metric == RESPONSE_TOKENS
+                else aggregate_of(task.aggregation()[metric]) or MEAN
+            ),
+            brier=metric != RESPONSE_TOKENS and is_brier(task.aggregation()[metric]),
         )
         for name, task in loaded.tasks.items()
         for beside, (metric, read_under, higher) in enumerate(metrics[name])
@@ -252,12 +290,13 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, s
         near = difflib.get_close_matches(metric, aggregation, n=1)
         hint = f"; did you mean {near[0]!r}?" if near and near[0] != metric else ""
         raise InputError(f"{where}: {name} has no metric {named!r}; it has: {printed}{hint}")
-    # 3. Judging pairs candidates on items, so a metric must be a mean over them.
-    usable = [key for key, function in aggregation.items() if _is_mean(function)]
+    # 3. A score must follow from what is recorded of each document: a mean, or sums of parts.
+    usable = [key for key, function in aggregation.items() if aggregate_of(function)]
     if metric not in usable:
         raise InputError(
-            f"{where}: {metric!r} of {name} is not a mean of one number per document; "
-            f"usable: {', '.join(usable) or 'none'}"
+            f"{where}: {metric!r} of {name} is aggregated by a function of the task's own, which "
+            f"cannot be compared document by document; usable: {', '.join(usable) or 'none'} "
+            f"(aggregation: {', '.join(usable_aggregates())})"
         )
     # 4. Filter and direction must be known.
     if not wanted and len(filters) > 1:
@@ -272,11 +311,6 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, s
             "set higher_is_better in its metric_list"
         )
     return metric, wanted or filters[0], bool(higher)
-
-
-def _is_mean(aggregation: Any) -> bool:
-    # nanmean would leave holes among the items, and candidates could not be paired on them.
-    return aggregation is mean or getattr(aggregation, "__name__", "") == "mean"
 
 
 def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None) -> list[Any]:

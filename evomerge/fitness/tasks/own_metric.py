@@ -24,6 +24,7 @@ from evomerge.common.errors import CandidateError, InputError
 from evomerge.config import CallableConfig
 from evomerge.fitness.tasks.documents import item_ids
 from evomerge.fitness.tasks.score_source import ScoreSource
+from evomerge.judging.constraints import Values
 
 Function = Callable[[Any, Any, list[Any]], Any]
 
@@ -51,9 +52,9 @@ class OwnMetric(ScoreSource):
         return digest.hexdigest()
 
     @override
-    def values(self, places: Sequence[int]) -> list[float]:
+    def values(self, places: Sequence[int]) -> Values:
         if not places:
-            return []
+            return np.zeros(0)
         items = [deepcopy(self.documents[place]) for place in places]
         try:
             with torch.no_grad():
@@ -71,7 +72,7 @@ class OwnMetric(ScoreSource):
                 raise CandidateError(f"{self.name}: {self.metric} is {value} on {self.ids[place]}")
         return values
 
-    def _as_numbers(self, found: Any, count: int) -> list[float]:
+    def _as_numbers(self, found: Any, count: int) -> Values:
         try:
             values = np.asarray(found, dtype=np.float64)
         except (TypeError, ValueError):
@@ -81,7 +82,7 @@ class OwnMetric(ScoreSource):
                 f"{self.name}: {self.metric} returned {str(found)[:80]} for {count} items; "
                 "it must return one number for each"
             )
-        return values.tolist()
+        return values
 
 
 def load_own_metric(where: str, config: CallableConfig, lm: Any) -> OwnMetric:

@@ -10,6 +10,9 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from evomerge.judging.answer_facts import AnswerFacts
+from evomerge.judging.constraints import Values
+
+MEAN = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,8 @@ class ScoreSource(ABC):
         excluded: ids whose document serves as a few-shot example.
         dataset: the hub's name for their data set; None for local data.
         test_set: which public test set the documents are, if they are one.
+        aggregate: how items give the score: `mean`, or a name of
+            `judging.corpus_values.AGGREGATES`.
     """
 
     name: str
@@ -43,18 +48,22 @@ class ScoreSource(ABC):
     requests: tuple[tuple[Instance, ...], ...]
     dataset: str | None = None
     test_set: str | None = None
+    aggregate: str = MEAN
 
     @abstractmethod
     def asked(self) -> str:
         """Digest, in hex, what is asked and what counts as right."""
 
     @abstractmethod
-    def values(self, places: Sequence[int]) -> list[float]:
+    def values(self, places: Sequence[int]) -> Values:
         """Read the metric of the documents at `places` (ascending) off their requests' answers.
+
+        Returns:
+            float64 [places]; `CorpusValues` where the score is of the whole corpus.
 
         Raises:
             CandidateError: the metric's own code fails on the candidate, or is not finite.
-            InputError: the metric is not one number per document.
+            InputError: the metric is not one number per document, or what its aggregation takes.
         """
 
     def answer_facts(self, places: Sequence[int]) -> AnswerFacts:

@@ -19,7 +19,7 @@ from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_
 from evomerge.fitness.tasks.lm_eval_task import load_lm_eval_task
 from evomerge.fitness.tasks.own_metric import load_own_metric
 from evomerge.fitness.tasks.response_tokens import CUT_OFF, RESPONSE_TOKENS
-from evomerge.fitness.tasks.score_source import ScoreSource
+from evomerge.fitness.tasks.score_source import MEAN, ScoreSource
 from evomerge.fitness.tasks.surrogate_losses import loss_of
 from evomerge.judging.answer_facts import AnswerFacts
 
@@ -45,6 +45,8 @@ class TaskItems:
             they are none.
         dataset: the hub's name for its data set; None for local data.
         texts: of each item, its document's `documents.plain_text`.
+        aggregate: how items give the task's score: `mean`, or a name of
+            `judging.corpus_values.AGGREGATES`.
     """
 
     task: str
@@ -59,6 +61,12 @@ class TaskItems:
     test_set: str | None = None
     dataset: str | None = None
     texts: tuple[str, ...] = field(compare=False, repr=False, default=())
+    aggregate: str = MEAN
+
+    @property
+    def corpus(self) -> bool:
+        """True if the score is of the whole corpus, not a mean of its items' scores."""
+        return self.aggregate != MEAN
 
 
 class TaskSet:
@@ -96,7 +104,8 @@ class TaskSet:
             counted: look at the answers' ends too, for `answer_facts`.
 
         Returns:
-            For each task float64 values [number of ids], in the order of its ids.
+            For each task float64 values [number of ids], in the order of its ids; `CorpusValues`
+            where the score is of the whole corpus.
 
         Raises:
             CandidateError: a log-likelihood is not finite, or the task's own code fails on the
@@ -109,9 +118,8 @@ class TaskSet:
         with quiet(), stock_seeds(), templates_compiled_once():
             self._answer(self._requests(places), counted)
             values = {task: self._sources[task].values(found) for task, found in places.items()}
-        value_at = {task: dict(zip(places[task], values[task], strict=True)) for task in places}
         return {
-            task: np.array([value_at[task][place] for place in found], dtype=np.float64)
+            task: values[task][np.searchsorted(places[task], found)]
             for task, found in asked.items()
         }
 
@@ -281,5 +289,6 @@ def _describe(source: ScoreSource) -> TaskItems:
         dataset=source.dataset,
         marks=tuple(map(marks, source.documents)),
         test_set=source.test_set,
+        aggregate=source.aggregate,
         texts=tuple(map(plain_text, source.documents)),
     )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.judging.constraints import Items
+from evomerge.judging.corpus_values import is_corpus
 from evomerge.judging.estimators import Estimates, Estimator
 from evomerge.judging.estimators.irt import ItemModel, fit
 from evomerge.judging.estimators.mean import mean, mean_of
@@ -31,7 +32,7 @@ def estimator_of(
 ) -> Estimator:
     """Make `mean`, `mp_irt` or `gmp_irt` from the responses of models measured on all items.
 
-    Tasks whose metric leaves [0, 1] have their mean.
+    Tasks whose metric leaves [0, 1], or is of the whole corpus, have their mean.
 
     Args:
         name: of the estimator.
@@ -47,7 +48,10 @@ def estimator_of(
     tasks = [
         task
         for task in (full[0] if full else {})
-        if all(items[task].min() >= 0 and items[task].max() <= 1 for items in full)
+        if all(
+            not is_corpus(items[task]) and items[task].min() >= 0 and items[task].max() <= 1
+            for items in full
+        )
     ]
     if not tasks:
         raise ValueError("item response theory needs a metric between 0 and 1")

@@ -110,7 +110,6 @@ def test_a_missing_include_path_is_named(tasks, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"kind": "loglikelihood_rolling", "doc_to_target": "word"}, "output_type loglikelihood_r"),
         ({"unsafe_code": True}, "runs code the model writes"),
         ({"doc_to_text": "{{missing.field}}"}, "cannot be loaded: UndefinedError"),
         ({"num_fewshot": 99}, "requests of 't' cannot be built: ValueError"),

@@ -1,0 +1,124 @@
+"""Corpus scores: those of `lm_eval.simple_evaluate` on the same model and documents."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from evomerge.common.errors import InputError
+from evomerge.fitness.inference.local_model import Local
+from evomerge.fitness.tasks.corpus_metrics import parts_of
+from evomerge.fitness.tasks.lm_eval_quirks import quiet
+from evomerge.fitness.tasks.task_set import TaskSet
+from evomerge.judging.corpus_values import is_corpus
+
+ROLLING = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+TRANSLATION = ("bleu", "chrf", "chrf++", "ter")
+CHOICE = ("mcc", "f1", "brier_score")
+SOME = [1, 4, 5, 11, 17]
+
+
+def listed(metrics):
+    return [{"metric": metric} for metric in metrics]
+
+
+def write(tasks, kind, docs):
+    """Write task `t` with all corpus metrics of a kind."""
+    if kind == "rolling":
+        draw = random.Random(0)
+        many = [" ".join(f"w{draw.randrange(40)}" for _ in range(n)) for n in (255, 700, 1100)]
+        long = [{**docs[0], "question": question} for question in many]  # more than a window each
+        text = "{{question}} {{choices | join(' ')}}"
+        keys = {"doc_to_text": "", "doc_to_target": text, "metric_list": listed(ROLLING)}
+        tasks.write("t", "loglikelihood_rolling", test=[*docs, *long], **keys)
+    elif kind == "translation":
+        keys = {
+            "doc_to_target": "{{question}} {{question}}",
+            "process_results": None,
+            "doc_to_text": "{{question}}",
+            "generation_kwargs": {"until": ["nothing"], "max_gen_toks": 12},
+        }
+        tasks.write("t", "generate_until", test=docs, metric_list=listed(TRANSLATION), **keys)
+    else:
+        two = [{**d, "choices": d["choices"][:2], "gold": d["gold"] % 2} for d in docs]
+        tasks.write("t", "multiple_choice", test=two, metric_list=listed(CHOICE))
+
+
+def figures(lm, config, samples=None):
+    """lm-eval's own figures: metric → score."""
+    with quiet():
+        found = simple_evaluate(
+            model=lm,
+            tasks=["t"],
+            task_manager=TaskManager(include_path=config.include_path, include_defaults=False),
+            bootstrap_iters=0,
+            samples=None if samples is None else {"t": samples},
+        )
+    return {key.partition(",")[0]: value for key, value in found["results"]["t"].items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "metrics"),
+    [("rolling", ROLLING), ("translation", TRANSLATION), ("choice", CHOICE)],
+)
+def test_corpus_scores_equal_lm_eval_on_all_documents_and_on_some(kind, metrics, lm, tasks, docs):
+    write(tasks, kind, docs(24))
+    config = tasks.config({"task": "t", "metric": metrics[0], "measures": list(metrics[1:])})
+    scored = TaskSet(config, Local(lm))
+    names = dict(zip(metrics, (items.task for items in scored.items), strict=True))
+    (ids, *_) = [items.ids for items in scored.items]
+    whole, some = figures(lm, config), figures(lm, config, SOME)
+    found = scored.score(dict.fromkeys(names.values(), ids))
+    few = scored.score({name: [ids[place] for place in SOME] for name in names.values()})
+    for metric, name in names.items():
+        assert found[name].mean() == pytest.approx(whole[metric], rel=2e-5, abs=1e-9), metric
+        assert few[name].mean() == pytest.approx(some[metric], rel=2e-5, abs=1e-9), metric
+        # Documents taken out of those that were scored together have the score they have alone.
+        assert found[name][SOME].mean() == pytest.approx(float(few[name].mean()), rel=1e-6)
+        assert is_corpus(found[name]) == (metric != "brier_score")
+        assert whole[metric] != some[metric] != 0
+
+
+def test_directions_are_those_of_the_metrics(lm, tasks, docs):
+    write(tasks, "rolling", docs(24))
+    config = tasks.config({"task": "t", "metric": "bits_per_byte"})
+    (items,) = TaskSet(config, Local(lm)).items
+    assert (items.higher_is_better, items.aggregate) == (False, "bits_per_byte")
+
+
+def test_perplexity_of_a_loglikelihood_task(lm, tasks, docs):
+    tasks.write("t", "loglikelihood", test=docs(24))
+    config = tasks.config({"task": "t", "metric": "perplexity"})
+    scored = TaskSet(config, Local(lm))
+    found = scored.score({"t": scored.items[0].ids})["t"]
+    assert found.mean() == pytest.approx(figures(lm, config)["perplexity"], rel=1e-5)
+
+
+def test_f1_of_more_than_two_classes_is_refused_by_name(lm, tasks, docs):
+    tasks.write("t", "multiple_choice", test=docs(24), metric_list=listed(["f1"]))
+    config = tasks.config({"task": "t", "metric": "f1"})
+    scored = TaskSet(config, Local(lm))
+    with pytest.raises(InputError, match=r"t: metric 'f1' is .* two classes"):
+        scored.score({"t": scored.items[0].ids})
+
+
+@pytest.mark.parametrize("aggregate", ["bleu", "chrf", "ter"])
+def test_several_references_a_document_count_as_in_sacrebleu(aggregate):
+    import lm_eval.api.metrics
+
+    from evomerge.judging.corpus_values import AGGREGATES
+
+    pairs = [
+        (["the cat sat on the mat", "a cat was on the mat"], "the cat was on a mat"),
+        (["it rains a lot today .", "today it rains"], "it rains today"),
+        (["hello", "hello there"], ""),
+    ]
+    sums = parts_of(aggregate, pairs, 0).sum(axis=0)
+    expected = getattr(lm_eval.api.metrics, aggregate)(pairs)
+    assert AGGREGATES[aggregate](sums) == pytest.approx(expected, rel=1e-12)
+    assert np.isfinite(expected)
+    assert expected > 0
