@@ -79,6 +79,7 @@ def facts(study):
     ]
 
 
+@pytest.mark.slow
 def test_a_campaign_over_both_killed_and_resumed_is_the_uninterrupted_one(folder):
     whole = run(folder, "whole")
     sources = prepare(load_campaign(folder / "campaign.yaml")).items["search"]

@@ -16,6 +16,7 @@ WEIGHTS = (
 )
 
 
+@pytest.mark.slow
 def test_a_search_over_methods_resumes_where_it_stopped(tmp_path):
     tiny.save_campaign(tmp_path)
     options = [WEIGHTS, "optimizer={kind: cma, population: 4}"]

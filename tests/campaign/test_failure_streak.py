@@ -157,6 +157,7 @@ def test_earlier_failures_for_the_same_reason_are_tried_again_with_their_genomes
     assert set(lost) <= {e.digest for e in own if e.measured}
 
 
+@pytest.mark.slow
 def test_with_rungs_the_base_is_scored_on_the_items_that_failed(folder, tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()

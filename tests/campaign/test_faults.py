@@ -106,6 +106,7 @@ def test_a_model_that_changes_under_the_search_stops_it_before_it_is_merged(
     assert facts(tiny_folder / "run") == facts(whole)
 
 
+@pytest.mark.slow
 def test_an_isolated_last_attempt_notices_it_too(tiny_folder, meddle, monkeypatch):
     out = tiny_folder / "run"
     for _ in range(2):  # the driver dies twice with the fourth candidate in flight

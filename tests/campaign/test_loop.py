@@ -121,7 +121,9 @@ def test_kill_and_resume_repeats_nothing_and_changes_nothing(tiny_folder, whole)
     assert Results(open_run(out)[1]).best() == Results(open_run(whole)[1]).best()
 
 
-@pytest.mark.parametrize("at", [0, 5, 9, 14, 20, 26])
+@pytest.mark.parametrize(
+    "at", [5, 20, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 9, 14, 26))]
+)
 def test_dying_inside_any_phase_loses_only_the_evaluation_in_flight(
     tiny_folder, whole, monkeypatch, at
 ):
@@ -191,7 +193,7 @@ class InterruptedExecutor(LocalExecutor):
         return super().wait()
 
 
-@pytest.mark.parametrize("at", [0, 8])
+@pytest.mark.parametrize("at", [8, pytest.param(0, marks=pytest.mark.slow)])
 def test_orderly_stops_are_no_fault_of_the_candidate_in_flight(tiny_folder, whole, monkeypatch, at):
     out = tiny_folder / "run"
     with monkeypatch.context() as patch:
@@ -290,6 +292,7 @@ class FlakyExecutor(LocalExecutor):
         return super().wait()
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_tried_again_and_failures_do_not_end_the_campaign(
     tiny_folder, whole, monkeypatch
 ):

@@ -122,7 +122,9 @@ class Dying(LocalExecutor):
         return super().wait()
 
 
-@pytest.mark.parametrize("at", [4, 17, 25, 33])
+@pytest.mark.parametrize(
+    "at", [17, *(pytest.param(at, marks=pytest.mark.slow) for at in (4, 25, 33))]
+)
 def test_dying_in_any_stage_loses_only_the_evaluation_in_flight(hybrid, tmp_path, monkeypatch, at):
     Dying.left = at
     with monkeypatch.context() as patch:
@@ -134,6 +136,7 @@ def test_dying_in_any_stage_loses_only_the_evaluation_in_flight(hybrid, tmp_path
         assert facts(tmp_path / "run", stage) == facts(hybrid / "run", stage)
 
 
+@pytest.mark.slow
 def test_time_that_ends_before_a_stages_budget_leaves_it_open(hybrid, tmp_path):
     campaign, out = hybrid / "campaign.yaml", tmp_path / "run"
     assert search(campaign, out, "--hours", "0.0000001").exit_code == 3

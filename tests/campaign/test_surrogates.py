@@ -58,7 +58,7 @@ def own(out):
     return [e for e in evaluations(out) if e.optimizers_own]
 
 
-@pytest.mark.parametrize("trial", [8, 12])
+@pytest.mark.parametrize("trial", [12, pytest.param(8, marks=pytest.mark.slow)])
 def test_dying_anywhere_changes_nothing(whole, tmp_path, monkeypatch, trial):
     """The surrogate then proposes what it would have proposed, estimates from rungs among what it
     knows.

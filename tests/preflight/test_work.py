@@ -17,6 +17,7 @@ from evomerge.preflight.work import depths_of, work_of
 from evomerge.study.run_folder import open_run
 
 
+@pytest.mark.slow
 def test_the_work_is_that_of_a_real_campaign(tmp_path):
     campaign = tiny.save_campaign(tmp_path, optimizer={"kind": "random"}, budget={"trials": 6})
     command = ["search", str(campaign), "--out", str(tmp_path / "run")]

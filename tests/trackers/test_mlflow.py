@@ -30,6 +30,7 @@ def mlflow_runs(study):
     return client, client.search_runs([experiment.experiment_id])
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_run_that_holds_every_point_once(study):
     with study.run(trackers=["mlflow"]):
         study.references().search([0.3, 0.9])

@@ -116,6 +116,7 @@ def _threads():
 
 
 @pytest.mark.usefixtures("_threads")
+@pytest.mark.slow
 def test_in_place_streamed_on_threads_and_on_workers_weights_are_the_same_bytes(
     setup, recipe, tmp_path
 ):
