@@ -49,6 +49,7 @@ class Campaign:
         self._executor, self._listener = executor, listener
         self._setup = with_ends(setup, study)
         self._record = Recorder(self._setup, study, listener)
+        listener.on_record(self._record.known.values())
         self._evaluator = Evaluator(self._record, executor, listener, elsewhere or {})
         self._in_flight = self._evaluator.in_flight
 

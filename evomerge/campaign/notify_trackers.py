@@ -7,7 +7,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -83,6 +83,10 @@ class TrackerDispatch(Listener):
         self._threads = [TrackerThread(name, tracker, run) for name, tracker in trackers.items()]
         for evaluation in record:
             self._tell(evaluation)
+
+    @override
+    def on_record(self, evaluations: Iterable[Evaluation]) -> None:
+        self._listener.on_record(evaluations)
 
     @override
     def phase(self, name: str, done: int, total: int) -> None:

@@ -55,9 +55,20 @@ def open_campaign(
     with (
         open_study(setup, folder, listener, notes) as study,
         tracked(setup.trackers, study, folder, listener) as told,
-        closing(open_workers(setup, folder, study.note("engine"))) as executor,
+        closing(_workers_said(setup, folder, study.note("engine"), told)) as executor,
     ):
         yield Campaign(setup, study, executor, told, elsewhere)
+
+
+def _workers_said(
+    setup: Setup, folder: Path, facts: Mapping[str, int] | None, listener: Listener
+) -> Executor:
+    """Start the workers, and say so before where that takes a while."""
+    workers = setup.config.workers
+    if workers.on_ray:
+        where = f"at {workers.address}" if workers.address else "on this machine"
+        listener.said(f"starting Ray {where}, and workers, which load models and tasks")
+    return open_workers(setup, folder, facts)
 
 
 @contextmanager

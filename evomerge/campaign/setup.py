@@ -351,6 +351,13 @@ def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> tuple[SplitIte
         for split in SPLITS
     }
     notes = [f"{found}: each is dealt to the same split in both" for found in shared]
+    for split, dealt_there in items.items():
+        alone = [t for t in scored if len({item.partition("#")[0] for item in dealt_there[t]}) == 1]
+        if alone:
+            notes.append(
+                f"fitness.splits: {split} has one document of {', '.join(alone)}, whose score says "
+                "next to nothing there; give more documents, or another share of them"
+            )
     return items, notes
 
 

@@ -14,8 +14,8 @@ from evomerge.cli.shared import (
     app,
     exit_codes,
     load,
-    stderr,
     stdout,
+    waiting,
 )
 from evomerge.common.errors import InputError
 
@@ -36,20 +36,20 @@ def check(
     """
     with exit_codes():
         config = load(campaign, overrides or [])
-        from evomerge.campaign.setup import prepare
-        from evomerge.campaign.stages import check_later, stages_of
-        from evomerge.preflight.forecast import foresee
-        from evomerge.preflight.probe import probe
-        from evomerge.preflight.problems import problems
-        from evomerge.preflight.show import preflight_table
-
         run = out or Path("runs") / config.name
-        with stderr.status("opening models and tasks"):
+        with waiting("loading libraries, models and tasks"):
+            from evomerge.campaign.setup import prepare
+            from evomerge.campaign.stages import check_later, stages_of
+            from evomerge.preflight.forecast import foresee
+            from evomerge.preflight.probe import probe
+            from evomerge.preflight.problems import problems
+            from evomerge.preflight.show import preflight_table
+
             stages = stages_of(config, run)
             setup = prepare(stages[0].config, unread=True)
             check_later(setup, stages)
         trials = sum(stage.config.budget.trials for stage in stages)
-        with stderr.status("trying one candidate" if measure else "adding up"):
+        with waiting("trying one candidate" if measure else "adding up"):
             forecast = foresee(setup, run, trials, probe if measure else None)
         stdout.print(preflight_table(setup, forecast))
         if found := list(problems(setup, forecast, run)):

@@ -18,6 +18,7 @@ from evomerge.cli.shared import (
     resumable,
     show,
     stderr,
+    waiting,
 )
 from evomerge.common.errors import InputError
 
@@ -81,7 +82,7 @@ def _compare(
     if config.stages:
         raise InputError("compare takes a campaign of one search; this one has stages")
     arms = parse_arms(optimizers, config.optimizer)
-    with stderr.status("opening models and tasks"):
+    with waiting("loading libraries, models and tasks"):
         from evomerge.campaign.setup import prepare
 
         setup = prepare(config)

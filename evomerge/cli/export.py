@@ -18,6 +18,7 @@ from evomerge.cli.shared import (
     say,
     shard_bytes_of,
     stderr,
+    waiting,
     warn,
 )
 from evomerge.common.errors import InputError
@@ -64,10 +65,10 @@ def export(
         _check_push(push, dry_run, format)
         config, study = open_run(folder)
         run, shard_bytes = run_folder(folder), shard_bytes_of(shard_size)
-        from evomerge.export.many_trials import export_many
-        from evomerge.export.trial import export_trial, scoring_commands
+        with waiting(f"writing {to}"):
+            from evomerge.export.many_trials import export_many
+            from evomerge.export.trial import export_trial, scoring_commands
 
-        with stderr.status(f"writing {to}"):
             if front or archive:
                 kind: Literal["front", "archive"] = "front" if front else "archive"
                 written = export_many(config, study, kind, to, format, run, shard_bytes, note, warn)

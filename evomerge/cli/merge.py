@@ -15,7 +15,7 @@ from evomerge.cli.shared import (
     resumable,
     say,
     shard_bytes_of,
-    stderr,
+    waiting,
 )
 from evomerge.common.errors import InputError
 
@@ -52,11 +52,12 @@ def merge(
         given = dict(_named(text) for text in experts or [])
         if base is not None:
             given["base"] = base
-        from evomerge.export.merge import merge_file
-        from evomerge.materialize.disk.provenance import Trust
+        shard_bytes = shard_bytes_of(shard_size)
+        with waiting(f"writing {to}"):
+            from evomerge.export.merge import merge_file
+            from evomerge.materialize.disk.provenance import Trust
 
-        trust, shard_bytes = Trust(allow_pickle, trust_remote_code), shard_bytes_of(shard_size)
-        with stderr.status(f"writing {to}"):
+            trust = Trust(allow_pickle, trust_remote_code)
             written, notes = merge_file(file, to, given, dtype, shard_bytes, trust)
         for text in notes:
             note(text)

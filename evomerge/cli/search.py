@@ -21,6 +21,7 @@ from evomerge.cli.shared import (
     resumable,
     stderr,
     stdout,
+    waiting,
 )
 from evomerge.common.errors import InputError
 
@@ -61,10 +62,11 @@ def search(
 
 def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
     """Run the stages that are left, one after the other, and print the verdict."""
-    from evomerge.campaign.stages import stages_of
-    from evomerge.report.tables import best_table, export_hint
-    from evomerge.results import Results
-    from evomerge.study.run_folder import check_folder, open_run, search_named
+    with waiting("loading libraries"):
+        from evomerge.campaign.stages import stages_of
+        from evomerge.report.tables import best_table, export_hint
+        from evomerge.results import Results
+        from evomerge.study.run_folder import check_folder, open_run, search_named
 
     check_folder(config, folder)
     with search_named(config, folder):
@@ -88,7 +90,7 @@ def _run_stage(
     from evomerge.cli.progress import ProgressDisplay
     from evomerge.study.run_folder import remember_campaign
 
-    with stderr.status("opening models and tasks"):
+    with waiting("opening models and tasks"):
         from evomerge.campaign.setup import prepare
         from evomerge.campaign.stages import check_later, run_stage
 

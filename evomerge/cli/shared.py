@@ -107,6 +107,17 @@ def warn(text: str) -> None:
     hint(f"warning: {text}", style="yellow")
 
 
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say before some seconds of waiting what it is for: by a spinner, or by a plain line."""
+    if stderr.is_terminal:
+        with stderr.status(text):
+            yield
+    else:
+        hint(text)
+        yield
+
+
 def load(campaign: Path, overrides: list[str]) -> CampaignConfig:
     """Read a campaign file; see `load_campaign`."""
     from evomerge.config import load_campaign

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import torch
 
+from evomerge.campaign.initial_points import descents_of
 from evomerge.campaign.setup import Setup
 from evomerge.fitness.engines import scores_here
 from evomerge.preflight.forecast import Forecast, Memory
 from evomerge.preflight.machine import free_disk, this_machine
 from evomerge.preflight.probe import ProbeFailed
 from evomerge.results.audit import OFTEN
+
+TRIALS_A_GENE = 20
+"""The rule to begin with, of docs/how-to/how-many-trials.md."""
+MANY_GENES = 100
+"""Above so many, a gradient is the better beginning."""
 
 
 def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
@@ -25,7 +31,7 @@ def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
     if setup.config.stages and forecast.export > free_disk(run):
         yield (
             f"stages: a stage's winner is written into {run}, which takes "
-            f"{gigabytes(forecast.export)}, and {gigabytes(free_disk(run))} are free there; make "
+            f"{size_of(forecast.export)}, and {size_of(free_disk(run))} are free there; make "
             "room, or give another --out"
         )
     limit, first = setup.config.budget.hours, forecast.hours(forecast.work.first)
@@ -54,15 +60,34 @@ def notes(setup: Setup, forecast: Forecast) -> Iterator[str]:
         each = memory.own if memory.device == "cpu" else memory.libraries
         if each * forecast.workers + memory.mapped > this_machine().memory:
             yield (
-                f"the models ({gigabytes(memory.mapped)}) do not stay in memory beside the "
+                f"the models ({size_of(memory.mapped)}) do not stay in memory beside the "
                 "workers, so that candidates read them from the disk, which these seconds do not "
                 "know of"
             )
     if forecast.export > forecast.disk:
-        yield (f"an export ({gigabytes(forecast.export)}) has no room on the current folder's disk")
+        yield (f"an export ({size_of(forecast.export)}) has no room on the current folder's disk")
+    yield from _few_trials(setup)
     limit, hours = config.budget.hours, forecast.hours(forecast.work)
     if limit and hours > limit:
         yield f"budget.hours: {limit:g} are enough for some {limit / hours:.0%} of the budget"
+
+
+def _few_trials(setup: Setup) -> Iterator[str]:
+    """Yield the rule of the how-to page "How many trials" if the budget is below it."""
+    trials, genes = setup.most_trials, setup.space.dimension
+    wanted = TRIALS_A_GENE * genes
+    if trials >= wanted or descents_of(setup.config.initial):
+        return
+    fewer = (
+        "search fewer genes (space.weights.granularity: model or block)"
+        if setup.config.space.weights
+        else "search a smaller space"
+    )
+    many = ", or begin with a gradient (initial: [{gradient: {}}])" if genes > MANY_GENES else ""
+    yield (
+        f"budget: {trials:,} trials are few for {genes:,} genes; the rule to begin with is "
+        f"{TRIALS_A_GENE} a gene, {wanted:,}: give more trials, or {fewer}{many}"
+    )
 
 
 def _cut_off(found: Mapping[str, Mapping[str, tuple[int, int]]]) -> Iterator[str]:
@@ -89,10 +114,10 @@ def _too_many(setup: Setup, forecast: Forecast) -> Iterator[str]:
             "(workers.address)"
         )
     elif forecast.fit < wanted:
-        size = gigabytes(memory.own) if forecast.probe else f"at least {gigabytes(memory.own)}"
+        size = size_of(memory.own) if forecast.probe else f"at least {size_of(memory.own)}"
         yield (
             f"workers.count: {wanted} of {size} each are asked for, and this machine has "
-            f"{gigabytes(forecast.free)} free: "
+            f"{size_of(forecast.free)} free: "
             + (f"{forecast.fit} fit" if forecast.fit else _way_out(setup, memory))
         )
 
@@ -111,6 +136,10 @@ def _way_out(setup: Setup, memory: Memory) -> str:
     return f"none fits; most of it goes to {most}: {ways[most]}"
 
 
-def gigabytes(nbytes: float) -> str:
-    """Decimal, as disks are sold."""
-    return f"{nbytes / 1e9:.2f} GB"
+def size_of(nbytes: float) -> str:
+    """Write a size in the largest unit of which there is one; decimal, as disks are sold."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= 0.9995 * size:  # so that it does not round to 1000 of the next
+            count = nbytes / size
+            return f"{count:.{max(0, 2 - math.floor(math.log10(max(1, count))))}f} {unit}"
+    return f"{nbytes:.0f} bytes"

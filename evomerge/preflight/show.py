@@ -12,7 +12,7 @@ from rich.text import Text
 from evomerge.campaign.setup import Setup
 from evomerge.config import SPLITS
 from evomerge.preflight.forecast import Forecast
-from evomerge.preflight.problems import gigabytes, notes
+from evomerge.preflight.problems import notes, size_of
 from evomerge.workers.devices import sources_line, threads_per_worker
 
 _PARTS = ("libraries", "model", "merging", "statistics", "scoring")
@@ -52,13 +52,13 @@ def _found(setup: Setup) -> Iterator[tuple[str, str]]:
 def _expected(setup: Setup, forecast: Forecast) -> Iterator[tuple[str, str]]:
     memory, probe, work = forecast.memory, forecast.probe, forecast.work
     parts = {name: getattr(memory, name) for name in _PARTS}
-    listed = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
+    listed = ", ".join(f"{name} {size_of(size)}" for name, size in parts.items() if size)
     where = "" if memory.device == "cpu" else f" on {memory.device}"
     least = "" if probe else "at least "
-    yield f"memory per worker{where}", f"{least}{gigabytes(memory.own)}: {listed}"
-    yield "models, mapped", f"{gigabytes(memory.mapped)}, shared by the workers of a machine"
+    yield f"memory per worker{where}", f"{least}{size_of(memory.own)}: {listed}"
+    yield "models, mapped", f"{size_of(memory.mapped)}, shared by the workers of a machine"
     if setup.config.workers.address is None and memory.own:
-        yield "workers that fit", f"{forecast.fit}, in {gigabytes(forecast.free)} that are free"
+        yield "workers that fit", f"{forecast.fit}, in {size_of(forecast.free)} that are free"
     if probe is not None:
         score = forecast.item_seconds * sum(setup.sizes("search").values())
         how = "measured" if probe.real else "estimated from shapes and this machine's speed"
@@ -78,7 +78,10 @@ def _expected(setup: Setup, forecast: Forecast) -> Iterator[tuple[str, str]]:
                 "hours for the budget",
                 f"{hours:.2g}, at most: {work.merges:,} merges, {work.items:,} items",
             )
-    yield "an export", f"{gigabytes(forecast.export)}; {gigabytes(forecast.disk)} of disk are free"
+    yield (
+        "an export",
+        f"{size_of(forecast.export)}; {size_of(forecast.disk)} of disk are free",
+    )
 
 
 def _seconds(seconds: float) -> str:

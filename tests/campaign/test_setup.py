@@ -125,3 +125,14 @@ def test_paths_that_no_checkpoint_could_hold_are_refused_before_the_search(tiny_
     tiny.save_campaign(tiny_folder, space={"path": {"kind": "slices"}})
     with pytest.raises(InputError, match=r"space\.path: winners could not be exported.*scaling"):
         prepare(load_campaign(tiny_folder / "campaign.yaml"))
+
+
+def test_a_split_of_one_document_is_told(tmp_path):
+    fitness = {"include_path": "tasks", "tasks": [{"task": "pick"}]}
+    fitness["splits"] = {"search": 8, "select": 1, "test": 1}
+    notes = prepare(load_campaign(tiny.save_campaign(tmp_path, fitness=fitness))).models.notes
+    alone = [note for note in notes if "one document" in note]
+    assert [note.split(" has ")[0] for note in alone] == [
+        "fitness.splits: select",
+        "fitness.splits: test",
+    ]

@@ -9,6 +9,9 @@ class Silent:
     def begin(self, title):
         pass
 
+    def on_record(self, evaluations):
+        pass
+
     def phase(self, name, done, total):
         pass
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import chains
 import pytest
@@ -27,7 +29,7 @@ from evomerge.preflight.probe import ProbeFailed, probe_here
             "none fits; most of it goes to scoring: lower fitness",
         ),
         ({"merging": 3 * 10**9}, "most of it goes to merging: choose a method"),
-        ({"libraries": 600_000_000}, "workers.count: 2 of 0.61 GB each are asked for, and this"),
+        ({"libraries": 600_000_000}, "workers.count: 2 of 610 MB each are asked for, and this"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
@@ -57,6 +59,49 @@ def test_what_bounds_a_batch_is_the_way_out(unread, tmp_path, monkeypatch, kind,
     assert told(setup, found, tmp_path).endswith(f"scoring: {way}")
 
 
+def noted(setup, found):
+    """What is noted of all but the number of trials, which is small in tests."""
+    return [note for note in problems.notes(setup, found) if "trials are few" not in note]
+
+
+@pytest.mark.parametrize("genes", [2, 6, 101])
+def test_trials_are_few_below_the_rule_of_the_how_to(unread, tmp_path, genes):
+    rule = (Path(__file__).parents[2] / "docs/how-to/how-many-trials.md").read_text()
+    assert "**Twenty trials for each gene** is the rule" in rule
+    assert problems.TRIALS_A_GENE == 20
+    space = SimpleNamespace(dimension=genes)
+
+    def told_with(trials):
+        budget = unread.config.budget.model_copy(update={"trials": trials})
+        setup = replace(
+            unread, config=unread.config.model_copy(update={"budget": budget}), space=space
+        )
+        return list(problems._few_trials(setup))
+
+    assert told_with(20 * genes) == []
+    [note] = told_with(20 * genes - 1)
+    assert f"{20 * genes - 1:,} trials are few for {genes} genes" in note
+    assert f"20 a gene, {20 * genes:,}" in note
+    assert ("begin with a gradient" in note) == (genes > 100)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "shown"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.00 kB"),
+        (565_344, "565 kB"),
+        (999_999, "1.00 MB"),
+        (40_600_000, "40.6 MB"),
+        (72.23e9, "72.2 GB"),
+        (14.2e12, "14200 GB"),
+    ],
+)
+def test_a_size_has_the_unit_in_which_it_is_read(nbytes, shown):
+    assert problems.size_of(nbytes) == shown
+
+
 def test_gpus_that_are_not_here_are_refused(unread, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     workers = unread.config.workers.model_copy(
@@ -73,12 +118,12 @@ def test_hours_in_which_nothing_is_tried_are_refused(unread, tmp_path):
         budget = unread.config.budget.model_copy(update={"hours": limit})
         setup = replace(unread, config=unread.config.model_copy(update={"budget": budget}))
         found = foresee(setup, tmp_path, 12, lambda spec: FOUND)
-        return told(setup, found, tmp_path), list(problems.notes(setup, found))
+        return told(setup, found, tmp_path), noted(setup, found)
 
     assert "in 0.01 hours there is no trial" in hours(0.01)[0]
-    refused, noted = hours(0.3)
+    refused, said = hours(0.3)
     assert refused == ""
-    assert any(note.startswith("budget.hours: 0.3 are enough for some") for note in noted)
+    assert any(note.startswith("budget.hours: 0.3 are enough for some") for note in said)
     assert hours(100) == ("", [])
 
 
@@ -99,7 +144,7 @@ def test_models_larger_than_the_memory_are_told(unread, tmp_path, monkeypatch):
     with_room(monkeypatch, 401_000_000)
     small = replace(FOUND, libraries=0, merging=0)
     found = foresee(unread, tmp_path, 12, lambda spec: small)
-    assert list(problems.notes(unread, found)) == []
+    assert noted(unread, found) == []
     with_room(monkeypatch, found.memory.own + found.memory.mapped - 1)
     assert "do not stay in memory" in " ".join(problems.notes(unread, found))
 

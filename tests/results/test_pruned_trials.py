@@ -5,6 +5,7 @@ Every place that shows, exports or compares scores is asked.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -138,9 +139,20 @@ def test_the_progress_line_counts_it_and_does_not_call_it_best(pruned):
     out = StringIO()
     own = [e for e in run.study.evaluations() if e.optimizers_own]
     with ProgressDisplay(Console(file=out, width=200)) as display:
+        display.on_record(e for e in run.study.evaluations() if e.role == "parent")
         display.phase("search", 0, len(own))
         for trial in own:
             display.recorded(trial)
     last = out.getvalue().splitlines()[-1]
     assert f"best so far {max(e.value for e in own if e.measured):.4f}" in last
     assert "1 pruned" in last
+    parents = [e.value for e in run.study.evaluations() if e.role == "parent"]
+    assert f"best parent {max(parents):.4f}" in last
+    # on another split nothing is known of them
+    with ProgressDisplay(Console(file=out, width=200)) as display:
+        display.on_record(run.study.evaluations())
+        display.phase("select", 0, 1)
+        display.recorded(replace(own[0], split="select", role="finalist", value=0.125))
+    last = out.getvalue().splitlines()[-1]
+    assert "best so far 0.1250" in last
+    assert "best parent" not in last
