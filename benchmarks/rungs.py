@@ -27,7 +27,7 @@ from evomerge.judging.constraints import Items
 from evomerge.judging.estimators.calibration import calibrate
 from evomerge.judging.estimators.responses import estimator_of
 from evomerge.judging.objectives import find_objective
-from evomerge.judging.pruning_test import is_pruned, items_at
+from evomerge.judging.pruning import is_pruned, items_at
 from evomerge.judging.rung_items import Rungs, fix_rungs
 from evomerge.judging.scores import Judge
 

@@ -1,7 +1,7 @@
 """Rungs: which items a candidate is measured on next, and whether it is pruned.
 
 Successive halving, asynchronous (ASHA, Li et al. 2020, arXiv:1810.05934), with a paired test of
-identical items in the place of ranks: see `judging.pruning_test`.
+identical items in the place of ranks: see `judging.pruning`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evomerge.config import FitnessConfig
 from evomerge.judging.constraints import Items
 from evomerge.judging.corpus_values import with_items
 from evomerge.judging.estimators import Estimates
-from evomerge.judging.pruning_test import is_pruned, items_at
+from evomerge.judging.pruning import is_pruned, items_at
 from evomerge.judging.rung_items import Rungs, fix_rungs
 from evomerge.judging.scores import Judge
 from evomerge.study.record import Evaluation, RungProgress, RungResult

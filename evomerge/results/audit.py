@@ -15,7 +15,7 @@ import numpy as np
 
 from evomerge.config import AUDIT
 from evomerge.judging import AnswerFacts, Judge, find_objective
-from evomerge.judging.intervals import compare
+from evomerge.judging.paired_tests import compare
 from evomerge.recipe import BASE
 from evomerge.study.record import Evaluation
 

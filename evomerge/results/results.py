@@ -24,7 +24,8 @@ from evomerge.judging import (
     find_objective,
 )
 from evomerge.judging.estimators.calibration import calibrate, switched_off_after
-from evomerge.judging.intervals import compare, interval
+from evomerge.judging.intervals import interval
+from evomerge.judging.paired_tests import compare
 from evomerge.recipe import BASE
 from evomerge.results.audit import audit
 from evomerge.results.progress import is_concluded, running_summary, split_size, state_of

@@ -7,7 +7,8 @@ from typing import Any
 
 from evomerge.judging import Judge
 from evomerge.judging.best_of_many import expected_on_new_items
-from evomerge.judging.intervals import holm, interval
+from evomerge.judging.intervals import interval
+from evomerge.judging.paired_tests import holm
 from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
 
@@ -101,7 +102,7 @@ def tests_line(best: Mapping[str, Any], split: str) -> str:
     ]
     found = [row["winner_minus_this"]["test"] for row in rows if _compared(row)]
     names = {
-        "mcnemar": "McNemar's mid-p test",
+        "mcnemar": "McNemar's test (by Jeffreys' interval)",
         "t": "paired t test",
         "combined": "paired test, stratified by task",
     }

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evomerge.judging import Judge, Judged, Scores, find_objective
-from evomerge.judging.intervals import compare
+from evomerge.judging.paired_tests import compare
 from evomerge.results.written_numbers import difference, short
 from evomerge.study.record import Evaluation
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evomerge.judging.intervals import compare
 from evomerge.judging.objectives import find_objective
+from evomerge.judging.paired_tests import compare
 from evomerge.judging.scores import Judge
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from evomerge.export.card import _scores
 from evomerge.judging.best_of_many import expected_on_new_items
-from evomerge.judging.intervals import holm, interval
+from evomerge.judging.intervals import interval
+from evomerge.judging.paired_tests import holm
 from evomerge.recipe import Recipe
 from evomerge.report.pages.report import report_page
 from evomerge.report.tables import best_table

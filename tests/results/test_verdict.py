@@ -9,7 +9,7 @@ import pytest
 
 from evomerge.config import ConstraintConfig, ObjectiveConfig
 from evomerge.judging import Judged, JudgedTask, build_judge
-from evomerge.judging.intervals import compare
+from evomerge.judging.paired_tests import compare
 from evomerge.results.verdict import Evidence, Rival, verdict_lines, verdict_on
 from evomerge.study.record import Evaluation
 

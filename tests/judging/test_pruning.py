@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.judging.objectives import find_objective
-from evomerge.judging.pruning_test import beaten_by, is_pruned
+from evomerge.judging.pruning import beaten_by, is_pruned
 from evomerge.judging.scores import Judge
 
 SIZES = {"short": 40, "long": 200}
