@@ -27,7 +27,8 @@ from evomerge.judging.intervals import Z, mean_end, square_and_add, wilson
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.paired_tests import compare, difference_end, won_and_lost
 from evomerge.judging.scores import Judge
-from evomerge.results.verdict import Evidence, Rival, verdict_on
+from evomerge.results.evidence import Evidence, Rival
+from evomerge.results.verdict import verdict_on
 from evomerge.study.record import Evaluation
 
 Values = NDArray[np.float64]

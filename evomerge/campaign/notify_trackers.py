@@ -18,7 +18,7 @@ from evomerge.campaign.listener import Listener
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import Judged, best
 from evomerge.results.results import Results
-from evomerge.results.verdict import verdict_lines
+from evomerge.results.verdict_words import verdict_lines
 from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study

@@ -17,7 +17,7 @@ from evomerge.materialize.plan import keeps_layers
 from evomerge.mergekit import MergekitFile
 from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
-from evomerge.results.verdict import verdict_lines
+from evomerge.results.verdict_words import verdict_lines
 
 if TYPE_CHECKING:
     from evomerge.models.layout import Layout

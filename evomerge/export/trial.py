@@ -19,7 +19,7 @@ from evomerge.materialize.disk.stream import SHARD_BYTES
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.recipe import Recipe
 from evomerge.results.results import Results
-from evomerge.results.verdict import verdict_lines
+from evomerge.results.verdict_words import verdict_lines
 from evomerge.study.run_folder import statistics_folder
 from evomerge.study.study import Study
 

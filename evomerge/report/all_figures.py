@@ -25,7 +25,7 @@ from evomerge.results.population import (
     population_of,
     state_summary,
 )
-from evomerge.results.verdict import leader_name
+from evomerge.results.verdict_words import leader_name
 from evomerge.study.study import Study
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from evomerge.config import SPLITS
 from evomerge.results import shown_split
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
-from evomerge.results.verdict import leader_name, verdict_lines
+from evomerge.results.verdict_words import leader_name, verdict_lines
 from evomerge.results.written_numbers import difference, p_value, short, span
 
 _GOES_ON = "the same search command goes on with it"

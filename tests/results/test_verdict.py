@@ -10,7 +10,9 @@ import pytest
 from evomerge.config import ConstraintConfig, ObjectiveConfig
 from evomerge.judging import Judged, JudgedTask, build_judge
 from evomerge.judging.paired_tests import compare
-from evomerge.results.verdict import Evidence, Rival, verdict_lines, verdict_on
+from evomerge.results.evidence import Evidence, Rival
+from evomerge.results.verdict import verdict_on
+from evomerge.results.verdict_words import verdict_lines
 from evomerge.study.record import Evaluation
 
 N = 60

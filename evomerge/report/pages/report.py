@@ -28,7 +28,7 @@ from evomerge.report.tables import (
 from evomerge.results import REFERENCES
 from evomerge.results.audit import audit_rows
 from evomerge.results.coefficients import searched_bounds
-from evomerge.results.verdict import verdict_lines
+from evomerge.results.verdict_words import verdict_lines
 from evomerge.results.written_numbers import difference, p_value, short, span
 from evomerge.study.study import Study
 
