@@ -121,7 +121,7 @@ def mean_end(values: Values, z: Values) -> Values:
         return student(mean, values, span_of(values), z)
     centre = (n * mean + Z**2 / 2) / (n + Z**2)
     variance = (n * values.var() + centre * (1 - centre)) / (n + 1)
-    return wilson(mean, n * max(1.0, mean * (1 - mean) / variance), _t_scores(n, z))
+    return wilson(mean, n * max(1.0, mean * (1 - mean) / variance), t_scores(n, z))
 
 
 def wilson(mean: Values | float, n: Values | float, z: Values) -> Values:
@@ -147,10 +147,10 @@ def student(mean: float, values: Values, span: float, z: Values) -> Values:
     """
     n = len(values)
     squares = np.square(values - mean).sum() + (span / 2) ** 2
-    return mean + _t_scores(n, z) * math.sqrt(squares / max(1, n - 1) / n)
+    return mean + t_scores(n, z) * math.sqrt(squares / max(1, n - 1) / n)
 
 
-def _t_scores(n: int, z: Values) -> Values:
+def t_scores(n: int, z: Values) -> Values:
     """Give the quantiles of Student's t, n − 1 degrees of freedom, where a normal one's are z."""
     from scipy.special import ndtr, stdtrit
 

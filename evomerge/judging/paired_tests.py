@@ -28,6 +28,7 @@ from evomerge.judging.intervals import (
     slopes_around,
     span_of,
     student,
+    t_scores,
     wilson,
 )
 from evomerge.judging.scores import Judge, Values
@@ -128,10 +129,11 @@ def won_and_lost(won: int, lost: int, n: int) -> tuple[Values, Values]:
     """Tabulate the ends of the interval of a difference of right-or-wrong items, by z-score.
 
     The difference is ψ(2θ − 1): of a share ψ of items only one recipe is right, and A is the one in
-    a share θ of these. Its confidence distribution is that of independent ψ, by Wilson's score, and
-    θ, by Jeffreys' interval (Brown, Cai & DasGupta 2001): Beta(won + ½, lost + ½). At a difference
-    of 0 it is that of θ at ½ whatever ψ is, which is McNemar's test: it errs more nearly as often
-    as it says than the test's mid-p, which hardly ever errs where few items differ.
+    a share θ of these. Its confidence distribution is that of independent ψ, by Wilson's score with
+    Student's t in the place of z, and θ, by Jeffreys' interval (Brown, Cai & DasGupta 2001):
+    Beta(won + ½, lost + ½). At a difference of 0 it is that of θ at ½ whatever ψ is, which is
+    McNemar's test: it errs more nearly as often as it says than the test's mid-p, which hardly ever
+    errs where few items differ.
 
     Args:
         won: items that only A has right.
@@ -146,7 +148,7 @@ def won_and_lost(won: int, lost: int, n: int) -> tuple[Values, Values]:
     # 1. ψ at z-scores from −4 to 4, with the chance of each
     nodes = np.linspace(-4, 4, 33)
     chances = np.diff(ndtr(np.concatenate([[-np.inf], (nodes[1:] + nodes[:-1]) / 2, [np.inf]])))
-    shares = wilson((won + lost) / n, n, nodes)
+    shares = wilson((won + lost) / n, n, t_scores(n, nodes))
     # 2. differences to tabulate: eight standard errors to either side of the one observed, and 0
     spread = math.sqrt(won + lost + 1) / n
     gaps = np.clip((won - lost) / n + spread * np.linspace(-8, 8, 81), -1, 1)
@@ -186,7 +188,7 @@ def _drawn_pair(pair: Values, z: Values) -> Values:
     if is_binary(pair):
         # 1. the share of items that one recipe alone has right, A's of these, and of the others
         won, lost, both = int((gaps > 0).sum()), int((gaps < 0).sum()), int(pair.min(axis=1).sum())
-        differing = wilson((won + lost) / n, n, z[0])
+        differing = wilson((won + lost) / n, n, t_scores(n, z[0]))
         ours = betaincinv(won + 0.5, lost + 0.5, ndtr(z[1]))
         alike = max(1, n - won - lost)
         right = (1 - differing) * wilson(both / alike, alike, z[2])
