@@ -55,9 +55,16 @@ def test_mlflow_has_one_run_that_holds_every_point_once(study):
     assert json.loads(best.read_text())["trial"] == own[1].number
 
 
-def test_mlflow_shows_the_verdict_as_the_runs_description(study):
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        (0.05, "No merge beats `lang`: trial 5"),
+        pytest.param(0.95, "Trial 5 beats the best parent", marks=pytest.mark.slow),
+    ],
+)
+def test_mlflow_shows_the_verdict_as_the_runs_description(study, level, said):
     pytest.importorskip("mlflow")
     with study.run(trackers=["mlflow"]):
-        study.references().search([0.3]).finish(0.05)
+        study.references().search([0.3]).finish(level)
     _, (run,) = mlflow_runs(study)
-    assert run.data.tags["mlflow.note.content"].startswith("No merge beats `lang`: trial 5")
+    assert run.data.tags["mlflow.note.content"].startswith(said)

@@ -45,10 +45,14 @@ def test_tensorboard_takes_back_a_trial_that_a_kill_cut_short(study):
     assert values[6] == pytest.approx(study.study.evaluations()[6].value)
 
 
-def test_tensorboard_holds_the_verdict(study):
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [(0.05, b"No merge beats `lang`: trial 5"), (0.95, b"Trial 5 beats the best")],
+)
+def test_tensorboard_holds_the_verdict(study, level, said):
     module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with study.run(trackers=["tensorboard"]):
-        study.references().search([0.3]).finish(0.05)
+        study.references().search([0.3]).finish(level)
     found = module.EventAccumulator(str(study.folder / "tensorboard")).Reload()
     (event,) = found.Tensors("verdict/text_summary")
-    assert b"No merge beats `lang`: trial 5" in event.tensor_proto.string_val[0]
+    assert said in event.tensor_proto.string_val[0]

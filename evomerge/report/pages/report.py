@@ -68,6 +68,7 @@ def report_page(study: Study) -> str:
 def shown_in_page(view: StudyView) -> dict[str, Any]:
     """Collect the names that the template of a page's content uses."""
     best = view.best
+    audited = audit_rows(best["audit"]) if best and best["audit"] else []
     return {
         "view": view,
         "live": False,
@@ -92,7 +93,10 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
         "remarks": remarks(best) if best else [],
         "constraints": constraint_lines(best) if best else [],
         "audit_verdict": best and audit_verdict(best),
-        "audit_rows": audit_rows(best["audit"]) if best and best["audit"] else [],
+        "audit_rows": audited,
+        "audit_answers": any(
+            row[fact] is not None for row in audited for fact in ("cut", "unparsed", "tokens")
+        ),
         "stages": stage_lines(best) if best else [],
         "recipe": best and json.dumps(best["recipe"], indent=2, ensure_ascii=False),
         "estimates_line": estimates_line,

@@ -56,6 +56,13 @@ def test_the_content_is_the_reports(finished):
     assert "Workers, cost and time" in text
 
 
+def test_a_losing_campaign_says_so(losing):
+    text = client(losing.folder).get("/content").text
+    assert '<p class="headline verdict loses">No merge beats <code>lang</code>: trial 5' in text
+    assert "The best merge, trial 5, scores" in text
+    assert "The winner" not in text
+
+
 def test_new_trials_are_seen_and_what_has_not_changed_is_not_sent_again(extensible):
     page = client(extensible.folder)
     first = page.get("/content")

@@ -244,3 +244,10 @@ def test_a_winning_campaign_says_so_as_plainly(finished):
     page = page_of(finished)
     assert "Trial 8 beats the best parent, math , by +." in page.text
     assert ("p", {"class": "headline verdict wins"}) in page.tags
+
+
+def test_the_audit_of_tasks_that_generate_nothing_shows_items_alone(finished):
+    text = page_of(finished).text
+    assert "Trust audit" in text
+    assert "not readable" not in text
+    assert "the winner has better or worse than each parent" in " ".join(text.split())
