@@ -3,7 +3,8 @@
 `scores` has the judge, which sums up a recipe's items; `objectives/` one file an objective;
 `constraints` the bounds against parents; `rung_items` and `pruning` successive halving;
 `estimators/` the means of items that were not measured; `selection` the choice of the winner, and
-`best_of_many` the correction of its score for it; `intervals` intervals of scores;
+`best_of_many` the correction of its score for it; `intervals` intervals of scores, and
+`corpus_values` and `resampling` those of scores of a whole corpus;
 `paired_tests` leads of one recipe over another, with McNemar's and Student's test and Holm's
 correction; `pareto` dominance; `splits` the documents of search, select and test.
 """

@@ -3,7 +3,8 @@
 Tasks are fixed and documents are the sample: each task has an interval of its own, whose ends are
 functions of a z-score, and the objective combines them. Where the objective is linear in the tasks'
 means nothing is drawn at random; elsewhere draws come from a fixed seed: the same scores give the
-same interval. Leads of one recipe over another are in `paired_tests`.
+same interval. Scores of a whole corpus (`CorpusValues`) have their intervals by resampling
+documents: see `judging.resampling`. Leads of one recipe over another are in `paired_tests`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 
 from evomerge.judging.corpus_values import CorpusValues, is_corpus
-from evomerge.judging.resampling import CorpusPair, Resampled
+from evomerge.judging.resampling import Resampled
 from evomerge.judging.scores import Judge, Values
 
 CONFIDENCE = 0.95
@@ -57,7 +58,7 @@ def interval(judge: Judge, items: Mapping[str, Values]) -> Interval:
     """
     values = [np.asanyarray(items[task], dtype=np.float64) for task in judge.tasks]
     means, value = np.array([v.mean() for v in values]), judge.value_of(items)
-    ends = [partial(mean_end, v) for v in values]
+    ends = [mean_ends(v) for v in values]
     slopes = slopes_around(judge.value, means, ends)
     if slopes is not None:
         return Interval(value, *linear_interval(value, means, slopes, ends, Z))
@@ -69,19 +70,9 @@ def interval(judge: Judge, items: Mapping[str, Values]) -> Interval:
 # One task
 
 
-def _pair(ours: Values, theirs: Values) -> Values | CorpusPair:
-    """Both scores of each item, shape (items, 2); of a corpus score, both recipes' parts."""
-    if is_corpus(ours) and is_corpus(theirs):
-        return CorpusPair.of(ours, theirs)
-    return np.stack([np.asarray(ours), np.asarray(theirs)], axis=-1)
-
-
-def _mean_ends(values: Values) -> Ends:
+def mean_ends(values: Values) -> Ends:
+    """Give the ends of the interval of a task's score, as a function of z-scores."""
     return _resampled_ends(values) if is_corpus(values) else partial(mean_end, values)
-
-
-def _difference_ends(pair: Values | CorpusPair) -> Ends:
-    return pair.permuted.end if isinstance(pair, CorpusPair) else partial(difference_end, pair)
 
 
 def _resampled_ends(values: CorpusValues) -> Ends:
@@ -92,13 +83,7 @@ def _resampled_ends(values: CorpusValues) -> Ends:
     """
     n, drawn = len(values), Resampled.of(values)
     grown = math.sqrt(n / max(1, n - 1))
-    return lambda z: drawn.end(grown * _t_scores(n, z))
-
-
-def _test_of(pair: Values | CorpusPair) -> str:
-    if isinstance(pair, CorpusPair):
-        return "permutation"
-    return "mcnemar" if _is_binary(pair) else "t"
+    return lambda z: drawn.end(grown * t_scores(n, z))
 
 
 def mean_end(values: Values, z: Values) -> Values:

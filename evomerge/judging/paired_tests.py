@@ -1,7 +1,8 @@
 """Paired tests: two recipes on identical items, interval and p-value from one procedure.
 
-McNemar's test of one task with right and wrong items, Student's paired test of one with others,
-their combination for the objective over several tasks, and Holm's correction for many comparisons.
+McNemar's test of one task with right and wrong items, Student's paired test of one with others, a
+permutation test of one with a corpus score, their combination for the objective over several tasks,
+and Holm's correction for many comparisons.
 The p-value is twice the tail at the z-score at which the interval reaches 0: so p < .05 where the
 95 % interval leaves 0 out, and nowhere else.
 """
@@ -15,14 +16,16 @@ from functools import lru_cache, partial
 
 import numpy as np
 
+from evomerge.judging.corpus_values import is_corpus
 from evomerge.judging.intervals import (
+    DRAWS,
     STEEPEST,
     TIE,
     Ends,
     Z,
     is_binary,
     linear_interval,
-    mean_end,
+    mean_ends,
     normal_scores,
     quantiles,
     slopes_around,
@@ -31,6 +34,7 @@ from evomerge.judging.intervals import (
     t_scores,
     wilson,
 )
+from evomerge.judging.resampling import CorpusPair
 from evomerge.judging.scores import Judge, Values
 
 
@@ -45,7 +49,8 @@ class Comparison:
         p: two-sided p-value of no difference; below 1 − `CONFIDENCE` where the interval leaves 0
             out.
         test: the name of the test: `mcnemar`, of one task with items right or wrong; `t`, of one
-            task with other items; `combined`, of several tasks.
+            task with other items; `permutation`, of one task with a corpus score; `combined`, of
+            several tasks.
     """
 
     difference: float
@@ -68,14 +73,15 @@ def compare(judge: Judge, ours: Mapping[str, Values], theirs: Mapping[str, Value
         ours: task → scores of A, shape (items,).
         theirs: task → scores of B on the same items, in the same order.
     """
-    pairs = [np.stack([ours[task], theirs[task]], axis=-1) for task in judge.tasks]
-    count, value = len(pairs), judge.value_of(ours) - judge.value_of(theirs)
+    sides = [recipe[task] for recipe in (ours, theirs) for task in judge.tasks]
+    count, value = len(judge.tasks), judge.value_of(ours) - judge.value_of(theirs)
+    pairs = [_pair(a, b) for a, b in zip(sides[:count], sides[count:], strict=True)]
     # 1. the objective's slopes by both recipes' means, where it is linear around both
-    means = np.concatenate([[pair[:, side].mean() for pair in pairs] for side in (0, 1)])
+    means = np.array([side.mean() for side in sides])
     slopes = slopes_around(
         lambda both: judge.value(both[..., :count]) - judge.value(both[..., count:]),
         means,
-        [partial(mean_end, pair[:, side]) for side in (0, 1) for pair in pairs],
+        [mean_ends(side) for side in sides],
     )
     if slopes is None or not np.allclose(slopes[:count], -slopes[count:]):
         # 2. elsewhere both recipes' means are drawn together, shape (DRAWS, 2, tasks)
@@ -85,10 +91,10 @@ def compare(judge: Judge, ours: Mapping[str, Values], theirs: Mapping[str, Value
         return Comparison(value, *quantiles(gaps, value), _tail(gaps, value), "combined")
     # 3. the interval, and the p-value by inverting it
     differences = (means[:count] - means[count:], slopes[:count])
-    ends = [partial(difference_end, pair) for pair in pairs]
+    ends = [_difference_ends(pair) for pair in pairs]
     low, high = linear_interval(value, *differences, ends, Z)
     moving = [pair for pair, slope in zip(pairs, slopes[:count], strict=True) if slope]
-    test = "combined" if len(moving) != 1 else "mcnemar" if is_binary(moving[0]) else "t"
+    test = "combined" if len(moving) != 1 else _test_of(moving[0])
     return Comparison(value, low, high, _p_value(value, *differences, ends), test)
 
 
@@ -106,6 +112,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 # One task
+
+
+def _pair(ours: Values, theirs: Values) -> Values | CorpusPair:
+    """Both scores of each item, shape (items, 2); of a corpus score, both recipes' parts."""
+    if is_corpus(ours) and is_corpus(theirs):
+        return CorpusPair.of(ours, theirs)
+    return np.stack([np.asarray(ours), np.asarray(theirs)], axis=-1)
+
+
+def _difference_ends(pair: Values | CorpusPair) -> Ends:
+    return pair.permuted.end if isinstance(pair, CorpusPair) else partial(difference_end, pair)
+
+
+def _test_of(pair: Values | CorpusPair) -> str:
+    if isinstance(pair, CorpusPair):
+        return "permutation"
+    return "mcnemar" if is_binary(pair) else "t"
 
 
 def difference_end(pair: Values, z: Values) -> Values:
@@ -180,8 +203,10 @@ def _p_value(value: float, means: Values, slopes: Values, ends: Sequence[Ends]) 
     return min(1.0, math.erfc(z / math.sqrt(2)))
 
 
-def _drawn_pair(pair: Values, z: Values) -> Values:
+def _drawn_pair(pair: Values | CorpusPair, z: Values) -> Values:
     """Draw both recipes' means of a task: normal scores, shape (3, DRAWS), → (DRAWS, 2)."""
+    if isinstance(pair, CorpusPair):
+        return pair.resampled(DRAWS)
     from scipy.special import betaincinv, ndtr
 
     n, gaps, mean = len(pair), pair[:, 0] - pair[:, 1], pair.mean()

@@ -29,7 +29,7 @@ from evomerge.judging.paired_tests import compare
 from evomerge.recipe import BASE
 from evomerge.results.audit import audit
 from evomerge.results.evidence import Evidence, Rival
-from evomerge.results.progress import is_concluded, running_summary, split_size
+from evomerge.results.progress import is_concluded, running_summary, split_size, state_of
 from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.results.verdict import verdict_on
 from evomerge.results.verdict_words import Verdict

@@ -104,6 +104,7 @@ def tests_line(best: Mapping[str, Any], split: str) -> str:
     names = {
         "mcnemar": "McNemar's test (by Jeffreys' interval)",
         "t": "paired t test",
+        "permutation": "permutation test",
         "combined": "paired test, stratified by task",
     }
     tests = " or ".join(names[test] for test in dict.fromkeys(found)) or "paired test"

@@ -9,7 +9,8 @@ from scipy import stats
 from evomerge.config import ObjectiveConfig
 from evomerge.judging import JudgedTask, build_judge
 from evomerge.judging.corpus_values import AGGREGATES, CorpusValues
-from evomerge.judging.intervals import compare, interval
+from evomerge.judging.intervals import interval
+from evomerge.judging.paired_tests import compare
 from evomerge.judging.resampling import CorpusPair
 
 
