@@ -7,6 +7,8 @@ sets happen to lie.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import mergekit._data.chat_templates as mergekit_templates
@@ -74,7 +76,45 @@ TABLE = {
         "tokenizer_source": "union",
         "method": "linear",
     },
+    "union, permuted and padded": {
+        "permuted": 0.5,
+        "chat2": 0.5,
+        "tokenizer": {"source": "union", "pad_to_multiple_of": 64},
+    },
+    "union, sce": {"chat": None, "other": None, "tokenizer_source": "union", "method": "sce"},
+    "union, model stock": {
+        "chat": None,
+        "permuted": None,
+        "tokenizer_source": "union",
+        "method": "model_stock",
+    },
+    "expert with more tokens, nuslerp": {
+        "x": 0.3,
+        "chat2": 0.9,
+        "tokenizer_source": "chat2",
+        "method": "nuslerp",
+    },
+    "tokens of the permuted, by their numbers": {
+        "permuted": 0.5,
+        "x": 0.5,
+        "tokenizer": {
+            "source": "permuted",
+            "tokens": {
+                "w3": {"source": {"kind": "model_token", "model": "permuted", "token_id": 7}},
+                "w5": {"source": "x", "force": True},
+            },
+        },
+    },
+    "union in slices": {"chat": 0.5, "other": 0.5, "tokenizer_source": "union", "slices": True},
     "tied": {"chat": 0.5, "other": 0.5, "tokenizer_source": "union", "zoo": "tied"},
+}
+SLOW = {
+    "union, permuted and padded",
+    "union, sce",
+    "union, model stock",
+    "expert with more tokens, nuslerp",
+    "tokens of the permuted, by their numbers",
+    "union in slices",
 }
 
 
@@ -122,11 +162,17 @@ def text_of(entry: dict, zoo: dict[str, Path]) -> str:
         ],
         "dtype": "float32",
     }
-    if method == "linear":
+    if method in ("linear", "nuslerp"):
         del data["base_model"]
     if method == "slerp":
         data["models"].insert(0, {"model": "base"})
         data["parameters"] = {"t": 0.3}
+    if "slices" in entry:
+        models = [{"model": "base"}, *data.pop("models")]
+        data["slices"] = [
+            {"sources": [{**model, "layer_range": [layer, layer + 1]} for model in models]}
+            for layer in range(2)
+        ]
     data |= {key: entry[key] for key in ("tokenizer", "tokenizer_source") if key in entry}
     return yaml.safe_dump(placed(data, zoo), sort_keys=False)
 
@@ -163,30 +209,47 @@ def merged(text, folder):
     return by_token(tensors_in(ours), ours), by_token(theirs, folder / "theirs")
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_a_file_gives_the_rows_that_mergekit_gives(zoos, tmp_path, name):
+def file_of(name, zoos):
+    """The zoo and the text of an entry of the table."""
     zoo = zoos[TABLE[name].get("zoo", "apart")]
     text = text_of(TABLE[name], zoo).replace("base_model: base", f"base_model: {zoo['base']}")
-    text = text.replace("model: base\n", f"model: {zoo['base']}\n")
-    (ours, words, rows), (theirs, their_words, their_rows) = merged(text, tmp_path)
+    return text.replace("model: base\n", f"model: {zoo['base']}\n")
+
+
+def assert_same_rows(ours, theirs):
+    """Compare two results of `by_token`: tokens, numbers of rows, and every row."""
+    (made, words, rows), (expected, their_words, their_rows) = ours, theirs
     assert words == their_words
     assert rows == their_rows
-    assert ours.keys() == theirs.keys()
-    for tensor in ours:
-        torch.testing.assert_close(ours[tensor], theirs[tensor], rtol=1e-5, atol=1e-6, msg=tensor)
+    assert made.keys() == expected.keys()
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in TABLE]
+)
+def test_a_file_gives_the_rows_that_mergekit_gives(zoos, tmp_path, name):
+    assert_same_rows(*merged(file_of(name, zoos), tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["union, permuted and padded", "tokens"])
+def test_the_two_commands_agree_on_a_file(zoos, tmp_path, name):
+    (tmp_path / "file.yaml").write_text(file_of(name, zoos))
+    folder = Path(sys.executable).parent
+    for words in (["mergekit-yaml", "file.yaml", "theirs"], ["evomerge", "merge", "file.yaml"]):
+        command = [str(folder / words[0]), *words[1:], *["--to", "ours"] * (words[0] == "evomerge")]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    found = [by_token(tensors_in(tmp_path / n), tmp_path / n) for n in ("ours", "theirs")]
+    assert_same_rows(*found)
 
 
 def test_mergekit_makes_the_same_of_the_file_beside_an_export(zoos, tmp_path):
-    zoo = zoos["apart"]
-    text = text_of(TABLE["tokens"], zoo).replace("base_model: base", f"base_model: {zoo['base']}")
-    text = text.replace("model: base\n", f"model: {zoo['base']}\n")
-    (tmp_path / "file.yaml").write_text(text)
+    (tmp_path / "file.yaml").write_text(file_of("tokens", zoos))
     ours, _ = merge_file(tmp_path / "file.yaml", tmp_path / "ours", {}, None)
     again = merged_by_mergekit((ours / "mergekit.yaml").read_text(), tmp_path / "again")
-    made, _, _ = by_token(tensors_in(ours), ours)
-    theirs, _, _ = by_token(again, tmp_path / "again")
-    for tensor in made:
-        torch.testing.assert_close(made[tensor], theirs[tensor], rtol=1e-5, atol=1e-6, msg=tensor)
+    assert_same_rows(by_token(tensors_in(ours), ours), by_token(again, tmp_path / "again"))
 
 
 def test_a_token_row_that_its_model_lacks_is_refused(zoos, tmp_path):
