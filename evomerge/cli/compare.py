@@ -76,8 +76,8 @@ def compare(
 def _compare(
     config: CampaignConfig, optimizers: str, seeds: int, folder: Path, as_json: bool
 ) -> None:
-    from evomerge.cli.progress import ProgressDisplay
     from evomerge.compare.arms import parse_arms
+    from evomerge.python.progress import ProgressDisplay
 
     if config.stages:
         raise InputError("compare takes a campaign of one search; this one has stages")

@@ -26,7 +26,6 @@ from evomerge.cli.shared import (
 from evomerge.common.errors import InputError
 
 if TYPE_CHECKING:
-    from evomerge.campaign.stages import Stage
     from evomerge.config import CampaignConfig
 
 
@@ -63,47 +62,18 @@ def search(
 def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
     """Run the stages that are left, one after the other, and print the verdict."""
     with waiting("loading libraries"):
-        from evomerge.campaign.stages import stages_of
+        from evomerge.python.search import run_stages
         from evomerge.report.tables import best_table, export_hint
         from evomerge.results import Results
-        from evomerge.study.run_folder import check_folder, open_run, search_named
+        from evomerge.study.run_folder import open_run
 
-    check_folder(config, folder)
-    with search_named(config, folder):
-        for place in range(max(1, len(config.stages))):
-            stages = stages_of(config, folder)  # anew: one stage's winner is a model of the next
-            if stages[place].done:
-                continue
-            if not _run_stage(stages[place:], folder, config, deadline):
-                raise KeyboardInterrupt
+    if not run_stages(config, folder, stderr, deadline, note, waiting):
+        raise KeyboardInterrupt
     _, study = open_run(folder)
     with study:
         best = Results(study).best()
     stdout.print(best_table(best))
     hint(export_hint(best, str(folder)))
-
-
-def _run_stage(
-    stages: list[Stage], folder: Path, config: CampaignConfig, deadline: float | None
-) -> bool:
-    """Run the first of the stages that are left; returns whether the next may begin."""
-    from evomerge.cli.progress import ProgressDisplay
-    from evomerge.study.run_folder import remember_campaign
-
-    with waiting("opening models and tasks"):
-        from evomerge.campaign.setup import prepare
-        from evomerge.campaign.stages import check_later, run_stage
-
-        setup = prepare(stages[0].config)
-        check_later(setup, stages)
-    for text in setup.models.notes:
-        note(text)
-    if config.stages:
-        remember_campaign(config, folder)
-    with ProgressDisplay(stderr) as display:
-        if stages[0].name:
-            display.begin(stages[0].title)
-        return run_stage(stages[0], setup, display, deadline)
 
 
 def _deadline(started: float, config: CampaignConfig, until: str | None) -> float | None:

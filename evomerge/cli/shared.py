@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from evomerge import __version__
 from evomerge.common.errors import EvomergeError, InputError, StoppedError
 from evomerge.common.signals import terminated_like_interrupted
+from evomerge.common.version import __version__
 
 if TYPE_CHECKING:
     from evomerge.config import CampaignConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,28 @@ from evomerge.config.messages import explain
 from evomerge.config.paths import absolute
 
 
-def load_campaign(path: Path, overrides: Sequence[str] = ()) -> CampaignConfig:
+def load_campaign(
+    path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> CampaignConfig:
     """Read a campaign file, apply `key.path=value` overrides, and check its form.
 
-    Relative paths in the file come back absolute, taken from the file's folder.
+    Relative paths in the file come back absolute, taken from the file's folder; those of a mapping,
+    which may take the file's place, from the current folder.
 
     Raises:
         InputError: the file is missing, is not YAML, or breaks the schema; names file and key.
     """
-    data = yaml_data(read_text(path), str(path))
+    if isinstance(path, Mapping):
+        where, folder, data = "the campaign", Path.cwd(), deepcopy(dict(path))
+    else:
+        path = Path(path)
+        where, folder = str(path), path.parent.resolve()
+        data = yaml_data(read_text(path), where)
     if not isinstance(data, dict):
-        raise InputError(f"{path}: expected a mapping with keys name, models, space, fitness")
+        raise InputError(f"{where}: expected a mapping with keys name, models, space, fitness")
     for override in overrides:
         _override(data, override)
-    return absolute(parse_campaign(data, str(path)), path.parent.resolve())
+    return absolute(parse_campaign(data, where), folder)
 
 
 def parse_campaign(data: Mapping[str, Any], where: str) -> CampaignConfig:

@@ -47,13 +47,13 @@ def json_schema() -> dict[str, Any]:
     names = _names("methods")
     method["anyOf"] = [names, {"type": "array", "items": names, "minItems": 1}]
     # 3. plug-ins by name, each with its options
-    for section, kind in PLUGS.items():
-        own = definitions[section]
+    for name, kind in PLUGS.items():
+        own = definitions[name]
         own["properties"]["kind"].pop("type", None)
         own["properties"]["kind"] |= _names(kind, *(["none"] if kind == "paths" else []))
-        own["allOf"] = [_options(kind, name) for name in REGISTRIES[kind].all()]
-        if section in BY_NAME:
-            definitions[section] = {"anyOf": [own["properties"]["kind"], own]}
+        own["allOf"] = [_options(kind, plug) for plug in REGISTRIES[kind].all()]
+        if name in BY_NAME:
+            definitions[name] = {"anyOf": [own["properties"]["kind"], own]}
     return schema
 
 

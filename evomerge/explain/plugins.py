@@ -98,11 +98,10 @@ def _gene(method: str, parameter: Parameter) -> tuple[str, list[float]]:
 
 
 def _values(parameter: Parameter) -> str:
-    kinds = {bool: "`true` or `false`", float: "number"}
     values = " or ".join(f"`{choice}`" for choice in parameter.choices)
     if parameter.low is not None:
         values = f"number, {parameter.low:g} to {parameter.high:g}"
-    return (values or kinds[parameter.type]) + ", for each expert" * parameter.per_expert
+    return (values or "`true` or `false`") + ", for each expert" * parameter.per_expert
 
 
 def _count(method: Method) -> str:
@@ -160,7 +159,7 @@ def _arguments(function: Any) -> Iterator[tuple[str, str]]:
                 options(function), f"As in Optuna's {sampler.__name__}."
             ).items()
             yield from read(sampler).arguments.items()
-        yield from read(function.__init__).arguments.items()
+        yield from read(inspect.getattr_static(function, "__init__")).arguments.items()
 
 
 def _sentence(text: str) -> str:

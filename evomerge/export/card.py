@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from evomerge import __version__
+from evomerge.common.version import __version__
 from evomerge.config import SPLITS
 from evomerge.export.parents import Parent
 from evomerge.materialize.plan import keeps_layers

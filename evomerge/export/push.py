@@ -17,8 +17,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from evomerge import __version__
 from evomerge.common.errors import EvomergeError, InputError
+from evomerge.common.version import __version__
 from evomerge.materialize.disk.provenance import SOURCES_FILE, load_sources
 from evomerge.models.messages import reason
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from evomerge import __version__
 from evomerge.common.errors import InputError
+from evomerge.common.version import __version__
 from evomerge.config import SPLITS, ConstraintConfig, ObjectiveConfig
 from evomerge.judging import (
     Items,

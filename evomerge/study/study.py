@@ -18,8 +18,8 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
-import evomerge
 from evomerge.common.errors import InputError
+from evomerge.common.version import __version__
 from evomerge.study import codec
 from evomerge.study.access import Access, OutagePolicy
 from evomerge.study.identity import as_json, check_identity
@@ -374,7 +374,7 @@ class Study:
         self._set_facts(codec.pack_json("identity", identity))
         self._set_facts(codec.pack_json("campaign", campaign))
         # Last, so that a study that says it is ours is whole, whenever the driver is killed.
-        stamp = {"schema": SCHEMA, "version": evomerge.__version__}
+        stamp = {"schema": SCHEMA, "version": __version__}
         self._storage.set_study_user_attr(self._id, "evomerge", stamp)
 
     def _check_name(self) -> None:
@@ -405,7 +405,7 @@ class Study:
         if stamp["schema"] > SCHEMA:
             raise InputError(
                 f"{self._where} was written by evomerge {stamp['version']}, newer than this "
-                f"{evomerge.__version__}; upgrade evomerge"
+                f"{__version__}; upgrade evomerge"
             )
         return True
 

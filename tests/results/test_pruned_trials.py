@@ -15,12 +15,12 @@ from invented import COUNTS, Invented
 from report_pages import page_of, trace
 from rich.console import Console
 
-from evomerge.cli.progress import ProgressDisplay
 from evomerge.common.errors import InputError
 from evomerge.compare.curves import curve
 from evomerge.config import BudgetConfig
 from evomerge.export.trial import export_trial
 from evomerge.judging.selection import leading
+from evomerge.python.progress import ProgressDisplay
 from evomerge.report.tables import best_table, status_table
 from evomerge.study.best_trials import best_own_params, best_params
 from evomerge.study.judged import searched

@@ -15,8 +15,8 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from evomerge import __version__
 from evomerge.common.errors import InputError
+from evomerge.common.version import __version__
 from evomerge.config import DtypeConfig
 from evomerge.materialize.disk.provenance import (
     RECIPE_FILE,

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from evomerge import __version__
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.errors import InputError
+from evomerge.common.version import __version__
 from evomerge.config import DtypeConfig, FloatType, ModelsConfig, Strict
 from evomerge.materialize.disk.weight_record import WeightsRecord
 from evomerge.models.checks.checked_models import CheckedModels

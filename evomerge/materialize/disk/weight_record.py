@@ -25,8 +25,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from evomerge import __version__
 from evomerge.common.digest import content_digest
+from evomerge.common.version import __version__
 from evomerge.config import Strict
 from evomerge.methods import find_method
 from evomerge.models.checkpoint import tensor_digest

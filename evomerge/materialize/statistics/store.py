@@ -32,8 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evomerge import __version__
 from evomerge.common.digest import content_digest
+from evomerge.common.version import __version__
 from evomerge.methods import core
 from evomerge.methods.core.view import Statistic
 from evomerge.models.canonical_names import as_bytes

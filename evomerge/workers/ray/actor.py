@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from evomerge import __version__
 from evomerge.common.errors import EvomergeError, InputError
+from evomerge.common.version import __version__
 from evomerge.workers.job import Job, Outcome, attempt, perform
 from evomerge.workers.ray.file_copies import FileSet, with_copies
 from evomerge.workers.worker import PACKAGES, Worker, WorkerSpec

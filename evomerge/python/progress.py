@@ -1,7 +1,8 @@
-"""The progress display on standard error: a live bar in a terminal, plain lines elsewhere."""
+"""The progress display: a live bar in a terminal or a notebook with widgets, else plain lines."""
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Iterable
 from datetime import timedelta
@@ -54,7 +55,7 @@ class ProgressDisplay:
     def __init__(self, console: Console) -> None:
         """Show nothing yet; `console` should write to standard error."""
         self._console = console
-        self._live = console.is_terminal
+        self._live = console.is_terminal or (console.is_jupyter and _has_widgets())
         self._wide = console.width >= WIDE
         self._bar = Progress(
             SpinnerColumn(),
@@ -149,3 +150,8 @@ class ProgressDisplay:
         if self._failed:
             facts.append(f"{self._failed} failed")
         return "  ".join(facts)
+
+
+def _has_widgets() -> bool:
+    """True where a notebook can show a bar that moves: ipywidgets is installed."""
+    return importlib.util.find_spec("ipywidgets") is not None
