@@ -24,7 +24,7 @@ from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.common.one_thread import one_thread
-from evomerge.models.canonical_names import same_bytes
+from evomerge.models.canonical_names import same_bytes, unwrapped_name
 from evomerge.models.checkpoint import Checkpoint, tensor_digest
 from evomerge.models.files.lazy_tensors import Computed, LazyTensors
 from evomerge.models.files.shards import ALLOW_PICKLE, PICKLED, SAFETENSORS, open_weights
@@ -59,9 +59,13 @@ _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Tell whether a folder holds an adapter and no model of its own."""
+    """Tell whether a folder holds an adapter and no model of its own.
+
+    Weights without a `config.json` are none: TRL saves a value head beside an adapter so.
+    """
     weights = (f"{file}{index}" for file in (SAFETENSORS, PICKLED) for index in ("", ".index.json"))
-    return (folder / CONFIG).is_file() and not any((folder / name).exists() for name in weights)
+    whole = (folder / "config.json").is_file() and any((folder / n).exists() for n in weights)
+    return (folder / CONFIG).is_file() and not whole
 
 
 class Adapter(Checkpoint):
@@ -164,7 +168,7 @@ def _open(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
             f"{folder}: only pickled weights ({path.name}), which can run code when opened; "
             f"{ALLOW_PICKLE}"
         )
-    return {name: entry.tensor for name, entry in open_weights(path).items()}
+    return {unwrapped_name(name): entry.tensor for name, entry in open_weights(path).items()}
 
 
 def _vocabulary_rows(folder: Path, stored: Mapping[str, Tensor], base: Checkpoint) -> int:

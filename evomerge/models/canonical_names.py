@@ -115,13 +115,19 @@ def _unwrapped(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Take the prefixes off that wrappers of a model put before its names, and within them."""
     found: dict[str, StoredTensor] = {}
     for name, entry in stored.items():
-        plain = _WRAPPED_WITHIN.sub("", name)
-        while (shorter := _WRAPPED.sub("", plain)) != plain:
-            plain = shorter
+        plain = unwrapped_name(name)
         if plain in found or (plain != name and plain in stored):
             raise InputError(f"{entry.file}: {plain} is stored twice, once as {name}")
         found[plain] = entry
     return found
+
+
+def unwrapped_name(name: str) -> str:
+    """Take the prefixes of wrappers off a stored name: `module._orig_mod.lm_head.weight`."""
+    plain = _WRAPPED_WITHIN.sub("", name)
+    while (shorter := _WRAPPED.sub("", plain)) != plain:
+        plain = shorter
+    return plain
 
 
 def _without_common_prefix(

@@ -268,3 +268,23 @@ def test_an_adapter_that_holds_nan_or_infinity_is_refused_by_name(value, family,
     message = rf"models\.experts\.tuned: model\.layers\.0\.self_attn\..*weight holds {kind}"
     with pytest.raises(InputError, match=message):
         check_models(campaign(base, tuned=adapter))
+
+
+def test_a_value_head_beside_an_adapter_makes_it_no_whole_model(family, campaign):
+    base, adapter = family("llama", settings={"r": 2, "target_modules": ATTENTION})
+    before = open_models(campaign(base, tuned=adapter))["tuned"].digest
+    torch.save({"v_head.summary.weight": torch.zeros(1, 16)}, adapter / "pytorch_model.bin")
+    found = open_models(campaign(base, tuned=adapter))["tuned"]
+    assert isinstance(found, Adapter)
+    assert found.digest == before
+
+
+@pytest.mark.parametrize("wrapped", ["module.{}", "_orig_mod.{}", "base_model.model._orig_mod.{}"])
+def test_the_prefixes_of_wrappers_are_taken_off_an_adapters_names(wrapped, family, campaign):
+    base, adapter = family("llama", settings={"r": 2, "target_modules": ATTENTION})
+    before = open_models(campaign(base, tuned=adapter))["tuned"].digest
+    file, inside = adapter / "adapter_model.safetensors", wrapped.removesuffix("{}")
+    cut = "base_model.model." if inside.startswith("base_model") else ""
+    renamed = {f"{inside}{n.removeprefix(cut)}": t for n, t in load_file(file).items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+    assert open_models(campaign(base, tuned=adapter))["tuned"].digest == before
