@@ -62,6 +62,18 @@ def test_a_mergekit_file_is_tried_first_whatever_it_calls_the_models(folder):
     assert experts == {"math", "lang"}
 
 
+def test_a_file_of_a_method_that_mergekit_lacks_is_a_start_too(folder):
+    entries = [{"model": f"models/{name}"} for name in ("math", "lang")]
+    parameters = {"density": [0.25, 0.75]}
+    name = save_mergekit(folder, merge_method="pcb", models=entries, parameters=parameters)
+    _, [params] = space_with(
+        folder, name, method="pcb", genes={"density": [0, 1], "lambda": [0, 2]}
+    )
+    assert params["density.layer_0"] == pytest.approx(0.25)
+    assert params["density.layer_1"] == pytest.approx(0.75)
+    assert params["lambda.layer_0"] == pytest.approx(1.2)
+
+
 def test_a_filter_of_a_mergekit_file_reaches_the_tensors_genes(folder):
     weight = [{"filter": "q_proj", "value": 0.125}, {"value": 0.5}]
     models = [
