@@ -4,7 +4,7 @@
 from evomerge.cli import search  # isort: skip
 from evomerge.cli import compare, check, quickstart  # isort: skip
 from evomerge.cli import status, best, report, dashboard, retry  # isort: skip
-from evomerge.cli import list, explain  # isort: skip
+from evomerge.cli import list, explain, doctor  # isort: skip
 from evomerge.cli import export, merge  # isort: skip
 from evomerge.cli.shared import app
 
@@ -14,6 +14,7 @@ __all__ = [
     "check",
     "compare",
     "dashboard",
+    "doctor",
     "explain",
     "export",
     "list",
