@@ -146,7 +146,7 @@ class Setup:
                 else {}
             ),
             "fitness": {
-                "tasks": {task.task: _identity_of(task) for task in fitness.tasks},
+                "tasks": _identities(fitness.tasks),
                 **({"engine": dict(said)} if (said := engine_identity(config)) else {}),
                 "objective": fitness.objective.model_dump(mode="json"),
                 **(
@@ -302,6 +302,17 @@ def _check_depths(config: CampaignConfig, models: CheckedModels) -> None:
         ) from None
 
 
+def _identities(tasks: Sequence[TaskConfig | CallableConfig]) -> dict[str, Any]:
+    """Name → identity of each entry; further entries of a task stand under `task.metric`."""
+    found: dict[str, Any] = {}
+    for task in tasks:
+        name = task.task
+        if isinstance(task, TaskConfig) and name in found:
+            name = f"{name}.{task.metric}"
+        found[name] = _identity_of(task)
+    return found
+
+
 def _identity_of(task: TaskConfig | CallableConfig) -> dict[str, Any]:
     """An entry without its paths: a callable's code and documents are digests elsewhere."""
     if isinstance(task, CallableConfig):
@@ -358,6 +369,11 @@ def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> tuple[SplitIte
                 f"fitness.splits: {split} has one document of {', '.join(alone)}, whose score says "
                 "next to nothing there; give more documents, or another share of them"
             )
+    if running := [task.task for task in tasks if task.runs_code and task.weight > 0]:
+        notes.append(
+            f"WARNING: {', '.join(running)} run code that candidates write, on this machine, with "
+            "your rights and on your files (fitness.run_unsafe_code)"
+        )
     return items, notes
 
 

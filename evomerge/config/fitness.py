@@ -26,6 +26,9 @@ class TaskConfig(Strict):
     `measures` are further metrics of the same answers, which cost no second forward pass. Each is
     known elsewhere (to `pareto`, constraints, map_elites) as `task.metric`, without a filter, and
     does not count in the task's score.
+
+    A task may have several entries, each with another metric and a weight; they share its answers.
+    All but the first are known as `task.metric`.
     """
 
     task: str
@@ -171,6 +174,30 @@ class SurrogateLossConfig(Strict):
     """
 
 
+_OF_AN_ENTRY = {"metric", "measures", "weight"}
+"""What may differ between entries of one task."""
+
+
+def _check_entries(name: str, entries: list[TaskConfig]) -> None:
+    """Refuse entries of one task with the same metric, or that would ask it differently."""
+    metrics = [m.partition(",")[0] for one in entries for m in (one.metric, *one.measures)]
+    named = [metric for one in entries for metric in (one.metric, *one.measures)]
+    # All but the first are known by their metric without its filter.
+    again = sorted({m for known in (named, metrics[1:]) for m in known if known.count(m) > 1})
+    if len(entries) > 1 and again:
+        raise ValueError(
+            f"{name} listed twice; give each task once, with a weight, or each time with another "
+            f"metric than {', '.join(again)}"
+        )
+    for one in entries[1:]:
+        said, first = (e.model_dump(exclude=_OF_AN_ENTRY) for e in (one, entries[0]))
+        if differing := [key for key, value in said.items() if value != first[key]]:
+            raise ValueError(
+                f"{name} listed twice with other {', '.join(differing)}: entries of one task share "
+                "its answers, so they differ in metric, measures and weight alone"
+            )
+
+
 class FitnessConfig(Strict):
     """The measure of a merge: tasks, the objective over them, and how documents are split."""
 
@@ -190,6 +217,12 @@ class FitnessConfig(Strict):
     off where the result is to be compared with published numbers.
 
     Example: `allow_test_sets: true`
+    """
+    run_unsafe_code: bool = Field(default=False, exclude_if=lambda on: not on)
+    """Let tasks run the code that candidates write (humaneval, mbpp): on every worker's machine,
+    with your rights, on your files. Turn it on inside a container or a throw-away machine.
+
+    Example: `run_unsafe_code: true`
     """
     engine: EngineConfig = EngineConfig()
     """The engine that answers lm-eval's requests, with its options.
@@ -293,11 +326,13 @@ class FitnessConfig(Strict):
 
     @field_validator("tasks")
     @classmethod
-    def _tasks_are_named_once(cls, tasks: list[AnyTask]) -> list[AnyTask]:
-        names = [task.task for task in tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} listed twice; give each task once, with a weight")
+    def _entries_of_a_task_differ_in_metric(cls, tasks: list[AnyTask]) -> list[AnyTask]:
+        for name in dict.fromkeys(task.task for task in tasks):
+            same = [task for task in tasks if task.task == name]
+            entries = [task for task in same if isinstance(task, TaskConfig)]
+            if len(same) > len(entries) > 0 or (not entries and len(same) > 1):
+                raise ValueError(f"{name} listed twice; give each task once, with a weight")
+            _check_entries(name, entries)
         return tasks
 
     @field_validator("splits")

@@ -29,7 +29,7 @@ def stock_commands(fitness: FitnessConfig, checkpoint: str, compute: str) -> lis
 def _command(
     fitness: FitnessConfig, checkpoint: str, compute: str, tasks: Sequence[TaskConfig]
 ) -> str:
-    names = ",".join(task.task for task in tasks)
+    names = ",".join(dict.fromkeys(task.task for task in tasks))
     model = f"pretrained={checkpoint},dtype={compute},softmax_dtype=float32"
     words = ["lm_eval", "--model", "hf", "--model_args", model, "--tasks", names]
     words += ["--batch_size", str(fitness.batch_size)]

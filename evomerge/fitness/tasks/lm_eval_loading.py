@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def open_manager(config: FitnessConfig) -> TaskManager:
 
 
 def load_tasks(
-    manager: TaskManager, position: int, spec: TaskConfig, allow_test_sets: bool
+    manager: TaskManager, position: int, spec: TaskConfig, config: FitnessConfig
 ) -> LoadedTasks:
     """Load one entry of `fitness.tasks` with its data.
 
@@ -152,15 +153,19 @@ def load_tasks(
         manager: knows the task.
         position: of the entry.
         spec: the entry.
-        allow_test_sets: whether public test sets are let through.
+        config: the section; it says whether public test sets and code are let through.
 
     Raises:
-        InputError: the task or its data cannot be loaded, is of a kind evomerge does not score, or
-            a public test set without leave.
+        InputError: the task or its data cannot be loaded, is of a kind evomerge does not score, is
+            a public test set without leave, or runs the model's code without leave.
     """
     where, index = f"fitness.tasks[{position}].task: {spec.task!r}", manager.task_index
-    if not allow_test_sets:
+    if not config.allow_test_sets:
         refuse([(spec.task, test_set_named(index[spec.task]))], where)
+    if config.run_unsafe_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # asked for by lm-eval's code tasks as they load
+    elif _runs_code(index[spec.task]):
+        raise InputError(_refused_code(where, spec.task))
     opened: list[Any] = []
     try:
         with tasks_opened(opened):
@@ -179,9 +184,9 @@ def load_tasks(
                 reason += f" ({error.__cause__})"
         raise InputError(f"{where} cannot be loaded: {reason}") from error
     for name, task in loaded["tasks"].items():
-        _refuse_what_cannot_be_scored(where, name, task)
+        _refuse_what_cannot_be_scored(where, name, task, config.run_unsafe_code)
     test_sets = {name: test_set_of(name, task, index) for name, task in loaded["tasks"].items()}
-    if not allow_test_sets:
+    if not config.allow_test_sets:
         refuse(test_sets.items(), where)
     return LoadedTasks(loaded["tasks"], loaded["groups"].get(spec.task), test_sets)
 
@@ -206,14 +211,31 @@ def missing_split(task: Any, error: Exception) -> str | None:
     return text
 
 
-def _refuse_what_cannot_be_scored(where: str, name: str, task: Any) -> None:
+def _runs_code(entry: Entry) -> bool:
+    """Say whether a task's file says that it runs the model's code, before it is loaded."""
+    if entry.kind != Kind.TASK or entry.yaml_path is None:
+        return False
+    with suppress(Exception):  # a file that cannot be read is told of when it is loaded
+        return bool(load_yaml(entry.yaml_path, resolve_func=False).get("unsafe_code"))
+    return False
+
+
+def _refused_code(where: str, name: str) -> str:
+    return (
+        f"{where}: {name} runs code that the model writes, on this machine, with your rights. Set "
+        "fitness.run_unsafe_code: true if you mean it, best inside a container without anything "
+        "of value, or choose another task"
+    )
+
+
+def _refuse_what_cannot_be_scored(where: str, name: str, task: Any, run_unsafe_code: bool) -> None:
     if task.OUTPUT_TYPE not in OUTPUT_TYPES:
         raise InputError(
             f"{where}: {name} has output_type {task.OUTPUT_TYPE}, which has no score per item "
             f"here; supported: {', '.join(OUTPUT_TYPES)}"
         )
-    if getattr(task, "UNSAFE_CODE", False):
-        raise InputError(f"{where}: {name} runs code the model writes; evomerge refuses that")
+    if getattr(task, "UNSAFE_CODE", False) and not run_unsafe_code:
+        raise InputError(_refused_code(where, name))
     if getattr(task, "MULTIMODAL", False):
         raise InputError(f"{where}: {name} needs images or audio; only text tasks are scored")
 

@@ -171,14 +171,17 @@ def _listed(found: Any) -> list[Any]:
     return list(found) if isinstance(found, list | tuple) else [found]
 
 
+Entries = Sequence[tuple[int, TaskConfig]]
+"""The entries of `fitness.tasks` that name one task, group or tag, with their positions."""
+
+
 def load_lm_eval_task(
-    position: int, spec: TaskConfig, config: FitnessConfig, manager: TaskManager, lm: Any | None
+    entries: Entries, config: FitnessConfig, manager: TaskManager, lm: Any | None
 ) -> list[LmEvalMetric]:
-    """Load one entry of `fitness.tasks`: its tasks' metrics, and the measures beside them.
+    """Load what entries of `fitness.tasks` name: its metrics, and the measures beside them.
 
     Args:
-        position: of the entry.
-        spec: the entry.
+        entries: those that name it; they differ in metric, measures and weight alone.
         config: the section.
         manager: knows the task.
         lm: the model whose chat template and limits the requests follow; without one they are
@@ -188,17 +191,23 @@ def load_lm_eval_task(
         InputError: a task, its data, metric or examples will not do; names the key.
     """
     with quiet(), stock_seeds(), templates_compiled_once():
-        loaded = load_tasks(manager, position, spec, config.allow_test_sets)
-        return _build(f"fitness.tasks[{position}]", config, spec, loaded, lm)
+        loaded = load_tasks(manager, *entries[0], config)
+        return _build(entries, config, loaded, lm)
+
+
+Metric = tuple[str, str, bool]
+"""A metric's name in lm-eval, its filter, and whether higher is better."""
 
 
 def _build(
-    where: str, config: FitnessConfig, spec: TaskConfig, loaded: LoadedTasks, lm: Any | None
+    entries: Entries, config: FitnessConfig, loaded: LoadedTasks, lm: Any | None
 ) -> list[LmEvalMetric]:
-    # 1. Settings of the entry, and the metrics to read.
+    position, spec = entries[0]
+    where = f"fitness.tasks[{position}]"
+    # 1. Settings of the entries, and the metrics to read.
     for task in loaded.tasks.values():
         _configure(task, spec, config.fewshot_seed)
-    metrics = {name: _metrics(where, name, loaded.tasks[name], spec) for name in loaded.tasks}
+    metrics = {name: _metrics(name, task, entries) for name, task in loaded.tasks.items()}
     # 2. Requests of every document; documents drawn as few-shot examples are not scored.
     drawn = {name: _request(where, name, loaded.tasks[name], spec, lm) for name in loaded.tasks}
     for name, task in loaded.tasks.items():
@@ -207,33 +216,30 @@ def _build(
     documents = {name: tuple(group[0].doc for group in requests[name]) for name in loaded.tasks}
     ids = {name: item_ids(documents[name]) for name in loaded.tasks}
     excluded = {name: _excluded(where, name, ids[name], drawn[name]) for name in loaded.tasks}
-    # 3. The entry's weight is shared among its tasks; measures beside the metric have none.
+    # 3. An entry's weight is shared among its tasks; measures beside the metric have none.
     sizes = {name: len(ids[name]) - len(excluded[name]) for name in loaded.tasks}
-    shares = _shares(sizes, spec, loaded.group)
+    shares = [_shares(sizes, spec, loaded.group) for _, spec in entries]
     return [
         LmEvalMetric(
-            name=f"{name}.{metric}" if beside else name,
+            name=f"{name}.{metric}" if later else name,
             kind=task.OUTPUT_TYPE,
             task=task,
             metric=metric,
             filter=read_under,
             higher_is_better=higher,
-            weight=0.0 if beside else shares[name],
+            weight=0.0 if entry is None else shares[entry][name],
             documents=documents[name],
             ids=ids[name],
             excluded=excluded[name],
             requests=requests[name],
             dataset=dataset_of(task),
             test_set=loaded.test_sets[name],
-            aggregate=(
-                MEAN
-                if metric == RESPONSE_TOKENS
-                else aggregate_of(task.aggregation()[metric]) or MEAN
-            ),
-            brier=metric != RESPONSE_TOKENS and is_brier(task.aggregation()[metric]),
+            aggregate=aggregate_of(_aggregations(task).get(metric)) or MEAN,
+            brier=is_brier(_aggregations(task).get(metric)),
+            runs_code=bool(getattr(task, "UNSAFE_CODE", False)),
         )
         for name, task in loaded.tasks.items()
-        for beside, (metric, read_under, higher) in enumerate(metrics[name])
+        for later, (entry, (metric, read_under, higher)) in enumerate(metrics[name])
     ]
 
 
@@ -250,17 +256,24 @@ def _configure(task: Any, spec: TaskConfig, fewshot_seed: int) -> None:
     task.set_fewshot_seed(fewshot_seed)
 
 
-def _metrics(where: str, name: str, task: Any, spec: TaskConfig) -> list[tuple[str, str, bool]]:
-    """Choose what is read off a task's answers: its metric first, then the measures beside it."""
-    found = [_choose_metric(f"{where}.metric", name, task, spec.metric)]
-    for position, measure in enumerate(spec.measures):
-        found.append(_choose_metric(f"{where}.measures[{position}]", name, task, measure))
-    if found[0] in found[1:]:
-        raise InputError(f"{where}.measures: {spec.metric!r} is the metric of {name} already")
+def _metrics(name: str, task: Any, entries: Entries) -> list[tuple[int | None, Metric]]:
+    """Choose what is read off a task's answers, each with the place of the entry that it scores.
+
+    Of each entry its metric first, then the measures beside it, which score none.
+    """
+    found: list[tuple[int | None, Metric]] = []
+    for place, (position, spec) in enumerate(entries):
+        where = f"fitness.tasks[{position}]"
+        found.append((place, _choose_metric(f"{where}.metric", name, task, spec.metric)))
+        for number, measure in enumerate(spec.measures):
+            chosen = _choose_metric(f"{where}.measures[{number}]", name, task, measure)
+            if chosen in [metric for _, metric in found]:
+                raise InputError(f"{where}.measures: {measure!r} is the metric of {name} already")
+            found.append((None, chosen))
     return found
 
 
-def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, str, bool]:
+def _choose_metric(where: str, name: str, task: Any, named: str) -> Metric:
     """Choose a metric by its name: its name in lm-eval, its filter, and whether higher is better.
 
     Args:
@@ -284,7 +297,7 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, s
         return RESPONSE_TOKENS, RESPONSE_TOKENS, False
     # 2. lm-eval's metrics are those that it aggregates, under each of the task's filters.
     filters = [ensemble.name for ensemble in task._filters]
-    aggregation = task.aggregation()
+    aggregation = _aggregations(task)
     printed = ", ".join(f"{key},{each}" for key in aggregation for each in filters)
     if metric not in aggregation or (wanted and wanted not in filters):
         near = difflib.get_close_matches(metric, aggregation, n=1)
@@ -304,13 +317,31 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> tuple[str, s
             f"{where}: {name} has {metric!r} under several filters; name one: "
             + ", ".join(repr(f"{metric},{each}") for each in filters)
         )
-    higher = task.higher_is_better().get(metric)
+    directions = task.higher_is_better()
+    higher = directions.get(metric, directions.get(_source_of(task).get(metric)))
     if higher is None:
         raise InputError(
             f"{where}: {name} does not say whether a higher {metric!r} is better; "
             "set higher_is_better in its metric_list"
         )
     return metric, wanted or filters[0], bool(higher)
+
+
+def _source_of(task: Any) -> dict[str, str]:
+    """pass@1, pass@10, … → the metric of the task that gives them all (`k: [1, 10]`)."""
+    return {
+        f"pass@{k}": metric
+        for metric, kwargs in getattr(task, "_metric_fn_kwargs", {}).items()
+        if isinstance(numbers := kwargs.get("k"), list)
+        for k in numbers
+    }
+
+
+def _aggregations(task: Any) -> dict[str, Any]:
+    """Metric, as lm-eval prints it → the function that aggregates it."""
+    found, given = dict(task.aggregation()), _source_of(task)
+    passes = {name: found[metric] for name, metric in given.items() if metric in found}
+    return {key: one for key, one in found.items() if key not in given.values()} | passes
 
 
 def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None) -> list[Any]:

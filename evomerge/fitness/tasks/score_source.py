@@ -34,6 +34,7 @@ class ScoreSource(ABC):
         test_set: which public test set the documents are, if they are one.
         aggregate: how items give the score: `mean`, or a name of
             `judging.corpus_values.AGGREGATES`.
+        runs_code: whether scoring runs code that the model writes.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ScoreSource(ABC):
     dataset: str | None = None
     test_set: str | None = None
     aggregate: str = MEAN
+    runs_code: bool = False
 
     @abstractmethod
     def asked(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 
 from evomerge.common.errors import InputError
-from evomerge.config import CallableConfig, FitnessConfig
+from evomerge.config import CallableConfig, FitnessConfig, TaskConfig
 from evomerge.fitness.answers import RequestAnswerer
 from evomerge.fitness.document_loss import DocumentLoss
 from evomerge.fitness.tasks.documents import marks, plain_text
@@ -47,6 +47,7 @@ class TaskItems:
         texts: of each item, its document's `documents.plain_text`.
         aggregate: how items give the task's score: `mean`, or a name of
             `judging.corpus_values.AGGREGATES`.
+        runs_code: whether scoring runs code that the model writes.
     """
 
     task: str
@@ -62,6 +63,7 @@ class TaskItems:
     dataset: str | None = None
     texts: tuple[str, ...] = field(compare=False, repr=False, default=())
     aggregate: str = MEAN
+    runs_code: bool = False
 
     @property
     def corpus(self) -> bool:
@@ -249,7 +251,7 @@ def list_audit(config: FitnessConfig) -> tuple[TaskItems, ...]:
 
 
 def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[ScoreSource]:
-    """Yield every source of scores, in the order of `fitness.tasks`.
+    """Yield every source of scores, in the order of `fitness.tasks`; a task's entries together.
 
     Args:
         config: the section.
@@ -265,8 +267,12 @@ def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[ScoreSource]
         found: Sequence[ScoreSource]
         if isinstance(spec, CallableConfig):
             found = [load_own_metric(f"fitness.tasks[{position}]", spec, lm)]
+        elif spec.task in held.values():
+            continue  # loaded with the task's first entry
         else:
-            found = load_lm_eval_task(position, spec, config, manager, lm)
+            same = [(i, t) for i, t in enumerate(config.tasks) if t.task == spec.task]
+            entries = [(i, t) for i, t in same if isinstance(t, TaskConfig)]
+            found = load_lm_eval_task(entries, config, manager, lm)
         for source in found:
             if (other := held.setdefault(source.name, spec.task)) != spec.task:
                 raise InputError(
@@ -290,5 +296,6 @@ def _describe(source: ScoreSource) -> TaskItems:
         marks=tuple(map(marks, source.documents)),
         test_set=source.test_set,
         aggregate=source.aggregate,
+        runs_code=source.runs_code,
         texts=tuple(map(plain_text, source.documents)),
     )

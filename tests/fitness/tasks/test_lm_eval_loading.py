@@ -110,7 +110,7 @@ def test_a_missing_include_path_is_named(tasks, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"unsafe_code": True}, "runs code the model writes"),
+        ({"unsafe_code": True}, "Set fitness.run_unsafe_code: true if you mean it"),
         ({"doc_to_text": "{{missing.field}}"}, "cannot be loaded: UndefinedError"),
         ({"num_fewshot": 99}, "requests of 't' cannot be built: ValueError"),
     ],

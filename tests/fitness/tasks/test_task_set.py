@@ -271,3 +271,88 @@ def test_every_item_has_an_id_of_its_own(lm, tasks, docs):
     tasks.write("t", test=[*docs(5), *docs(5)])
     ids = everything(TaskSet(tasks.config({"task": "t"}), Local(lm)))["t"]
     assert len(set(ids)) == 10
+
+
+def test_entries_of_one_task_share_its_answers(lm, tasks):
+    tasks.write("t")
+    both = tasks.config({"task": "t"}, {"task": "t", "metric": "acc_norm", "weight": 2.0})
+    scored = TaskSet(both, Local(lm))
+    assert [(i.task, i.metric, i.weight) for i in scored.items] == [
+        ("t", "acc", 1.0),
+        ("t.acc_norm", "acc_norm", 2.0),
+    ]
+    wanted = {items.task: items.ids for items in scored.items}
+    assert len(scored.requests(wanted)) == 4 * 24
+    found = scored.score(wanted)
+    for items in scored.items:
+        alone = scores(lm, tasks.config({"task": "t", "metric": items.metric}))["t"]
+        assert found[items.task].tolist() == list(alone.values())
+    assert found["t"].tolist() != found["t.acc_norm"].tolist()
+
+
+CODE = '''
+import os
+import subprocess
+import sys
+
+
+def passes(references, predictions, k):
+    """Run what the model wrote; all numbers at once, as humaneval's metric does."""
+    (attempts,), (test,) = predictions, references
+    code = [f"{one}\\n{test}" for one in attempts]
+    done = [subprocess.run([sys.executable, "-c", one]).returncode for one in code]
+    return {f"pass@{n}": float(0 in done[:n]) for n in k}
+
+
+def build(resps, docs):
+    asked = os.environ["HF_ALLOW_CODE_EVAL"] == "1"
+    return [[f"answer = {len(one.split()) * asked}" for one in each] for each in resps]
+'''
+
+
+def test_code_tasks_run_where_that_is_allowed_as_in_lm_eval(lm, tasks, docs, monkeypatch):
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    (tasks.folder / "coding.py").write_text(CODE)
+    tasks.write(
+        "t",
+        "generate_until",
+        test=docs(6),
+        unsafe_code=True,
+        process_results=None,
+        doc_to_target="assert answer % 2",
+        filter_list=[
+            {
+                "name": "create_test",
+                "filter": [{"function": "custom", "filter_fn": "!function coding.build"}],
+            }
+        ],
+        metric_list=[
+            {
+                "metric": "!function coding.passes",
+                "aggregation": "mean",
+                "higher_is_better": True,
+                "k": [1, 2],
+            }
+        ],
+    )
+    entry = {"task": "t", "metric": "pass@1"}
+    with pytest.raises(InputError, match=r"tasks\[0\].task: 't': t runs code that the model wri"):
+        list_items(tasks.config(entry))
+    config = tasks.config(entry, run_unsafe_code=True)
+    (items,) = list_items(config)
+    assert (items.metric, items.higher_is_better, items.runs_code) == ("pass@1", True, True)
+    with pytest.raises(
+        InputError, match=r"has no metric 'pass'; it has: pass@1,create_test, pass@"
+    ):
+        list_items(tasks.config({**entry, "metric": "pass"}, run_unsafe_code=True))
+    found = scores(lm, config)["t"]
+    with quiet():
+        expected = simple_evaluate(
+            model=lm,
+            tasks=["t"],
+            task_manager=TaskManager(include_path=config.include_path, include_defaults=False),
+            bootstrap_iters=0,
+            confirm_run_unsafe_code=True,
+        )["results"]["t"]
+    assert np.mean(list(found.values())) == expected["pass@1,create_test"]
+    assert 0 < expected["pass@1,create_test"] < 1
