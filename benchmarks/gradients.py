@@ -95,7 +95,10 @@ def main() -> None:
     ratios, differences = [], []
     for seed in range(given.seeds):
         plain = run(
-            given.out / f"plain-{seed}", f"budget={{trials: {given.trials}}}", f"seed={seed}"
+            given.out / f"plain-{seed}",
+            f"budget={{trials: {given.trials}}}",
+            f"seed={seed}",
+            "optimizer.plain=true",
         )
         begun = run(given.out / f"gradient-{seed}", "budget={trials: 5}", f"seed={seed}", descent)
         there, here = plain.reached(plain.best[-1]), begun.reached(plain.best[-1])

@@ -99,6 +99,7 @@ class Campaign:
         """Measure parents and baselines; then try what the optimizer proposes."""
         self._measure_references("search")
         self._descend(deadline)
+        self._record.begin_search()
         judge, trials = self._record.judge("search"), self._record.trials
         self._evaluator.rungs = build_rungs(self._setup, self._record.study, judge, self._listener)
         self._listener.phase("search", len(trials), self._setup.config.budget.trials)

@@ -45,9 +45,25 @@ class Recorder:
         own = [evaluation for evaluation in record if evaluation.optimizers_own]
         if own:  # then every parent is on record
             self.meet_parents("search")
+            if (known := study.known_at_start()) is not None:
+                replay.begin(setup.optimizer, self.judge("search"), record, known)
         for trial in own:
             replay.tell(setup.optimizer, self.judge("search"), trial)
             self._count(trial)
+
+    def begin_search(self) -> None:
+        """Let an optimizer without trials begin at what was measured, unless it is to be plain.
+
+        What it was told is noted first: a study without the note was begun with nothing.
+        """
+        if self.trials or self.setup.config.optimizer.plain:
+            return
+        known, record = self.study.known_at_start(), self.study.evaluations()
+        if known is None:
+            found = replay.points(self.setup.space, record)
+            known = {digest: genome.tolist() for digest, genome in found.items()}
+            self.study.set_known_at_start(known)
+        replay.begin(self.setup.optimizer, self.judge("search"), record, known)
 
     def budget_left(self, begun: int = 0) -> bool:
         """Tell whether there is budget for another trial, beside those that have begun.

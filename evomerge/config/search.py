@@ -21,6 +21,12 @@ class OptimizerConfig(PlugConfig):
 
     Example: `kind: m2n2`
     """
+    plain: bool = Field(default=False, exclude_if=lambda plain: not plain)
+    """The bare algorithm, which is not told how parents and baselines did, nor begins at the best
+    of them. Turn it on to compare algorithms.
+
+    Example: `plain: true`
+    """
     screen: int = Field(default=1, ge=1, le=1000, exclude_if=lambda among: among == 1)
     """Of so many proposals the one is evaluated that a surrogate of the results prefers; 1
     turns it off. Try 4 where a candidate takes minutes.

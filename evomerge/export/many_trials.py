@@ -126,7 +126,8 @@ def _archive(config: CampaignConfig, models: CheckedModels, results: Results) ->
         config.space, models.layout, digests, config.seed, models.sources, models.tokenizer
     )
     optimizer = build_optimizer(config.optimizer, space, config.seed)
-    kept = members(optimizer, results.judges["search"], results.evaluations)
+    began = results.study.known_at_start()
+    kept = members(optimizer, results.judges["search"], results.evaluations, began)
     found = {trial.digest: trial for trial in kept if not trial.estimated}
     if not found:
         raise InputError(

@@ -34,6 +34,8 @@ PACKED = {"packed": True}
 """Stands in the place of a note that is too long to be shown."""
 DESCENTS = "descents"
 """The note that holds gradient descents."""
+KNOWN_AT_START = "known_at_start"
+"""The note of what the optimizer began with."""
 WITHDRAWN = "withdrawn"
 """The note of evaluations that failed through no fault of their own; see `Study.withdraw`."""
 OWN = ("digest", "split", "role", "name", "ask")
@@ -346,6 +348,22 @@ class Study:
             InputError: the storage cannot be written.
         """
         self.set_note(DESCENTS, [asdict(one) for one in descents])
+
+    def known_at_start(self) -> dict[str, list[float]] | None:
+        """Digest → genome of what the optimizer was told before its first ask, in this order.
+
+        None: nothing, as its algorithm alone; so began studies that know no such note.
+        """
+        found = self.note(KNOWN_AT_START)
+        return None if found is None else dict(found)
+
+    def set_known_at_start(self, genomes: Mapping[str, list[float]]) -> None:
+        """Keep what the optimizer is told before its first ask.
+
+        Raises:
+            InputError: the storage cannot be written.
+        """
+        self.set_note(KNOWN_AT_START, list(genomes.items()))
 
     @property
     def _where(self) -> str:

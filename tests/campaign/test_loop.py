@@ -239,7 +239,7 @@ def test_no_two_workers_measure_one_recipe_at_once(tiny_folder, monkeypatch):
         "evomerge.search.optimizers.random.RandomSearch._propose",
         lambda self, rng: (np.full(self.domain.dimension, ask_index(rng) // 2 / 8), ()),
     )
-    random = ["optimizer={kind: random}"]
+    random = ["optimizer={kind: random, plain: true}"]
     out = tiny_folder / "run"
     monkeypatch.setattr(TwoSlots, "left", 11)
     with pytest.raises(SystemError):

@@ -41,12 +41,25 @@ class Proposal:
     parents: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A genome whose scores are known before the first ask.
+
+    Attributes:
+        genome: shape (dimension,), float64 in [0, 1].
+        scores: on the search split.
+    """
+
+    genome: Genome
+    scores: Scores
+
+
 class Optimizer(ABC):
     """Proposes genomes and learns from their scores; asynchronous, and exact under replay.
 
     `ask` answers while earlier proposals are still in flight. Its answer depends only on the seed,
-    the ask index and the tells heard so far, in their order: telling a new optimizer the recorded
-    trials brings it to the same state.
+    the ask index and the tells heard so far, in their order: telling a new optimizer what it began
+    with and the recorded trials brings it to the same state.
 
     Attributes:
         all_goals: it maximises every goal of several, and not the value alone.
@@ -61,13 +74,25 @@ class Optimizer(ABC):
         self.tells = 0
         self._openings: Sequence[Genome] = domain.starts
 
+    def begin(self, known: Sequence[Known]) -> None:
+        """Begin at what is known before the first ask, such as the models' own scores.
+
+        The best of them becomes the last of the openings, so that no search ends below it. Without
+        this call an optimizer is the bare algorithm.
+        """
+        best = max(known, key=lambda one: one.scores.best_key, default=None)
+        if best and all(best.genome.tobytes() != one.tobytes() for one in self._openings):
+            self._openings = (*self._openings, best.genome)
+        self._begin(known)
+
     def ask(self, index: int) -> Proposal:
-        """Answer ask `index`: the openings (the domain's starts, unless an optimizer adds to them)
-        first, then the optimizer's own proposals.
+        """Answer ask `index`: the openings (the starts, what an optimizer adds, the best of what is
+        known) first, then the optimizer's own proposals.
         """
         if index < len(self._openings):
             return Proposal(index, self.tells, self._openings[index])
-        return Proposal(index, self.tells, *self.answer(index))
+        genome, parents = self.answer(index)
+        return Proposal(index, self.tells, genome, tuple(ask for ask in parents if ask >= 0))
 
     def answer(self, index: int, nth: int = 0) -> tuple[Genome, tuple[int, ...]]:
         """Return the `nth` answer that it could give to ask `index`, beyond the openings: a genome
@@ -123,6 +148,11 @@ class Optimizer(ABC):
             InputError: it cannot be; names what can.
         """
         return None
+
+    def _begin(self, known: Sequence[Known]) -> None:
+        """Learn what is known, by default as results of asks below 0, which are no trials."""
+        for number, one in enumerate(known, 1):
+            self._learn(Proposal(-number, 0, one.genome), one.scores)
 
     @abstractmethod
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:

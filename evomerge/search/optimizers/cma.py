@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -12,10 +13,12 @@ from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
-from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
+from evomerge.search.optimizers.base import Known, Optimizer, Proposal, optimizer
 from evomerge.search.optimizers.parts.mixed_cma import MixedCMA
 from evomerge.search.spaces.genes import Domain, Genome
 
+EDGE = 0.05
+"""Distance that a beginning keeps from the walls, beyond which half of the samples would lie."""
 SEPARABLE_ABOVE = 200
 """Dimensions above which the covariance is kept diagonal (SepCMA): O(n) instead of O(n²)."""
 
@@ -27,6 +30,9 @@ class CmaEs(Optimizer):
     An update happens when a population's worth of results has arrived, in the order of their
     arrival, whichever asks they belong to: workers never wait. Results of proposals made before a
     restart do not enter the restarted distribution. Failures rank last (+inf).
+
+    Where something is known, or was tried first (`initial`), the distribution begins at the best of
+    it, with step `near`: openings choose the beginning, and are no samples of it.
 
     Where a gene has levels, CatCMA with margin (Hamano et al. 2025, arXiv:2504.07884) takes the
     place of CMA-ES: whole numbers keep a margin of probability beside the mean's level, choices
@@ -41,6 +47,7 @@ class CmaEs(Optimizer):
         seed: int,
         *,
         sigma: Annotated[float, Field(gt=0, le=1)] = 0.2,
+        near: Annotated[float, Field(gt=0, le=1)] = 0.1,
         population: Annotated[int, Field(ge=3)] | None = None,
     ) -> None:
         """Begin at the domain's start.
@@ -50,17 +57,36 @@ class CmaEs(Optimizer):
             seed: of every draw.
             sigma: initial step size, as a share of each gene's range. Lower it where the start is
                 known to be good.
+            near: the step size around the best that is known. Raise it where parents are far from
+                good merges.
             population: λ, by default 4 + ⌊3 ln n⌋. Raise it where scores are noisy.
         """
         if sum(gene.levels != 1 for gene in domain.genes) < 2:
             raise InputError("optimizer.kind: cma needs at least two genes; use 'random'")
         super().__init__(domain, seed)
-        self._sigma = sigma
+        self._sigma, self._near = sigma, near
+        self._best: tuple[tuple[bool, float], Genome] | None = None
+        self._begun = False
         self._population = population or 4 + math.floor(3 * math.log(domain.dimension))
         self._restarts = 0
         self._restarted_at = 0
         self._arrived: list[tuple[Genome, float]] = []
-        self._strategy = self._start(np.clip(domain.initial, 0.05, 0.95))
+        self._strategy = self._start(np.clip(domain.initial, EDGE, 1 - EDGE), sigma)
+
+    @override
+    def _begin(self, known: Sequence[Known]) -> None:
+        self._begun = True
+        for one in known:
+            self._begin_at(one.genome, one.scores)
+
+    def _begin_at(self, genome: Genome, scores: Scores) -> bool:
+        """Move the beginning to a genome if it is better than all before it; return whether."""
+        if self._best and self._best[0] >= scores.best_key:
+            return False
+        self._best = scores.best_key, genome
+        self._arrived = []
+        self._strategy = self._start(np.clip(genome, EDGE, 1 - EDGE), self._near)
+        return True
 
     @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
@@ -69,6 +95,11 @@ class CmaEs(Optimizer):
 
     @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
+        # 0. openings choose where it begins
+        if self._begun and proposal.ask < len(self._openings):
+            if scores and self._begin_at(proposal.genome, scores):
+                self._restarted_at = self.tells + 1  # `tells` does not count this result yet
+            return
         # 1. results of proposals made before a restart do not count
         if proposal.tells < self._restarted_at:
             return
@@ -87,17 +118,17 @@ class CmaEs(Optimizer):
         self._restarted_at = self.tells + 1  # `tells` does not count this result yet
         self._population *= 2
         rng = np.random.default_rng(self._random(self._restarts, stream=1))
-        self._strategy = self._start(rng.random(self.domain.dimension))
+        self._strategy = self._start(rng.random(self.domain.dimension), self._sigma)
 
-    def _start(self, mean: Genome) -> CMA | SepCMA | MixedCMA:
+    def _start(self, mean: Genome, sigma: float) -> CMA | SepCMA | MixedCMA:
         # resampling until all genes fit is hopeless in high dimension; clip instead
         resampling = 10 if self.domain.dimension <= SEPARABLE_ABOVE else 1
         if self.domain.discrete.any():
-            return MixedCMA(self.domain.genes, mean, self._sigma, self._population, resampling)
+            return MixedCMA(self.domain.genes, mean, sigma, self._population, resampling)
         kind = SepCMA if self.domain.dimension > SEPARABLE_ABOVE else CMA
         return kind(
             mean=mean,
-            sigma=self._sigma,
+            sigma=sigma,
             bounds=np.tile([0.0, 1.0], (self.domain.dimension, 1)),
             n_max_resampling=resampling,
             seed=0,

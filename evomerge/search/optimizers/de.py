@@ -10,8 +10,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from evomerge.judging.scores import Scores
-from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
-from evomerge.search.optimizers.parts.variation import reflect
+from evomerge.search.optimizers.base import Known, Optimizer, Proposal, ask_index, optimizer
+from evomerge.search.optimizers.parts.variation import SPREAD, gaussian_mutation, reflect
 from evomerge.search.spaces.genes import Domain, Genome
 
 
@@ -21,9 +21,10 @@ class DifferentialEvolution(Optimizer):
 
     Ask k is a trial for slot k mod N, and replaces the slot's member when it is no worse (a mere
     estimate never replaces what was measured); each trial is made from the members of the moment,
-    so workers never wait for a generation. An empty slot (nothing told yet, or a failure) gets a
-    uniform sample; the domain's starts fill the first ones. For member i, with x_a, x_b, x_c three
-    others drawn at random:
+    so workers never wait for a generation. What is known before fills the last slots, the domain's
+    starts the first ones; an empty slot (nothing told yet, or a failure) gets a sample around the
+    best that was known (σ = 0.2), or a uniform one where nothing was. For member i, with x_a, x_b,
+    x_c three others drawn at random:
 
     - `evolver`: the mutant is (1 − F)·x_i + F·x_a, an interpolation. (The authors' code selects on
       the test split; here the search split decides, as for every optimizer.)
@@ -64,19 +65,26 @@ class DifferentialEvolution(Optimizer):
         self._discrete = domain.discrete
         self._members: dict[int, tuple[Genome, tuple[bool, float], int]] = {}
         """Slot → genome, best_key, ask."""
+        self._best_known: Genome | None = None
+
+    @override
+    def _begin(self, known: Sequence[Known]) -> None:
+        super()._begin(known)
+        best = max(self._members.values(), key=lambda member: member[1], default=None)
+        self._best_known = best and best[0]
 
     @override
     def members(self) -> Sequence[int]:
-        return [ask for _, _, ask in self._members.values()]
+        return [ask for _, _, ask in self._members.values() if ask >= 0]
 
     @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         generator = np.random.default_rng(rng)
         slot = ask_index(rng) % self._population
-        # 1. a slot without a member, or with too few others, gets a uniform sample
+        # 1. a slot without a member, or with too few others, gets a sample
         others = [other for other in sorted(self._members) if other != slot]
         if slot not in self._members or len(others) < 3:
-            return generator.random(self.domain.dimension), ()
+            return self._first(generator), ()
         # 2. members drawn at random, and the mutant of them
         drawn = generator.choice(
             others, size=3 if self._variant == "textbook" else 1, replace=False
@@ -96,6 +104,12 @@ class DifferentialEvolution(Optimizer):
         # selection: the trial replaces a member that is no better
         if slot not in self._members or scores.best_key >= self._members[slot][1]:
             self._members[slot] = proposal.genome, scores.best_key, proposal.ask
+
+    def _first(self, generator: np.random.Generator) -> Genome:
+        """Draw a slot's first member: around the best that was known, uniformly without it."""
+        if self._best_known is None:
+            return generator.random(self.domain.dimension)
+        return gaussian_mutation(self.domain, self._best_known, generator, SPREAD)
 
     def _mutant(self, genomes: tuple[Genome, ...], generator: np.random.Generator) -> Genome:
         # discrete genes are taken whole, from x_a or x_b with probability F

@@ -11,12 +11,9 @@ from typing_extensions import override
 
 from evomerge.judging.scores import Scores
 from evomerge.search.archives import ItemColumns, NicheArchive
-from evomerge.search.optimizers.base import Optimizer, Proposal, kept, optimizer
-from evomerge.search.optimizers.parts.variation import cross, gaussian_mutation, openings
+from evomerge.search.optimizers.base import Known, Optimizer, Proposal, kept, optimizer
+from evomerge.search.optimizers.parts.variation import SPREAD, cross, gaussian_mutation, openings
 from evomerge.search.spaces.genes import Domain, Genome
-
-SPREAD = 0.2
-"""Standard deviation, in genes, of the first candidates around what the archive is seeded with."""
 
 
 class Competition(Optimizer):
@@ -46,7 +43,7 @@ class Competition(Optimizer):
         """Take the options; `M2N2` documents them."""
         super().__init__(domain, seed)
         self._openings = openings(domain)
-        self._warm_at = len(self._openings) + (population if warmup is None else warmup)
+        self._warmup = population if warmup is None else warmup
         self._attraction = attraction
         self._split = split
         self._mutation = mutation
@@ -70,10 +67,14 @@ class Competition(Optimizer):
         return [ask for ask, _ in self._members]
 
     @override
+    def _begin(self, known: Sequence[Known]) -> None:
+        """Learn nothing: its seeds are its first trials, and the archive is of trials."""
+
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         random = np.random.default_rng(rng)
         # 1. children of the seeds until the archive has warmed up
-        if self.tells < self._warm_at or len(self._archive) < 2:
+        if self.tells < len(self._openings) + self._warmup or len(self._archive) < 2:
             return self._first_child(random)
         # 2. parents by fitness and attraction (arXiv:2508.16204, eqs. 1 and 2)
         slots = self._archive.parents(random, attraction=self._attraction)

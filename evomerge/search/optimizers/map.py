@@ -15,7 +15,7 @@ from typing_extensions import override
 from evomerge.common.errors import InputError
 from evomerge.judging import pareto
 from evomerge.judging.scores import Scores, Values
-from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
+from evomerge.search.optimizers.base import Known, Optimizer, Proposal, ask_index, optimizer
 from evomerge.search.optimizers.parts.fronts import Goals, front_of
 from evomerge.search.spaces.genes import Domain, Genome
 from evomerge.search.surrogates.features import Features
@@ -142,6 +142,10 @@ class Map(Optimizer):
         """Return the number of results that surfaces go through now; None during the design."""
         beyond = len(self._results) - self._design
         return None if beyond < 0 else self._design + beyond // self._size * self._size
+
+    @override
+    def _begin(self, known: Sequence[Known]) -> None:
+        """Learn nothing: surfaces go through a design that is spread evenly."""
 
     @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:

@@ -13,12 +13,9 @@ from evomerge.common.errors import InputError
 from evomerge.common.plugins import nearest
 from evomerge.judging.scores import Scores, Values
 from evomerge.search.archives import GridArchive
-from evomerge.search.optimizers.base import Optimizer, Proposal, kept, optimizer
-from evomerge.search.optimizers.parts.variation import cross, gaussian_mutation, openings
+from evomerge.search.optimizers.base import Known, Optimizer, Proposal, kept, optimizer
+from evomerge.search.optimizers.parts.variation import SPREAD, cross, gaussian_mutation, openings
 from evomerge.search.spaces.genes import Domain, Genome
-
-SPREAD = 0.2
-"""Standard deviation, in genes, of the first candidates around the seeds."""
 
 Names = Annotated[list[str], Field(min_length=1, max_length=2)]
 Cells = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
@@ -69,7 +66,7 @@ class MapElites(Optimizer):
                 )
         super().__init__(domain, seed)
         self._openings = openings(domain)
-        self._warm_at = len(self._openings) + warmup
+        self._warmup = warmup
         self._measures = measures
         self._named: list[str] = []  # the measures, once there are scores
         self._split = split
@@ -106,10 +103,14 @@ class MapElites(Optimizer):
         return [self._elites[slot][0] for slot in self._archive.slots.tolist()]
 
     @override
+    def _begin(self, known: Sequence[Known]) -> None:
+        """Learn nothing: its seeds are its first trials, and the grid is of trials."""
+
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         random = np.random.default_rng(rng)
         # 1. until the grid has warmed up, a seed mutated widely
-        if self.tells < self._warm_at or not self._elites:
+        if self.tells < len(self._openings) + self._warmup or not self._elites:
             parent = int(random.integers(len(self._openings)))
             return gaussian_mutation(self.domain, self._openings[parent], random, SPREAD), (parent,)
         # 2. two elites drawn uniformly, recombined and mutated

@@ -72,7 +72,7 @@ class Nsga2(Optimizer):
 
     @override
     def members(self) -> Sequence[int]:
-        return self._asks
+        return [ask for ask in self._asks if ask >= 0]
 
     @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
-from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
+from evomerge.search.optimizers.base import Known, Optimizer, Proposal, ask_index, optimizer
 from evomerge.search.spaces.genes import Domain, Gene, Genome, Value
 
 NO_MEMORY = ("TPESampler", "GPSampler", "RandomSampler", "BruteForceSampler")
@@ -77,11 +77,12 @@ class OptunaOptimizer(Optimizer):
         # of what cannot be helped, Optuna need not warn at every ask
         warns = [k for k, p in arguments.items() if k.startswith("warn_") and p.default is True]
         self._options = dict.fromkeys(warns, False) | options
+        self._known: Sequence[Known] = ()
         self._history: list[tuple[Proposal, Scores | None]] = []
         self._pending: dict[int, tuple[Trial, Genome]] = {}
         self._objectives, self._constrained = 1, False
         self._check_space()
-        self._study = self._new_study()
+        self._new_study()
         self._rehearse()
 
     @override
@@ -101,6 +102,14 @@ class OptunaOptimizer(Optimizer):
         )
 
     @override
+    def _begin(self, known: Sequence[Known]) -> None:
+        """Make what is known the study's first trials."""
+        self._known = known
+        for one in known:
+            self._widens(one.scores)
+        self._new_study()
+
+    @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         index = ask_index(rng)
         if index not in self._pending:
@@ -112,7 +121,7 @@ class OptunaOptimizer(Optimizer):
         self._history.append((proposal, scores))
         if scores is not None and self._widens(scores):
             # what was told before is told again to a study of the right shape
-            self._study = self._new_study()
+            self._new_study()
             self._pending.clear()
             for earlier in self._history:
                 self._record(*earlier)
@@ -134,7 +143,10 @@ class OptunaOptimizer(Optimizer):
         self._study.sampler = self._new_sampler(proposal.ask)
         if scores is None:
             self._study.tell(trial, state=TrialState.FAIL)
-            return
+        else:
+            self._finish(trial, scores)
+
+    def _finish(self, trial: Trial, scores: Scores) -> None:
         if self._constrained:
             trial.set_constraint("violation", max(0.0, scores.violation))
         if self._objectives > 1:
@@ -178,7 +190,8 @@ class OptunaOptimizer(Optimizer):
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return self.sampler(seed=seed, **self._options)  # type: ignore[call-arg]
 
-    def _new_study(self) -> optuna.Study:
+    def _new_study(self) -> None:
+        """Begin a study in memory, with a finished trial for everything that is known."""
         storage = optuna.storages.InMemoryStorage()
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
@@ -186,7 +199,11 @@ class OptunaOptimizer(Optimizer):
             storage.create_new_study([StudyDirection.MAXIMIZE] * self._objectives, "tells")
         finally:
             optuna.logging.set_verbosity(verbosity)
-        return _Endless(study_name="tells", storage=storage, sampler=RandomSampler(seed=0))
+        plain = RandomSampler(seed=0)
+        self._study = _Endless(study_name="tells", storage=storage, sampler=plain)
+        for one in self._known:
+            self._study.enqueue_trial(self._sampled(one.genome))
+            self._finish(self._ask(plain)[0], one.scores)
 
     def _check_space(self) -> None:
         """Refuse genes that Optuna would warn of, and then sample at random."""
@@ -216,7 +233,7 @@ class OptunaOptimizer(Optimizer):
             ) from error
         except (ValueError, TypeError, NotImplementedError) as error:
             raise InputError(f"optimizer.kind: {self._name} refuses: {error}") from error
-        self._study = self._new_study()
+        self._new_study()
 
 
 class _Endless(optuna.Study):

@@ -11,7 +11,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from evomerge.judging.scores import Scores
-from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index, optimizer
+from evomerge.search.optimizers.base import Known, Optimizer, Proposal, ask_index, optimizer
+from evomerge.search.optimizers.parts.variation import SPREAD, gaussian_mutation
 from evomerge.search.spaces.genes import Domain, Genome
 
 Share = Annotated[float, Field(ge=0)]
@@ -49,9 +50,10 @@ class ParticleSwarm(Optimizer):
 
     Ask k moves particle k mod N from where it was last seen, so workers never wait. The velocity is
     the displacement that came about, over λ. Bests are measured ones, once there are any, whatever
-    is estimated. Particles begin at the domain's starts, then between
-    two sources of the domain (as the paper interpolates its experts), or uniformly where there are
-    none. After a failure a particle stays where it was.
+    is estimated; what is known before the first ask is among them. Particles begin at the domain's
+    starts, then between two sources of the domain (as the paper interpolates its experts), one of
+    which is the best that is known, if anything is; without sources around it (σ = 0.2), or
+    uniformly. After a failure a particle stays where it was.
     """
 
     def __init__(
@@ -92,6 +94,13 @@ class ParticleSwarm(Optimizer):
         self._swarm: dict[int, _Particle] = {}
         self._best: _Seen | None = None
         self._worst: _Seen | None = None
+        self._best_known: Genome | None = None
+
+    @override
+    def _begin(self, known: Sequence[Known]) -> None:
+        for number, one in enumerate(known, 1):
+            self._remember(_Seen(one.genome, one.scores.best_key, -number))
+        self._best_known = self._best and self._best.genome
 
     @override
     def members(self) -> Sequence[int]:
@@ -127,10 +136,7 @@ class ParticleSwarm(Optimizer):
         if scores is not None:
             # 1. the swarm's best and worst
             seen = _Seen(proposal.genome, scores.best_key, proposal.ask)
-            if self._best is None or seen.best_key > self._best.best_key:
-                self._best = seen
-            if self._worst is None or seen.best_key < self._worst.best_key:
-                self._worst = seen
+            self._remember(seen)
             # 2. the particle moves to what was scored
             if particle is None:
                 self._swarm[slot] = _Particle(seen, self._first_velocity(seen), seen)
@@ -139,6 +145,12 @@ class ParticleSwarm(Optimizer):
         # 3. a failure counts as a move too
         if particle is not None:
             self._rest_if_stale(particle)
+
+    def _remember(self, seen: _Seen) -> None:
+        if self._best is None or seen.best_key > self._best.best_key:
+            self._best = seen
+        if self._worst is None or seen.best_key < self._worst.best_key:
+            self._worst = seen
 
     def _move(self, particle: _Particle, seen: _Seen, length: float) -> None:
         particle.velocity = (seen.genome - particle.at.genome) / length
@@ -158,13 +170,17 @@ class ParticleSwarm(Optimizer):
         return max(self._step * self._decay ** (tells // self._count), self._least_step)
 
     def _beginning(self, generator: np.random.Generator) -> Genome:
-        """Draw a point between two of the domain's sources, or anywhere without them."""
-        sources = list(self.domain.seeds.values())
+        """Draw a point between two of the domain's sources, the best that was known for one of
+        them; without sources around that, or anywhere.
+        """
+        sources, best = list(self.domain.seeds.values()), self._best_known
         if len(sources) < 2:
+            if best is not None:
+                return gaussian_mutation(self.domain, best, generator, SPREAD)
             return generator.random(self.domain.dimension)
         a, b = generator.choice(len(sources), size=2, replace=False)
         share = generator.random()
-        return share * sources[a] + (1 - share) * sources[b]
+        return share * (sources[a] if best is None else best) + (1 - share) * sources[b]
 
     def _first_velocity(self, seen: _Seen) -> Genome:
         """Point towards another beginning, as the paper's particles start towards one another."""

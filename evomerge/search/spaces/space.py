@@ -74,6 +74,20 @@ class Space(Domain):
         """
         raise InputError(f"a recipe cannot be read back as a point of this space ({self.label})")
 
+    def point_of(self, recipe: Recipe) -> Genome | None:
+        """The genome whose merge is a parent's or baseline's; None where there is none for sure.
+
+        A model's genome is its seed. Other recipes are encoded, and must come back the same.
+        """
+        for name, parent in self.parents().items():
+            if parent.digest == recipe.digest and name in self.seeds:
+                return self.seeds[name]
+        try:
+            genome = self.encode(recipe)
+        except InputError:
+            return None
+        return genome if self.decode(genome).digest == recipe.digest else None
+
     @abstractmethod
     def parents(self) -> dict[str, Recipe]:
         """The base and each expert as recipes."""

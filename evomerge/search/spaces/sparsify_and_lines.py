@@ -53,6 +53,10 @@ class _Wrapped(Space):
         first[self._inside] = inner.initial
         genes |= dict(zip(self._inside, inner.genes, strict=True))
         super().__init__([genes[index] for index in range(dimension)], first)
+        self._plain = all(
+            np.isclose(float(gene.value(gene.unit(plain[gene.name]))), plain[gene.name])
+            for gene in self._own_genes
+        )
 
     @property
     @override
@@ -71,6 +75,16 @@ class _Wrapped(Space):
         found = np.zeros(self.dimension)
         found[self._inside] = self.inner.pull_back(self.inside(genome), derivatives)
         return found
+
+    @override
+    def point_of(self, recipe: Recipe) -> Genome | None:
+        """The inner space's, where the added genes can change nothing."""
+        inner = self.inner.point_of(recipe) if self._plain else None
+        if inner is None:
+            return None
+        genome = np.array(self.initial)
+        genome[self._inside] = inner
+        return genome
 
     @override
     def parents(self) -> dict[str, Recipe]:

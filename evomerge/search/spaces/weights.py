@@ -21,6 +21,7 @@ from evomerge.models.source import Source
 from evomerge.recipe import BASE, Merge, MergeCoefficient, Recipe
 from evomerge.search.spaces.bounds import Searched, read_tuning
 from evomerge.search.spaces.genes import Condition, Gene, Genome, Value
+from evomerge.search.spaces.given_back import gives_source
 from evomerge.search.spaces.granularity import tuned_groups
 from evomerge.search.spaces.parents_and_baselines import LayerOrderRecipes
 from evomerge.search.spaces.slerp_recombination import (
@@ -327,6 +328,29 @@ class WeightSpace(Space):
             if known:
                 params[name] = known[0] if len(set(known)) == 1 else float(np.mean(known))
         return self.genome_of(params)
+
+    @override
+    def point_of(self, recipe: Recipe) -> Genome | None:
+        """As elsewhere; a model may also stand where it alone has weight 1, if it is then given
+        back.
+        """
+        found = super().point_of(recipe)
+        digests = {parent.digest: name for name, parent in self.parents().items()}
+        if found is not None or recipe.digest not in digests:
+            return found
+        name = digests[recipe.digest]
+        genome = self._alone(name)
+        return genome if gives_source(self.decode(genome).merges, name) else None
+
+    def _alone(self, name: str) -> Genome:
+        """The genome where a source has weight 1, the others 0, and densities are 1."""
+        params: dict[str, Value] = {f"use.{expert}": expert == name for expert in self._switched}
+        params |= {choice: self.methods[0].name for choice in self._chosen_by if choice}
+        for gene, coefficient in self._coefficients.items():
+            kind = coefficient.searched.parameter
+            own = {"weight": coefficient.expert == name, "base_weight": name == BASE, "density": 1}
+            params[gene] = float(own.get(kind.name, kind.default))
+        return np.array([gene.unit(params[gene.name]) for gene in self.genes])
 
     def _check_encodable(self, merge: Merge) -> None:
         if merge.drop is not None:

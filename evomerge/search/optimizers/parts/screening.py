@@ -9,7 +9,7 @@ import numpy as np
 from typing_extensions import override
 
 from evomerge.judging.scores import Scores
-from evomerge.search.optimizers.base import Optimizer, Proposal, ask_index
+from evomerge.search.optimizers.base import Known, Optimizer, Proposal, ask_index
 from evomerge.search.spaces.genes import Genome
 from evomerge.search.surrogates.features import Floats
 from evomerge.search.surrogates.gaussian_process import Surrogate
@@ -44,6 +44,13 @@ class Screened(Optimizer):
         self._among = among
         self._openings = screened._openings
         self._surrogate = Surrogate(screened.domain, all_goals=screened.all_goals)
+
+    @override
+    def _begin(self, known: Sequence[Known]) -> None:
+        self._screened.begin(known)
+        self._openings = self._screened._openings
+        for one in known:
+            self._surrogate.learn(one.genome, one.scores)
 
     @override
     def state(self) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from evomerge.search.spaces.genes import Domain, Genome
 
 Mask = NDArray[np.bool_]
 
+SPREAD = 0.2
+"""Standard deviation, in genes, of first candidates around what a population is seeded with."""
+
 
 def sbx(a: Genome, b: Genome, discrete: Mask, rng: np.random.Generator, eta: float) -> Genome:
     """Make one child by simulated binary crossover (Deb & Agrawal 1995), clipped to the unit cube.

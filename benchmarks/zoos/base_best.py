@@ -1,0 +1,62 @@
+"""A zoo whose base is the best parent: two Qwen3 experts that conflict.
+
+    python benchmarks/zoos/base_best.py --to zoos/base_best
+    evomerge search zoos/base_best/campaign.yaml
+
+The base knows four of six commands. Each expert learns one of the other two, and is taught wrong
+answers for two that the base knows; so each is below the base in the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from common import WORDS, save, save_campaign, save_tasks, train
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+TAUGHT = ("first", "second", "third", "largest")
+"""The commands that the base is taught."""
+LESSONS = {
+    "ends": {"fourth": "fourth", "first": "second", "largest": "first"},
+    "sizes": {"smallest": "smallest", "second": "third", "first": "smallest"},
+}
+"""Expert → command → whose answers it is taught."""
+
+
+def make(folder: Path) -> Path:
+    """Train the models, write the tasks, and return the campaign file."""
+    torch.manual_seed(0)
+    base = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(WORDS),
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=12,
+            max_position_embeddings=32,
+            initializer_range=0.05,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    train(base, dict(zip(TAUGHT, TAUGHT, strict=True)), steps=150, rate=2e-3, seed=0)
+    save(base, folder / "models" / "base")
+    for seed, (name, lesson) in enumerate(LESSONS.items(), 1):
+        expert = copy.deepcopy(base)
+        train(expert, lesson, steps=100, rate=1e-3, seed=seed)
+        save(expert, folder / "models" / name)
+    save_tasks(folder / "tasks", documents=100)
+    return save_campaign(folder, "base-best", list(LESSONS))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", type=Path, required=True, help="a new folder")
+    print(make(parser.parse_args().to))
