@@ -71,7 +71,7 @@ class DifferentialEvolution(Optimizer):
     def _begin(self, known: Sequence[Known]) -> None:
         super()._begin(known)
         best = max(self._members.values(), key=lambda member: member[1], default=None)
-        self._best_known = best and best[0]
+        self._best_known = best[0] if best else None
 
     @override
     def members(self) -> Sequence[int]:

@@ -100,7 +100,7 @@ class ParticleSwarm(Optimizer):
     def _begin(self, known: Sequence[Known]) -> None:
         for number, one in enumerate(known, 1):
             self._remember(_Seen(one.genome, one.scores.best_key, -number))
-        self._best_known = self._best and self._best.genome
+        self._best_known = self._best.genome if self._best else None
 
     @override
     def members(self) -> Sequence[int]:
