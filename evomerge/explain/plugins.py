@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
@@ -16,22 +17,32 @@ from evomerge.common.plugins import Registry, options
 from evomerge.explain.docstrings import Docstring, read
 from evomerge.explain.topic import Topic, in_one_line
 from evomerge.explain.types import said
-from evomerge.fitness import engines
-from evomerge.judging import objectives
 from evomerge.methods import Method, Parameter
-from evomerge.methods.core import registry as methods
-from evomerge.search.optimizers import base as optimizers
-from evomerge.search.spaces.paths import base as paths
-from evomerge.trackers import base as trackers
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    "methods": methods.REGISTRY,
-    "optimizers": optimizers.REGISTRY,
-    "objectives": objectives.REGISTRY,
-    "paths": paths.REGISTRY,
-    "engines": engines.REGISTRY,
-    "trackers": trackers.REGISTRY,
+_ROOMS = {
+    "methods": "evomerge.methods.core.registry",
+    "optimizers": "evomerge.search.optimizers.base",
+    "objectives": "evomerge.judging.objectives",
+    "paths": "evomerge.search.spaces.paths.base",
+    "engines": "evomerge.fitness.engines",
+    "trackers": "evomerge.trackers.base",
 }
+
+
+class _Registries(Mapping[str, Registry[Any]]):
+    """Kind → its registry, whose room is imported when it is asked for: some are slow to import."""
+
+    def __getitem__(self, kind: str) -> Registry[Any]:
+        return typing.cast(Registry[Any], importlib.import_module(_ROOMS[kind]).REGISTRY)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_ROOMS)
+
+    def __len__(self) -> int:
+        return len(_ROOMS)
+
+
+REGISTRIES: Mapping[str, Registry[Any]] = _Registries()
 KEYS = {
     "methods": "space.weights.method",
     "optimizers": "optimizer",
