@@ -12,7 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -212,6 +212,7 @@ def _build(
     drawn = {name: _request(where, name, loaded.tasks[name], spec, lm) for name in loaded.tasks}
     for name, task in loaded.tasks.items():
         _check_every_document_is_asked(where, name, task)
+        _tell_of_answers_without_a_choice(where, name, task)
     requests = {name: _by_document(task.instances) for name, task in loaded.tasks.items()}
     documents = {name: tuple(group[0].doc for group in requests[name]) for name in loaded.tasks}
     ids = {name: item_ids(documents[name]) for name in loaded.tasks}
@@ -364,7 +365,9 @@ def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None)
             raise
         # Building runs the task author's own code and templates: anything can come out of it.
         except Exception as error:
-            reason = missing_split(task, error) or f"{type(error).__name__}: {error}"
+            reason = missing_split(task, error)
+            if reason is None:
+                reason = f"{type(error).__name__}: {error}{_failing_document(task)}"
             raise InputError(
                 f"{where}.task: the requests of {name!r} cannot be built: {reason}"
             ) from error
@@ -410,6 +413,53 @@ def _check_every_document_is_asked(where: str, name: str, task: Any) -> None:
             f"{where}.task: document {missing[0] + 1} of {len(documents)} of {name!r}{more} has no "
             f"choices, so that nothing can be asked: {str(documents[missing[0]])[:200]}; correct "
             "it, or leave it out (process_docs in the task's file can)"
+        )
+
+
+def _failing_document(task: Any) -> str:
+    """Name the first document whose prompt, answer or choices cannot be made; "" if all can."""
+    documents = task.eval_docs
+    for place, document in enumerate(documents, 1):
+        try:
+            task.doc_to_text(document)
+            task.doc_to_target(document)
+            if task.OUTPUT_TYPE == "multiple_choice":
+                iter(task.doc_to_choice(document))
+        except Exception:  # the task author's own code, as above
+            return f" (document {place} of {len(documents)}: {str(document)[:200]})"
+    return ""
+
+
+def _tell_of_answers_without_a_choice(where: str, name: str, task: Any) -> None:
+    """Warn of documents whose right answer is none of their choices: they count as wrong.
+
+    lm-eval says so of each in a log, when it scores.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice" or getattr(task, "multiple_input", 0):
+        return
+    found = []
+    documents = task.eval_docs
+    for place, document in enumerate(documents):
+        with suppress(Exception):  # the task author's own code; scoring will name what fails
+            given, choices = task.doc_to_target(document), task.doc_to_choice(document)
+            answers = given if isinstance(given, list) else [given]
+            if not any(
+                a in (choices if isinstance(a, str) else range(len(choices))) for a in answers
+            ):
+                found.append((place + 1, given, len(choices)))
+    if found:
+        place, given, count = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        _LOGGER.warning(
+            "%s: the answer of document %d of %d of %r%s, %r, is none of its %d choices: whatever "
+            "a model says counts as wrong",
+            where,
+            place,
+            len(documents),
+            name,
+            more,
+            given,
+            count,
         )
 
 

@@ -83,6 +83,28 @@ def test_a_document_without_choices_is_refused_by_its_number(tasks, docs):
     assert test[7]["question"] in message
 
 
+def test_a_document_whose_choices_are_none_is_named_too(tasks, docs):
+    test = docs(24)
+    test[7]["choices"] = None
+    tasks.write("t", test=test)
+    message = refused(tasks.config({"task": "t"}))
+    assert "the requests of 't' cannot be built: " in message
+    assert f"(document 8 of 24: {str(test[7])[:40]}" in message
+
+
+@pytest.mark.parametrize("answer", [4, -1, None])
+def test_an_answer_that_is_none_of_the_choices_is_told(answer, tasks, docs, caplog):
+    test = docs(24)
+    tasks.write("t", test=test)
+    list_items(tasks.config({"task": "t"}))
+    assert not [r for r in caplog.records if "is none of its" in r.message]
+    test[3]["gold"] = test[5]["gold"] = answer
+    tasks.write("t", test=test)
+    list_items(tasks.config({"task": "t"}))
+    [told] = [r.message for r in caplog.records if "is none of its" in r.message]
+    assert "fitness.tasks[0]: the answer of document 4 of 24 of 't' (and 1 more), " in told
+
+
 def test_an_instruction_that_the_chat_template_refuses_is_refused(lm, tasks):
     tasks.write("t")
     lm.tokenizer.chat_template = REFUSING
