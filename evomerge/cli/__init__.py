@@ -2,7 +2,7 @@
 
 # Each module registers its command; `evomerge --help` lists them in this order.
 from evomerge.cli import search  # isort: skip
-from evomerge.cli import compare, check, quickstart  # isort: skip
+from evomerge.cli import compare, check, init, quickstart  # isort: skip
 from evomerge.cli import status, best, report, dashboard, retry  # isort: skip
 from evomerge.cli import list, explain, doctor  # isort: skip
 from evomerge.cli import export, merge  # isort: skip
@@ -17,6 +17,7 @@ __all__ = [
     "doctor",
     "explain",
     "export",
+    "init",
     "list",
     "main",
     "merge",

@@ -2,12 +2,13 @@
 
 One file for each key: `models`, `space`, `fitness` (with `objectives` and `own_metric`), `search`
 (optimizer, budget, initial, stages), `workers`, `study`, `trackers`; `campaign` is the whole file,
-`load` reads it. This room checks the *form*. Whether a method, a gene, a task or a model exists is
-said by the room that owns it (`search.spaces`, `fitness.tasks`, `models`).
+`load` reads it, `draft` writes one. This room checks the *form*. Whether a method, a gene, a task
+or a model exists is said by the room that owns it (`search.spaces`, `fitness.tasks`, `models`).
 """
 
 from evomerge.config.base import NamedConfig, Pair, PlugConfig, Scalar, Strict
 from evomerge.config.campaign import CampaignConfig
+from evomerge.config.draft import Draft, seen_from
 from evomerge.config.fitness import (
     AUDIT,
     SPLITS,
@@ -74,6 +75,7 @@ __all__ = [
     "ConstraintConfig",
     "DareConfig",
     "DescentConfig",
+    "Draft",
     "DtypeConfig",
     "EngineConfig",
     "FitnessConfig",
@@ -111,5 +113,6 @@ __all__ = [
     "load_campaign",
     "parse_campaign",
     "resolve_spec",
+    "seen_from",
     "template_at",
 ]

@@ -128,7 +128,7 @@ class _Reader:
             where=self.where,
             models={
                 BASE: self._base(),
-                **{name: _model_and_adapter(spec)[1] or spec for spec, name in names.items()},
+                **{name: model_and_adapter(spec)[1] or spec for spec, name in names.items()},
             },
             weights=self._dtype(),
             notes=tuple(self._notes()),
@@ -169,7 +169,7 @@ class _Reader:
             return file.base_model
         if self._pairing.form.base == "needed":
             raise InputError(f"{self.where}: base_model: {file.merge_method} needs one")
-        on = (model for model, adapter in map(_model_and_adapter, self._listed()) if adapter)
+        on = (model for model, adapter in map(model_and_adapter, self._listed()) if adapter)
         return next(on, None) or self._wanted_tokenizer() or self._listed()[0]
 
     def _tokenizer(self, names: Mapping[str, str]) -> TokenizerConfig | None:
@@ -236,7 +236,7 @@ class _Reader:
             specs[self.file.base_model] = None
         names: dict[str, str] = {}
         for spec in specs:
-            model, adapter = _model_and_adapter(spec)
+            model, adapter = model_and_adapter(spec)
             if adapter and not self._is_base(model):
                 raise InputError(
                     f"{self.where}: {spec}: an adapter on {model}; evomerge merges adapters onto "
@@ -245,7 +245,7 @@ class _Reader:
                 )
             taken = {BASE, UNION, *names.values()}
             is_expert = names or self._apart
-            names[spec] = _expert_name(adapter or spec, taken) if is_expert else BASE
+            names[spec] = expert_name(adapter or spec, taken) if is_expert else BASE
         return names
 
     def _is_base(self, model: str) -> bool:
@@ -430,7 +430,7 @@ class _Reader:
             yield f"no base_model: config and vocabulary are those of {self._base()}, {whose}"
 
 
-def _model_and_adapter(spec: str) -> tuple[str, str | None]:
+def model_and_adapter(spec: str) -> tuple[str, str | None]:
     """Split mergekit's `MODEL+ADAPTER`."""
     model, _, adapter = spec.partition("+")
     return model, adapter or None
@@ -446,7 +446,7 @@ def _renamed(row: TokenRow, name_of: Callable[[str], str]) -> TokenRow:
     return row.model_copy(update={"source": source})
 
 
-def _expert_name(spec: str, taken: Container[str]) -> str:
+def expert_name(spec: str, taken: Container[str]) -> str:
     """Make a source name of the last part of a model's path, with a number where needed."""
     last = spec.partition("@")[0].rstrip("/").rpartition("/")[2]
     stem = name = re.sub(r"[^A-Za-z0-9_-]", "_", last).strip("_-") or "expert"

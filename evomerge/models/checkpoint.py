@@ -231,10 +231,13 @@ def find_folder(
     return _snapshot(key, spec, match["repo"], match["revision"], patterns, _HUB_IGNORED)
 
 
-def configs_of(name: str, spec: str, trust_remote_code: bool) -> Path | None:
+def configs_of(
+    name: str, spec: str, trust_remote_code: bool, *, download: bool = True
+) -> Path | None:
     """Return a folder with a model's configs and tokenizer, or None where the spec names nothing.
 
-    Of a hub id weights are there only if they are cached already; none are downloaded.
+    Of a hub id weights are there only if they are cached already; none are downloaded, and without
+    `download` the configs are not, either.
 
     Raises:
         InputError: a hub id that is neither reachable nor cached.
@@ -245,7 +248,7 @@ def configs_of(name: str, spec: str, trust_remote_code: bool) -> Path | None:
     patterns = [*_HUB_FILES, *["*.py"] * trust_remote_code]
     ignored = [*_HUB_IGNORED, "*.safetensors", "*.index.json"]
     key = campaign_key(name)
-    return _snapshot(key, spec, match["repo"], match["revision"], patterns, ignored)
+    return _snapshot(key, spec, match["repo"], match["revision"], patterns, ignored, download)
 
 
 def _snapshot(
@@ -255,6 +258,7 @@ def _snapshot(
     revision: str | None,
     patterns: Sequence[str],
     ignored: Sequence[str],
+    download: bool = True,
 ) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -266,6 +270,7 @@ def _snapshot(
                 revision=revision,
                 allow_patterns=list(patterns),
                 ignore_patterns=list(ignored),
+                local_files_only=not download,
             )
         )
     except LocalEntryNotFoundError:

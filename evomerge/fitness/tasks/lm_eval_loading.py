@@ -35,6 +35,8 @@ from evomerge.fitness.tasks.test_sets import (
 
 _SPLIT_KEYS = ("test_split", "validation_split", "training_split", "fewshot_split")
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
+_USUAL = {"multiple_choice": "acc", "loglikelihood": "acc", "generate_until": "exact_match"}
+"""lm-eval's metrics of tasks that name none."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,30 @@ def load_tasks(
     if not config.allow_test_sets:
         refuse(test_sets.items(), where)
     return LoadedTasks(loaded["tasks"], loaded["groups"].get(spec.task), test_sets)
+
+
+def first_metric(name: str, index: Mapping[str, Entry]) -> str:
+    """Name the first metric of a task, or of a group's first task, as its file has it.
+
+    Under the first of its filters where it has several, as `exact_match,strict-match`.
+
+    Raises:
+        InputError: the file does not say; names the way out.
+    """
+    seen = set[str]()
+    while name not in seen and name in index and index[name].kind == Kind.GROUP:
+        seen.add(name)
+        name = next(iter(_members(index[name].cfg or {}, index)), name)
+    entry = index.get(name)
+    config: Mapping[str, Any] = {}
+    if entry is not None and entry.kind == Kind.TASK and entry.yaml_path is not None:
+        config = load_yaml(entry.yaml_path, resolve_func=False)
+    listed = config.get("metric_list") or []
+    metric = listed[0].get("metric") if listed else _USUAL.get(str(config.get("output_type")))
+    if not isinstance(metric, str):
+        raise InputError(f"--task {name}: its file names no metric; write {name}:METRIC")
+    filters = config.get("filter_list") or []
+    return f"{metric},{filters[0]['name']}" if len(filters) > 1 else metric
 
 
 def dataset_of(task: Any) -> str | None:
