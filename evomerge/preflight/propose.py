@@ -145,7 +145,7 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
         "initial": "where the search begins",
         "optimizer": "evomerge list optimizers",
     }
-    title = "Made by evomerge init; each comment says why. Change what you know better."
+    title = "Made by evomerge init. Comments say why; evomerge explain KEY says what a key means."
     return Draft(title, data, comments), choices
 
 
