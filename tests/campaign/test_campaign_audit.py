@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+
 import chains
 import pytest
+from executors import crash
+from running import evaluations, run
 from silent import Silent
 from typer.testing import CliRunner
 
@@ -124,3 +131,58 @@ def test_an_audit_task_must_exist_and_not_be_searched_on(tmp_path):
 
     assert refused("nowhere").startswith("fitness.audit.tasks[0].task: no task 'nowhere'")
     assert "fitness.audit.tasks: think is searched on" in refused("think")
+
+
+@pytest.fixture(scope="module")
+def forgetting(tmp_path_factory):
+    """A campaign with a task that the search never uses, run in process; its folder and audit."""
+    folder = tmp_path_factory.mktemp("forgetting")
+    chains.save_questions(folder / "tasks", {"known": 30, "hard": 10}, 12, name="other")
+    audit = {"tasks": [{"task": "other", "metric": "exact_match"}]}
+    return folder, audited(folder, tokens=12, audit=audit)["audit"]
+
+
+@pytest.mark.slow
+def test_workers_on_ray_give_the_same_audit(forgetting):
+    folder, expected = forgetting
+    assert expected["forgetting"]["other"]["winner"] == 1
+    workers = "workers={kind: ray, count: 1, cpus_per_worker: 1}"
+    out = run(folder, folder / "ray", overrides=[workers])
+    assert Results(open_run(out)[1]).best()["audit"] == expected
+
+
+@pytest.mark.slow
+def test_dying_at_any_evaluation_and_resuming_gives_the_same_audit(forgetting, monkeypatch):
+    folder, expected = forgetting
+    count = len(evaluations(folder / "run"))
+    for at in (2, count // 2, count - 6, count - 3, count - 1):
+        out = folder / f"died-{at}"
+        crash(folder, out, monkeypatch, at)
+        assert len(evaluations(out)) == at
+        run(folder, out)
+        assert Results(open_run(out)[1]).best()["audit"] == expected
+
+
+@pytest.mark.slow
+def test_a_kill_and_a_resume_give_the_same_audit(forgetting):
+    folder, expected = forgetting
+    out = folder / "killed"
+    command = [sys.executable, "-m", "evomerge", "search", "campaign.yaml", "--out", str(out)]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    half = len(evaluations(folder / "run")) // 2
+    while process.poll() is None and recorded(out) < half:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(folder, out)
+    assert Results(open_run(out)[1]).best()["audit"] == expected
+
+
+def recorded(out):
+    """The number of evaluations on record so far; 0 before there is a study."""
+    try:
+        return len(evaluations(out))
+    except InputError:
+        return 0

@@ -318,6 +318,20 @@ def test_a_few_items_tell_nothing():
     assert found.notes == ["10 items on test: too few to tell a lead from chance."]
 
 
+def test_one_document_tells_nothing():
+    found = Case(n=1).merge(all=1.0).parent("math", all=0.0).verdict()
+    assert (found.kind, found.items) == ("level", 1)
+    assert found.lead["low"] < 0 < found.lead["high"]
+    assert found.notes == ["1 item on test: too few to tell a lead from chance."]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_task_whose_items_all_agree_is_level_and_not_certain(share):
+    found = Case().merge(all=share).parent("math", all=share).verdict()
+    assert (found.kind, found.beats) == ("level", False)
+    assert found.lead["low"] < 0 < found.lead["high"]
+
+
 def test_a_task_on_which_it_falls_to_nothing_is_said():
     case = Case(tasks=("a", "b")).merge(all=(1.0, 0.02)).parent("math", all=(0.1, 0.8))
     found = case.parent("lang", all=(0.3, 0.5)).verdict()
