@@ -21,6 +21,7 @@ from evomerge.config import (
     TaskConfig,
 )
 from evomerge.fitness.engines import check_engine, engine_identity, has_template
+from evomerge.fitness.tasks.corpus_metrics import OWN
 from evomerge.fitness.tasks.task_set import TaskItems, list_audit, list_items
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.rung_items import check_rungs
@@ -259,6 +260,13 @@ def _check_search(setup: Setup) -> None:
         InputError: names the key.
     """
     check_rungs(setup.config.fitness.rungs, setup.sizes("search"))
+    own = [task.task for task in setup.tasks if task.aggregate == OWN]
+    if own and len(setup.config.fitness.rungs) > 1:
+        raise InputError(
+            f"fitness.rungs: {', '.join(own)} is aggregated by a function of the task's own, which "
+            "gives the score of a rung's documents and of all, and none from the other; leave "
+            "rungs out, or choose another metric"
+        )
     kinds = {task.task: task.kind for task in setup.tasks if task.weight > 0}
     check_descents(setup.config, setup.space, kinds)
     setup.optimizer.check_goals(setup.judge.goals)
@@ -369,6 +377,12 @@ def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> tuple[SplitIte
                 f"fitness.splits: {split} has one document of {', '.join(alone)}, whose score says "
                 "next to nothing there; give more documents, or another share of them"
             )
+    if own := [task.task for task in tasks if task.aggregate == OWN]:
+        notes.append(
+            f"{', '.join(own)}: aggregated by a function of the task's own, so its score is of a "
+            "split as a whole and no document is right or wrong by itself; intervals and "
+            "comparisons are the jackknife's, which leaves documents out one by one"
+        )
     if running := [task.task for task in tasks if task.runs_code and task.weight > 0]:
         notes.append(
             f"WARNING: {', '.join(running)} run code that candidates write, on this machine, with "

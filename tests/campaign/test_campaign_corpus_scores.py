@@ -159,6 +159,16 @@ def test_killed_and_resumed_it_is_the_uninterrupted_run(whole, tmp_path, monkeyp
     assert ours == theirs
 
 
+def test_an_aggregation_of_the_tasks_own_has_no_rungs(tiny_folder):
+    save(tiny_folder)
+    path = tiny_folder / "tasks" / "pair.yaml"
+    path.write_text(path.read_text().replace("metric: acc", "{metric: acc, aggregation: median}"))
+    with pytest.raises(InputError, match=r"fitness.rungs: pair.acc is aggregated by a function"):
+        prepare(load_campaign(tiny_folder / "campaign.yaml"))
+    setup = prepare(load_campaign(tiny_folder / "campaign.yaml", ["fitness.rungs=[all]"]))
+    assert any("pair.acc: aggregated by a function" in note for note in setup.models.notes)
+
+
 def test_no_document_is_worse_in_a_corpus_score(tiny_folder):
     bound = {"negative_flips": {"against": "base", "at_most": 0.1}}
     save(tiny_folder, constraints=[bound], tasks=FITNESS["tasks"][:3])

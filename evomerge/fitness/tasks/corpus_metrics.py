@@ -20,28 +20,29 @@ from evomerge.judging.constraints import Values
 from evomerge.judging.corpus_values import AGGREGATES
 
 BRIER = "brier_score"
+OWN = "own"
+"""What an aggregation is called that lm-eval does not have by a name known here."""
+GROUPS = 200
+"""The most groups of documents that the jackknife leaves out, each at the cost of a call."""
 
 
 def aggregate_of(function: Any) -> str | None:
-    """Name what an aggregation of lm-eval does: `mean`, or a name in `AGGREGATES`; None: unknown.
+    """Name what an aggregation does: `mean`, a name in `AGGREGATES`, or `own`; None: nothing.
 
     The Brier score is a mean: of documents' squared errors.
     """
+    if function is None or function is get_aggregation("bypass"):
+        return None
     if function is lm_eval.api.metrics.mean or getattr(function, "__name__", "") == MEAN:
         return MEAN
     if is_brier(function):
         return MEAN
-    return next((name for name, known in _known().items() if known is function), None)
+    return next((name for name, known in _known().items() if known is function), OWN)
 
 
 def is_brier(function: Any) -> bool:
     """Say whether an aggregation is lm-eval's Brier score."""
     return function is get_aggregation(BRIER)
-
-
-def usable_aggregates() -> list[str]:
-    """List the names of the aggregations that can be scored."""
-    return [MEAN, BRIER, *AGGREGATES]
 
 
 @cache
@@ -62,6 +63,34 @@ def parts_of(aggregate: str, found: Sequence[Any], classes: int) -> Values:
     """
     rows = [_PARTS[aggregate](one, classes) for one in found]
     return np.array(rows, dtype=np.float64)
+
+
+def by_own_function(function: Callable[[list[Any]], Any], found: Sequence[Any]) -> Values:
+    """Write a score that a function gives of all documents together as their mean.
+
+    Document i has f + (G − 1)(m − g), with g the score without its group and m the mean of these
+    over G groups: the values of the jackknife (Efron & Stein 1981), of exactly these documents.
+
+    Args:
+        function: of what `process_results` gave for the documents, to a number.
+        found: that, of each document.
+
+    Returns:
+        float64 [documents], whose mean is the score.
+    """
+    count = min(len(found), GROUPS)
+    score = float(function(list(found)))
+    if count < 2:
+        return np.full(len(found), score)
+    group = np.arange(len(found)) % count
+    without = np.array(
+        [
+            float(function([one for one, own in zip(found, group, strict=True) if own != each]))
+            for each in range(count)
+        ]
+    )
+    values = score + (count - 1) * (without.mean() - without)[group]
+    return np.asarray(values + (score - values.mean()))
 
 
 def squared_error(found: tuple[int, Any]) -> float:

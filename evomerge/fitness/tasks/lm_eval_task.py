@@ -28,11 +28,12 @@ from typing_extensions import override
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.config import FitnessConfig, TaskConfig
 from evomerge.fitness.tasks.corpus_metrics import (
+    OWN,
     aggregate_of,
+    by_own_function,
     is_brier,
     parts_of,
     squared_error,
-    usable_aggregates,
 )
 from evomerge.fitness.tasks.documents import document_hash, item_ids
 from evomerge.fitness.tasks.lm_eval_loading import (
@@ -90,9 +91,25 @@ class LmEvalMetric(ScoreSource):
         self.task._instances = [one for place in places for one in self.requests[place]]
         self.task.apply_filters()
         found = [self._result(place) for place in places]
+        if self.aggregate == OWN:
+            return self._by_own_function(found)
         if self.aggregate != MEAN:
             return self._of_corpus(places, found)
         return np.array([self._number(*each) for each in zip(places, found, strict=True)])
+
+    def _by_own_function(self, found: Sequence[Any]) -> Values:
+        """The documents' values where the task's own function gives the score of all."""
+        try:
+            values = by_own_function(_aggregations(self.task)[self.metric], found)
+        # It is the task author's own code.
+        except Exception as error:
+            raise CandidateError(
+                f"{self.name}: the aggregation of {self.metric} failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not np.isfinite(values).all():
+            raise CandidateError(f"{self.name}: {self.metric} is not finite on these documents")
+        return values
 
     def _of_corpus(self, places: Sequence[int], found: Sequence[Any]) -> CorpusValues:
         """The documents' parts of the score, from what `process_results` made of the answers."""
@@ -304,13 +321,12 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> Metric:
         near = difflib.get_close_matches(metric, aggregation, n=1)
         hint = f"; did you mean {near[0]!r}?" if near and near[0] != metric else ""
         raise InputError(f"{where}: {name} has no metric {named!r}; it has: {printed}{hint}")
-    # 3. A score must follow from what is recorded of each document: a mean, or sums of parts.
+    # 3. lm-eval's `bypass` measures nothing.
     usable = [key for key, function in aggregation.items() if aggregate_of(function)]
     if metric not in usable:
         raise InputError(
-            f"{where}: {metric!r} of {name} is aggregated by a function of the task's own, which "
-            f"cannot be compared document by document; usable: {', '.join(usable) or 'none'} "
-            f"(aggregation: {', '.join(usable_aggregates())})"
+            f"{where}: {metric!r} of {name} is not aggregated to a score; "
+            f"usable: {', '.join(usable) or 'none'}"
         )
     # 4. Filter and direction must be known.
     if not wanted and len(filters) > 1:

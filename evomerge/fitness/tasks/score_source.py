@@ -32,8 +32,8 @@ class ScoreSource(ABC):
         excluded: ids whose document serves as a few-shot example.
         dataset: the hub's name for their data set; None for local data.
         test_set: which public test set the documents are, if they are one.
-        aggregate: how items give the score: `mean`, or a name of
-            `judging.corpus_values.AGGREGATES`.
+        aggregate: how items give the score: `mean`, a name of
+            `judging.corpus_values.AGGREGATES`, or `own`, a function of the task's own.
         runs_code: whether scoring runs code that the model writes.
     """
 

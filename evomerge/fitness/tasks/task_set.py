@@ -45,8 +45,8 @@ class TaskItems:
             they are none.
         dataset: the hub's name for its data set; None for local data.
         texts: of each item, its document's `documents.plain_text`.
-        aggregate: how items give the task's score: `mean`, or a name of
-            `judging.corpus_values.AGGREGATES`.
+        aggregate: how items give the task's score: `mean`, a name of
+            `judging.corpus_values.AGGREGATES`, or `own`, a function of the task's own.
         runs_code: whether scoring runs code that the model writes.
     """
 

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from evomerge.common.errors import InputError
 from evomerge.fitness.inference.local_model import Local
-from evomerge.fitness.tasks.corpus_metrics import parts_of
+from evomerge.fitness.tasks.corpus_metrics import by_own_function, parts_of
 from evomerge.fitness.tasks.lm_eval_quirks import quiet
 from evomerge.fitness.tasks.task_set import TaskSet
 from evomerge.judging.corpus_values import is_corpus
@@ -104,6 +104,25 @@ def test_f1_of_more_than_two_classes_is_refused_by_name(lm, tasks, docs):
     scored = TaskSet(config, Local(lm))
     with pytest.raises(InputError, match=r"t: metric 'f1' is .* two classes"):
         scored.score({"t": scored.items[0].ids})
+
+
+@pytest.mark.parametrize("documents", [24, 230])
+def test_an_aggregation_of_the_tasks_own_gives_lm_evals_figure(documents, lm, tasks, docs):
+    (tasks.folder / "own.py").write_text("def spread(items):\n    return max(items) - min(items)\n")
+    own = {"metric": "print", "aggregation": "!function own.spread", "higher_is_better": True}
+    tasks.write("t", "generate_until", test=docs(documents), metric_list=[own])
+    config = tasks.config({"task": "t", "metric": "print"})
+    scored = TaskSet(config, Local(lm))
+    (items,) = scored.items
+    assert (items.aggregate, items.corpus) == ("own", True)
+    found = scored.score({"t": items.ids})["t"]
+    assert found.mean() == pytest.approx(figures(lm, config)["print"], rel=1e-9)
+    assert np.ptp(found) > 0
+
+
+def test_the_jackknife_of_a_mean_is_the_documents_themselves():
+    values = np.random.default_rng(0).uniform(size=50)
+    assert by_own_function(np.mean, list(values)) == pytest.approx(values)
 
 
 @pytest.mark.parametrize("aggregate", ["bleu", "chrf", "ter"])

@@ -143,12 +143,12 @@ def test_an_unknown_metric_lists_the_tasks_metrics(tasks):
     )
 
 
-def test_a_metric_with_an_aggregation_of_its_own_is_refused(tasks):
-    own = [{"metric": "acc", "aggregation": "median"}, {"metric": "acc_norm"}]
-    tasks.write("t", metric_list=own)
+def test_a_metric_that_measures_nothing_is_refused(tasks):
+    tasks.write(
+        "t", metric_list=[{"metric": "acc", "aggregation": "bypass"}, {"metric": "acc_norm"}]
+    )
     message = refused(tasks.config({"task": "t", "metric": "acc"}))
-    assert "'acc' of t is aggregated by a function" in message
-    assert "document by document; usable: acc_norm (aggregation: mean, brier_score, " in message
+    assert "'acc' of t is not aggregated to a score; usable: acc_norm" in message
 
 
 def test_several_filters_ask_for_one(tasks):
