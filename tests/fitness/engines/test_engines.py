@@ -98,7 +98,7 @@ def test_the_stock_engine_records_its_batches_and_takes_them_up_again(tiny_folde
     [
         ({"kind": "hg"}, r"engine.kind: no engine is called 'hg'; there are api, hf"),
         ({"kind": "hf", "batch_token": 3}, r"fitness.engine.batch_token: unknown option of hf"),
-        ({"kind": "hf", "batch_tokens": 0}, "fitness.engine.batch_tokens: Input should be greater"),
+        ({"kind": "hf", "batch_tokens": 0}, "fitness.engine.batch_tokens: expected at least 1"),
         ({"kind": "api"}, "fitness.engine.url: required, but not given"),
     ],
 )
