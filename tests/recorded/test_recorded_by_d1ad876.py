@@ -21,6 +21,9 @@ from command_line import evomerge
 from recorded import digest, machine
 from safetensors.torch import load_file
 
+from evomerge.results.results import Results
+from evomerge.study.run_folder import open_run
+
 HERE = Path(__file__).parent
 RECORDED = json.loads((HERE / "recorded.json").read_text())
 MERGED, PRINTED = RECORDED["merged"], RECORDED["printed"]
@@ -113,6 +116,24 @@ def differences(found, recorded, where="") -> Iterator[str]:
 def test_status_and_best_print_of_a_recorded_run_what_was_printed_then(record, run, command):
     found = json.loads(evomerge(command, record / "runs" / run, "--json").stdout)
     assert [*differences(found, PRINTED[run][command])] == []
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "said"),
+    [
+        ("finished", "loses", "No merge beats `math`: trial 20 is behind it, -.169 ["),
+        ("fronted", "level", "1 of the front's 2 merges (trial 9) beats every parent in some goal"),
+        ("staged/flow", "level", "Stage `blend` stays the result: trial 6 of stage `flow`"),
+        ("stopped", "level", "Best so far: trial 9 leads the best parent, `base`, by +.011 ["),
+    ],
+)
+def test_a_recorded_run_is_shown_with_a_verdict_and_intervals_of_now(record, run, kind, said):
+    best = Results(open_run(record / "runs" / run)[1]).best()
+    verdict = best["verdict"]
+    assert (verdict["kind"], verdict["text"][: len(said)]) == (kind, said)
+    for split in filter(None, best["scores"].values()):
+        assert split["low"] <= split["mean"] <= split["high"]
+        assert split["low"] < split["high"], "no interval is of no width"
 
 
 def test_the_record_holds_every_way_in_which_a_trial_ends(record):
