@@ -6,21 +6,42 @@ split is opened for the winner alone, and never decides anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evomerge.campaign.candidate import Candidate, named
 from evomerge.campaign.recorder import Recorder
 from evomerge.common.errors import EvomergeError
 from evomerge.fitness.tasks.overlap import near_copies
-from evomerge.judging.selection import Judged, best, by_preference, leading
+from evomerge.judging.selection import Judged, best, by_preference, leading, parents_last
 from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
 
 
 def finalists(record: Recorder) -> list[Judged[Evaluation]]:
     """Rank the trials by search, the preferred first; as many as `fitness.select_top` says."""
-    trials = judged(record.judge("search"), record.trials)
-    return by_preference(trials, record.setup.judge.objective)[
-        : record.setup.config.fitness.select_top
-    ]
+    return _ranked(record, record.trials, "search")[: record.setup.config.fitness.select_top]
+
+
+def front_to_test(record: Recorder) -> list[Evaluation]:
+    """Return the trials of the front on search that keep all constraints; none of one goal.
+
+    None either of a campaign that is over: one from before fronts were tested stays as it is.
+    """
+    concluded = (record.study.note("concluded") or {}).get("trials") == len(record.trials)
+    if record.setup.judge.objective.goals is None or concluded:
+        return []
+    ranked = _ranked(record, record.trials, "search")
+    return [one.trial for one in ranked if one.scores and one.scores.violation <= 0]
+
+
+def _ranked(record: Recorder, trials: Sequence[Evaluation], split: str) -> list[Judged[Evaluation]]:
+    """Rank recipes as measured on a split; of several goals the front, parents' equals last."""
+    judge = record.judge(split)
+    ranked = by_preference(judged(judge, trials), record.setup.judge.objective)
+    if record.setup.judge.objective.goals is None:
+        return ranked
+    known = [e for e in record.known.values() if e.role == "parent" and e.split == split]
+    return parents_last(ranked, judged(judge, known))
 
 
 def choose_finalists(record: Recorder) -> list[Evaluation]:
@@ -44,7 +65,7 @@ def choose_winner(record: Recorder, among: list[Evaluation]) -> Evaluation:
         EvomergeError: none could be scored there.
     """
     on_select = [record.known[trial.digest, "select"] for trial in among]
-    ranked = by_preference(judged(record.judge("select"), on_select), record.setup.judge.objective)
+    ranked = _ranked(record, on_select, "select")
     if not ranked:
         raise EvomergeError(f"no finalist could be scored on select: {on_select[0].reason}")
     return ranked[0].trial

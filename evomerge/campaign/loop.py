@@ -60,7 +60,9 @@ class Campaign:
             winner = self._choose()
             choice.note_test_opened(self._record, winner)
             self._measure_references("test")
-            self._measure("test", [finalist(winner, "test")])
+            tested = [winner, *choice.front_to_test(self._record)]
+            once = {one.digest: finalist(one, "test") for one in tested}
+            self._measure("test", list(once.values()))
             self._measure_audit(winner)
             choice.note_overlap(self._record)
             choice.note_concluded(self._record, winner)

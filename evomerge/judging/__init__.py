@@ -13,7 +13,14 @@ from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.constraints import Check, Constraints, Items, Values
 from evomerge.judging.objectives import Objective, find_objective, objective
 from evomerge.judging.scores import Judge, JudgedTask, Scores, build_judge
-from evomerge.judging.selection import Judged, best, by_preference, finalists, leading
+from evomerge.judging.selection import (
+    Judged,
+    best,
+    by_preference,
+    finalists,
+    leading,
+    parents_last,
+)
 
 __all__ = [
     "AnswerFacts",
@@ -33,4 +40,5 @@ __all__ = [
     "find_objective",
     "leading",
     "objective",
+    "parents_last",
 ]

@@ -86,3 +86,21 @@ def by_preference(judged: Sequence[Judged[T]], objective: Objective) -> list[Jud
     scores = objective.ranking(points, values, **objective.options)
     order = np.argsort(-scores, kind="stable")
     return [feasible[place] for place in order if np.isfinite(scores[place])]
+
+
+def parents_last(ranked: Sequence[Judged[T]], parents: Sequence[Judged[T]]) -> list[Judged[T]]:
+    """Put those of a front behind that a parent matches or dominates in all goals.
+
+    So that what is preferred of several goals is no parent over again where anything else is there.
+
+    Args:
+        ranked: the front, the preferred first.
+        parents: judged on the same split.
+    """
+    theirs = [np.array(p.scores.objectives) for p in parents if p.scores and p.value is not None]
+
+    def adds_nothing(one: Judged[T]) -> bool:
+        ours = np.array(one.scores.objectives) if one.scores else np.empty(0)
+        return any((parent >= ours).all() for parent in theirs)
+
+    return sorted(ranked, key=adds_nothing)

@@ -68,17 +68,18 @@ def work_of(setup: Setup, trials: int) -> Work:
     before = len(references) + len(grid)
     later = len(references) + bool(grid)
     finalists = min(fitness.select_top, trials)
+    tested = 1 if setup.judge.objective.goals is None else finalists  # about so many on the front
     return Work(
         merges=before
         + sum(part.merges for part in descents)
         + trials
         + (later + finalists)
-        + (later + 1)
+        + (later + tested)
         + looks,
         items=before * sizes["search"]
         + searched
         + (later + finalists) * sizes["select"]
-        + (later + 1) * sizes["test"]
+        + (later + tested) * sizes["test"]
         + looks * audited,
         trials=trials,
         first=Part(before + 1, before * sizes["search"] + setup.first_rung),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from evomerge.common.errors import InputError
 from evomerge.report.figures import ancestry, archive, coefficients, progress, running, scores
+from evomerge.report.tables import front_rows
 from evomerge.results import REFERENCES, Results, shown_split
 from evomerge.results.ancestry import ancestry_summary, path_summary
 from evomerge.results.coefficients import (
@@ -118,20 +119,30 @@ def _front(results: Results, view: StudyView) -> Iterator[Figure]:
     points = (view.best or {}).get("front") or []
     if view.best and points:
         draw = scores.front if len(points[0]["search"]) == 2 else scores.front_lines
-        figure = draw(points, view.best["digest"], view.leader)
+        figure = draw(front_rows(view.best), view.leader)
         yield Figure("figure-front", "The front of the goals", figure)
 
 
 def _tasks(results: Results, view: StudyView) -> Iterator[Figure]:
     found = results.tasks(view.best, view.leader) if view.best else {}
     for place, (task, summary) in enumerate(found.items() if len(found) > 1 else (), 1):
+        figure = scores.forest(summary["scores"], _metric(summary), legend=False)
+        figure.update_xaxes(range=_shared_range(found.values(), summary["metric"]))
         yield Figure(
             f"figure-task-{place}",
             f"Scores on {task}",
-            scores.forest(summary["scores"], _metric(summary), legend=False),
+            figure,
             heading=task,
             note=_count(view.facts["items"][view.split][task], "item"),
         )
+
+
+def _shared_range(tasks: Iterable[Mapping[str, Any]], metric: str) -> list[float]:
+    """Give the one range of the axes of all tasks with a metric, so that panels can be compared."""
+    spans = [s for task in tasks if task["metric"] == metric for s in task["scores"].values()]
+    low, high = min(s["low"] for s in spans), max(s["high"] for s in spans)
+    pad = 0.06 * (high - low) or 0.05
+    return [low - pad, high + pad]
 
 
 def _search(results: Results, view: StudyView) -> Iterator[Figure]:

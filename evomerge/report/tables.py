@@ -52,9 +52,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         "failed": status["failed"],
         **({"estimates": estimates_line(status["estimator"])} if status["estimator"] else {}),
         "best on search" if status["done"] else "best so far": (
-            f"{leader['value']:.4f} (trial {leader['trial']}, search split)"
-            if leader
-            else "none yet"
+            f"{leader['value']:.4f} ({trial_line(leader)}, search split)" if leader else "none yet"
         ),
         **{
             f"gradient from {one['from']}": f"{one['steps']} steps, the best after "
@@ -78,6 +76,14 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         for moment, text in status["events"]["latest"][-SHOWN_EVENTS:]:
             table.add_row(f"{datetime.fromisoformat(moment).astimezone():%d %b %H:%M}", Text(text))
     return table
+
+
+def trial_line(found: Mapping[str, Any]) -> str:
+    """Name a trial by its number in the study, and say which of the search's trials it is."""
+    if not found["place"]:
+        return f"trial {found['trial']}"
+    place, count = found["place"]
+    return f"trial {found['trial']} of the study, number {place} of {count} tried"
 
 
 def left_line(status: dict[str, Any]) -> str:
@@ -122,7 +128,7 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     The verdict stands at the end, where it is seen first.
     """
     shown, leader = shown_split(best), leader_name(best)
-    title = f"{leader}: trial {best['trial']}, recipe {best['digest'][:12]}"
+    title = f"{leader}: {trial_line(best)}, recipe {best['digest'][:12]}"
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("recipe", min_width=12)
     for split in SPLITS:
@@ -164,24 +170,68 @@ def export_hint(best: Mapping[str, Any], folder: str) -> str:
 
 
 def front_table(best: dict[str, Any]) -> Table:
-    """List the trials of the Pareto front, the preferred first."""
-    front = best["front"]
-    table = Table(title=f"the front on search: {len(front)} recipes", box=SIMPLE)
-    table.add_column("trial", justify="right")
-    for goal in front[0]["search"]:
-        table.add_column(goal, justify="right")
-        table.add_column("on select", justify="right", style="dim")
-    for point in front[:SHOWN_OF_FRONT]:
+    """List the trials of the Pareto front, the preferred first, and the parents."""
+    rows = front_rows(best)
+    merges = sum(row["role"] == "merge" for row in rows)
+    table = Table(title=f"the front on search: {len(best['front'])} recipes", box=SIMPLE)
+    table.add_column("trial", min_width=6)
+    for goal in best["front"][0]["search"]:
+        for split in SPLITS:
+            table.add_column(
+                goal if split == "search" else f"on {split}",
+                justify="right",
+                style="" if split == "search" else "dim",
+            )
+    for place, row in enumerate(rows):
+        if row["role"] == "merge" and place >= SHOWN_OF_FRONT:
+            continue
+        if place == merges:
+            table.add_section()
         cells = [
-            cell
-            for goal, value in point["search"].items()
-            for cell in (short(value), short(point["select"][goal]) if point["select"] else "–")
+            short(row[split][goal]) if row[split] else "–"
+            for goal in best["front"][0]["search"]
+            for split in SPLITS
         ]
-        style = "bold" if point["digest"] == best["digest"] else ""
-        table.add_row(str(point["trial"]), *cells, style=style)
-    if len(front) > SHOWN_OF_FRONT:
-        table.caption = f"and {len(front) - SHOWN_OF_FRONT} more (--json has all)"
+        table.add_row(row["name"], *cells, style="bold" if row["preferred"] else "")
+    if merges > SHOWN_OF_FRONT:
+        table.caption = f"and {merges - SHOWN_OF_FRONT} more (--json has all)"
     return table
+
+
+def front_rows(best: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the points of the Pareto front once each, the preferred first, then the parents.
+
+    Returns:
+        for each `name` (its trials, or the parent's name), `role` ("merge" | "parent"),
+        `preferred`, `trial` (its first; None of a parent), `digest`, and on every split goal →
+        mean, or null where it was not measured.
+    """
+    # 1. recipes that are equal in all goals on search are one point
+    found: dict[tuple[float, ...], dict[str, Any]] = {}
+    for point in best["front"]:
+        row = found.setdefault(
+            tuple(point["search"].values()), {**point, "role": "merge", "also": []}
+        )
+        if row["trial"] != point["trial"]:
+            row["also"].append(point["trial"])
+        if point["digest"] == best["digest"]:
+            row.update({key: point[key] for key in ("digest", *SPLITS)})
+        row["preferred"] = row["digest"] == best["digest"]
+    for row in found.values():
+        also = row.pop("also")
+        row["name"] = f"{row['trial']}" + (f" (+{len(also)} alike)" if also else "")
+    # 2. the parents, by the same goals
+    goals = list(best["front"][0]["search"])
+    for name, scores in best["parents"].items():
+        means = {
+            split: {goal: scores[split]["tasks"][goal]["mean"] for goal in goals}
+            if scores[split]
+            else None
+            for split in SPLITS
+        }
+        facts = {"name": name, "role": "parent", "preferred": False, "trial": None, "digest": ""}
+        found[(name,)] = {**facts, **means}  # type: ignore[index]
+    return list(found.values())
 
 
 def stage_lines(best: Mapping[str, Any]) -> list[str]:

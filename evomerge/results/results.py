@@ -22,6 +22,7 @@ from evomerge.judging import (
     build_judge,
     by_preference,
     find_objective,
+    parents_last,
 )
 from evomerge.judging.estimators.calibration import calibrate, switched_off_after
 from evomerge.judging.intervals import interval
@@ -125,7 +126,11 @@ class Results:
             "failures": dict(Counter(t.reason for t in failed)),
             "best": None
             if leader is None
-            else {"trial": leader.trial.number, "value": leader.trial.value},
+            else {
+                "trial": leader.trial.number,
+                "value": leader.trial.value,
+                "place": self._place(leader.digest),
+            },
             "digests": [t.digest for t in self.own],
             "items_asked": asked,
             "item_evaluations": sum(e.n for e in self.evaluations if e.seconds),
@@ -175,7 +180,11 @@ class Results:
     @cached_property
     def _ranked(self) -> list[Judged[Evaluation]]:
         """The search's recipes, the preferred first."""
-        return by_preference(self.searched, self.judge.objective)
+        ranked = by_preference(self.searched, self.judge.objective)
+        if self.judge.objective.goals is None:
+            return ranked
+        parents = [e for e in self.evaluations if e.role == "parent" and e.split == "search"]
+        return parents_last(ranked, judged(self.judges["search"], parents))
 
     @cached_property
     def _feasible(self) -> list[Judged[Evaluation]]:
@@ -338,6 +347,7 @@ class Results:
         correct_for_many([row for named in rows.values() for row in named.values()])
         return {
             "trial": trial.number,
+            "place": self._place(trial.digest),
             "digest": trial.digest,
             "recipe": trial.recipe,
             "scores": self._scores(trial.digest),
@@ -359,6 +369,14 @@ class Results:
             "test_opened": self.study.note("test_opened") or [],
             "stages": (self.study.note("stage") or {}).get("before", []),
         }
+
+    def _place(self, digest: str) -> list[int] | None:
+        """Which of how many trials had a recipe first, from 1; None of what the search never tried.
+
+        Optuna's numbers count parents, baselines and finalists too.
+        """
+        tried = [e.digest for e in self.own]
+        return [tried.index(digest) + 1, len(tried)] if digest in tried else None
 
     def _scores(self, digest: str) -> dict[str, Any]:
         """Split → mean with interval and task means; null where it was not measured."""
@@ -400,8 +418,7 @@ class Results:
         return [{**asdict(c), "holds": c.violation <= 0} for c in checks]
 
     def _front(self, ranked: Sequence[Judged[Evaluation]]) -> list[dict[str, Any]]:
-        """The trials of the front, the preferred first: goals as measured, on search and select."""
-        select = {e.digest: e for e in self.evaluations if e.split == "select" and not e.failed}
+        """The trials of the front, the preferred first: goals as measured, on every split."""
         objective = self.study.campaign["fitness"]["objective"]
         given = ObjectiveConfig.model_validate(objective).options["of"]
         goals = [goal if isinstance(goal, str) else goal["metric"] for goal in given]
@@ -410,7 +427,10 @@ class Results:
                 "trial": one.trial.number,
                 "digest": one.digest,
                 "search": _goals(goals, one.trial),
-                "select": _goals(goals, select.get(one.digest)),
+                **{
+                    split: _goals(goals, self._measured.get((one.digest, split)))
+                    for split in ("select", "test")
+                },
             }
             for one in ranked
         ]

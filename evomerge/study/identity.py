@@ -37,13 +37,15 @@ def check_identity(where: str, recorded: Mapping[str, Any], campaign: Mapping[st
             listed.append(f"and {len(others) - SHOWN} more")
         raise InputError(
             f"{where} belongs to another campaign: {'; '.join(listed)}; "
-            "use another study.name or --out"
+            "use another study.name or --out, where `initial: [{run: FOLDER, trials: 3}]` begins "
+            "with this study's best genes"
         )
     for _, theirs, ours in differing:
         raise InputError(
             f"{where} was scored with lm-eval {_short(theirs)}, but {_short(ours)} is installed; "
             "scores of different lm-eval versions must not be mixed: install the study's version, "
-            "or use another study.name or --out"
+            "or use another study.name or --out, where `initial: [{run: FOLDER, trials: 3}]` "
+            "begins with this study's best genes"
         )
 
 

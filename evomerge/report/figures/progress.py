@@ -91,7 +91,7 @@ def _points(done: Sequence[Trial]) -> go.Scatter:
         x=[t["trial"] for t in done],
         y=[t["value"] for t in done],
         mode="markers",
-        marker={"color": COLORS["winner"], "opacity": 0.6, "size": 6},
+        marker={"color": COLORS["winner"], "opacity": 0.75, "size": 7},
         name="trial",
         hovertemplate="trial %{x}: %{y:.4f}<extra></extra>",
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from evomerge.report.figures.style import COLORS, SYMBOLS, plot_layout, shown
+from evomerge.report.figures.style import COLORS, DASHES, SYMBOLS, plot_layout, shown
 from evomerge.results.written_numbers import short
 
 QUIET = "rgba(125, 133, 144, 0.6)"
@@ -68,64 +68,84 @@ def forest(rows: Rows, scale: str, *, legend: bool = True) -> go.Figure:
     return figure
 
 
-def front(points: Sequence[Mapping[str, Any]], marked: str, label: str) -> go.Figure:
-    """Draw a front of two goals: on search, and the finalists again on select.
+def front(rows: Sequence[Mapping[str, Any]], label: str) -> go.Figure:
+    """Draw a front of two goals: on search, the finalists on select, all on test, and parents.
 
     Args:
-        points: `front` of `Results.best`.
-        marked: the digest of the recipe to mark.
-        label: its name ("winner").
+        rows: `report.tables.front_rows`.
+        label: the name of the preferred ("winner").
     """
-    across, up = points[0]["search"]
-    figure = go.Figure(layout=plot_layout(height=400, right=16))
-    for split, color, symbol in (
-        ("search", COLORS["winner"], "circle"),
-        ("select", COLORS["parent"], "diamond"),
+    across, up = rows[0]["search"]
+    figure = go.Figure(layout=plot_layout(height=420, right=16))
+    for role, split, symbol in (
+        ("merge", "search", "circle"),
+        ("merge", "select", "circle-open"),
+        ("merge", "test", "x-thin-open"),
+        ("parent", "search", "diamond"),
+        ("parent", "test", "diamond-open"),
     ):
-        scored = [p for p in points if p[split]]
-        scored.sort(key=lambda p: p[split][across])
+        scored = [row for row in rows if row["role"] == role and row[split]]
+        if not scored:
+            continue
+        scored.sort(key=lambda row: row[split][across])
+        called = [
+            (f"trial {row['name']}" if role == "merge" else shown(row["name"], 99))
+            + (f" ({label})" if row["preferred"] else "")
+            for row in scored
+        ]
+        color = COLORS["winner" if role == "merge" else "parent"]
+        named = role == "parent" and split == "search"
         figure.add_scatter(
-            x=[p[split][across] for p in scored],
-            y=[p[split][up] for p in scored],
-            mode="markers",
+            x=[row[split][across] for row in scored],
+            y=[row[split][up] for row in scored],
+            mode="markers+text" if named else "markers",
+            text=[shown(row["name"], 18) for row in scored] if named else None,
+            textposition="top center",
             marker={
                 "color": color,
                 "symbol": symbol,
-                "size": [15 if p["digest"] == marked else 8 for p in scored],
+                "opacity": 1,
+                "size": [15 if row["preferred"] else 8 for row in scored],
+                "line": {"width": 1.5, "color": color},
             },
-            customdata=[
-                f"trial {p['trial']}" + (f" ({label})" if p["digest"] == marked else "")
-                for p in scored
-            ],
+            customdata=called,
             hovertemplate=f"%{{customdata}} on {split}: %{{x:.4f}}, %{{y:.4f}}<extra></extra>",
-            name=f"on {split}",
+            name=f"parents on {split}" if role == "parent" else f"on {split}",
+            cliponaxis=False,
         )
     figure.update_xaxes(title_text=shown(across, 60))
     figure.update_yaxes(title_text=shown(up, 60))
     return figure
 
 
-def front_lines(points: Sequence[Mapping[str, Any]], marked: str, label: str) -> go.Figure:
+def front_lines(rows: Sequence[Mapping[str, Any]], label: str) -> go.Figure:
     """Draw a front of three goals or more on search: a line for each trial across the goals.
+
+    Parents are dotted.
 
     Goals that do not all lie in [0, 1] are scaled, each from its least to its largest on the front.
 
     Args:
-        points: `front` of `Results.best`.
-        marked: the digest of the recipe to mark.
-        label: its name ("winner").
+        rows: `report.tables.front_rows`.
+        label: the name of the preferred ("winner").
     """
-    goals = list(points[0]["search"])
+    goals = list(rows[0]["search"])
     figure = go.Figure(layout=plot_layout(height=420, right=24))
-    raw = {goal: [p["search"][goal] for p in points] for goal in goals}
+    raw = {goal: [row["search"][goal] for row in rows if row["search"]] for goal in goals}
     scaled = any(not 0 <= value <= 1 for values in raw.values() for value in values)
     ranges = {g: (min(v), max(v)) if scaled else (0.0, 1.0) for g, v in raw.items()}
-    last = sorted(points, key=lambda p: p["digest"] == marked)
-    for place, point in enumerate(last):
-        mine = point["digest"] == marked
+    last = sorted((row for row in rows if row["search"]), key=lambda row: row["preferred"])
+    first = {
+        role: next((r for r in last if r["role"] == role), None) for role in ("merge", "parent")
+    }
+    for point in last:
+        mine, parent = point["preferred"], point["role"] == "parent"
         values = [point["search"][goal] for goal in goals]
         spans = [ranges[goal] for goal in goals]
-        name = f"trial {point['trial']}" + (f" ({label})" if mine else "")
+        name = shown(point["name"], 99) if parent else f"trial {point['name']}"
+        name += f" ({label})" if mine else ""
+        color = COLORS["winner"] if mine else COLORS["parent"] if parent else QUIET
+        dash = {"dash": DASHES["parent"]} if parent else {}
         figure.add_scatter(
             x=[shown(goal, 18) for goal in goals],
             y=[
@@ -133,12 +153,12 @@ def front_lines(points: Sequence[Mapping[str, Any]], marked: str, label: str) ->
                 for v, (low, high) in zip(values, spans, strict=True)
             ],
             mode="lines+markers",
-            line={"color": COLORS["winner"] if mine else QUIET, "width": 3 if mine else 1.2},
+            line={"color": color, "width": 3 if mine else 1.2, **dash},
             marker={"size": 9 if mine else 5},
             customdata=values,
             hovertemplate=f"{name}, %{{x}}: %{{customdata:.4f}}<extra></extra>",
-            name=name if mine else "on the front",
-            showlegend=mine or place == 0,
+            name=name if mine else "parents" if parent else "on the front",
+            showlegend=mine or point is first[point["role"]],
         )
     figure.update_xaxes(showgrid=True, range=[-0.15, len(goals) - 0.85])
     figure.update_yaxes(title_text="from the worst of the front to its best" if scaled else None)

@@ -5,11 +5,19 @@ const media = {
   narrow: matchMedia("(max-width: 40rem)"),
   touch: matchMedia("(pointer: coarse)"),
 };
+// The winner's blue, the parents' brown and the failures' purple, lighter on the dark page.
+const lighter = {
+  "#2f7fc1": "#6cb2ec", "47, 127, 193": "108, 178, 236", "#d07a1f": "#f0a04b", "#b5478f": "#e080bf",
+};
+function onDark(text) {
+  return Object.entries(lighter).reduce((drawn, [from, to]) => drawn.replaceAll(from, to), text);
+}
 function draw() {
   const style = getComputedStyle(document.documentElement);
   const [ink, grid, line] = ["--ink", "--grid", "--line"].map(name => style.getPropertyValue(name).trim());
   for (const place of document.querySelectorAll(".figure")) {
-    const { data, layout } = JSON.parse(document.getElementById(place.dataset.from).textContent);
+    const text = document.getElementById(place.dataset.from).textContent;
+    const { data, layout } = JSON.parse(media.dark.matches ? onDark(text) : text);
     layout.font.color = ink;
     layout.dragmode = media.touch.matches ? false : "zoom";
     layout.uirevision = "kept";

@@ -21,8 +21,11 @@ from evomerge.report.tables import (
     constraint_lines,
     duration,
     estimates_line,
+    export_hint,
+    front_rows,
     remarks,
     stage_lines,
+    trial_line,
     trials_line,
 )
 from evomerge.results import REFERENCES
@@ -97,10 +100,13 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
         "audit_answers": any(
             row[fact] is not None for row in audited for fact in ("cut", "unparsed", "tokens")
         ),
+        "front": front_rows(best) if best and best.get("front") else [],
         "stages": stage_lines(best) if best else [],
         "recipe": best and json.dumps(best["recipe"], indent=2, ensure_ascii=False),
         "estimates_line": estimates_line,
         "trials_line": trials_line,
+        "trial_line": trial_line,
+        "export_line": _with_command(export_hint(best, "RUN")) if best and best["verdict"] else "",
     }
 
 
@@ -127,6 +133,12 @@ def page_environment() -> Environment:
 def asset(name: str) -> str:
     """Read a script of the pages: `page.js` draws figures, `live.js` keeps them up to date."""
     return files("evomerge.report.pages").joinpath(name).read_text(encoding="utf-8")
+
+
+def _with_command(hint: str) -> str:
+    """Put the command at the end of a hint between the marks of code."""
+    words, _, command = hint.partition(": ")
+    return f"{words}: `{command}`"
 
 
 def _coded(text: str) -> Markup:

@@ -234,7 +234,7 @@ def test_a_losing_campaign_says_so_in_the_headline(losing):
     page = page_of(losing)
     assert "No merge beats lang : trial 5 is behind it, -." in page.text
     assert "More trials, other genes" in page.text
-    assert "The best merge, trial 5, scores" in page.text
+    assert "The best merge, trial 5 of the study, number 1 of 2 tried, scores" in page.text
     assert "winner" not in page.text
     assert ("p", {"class": "headline verdict loses"}) in page.tags
     assert page.figures["figure-scores"]["layout"]["yaxis"]["ticktext"][0] == "best merge"
