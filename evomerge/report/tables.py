@@ -80,9 +80,9 @@ def status_table(status: dict[str, Any]) -> RenderableType:
 
 def trial_line(found: Mapping[str, Any]) -> str:
     """Name a trial by its number in the study, and say which of the search's trials it is."""
-    if not found["place"]:
+    if not found["tried"]:
         return f"trial {found['trial']}"
-    place, count = found["place"]
+    place, count = found["tried"]
     return f"trial {found['trial']} of the study, number {place} of {count} tried"
 
 
@@ -230,7 +230,7 @@ def front_rows(best: Mapping[str, Any]) -> list[dict[str, Any]]:
             for split in SPLITS
         }
         facts = {"name": name, "role": "parent", "preferred": False, "trial": None, "digest": ""}
-        found[(name,)] = {**facts, **means}  # type: ignore[index]
+        found[(name,)] = {**facts, **means}
     return list(found.values())
 
 

@@ -129,7 +129,7 @@ class Results:
             else {
                 "trial": leader.trial.number,
                 "value": leader.trial.value,
-                "place": self._place(leader.digest),
+                "tried": self._place(leader.digest),
             },
             "digests": [t.digest for t in self.own],
             "items_asked": asked,
@@ -347,7 +347,7 @@ class Results:
         correct_for_many([row for named in rows.values() for row in named.values()])
         return {
             "trial": trial.number,
-            "place": self._place(trial.digest),
+            "tried": self._place(trial.digest),
             "digest": trial.digest,
             "recipe": trial.recipe,
             "scores": self._scores(trial.digest),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from evomerge.report.tables import best_table, export_hint, status_table
+from evomerge.report.tables import best_table, export_hint, front_rows, status_table
 from evomerge.results.written_numbers import p_value, short, span
 
 
@@ -67,3 +67,20 @@ def test_the_way_to_export_follows_from_the_verdict(finished, losing):
     assert export_hint(losing.results.best(), "runs/a").endswith("runs/a --to DIR --anyway")
     stage = {**finished.results.best()["verdict"], "stage": {"stage": "blend", "trial": 3}}
     assert "winner of stage blend" in export_hint({"verdict": stage}, "runs/a")
+
+
+def test_the_front_has_every_point_once_and_the_parents():
+    def scored(*goals):
+        tasks = {name: {"mean": mean} for name, mean in zip(("a", "b"), goals, strict=True)}
+        return {"search": {"tasks": tasks}, "select": None, "test": {"tasks": tasks}}
+
+    def point(trial, digest, a, b):
+        goals = {"a": a, "b": b}
+        return {"trial": trial, "digest": digest, "search": goals, "select": None, "test": goals}
+
+    front = [point(7, "x", 0.5, 0.5), point(9, "y", 0.5, 0.5), point(8, "z", 0.9, 0.1)]
+    best = {"front": front, "digest": "y", "parents": {"base": scored(0.2, 0.3)}}
+    rows = front_rows(best)
+    assert [row["name"] for row in rows] == ["7 (+1 alike)", "8", "base"]
+    assert [row["preferred"] for row in rows] == [True, False, False]
+    assert rows[-1]["test"] == {"a": 0.2, "b": 0.3}
