@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import pytest
 import tiny
@@ -157,6 +162,22 @@ def test_killed_and_resumed_it_is_the_uninterrupted_run(whole, tmp_path, monkeyp
     assert facts(run(whole.parent, tmp_path / "run")) == facts(whole)
     ours, theirs = (Results(open_run(out)[1]).best() for out in (tmp_path / "run", whole))
     assert ours == theirs
+
+
+@pytest.mark.slow
+def test_a_driver_killed_by_the_system_goes_on_as_if_nothing_had_happened(whole, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "evomerge", "search", "campaign.yaml", "--out", str(out)]
+    for recorded in (5, 11, None):
+        process = subprocess.Popen(command, cwd=whole.parent, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            with suppress(Exception):  # the study is not there yet
+                if recorded is not None and len(evaluations(out)) >= recorded:
+                    process.send_signal(signal.SIGKILL)
+            time.sleep(0.05)
+        # On a busy machine it may be done before it is killed.
+        assert process.returncode in ([0] if recorded is None else [0, -signal.SIGKILL])
+    assert facts(out) == facts(whole)
 
 
 def test_an_aggregation_of_the_tasks_own_has_no_rungs(tiny_folder):
