@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -137,6 +138,18 @@ def test_experts_of_another_shape_are_refused_under_their_own_path(tiny_folder):
     other = str(tiny_folder / "wide" / "base")
     with pytest.raises(InputError, match=r"models\.experts\.other"):
         propose(asked(tiny_folder, experts={"other": other}))
+
+
+def test_hub_ids_in_the_cache_need_no_leave(tiny_folder, monkeypatch):
+    commit = "0" * 40
+    for name in ("base", "math"):
+        repo = tiny_folder / "hub" / f"models--org--{name}"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs" / "main").write_text(commit)
+        shutil.copytree(tiny_folder / "models" / name, repo / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tiny_folder / "hub"))
+    draft, _ = propose(asked(tiny_folder, base="org/base", experts={"math": "org/math"}))
+    assert draft.data["models"] == {"base": "org/base", "experts": {"math": "org/math"}}
 
 
 @pytest.mark.slow  # lm-eval's list of its own tasks takes 10 s to build
