@@ -21,12 +21,14 @@ Goal = Literal["mean", "weakest_link", "pareto"]
 def init(
     base: Annotated[
         str | None,
-        typer.Argument(help="The base model: a folder or hub id.", show_default=False),
+        typer.Argument(
+            metavar="BASE", help="The base model: a folder or hub id.", show_default=False
+        ),
     ] = None,
     experts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="EXPERT...", help="Models tuned from it, or NAME=MODEL.", show_default=False
+            metavar="EXPERT", help="Models tuned from it, or NAME=MODEL.", show_default=False
         ),
     ] = None,
     tasks: Annotated[

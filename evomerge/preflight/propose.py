@@ -133,7 +133,7 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
         **({"workers": workers} if workers else {}),
     }
     choices = [
-        Choice("space.weights.granularity", _shown(weights), why),
+        Choice("space.weights.granularity", _grain(weights), why),
         *choices,
         Choice("budget", f"{trials} trials, {asked.hours:g} hours", enough),
         Choice("workers", f"{count}" if workers else "1, in this process", why_workers),
@@ -517,10 +517,13 @@ def _number(hours: float) -> float:
     return int(hours) if hours == int(hours) else hours
 
 
+def _grain(weights: Mapping[str, Any]) -> str:
+    return f"block of {weights['block']}" if "block" in weights else str(weights["granularity"])
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        kept = {k: v for k, v in value.items() if k in ("granularity", "block")} or value
-        return ", ".join(f"{key} {_shown(part)}" for key, part in kept.items())
+        return ", ".join(f"{key} {part}" for key, part in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)
