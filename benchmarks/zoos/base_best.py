@@ -4,7 +4,8 @@
     evomerge search zoos/base_best/campaign.yaml
 
 The base knows four of six commands. Each expert learns one of the other two, and is taught wrong
-answers for two that the base knows; so each is below the base in the mean.
+answers for two that the base knows; so each is below the base in the mean. With seed 0 the base
+scores .637 on search, and 60 trials reached .629 (`cma`, plain) and .700 (`cma`).
 """
 
 from __future__ import annotations

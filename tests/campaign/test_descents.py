@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import numpy as np
 import pytest
 import tiny
+import torch
 import yaml
 from executors import crash
 from running import evaluations, facts, run
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import CandidateError, EvomergeError, InputError
 from evomerge.config import load_campaign
+from evomerge.fitness.tasks import surrogate_losses
 from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 from evomerge.workers.job import attempt, perform
@@ -169,3 +173,43 @@ def test_a_task_without_a_loss_is_refused_by_name(tiny_folder):
     (tiny_folder / "campaign.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(InputError, match=r"initial\[0\]\.gradient: own \(callable\) has no loss"):
         prepare(load_campaign(tiny_folder / "campaign.yaml"))
+
+
+@pytest.mark.slow
+def test_where_targets_are_wrong_the_end_is_scored_lower_and_the_search_begins_elsewhere(
+    tiny_folder, monkeypatch
+):
+    """Right is what the base chooses, but the loss wants what an expert does."""
+    choose_as(tiny_folder, answer="base", wrong="math")
+    monkeypatch.setattr(
+        surrogate_losses, "_right_choices", lambda task, document, count: (document["wrong"],)
+    )
+    steep = {"steps": 6, "batch": 24, "check": 2, "rate": 0.1, "from": "base"}
+    tiny.save_campaign(tiny_folder, initial=[{"gradient": steep}], budget={"trials": 8})
+    out = run(tiny_folder)
+    [record] = records(out)
+    assert record.best_step > 0, "the wrong loss must fall"
+    found = evaluations(out)
+    base = next(e for e in found if e.name == "base" and e.split == "search")
+    end, *others = sorted((e for e in found if e.optimizers_own), key=lambda e: e.ask)
+    np.testing.assert_array_equal(end.genome, record.best)
+    assert end.value < base.value == 1.0
+    assert max(e.value for e in others) == base.value
+    # what follows lies about the base, as the end of the descent does not
+    center = np.mean([e.genome for e in others[1:]], axis=0)
+    at_base = np.array(open_run(out)[1].known_at_start()[base.digest])
+    assert np.linalg.norm(center - at_base) < np.linalg.norm(center - end.genome)
+
+
+def choose_as(folder, **models):
+    """Write into the task's documents, by field, which option a model thinks likeliest."""
+    place = folder / "tasks" / "pick.jsonl"
+    documents = [json.loads(line) for line in place.read_text().splitlines()]
+    for field, name in models.items():
+        model = AutoModelForCausalLM.from_pretrained(folder / "models" / name).float()
+        tokenizer = AutoTokenizer.from_pretrained(folder / "models" / name)
+        for document in documents:
+            question = torch.tensor([tokenizer.encode(document["q"], add_special_tokens=False)])
+            options = tokenizer.convert_tokens_to_ids(document["options"])
+            document[field] = int(model(question).logits[0, -1, options].argmax())
+    place.write_text("".join(json.dumps(document) + "\n" for document in documents))
