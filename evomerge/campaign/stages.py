@@ -173,6 +173,7 @@ def run_stage(stage: Stage, setup: Setup, listener: Listener, deadline: float | 
         InputError: as `open_campaign`, or the winner cannot be written.
         EvomergeError: the base model itself cannot be scored, or no trial succeeded.
     """
+    _say_test_was_opened(stage, listener)
     known = known_of(e for s in stage.before for e in _record(s) if not e.failed)
     notes = {"stage": _note(stage)} if stage.name else {}
     with (
@@ -188,6 +189,17 @@ def run_stage(stage: Stage, setup: Setup, listener: Listener, deadline: float | 
         form: Format = "recipe" if stage.gives_path else "hf"
         export_trial(stage.config, study, None, stage.winner, form, stage.folder, anyway=True)
     return True
+
+
+def _say_test_was_opened(stage: Stage, listener: Listener) -> None:
+    """Say so where a stage was added to a campaign whose last stage had opened the test split."""
+    for one in stage.before:
+        with open_study_of(one.config, one.folder) as study:
+            if study.note("test_opened"):
+                listener.said(
+                    f"the test split was opened for stage {one.name} before {stage.name} was "
+                    "added: its figures will not be of untouched data"
+                )
 
 
 def _record(stage: Stage) -> list[Evaluation]:

@@ -69,9 +69,11 @@ def check_folder(config: CampaignConfig, folder: Path) -> None:
                 f"{folder}: holds the run of study {theirs[1]!r}, which belongs to another "
                 "campaign; choose another --out"
             )
-        if [stage.name for stage in held.stages] != [stage.name for stage in config.stages]:
+        names = [stage.name for stage in held.stages]
+        if names != [stage.name for stage in config.stages][: len(names) or None]:
             raise InputError(
-                f"{folder}: holds a run of this campaign with other stages; choose another --out"
+                f"{folder}: holds a run of this campaign with other stages; stages may be added "
+                "after the last one; for other changes choose another --out"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 import tiny
@@ -196,6 +197,27 @@ def test_a_stage_that_was_built_upon_is_not_extended(hybrid):
     result = search(hybrid / "campaign.yaml", hybrid / "run", "--set", "stages.blend.trials=9")
     assert result.exit_code == 2
     assert "its winner was chosen after 6 trials" in " ".join(result.output.split())
+
+
+@pytest.mark.slow
+def test_stages_can_be_added_to_a_finished_campaign_and_not_be_changed(hybrid, tmp_path):
+    run = shutil.copytree(hybrid / "run", tmp_path / "run")
+    before = {stage: facts(run, stage) for stage in ("blend", "flow")}
+    space = {**WEIGHTS, "path": {"kind": "given", "layers": "flow"}}
+    data = yaml.safe_load((hybrid / "campaign.yaml").read_text())
+    data["stages"].append({"name": "tuned", "space": space, "trials": 3})
+    more = hybrid / "more.yaml"
+    more.write_text(yaml.safe_dump(data))
+    result = search(more, run)
+    assert result.exit_code == 0, result.output
+    assert "opened for stage flow before tuned was added" in " ".join(result.output.split())
+    assert {stage: facts(run, stage) for stage in ("blend", "flow")} == before
+    assert sum(ask is not None for *_, ask in facts(run, "tuned")) == 3
+    assert Results(open_run(run)[1]).status()["state"] == "done"
+    # fewer stages, or others, are another campaign
+    result = search(hybrid / "campaign.yaml", run)
+    assert result.exit_code == 2
+    assert "stages may be added after the last one" in " ".join(result.output.split())
 
 
 def test_stages_are_overridden_by_name_or_position(hybrid):
