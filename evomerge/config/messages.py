@@ -14,7 +14,7 @@ from evomerge.common.wrong_values import what_was_expected
 from evomerge.config.campaign import CampaignConfig
 
 _FORM = re.compile(
-    r"(list|tuple|literal|dict|function-\w+|constrained-\w+|lax|kind|json)([\[:(-].*)?"
+    r"(list|tuple|literal|dict|function-\w+|constrained-\w+|lax|json)([\[:(-].*)?|kind:.*"
     r"|bool|int|float|str|name|run|study|gradient|[A-Z]\w*"
 )
 """What pydantic's locations name the forms by that a value may have; no file holds them."""
