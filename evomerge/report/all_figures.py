@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from evomerge.common.errors import InputError
 from evomerge.report.figures import ancestry, archive, coefficients, progress, running, scores
-from evomerge.report.tables import front_rows
+from evomerge.report.tables import front_rows, listed_once
 from evomerge.results import REFERENCES, Results, shown_split
 from evomerge.results.ancestry import ancestry_summary, path_summary
 from evomerge.results.coefficients import (
@@ -280,7 +280,7 @@ def _rows(best: Mapping[str, Any], split: str, leader: str) -> scores.Rows:
     found = {
         ("winner", leader): best["scores"],
         **{("parent", name): found for name, found in best["parents"].items()},
-        **{("baseline", name): found for name, found in best["baselines"].items()},
+        **{("baseline", name): found for name, found in listed_once(best["baselines"]).items()},
         **{("baseline", name): found for name, found in best["grid"].items()},
     }
     return {row: found[split] for row, found in found.items() if found[split]}

@@ -139,7 +139,7 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     table.add_row(leader, *_means(best["scores"], shown), style="bold")
     for kind in ("parents", "baselines", "grid"):
         table.add_section()
-        for name, scores in best[kind].items():
+        for name, scores in listed_once(best[kind]).items():
             paired = (scores[shown] or {}).get("winner_minus_this")
             lead = [difference(paired)] if paired else []
             if paired and paired["p_holm"] is not None:
@@ -157,6 +157,15 @@ def best_table(best: dict[str, Any]) -> RenderableType:
     if verdict := audit_verdict(best):
         parts.append(Text(verdict, style="yellow"))
     return Group(*parts)
+
+
+def listed_once(named: Mapping[str, Any]) -> dict[str, Any]:
+    """List recipes that score alike on every task of every split under their names together."""
+    found: dict[str, tuple[list[str], Any]] = {}
+    for name, scores in named.items():
+        means = [scores[split] and scores[split]["tasks"] for split in SPLITS]
+        found.setdefault(repr(means), ([], scores))[0].append(name)
+    return {" = ".join(names): scores for names, scores in found.values()}
 
 
 def export_hint(best: Mapping[str, Any], folder: str) -> str:

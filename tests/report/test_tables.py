@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from evomerge.report.tables import best_table, export_hint, front_rows, status_table
+from evomerge.report.tables import best_table, export_hint, front_rows, listed_once, status_table
 from evomerge.results.written_numbers import p_value, short, span
 
 
@@ -84,3 +84,11 @@ def test_the_front_has_every_point_once_and_the_parents():
     assert [row["name"] for row in rows] == ["7 (+1 alike)", "8", "base"]
     assert [row["preferred"] for row in rows] == [True, False, False]
     assert rows[-1]["test"] == {"a": 0.2, "b": 0.3}
+
+
+def test_recipes_that_score_alike_everywhere_are_listed_once():
+    def scored(mean):
+        return {"search": {"tasks": {"a": {"mean": mean}}}, "select": None, "test": None}
+
+    found = listed_once({"uniform": scored(0.5), "default": scored(0.6), "average": scored(0.5)})
+    assert list(found) == ["uniform = average", "default"]

@@ -23,6 +23,7 @@ from evomerge.report.tables import (
     estimates_line,
     export_hint,
     front_rows,
+    listed_once,
     remarks,
     stage_lines,
     trial_line,
@@ -87,7 +88,7 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
         "strongest": {role: _strongest(view.rows, role) for role in REFERENCES},
         "references": {
             "parent": best["parents"],
-            "baseline": best["baselines"],
+            "baseline": listed_once(best["baselines"]),
             "grid": best["grid"],
         }
         if best
