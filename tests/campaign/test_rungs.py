@@ -25,6 +25,7 @@ RUNGS = [
     "fitness.rungs=[6, 15, all]",
     "fitness.race={keep: 0.25, confidence: 0.5}",
     "budget.trials=16",
+    "optimizer.plain=true",  # around the best parent none would be stopped
 ]
 
 
