@@ -11,7 +11,7 @@ from evomerge.config.base import Strict
 
 
 class WorkersConfig(Strict):
-    """`local` with one worker runs in the driver's process; everything else on Ray.
+    """`local` with one worker runs in a process beside the driver; everything else on Ray.
 
     Ray is started on this machine, or, with `address`, found: `auto` is the cluster that this
     machine is part of, anything else its head's `HOST` or `HOST:PORT`. Workers come as nodes do, up
@@ -19,7 +19,7 @@ class WorkersConfig(Strict):
     """
 
     kind: Literal["local", "ray"] = "local"
-    """`local`: in this process, with one worker; `ray`: actors, on one machine or a cluster.
+    """`local`: one worker, in a process beside the driver; `ray`: actors, on one machine or a cluster.
 
     Example: `kind: ray, count: 4`
     """
@@ -53,7 +53,19 @@ class WorkersConfig(Strict):
     timeout: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
     """Seconds after which an evaluation has hung; `auto`: derived from what others took.
 
-    Example: `kind: ray, timeout: 1800`
+    Example: `timeout: 1800`
+    """
+    isolated: bool = True
+    """Give a local worker a process of its own, so that a crash, a hang or a leak of memory costs
+    one evaluation; false: it works in the driver's process, where a debugger sees it.
+
+    Example: `isolated: false`
+    """
+    memory: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
+    """GB of its own that an isolated worker may take until it is replaced; `auto`: twice what it
+    took after its first evaluation, and 2 GB more at least.
+
+    Example: `memory: 16`
     """
     copy_to: str | None = None
     """A folder on each node to which models and tasks are copied once; without it every node
@@ -75,9 +87,15 @@ class WorkersConfig(Strict):
     @model_validator(mode="after")
     def _ray_has_these(self) -> WorkersConfig:
         defaults = type(self).model_fields
-        for key in ("gpus_per_worker", "address", "model_parallel", "timeout", "copy_to"):
+        for key in ("gpus_per_worker", "address", "model_parallel", "copy_to"):
             if not self.on_ray and getattr(self, key) != defaults[key].default:
                 raise ValueError(f"{key} needs kind: ray")
+        for key in ("timeout", "memory"):
+            alone = not self.on_ray and not self.isolated
+            if alone and getattr(self, key) != defaults[key].default:
+                raise ValueError(f"{key} needs isolated: true")
+        if self.on_ray and self.memory != "auto":
+            raise ValueError("memory needs kind: local and count: 1; Ray has its own limit")
         if self.count == "auto" and self.kind == "local":
             raise ValueError("count: auto needs kind: ray")
         if self.count == "auto" and not (self.cpus_per_worker or self.gpus_per_worker):

@@ -43,7 +43,8 @@ def _found(setup: Setup) -> Iterator[tuple[str, str]]:
     yield "optimizer", f"{optimizer}, screen {screen}" if screen > 1 else optimizer
     trials, items = config.budget.trials, config.budget.items
     yield "budget", f"{trials} trials" if items is None else f"{items:,} search items"
-    kind = "Ray" if config.workers.on_ray else "in this process"
+    alone = "in a process of its own" if config.workers.isolated else "in this process"
+    kind = "Ray" if config.workers.on_ray else alone
     threads = threads_per_worker(config)
     yield "workers", f"{config.workers.count}, {kind}, {threads} threads each"
     yield "sources", sources_line(config, setup.models.sources)

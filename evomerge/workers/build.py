@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from evomerge.workers.isolated import IsolatedExecutor
 from evomerge.workers.job import Executor
 from evomerge.workers.local import LocalExecutor
 from evomerge.workers.worker import WorkerSpec
@@ -14,7 +15,7 @@ def build_executor(spec: WorkerSpec) -> Executor:
         InputError: models or tasks cannot be loaded, or the cluster cannot be reached.
     """
     if not spec.config.workers.on_ray:
-        return LocalExecutor(spec)
+        return IsolatedExecutor(spec) if spec.config.workers.isolated else LocalExecutor(spec)
     from evomerge.workers.ray.executor import RayExecutor  # late: it imports ray
 
     return RayExecutor(spec)

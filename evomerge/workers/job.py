@@ -35,6 +35,21 @@ class Job:
     task: Literal["score", "losses", "gradient"] = "score"
     task_weights: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def methods(self) -> set[str]:
+        """The names of the recipe's merge methods."""
+        return {merge.method for merge in self.recipe.merges}
+
+    def count_items(self, sizes: Mapping[str, int]) -> int:
+        """Return how many items the job measures; a backward pass counts as two more of each.
+
+        Args:
+            sizes: split → number of its items.
+        """
+        if self.items is None:
+            return sizes[self.split]
+        return sum(map(len, self.items.values())) * (3 if self.task == "gradient" else 1)
+
 
 @dataclass(frozen=True)
 class Outcome:

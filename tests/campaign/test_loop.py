@@ -139,6 +139,7 @@ import pathlib, sys
 sys.path[:0] = {path!r}
 import executors, running, evomerge.workers.isolated, evomerge.workers.local
 evomerge.workers.local.Worker = evomerge.workers.isolated.Worker = executors.Deadly
+evomerge.workers.isolated._method = lambda config: "fork"  # with the deadly worker
 if __name__ == "__main__":
     running.run(*map(pathlib.Path, sys.argv[1:]))
 """
@@ -164,7 +165,8 @@ def test_a_candidate_that_kills_the_driver_is_retired_after_three_attempts(
         assert len(evaluations(out)) == 9
     assert search_with_deadly_workers(tiny_folder, out) == 0
     found = [e for e in evaluations(out) if e.optimizers_own]
-    assert [(e.ask, e.reason) for e in found if e.failed] == [(2, "its worker died (3 attempts)")]
+    reason = "its worker ended itself (exit code 9) (3 attempts)"
+    assert [(e.ask, e.reason) for e in found if e.failed] == [(2, reason)]
     assert len(found) == 12
 
 

@@ -145,6 +145,7 @@ def campaign_data(**sections) -> dict:
         },
         "optimizer": {"kind": "cma", "population": 4},
         "budget": {"trials": 12},
+        "workers": {"isolated": False},  # a second process would import everything again
     }
     data.update(sections)
     return data

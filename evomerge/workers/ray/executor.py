@@ -132,7 +132,7 @@ class RayExecutor:
         slot = next((one for one in idle if one.written == job.recipe.digest), idle[0])
         slot.enter("busy", slot.actor.measure.remote(job))
         slot.job, slot.written = job, job.recipe.digest
-        derived = self._timeouts.measure_limit(_methods(job), self._count_items(job))
+        derived = self._timeouts.measure_limit(job.methods, job.count_items(self._sizes))
         slot.limit = derived if self._config.timeout == "auto" else self._config.timeout
 
     def wait(self) -> Outcome | None:
@@ -288,7 +288,7 @@ class RayExecutor:
         if outcome.gradient is not None:
             self._nodes.clear(slot.node)
         if done is not None:
-            self._timeouts.record_measurement(_methods(job), self._count_items(job), done.seconds)
+            self._timeouts.record_measurement(job.methods, job.count_items(self._sizes), done.seconds)
             self._nodes.clear(slot.node)
         if not outcome.retryable:
             slot.job = None
@@ -338,13 +338,3 @@ class RayExecutor:
     def _report(self, slot: WorkerSlot, kind: str, reason: str) -> None:
         recipe = f" (recipe {slot.job.recipe.digest[:12]})" if slot.job else ""
         self._events.append(Event(kind, f"node {self._nodes.name(slot.node)}: {reason}{recipe}"))
-
-    def _count_items(self, job: Job) -> int:
-        """Return how many items a job measures; a backward pass counts as two more of each."""
-        if job.items is None:
-            return self._sizes[job.split]
-        return sum(map(len, job.items.values())) * (3 if job.task == "gradient" else 1)
-
-
-def _methods(job: Job) -> set[str]:
-    return {merge.method for merge in job.recipe.merges}
