@@ -119,7 +119,11 @@ class WorkerProcess:
         return found.rss - getattr(found, "shared", 0)
 
     def end(self, patience: float = 0.0) -> None:
-        """End the process, whatever it does; by itself, if it is idle, within `patience` seconds."""
+        """End the process, whatever it does.
+
+        Args:
+            patience: seconds in which it may end by itself; it does if it is idle.
+        """
         if patience:
             with suppress(OSError):
                 self._connection.send(None)
@@ -256,8 +260,8 @@ class IsolatedExecutor:
                 if not stands:
                     worker.end()
         raise EvomergeError(
-            f"the worker {reason}, {STARTS} times before it stood; `workers.isolated: false` builds "
-            "it in the search's own process, where more can be seen"
+            f"the worker {reason}, {STARTS} times before it stood; `workers.isolated: false` "
+            "builds it in the search's own process, where more can be seen"
         )
 
     def _look(self, worker: WorkerProcess, job: Job) -> Outcome | None:

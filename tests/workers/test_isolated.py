@@ -229,7 +229,7 @@ def test_what_is_wrong_for_every_candidate_is_said_by_the_driver(start):
 
 
 def test_a_worker_that_never_stands_is_given_up(start):
-    with pytest.raises(EvomergeError, match=r"ended itself \(exit code 1\), 3 times before it stood"):
+    with pytest.raises(EvomergeError, match=r"\(exit code 1\), 3 times before it stood"):
         start("deadly")
 
 

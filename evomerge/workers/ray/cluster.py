@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +21,8 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from evomerge.common.errors import EvomergeError, InputError
+from evomerge.common.errors import EvomergeError, InputError, StoppedError
+from evomerge.workers.ray.death_notice import MESSAGE
 from evomerge.workers.ray.file_copies import FileServer, FileSet
 from evomerge.workers.worker import WorkerSpec
 
@@ -60,6 +65,45 @@ def join(spec: WorkerSpec) -> None:
         ) from None
     # Ray prints its nodes' mishaps to standard output; the campaign reports them itself.
     ray._private.worker._worker_logs_enabled = False
+
+
+def check_own_ray() -> None:
+    """Notice that the Ray which this process started has ended; no node would ever come back.
+
+    Mostly Ray ends the driver before: see `death_notice`.
+
+    Raises:
+        StoppedError: names the process that ended, and where its logs are.
+    """
+    for name, process in _own_processes().items():
+        if process.poll() is not None:
+            said = MESSAGE.format(name=name, logs=_logs())
+            raise StoppedError(said.removeprefix("error: ").rstrip("."))
+
+
+def begin_death_notice() -> subprocess.Popen[bytes]:
+    """Start the process that says why, should the Ray that was started here end this one."""
+    script = Path(__file__).with_name("death_notice.py")
+    processes = [f"{name}={process.pid}" for name, process in _own_processes().items()]
+    command = [sys.executable, str(script), _logs(), *processes]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def end_death_notice(notice: subprocess.Popen[bytes]) -> None:
+    """Let it go: the driver ends in order."""
+    with suppress(OSError):
+        notice.communicate(b"done")
+
+
+def _own_processes() -> dict[str, subprocess.Popen[bytes]]:
+    """Return the processes of Ray without which it is nothing, of the Ray that was started here."""
+    node = ray._private.worker._global_node
+    known = {} if node is None else node.all_processes
+    return {name: known[name][0].process for name in ("raylet", "gcs_server") if known.get(name)}
+
+
+def _logs() -> str:
+    return str(ray._private.worker._global_node.get_logs_dir_path())
 
 
 def start_file_server(file_sets: Mapping[str, FileSet]) -> Any:

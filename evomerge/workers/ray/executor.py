@@ -12,13 +12,17 @@ import ray
 from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 
 from evomerge.common.errors import EvomergeError, InputError
+from evomerge.models.checks.unchanged import check_unchanged
 from evomerge.workers.job import Event, Job, Outcome
 from evomerge.workers.ray.actor import Actor, Refusal, own_versions
 from evomerge.workers.ray.cluster import (
     DISK_FULL,
     NODE_LOST,
+    begin_death_notice,
     cause,
+    check_own_ray,
     death,
+    end_death_notice,
     join,
     last_line,
     start_file_server,
@@ -30,6 +34,8 @@ from evomerge.workers.worker import WorkerSpec
 
 AGAIN = 5.0
 """Seconds until a worker that died before it had a node is started again."""
+PAUSE = 0.5
+"""Seconds between a worker's death and a look at Ray itself."""
 LONG = 30.0
 """Seconds without a first worker until a warning is logged."""
 
@@ -91,7 +97,7 @@ class RayExecutor:
                 and tasks.
             EvomergeError: workers die before they stand.
         """
-        self._config = spec.config.workers
+        self._config, self._files = spec.config.workers, spec.files
         self._sizes = {s: sum(map(len, tasks.values())) for s, tasks in spec.items.items()}
         self._timeouts = Timeouts()
         self._slots: list[WorkerSlot] = []
@@ -100,9 +106,12 @@ class RayExecutor:
         self._failures: list[EvomergeError] = []  # of workers that never stood
         self._file_server: Any = None
         self._owns_ray = not ray.is_initialized()
+        self._notice = None
         if self._owns_ray:
             join(spec)
         try:
+            if self._owns_ray and self._config.address is None:
+                self._notice = begin_death_notice()
             cluster = self._config.address or self._config.count == "auto"
             self._nodes = Nodes(self._config, None if cluster else spec.threads)
             self._check_room()
@@ -140,7 +149,11 @@ class RayExecutor:
 
         Raises:
             InputError: the input is wrong for every candidate.
+            StoppedError: the models' files have changed, or the Ray that this executor started has
+                ended.
         """
+        if self._notice is not None:
+            check_own_ray()
         self._tend_slots()
         awaited = {slot.answer: slot for slot in self._slots if slot.answer is not None}
         if self._outcomes:
@@ -163,6 +176,8 @@ class RayExecutor:
         for actor in [self._file_server, *(slot.actor for slot in self._slots)]:
             if actor is not None:
                 ray.kill(actor)
+        if self._notice is not None:
+            end_death_notice(self._notice)
         if self._owns_ray:
             ray.shutdown()
 
@@ -288,7 +303,8 @@ class RayExecutor:
         if outcome.gradient is not None:
             self._nodes.clear(slot.node)
         if done is not None:
-            self._timeouts.record_measurement(job.methods, job.count_items(self._sizes), done.seconds)
+            items = job.count_items(self._sizes)
+            self._timeouts.record_measurement(job.methods, items, done.seconds)
             self._nodes.clear(slot.node)
         if not outcome.retryable:
             slot.job = None
@@ -310,7 +326,15 @@ class RayExecutor:
         self._stop_actor(slot)
 
     def _record_death(self, slot: WorkerSlot, error: RayError) -> None:
-        """Handle a worker that is gone: in the middle of a job, or before it stood."""
+        """Handle a worker that is gone: in the middle of a job, or before it stood.
+
+        Raises:
+            StoppedError: neither it nor its job is at fault, see `wait`.
+        """
+        check_unchanged(self._files)
+        if self._notice is not None:
+            time.sleep(PAUSE)  # the raylet, if it is the cause, ends a moment later
+            check_own_ray()
         kind, reason = death(error)
         if slot.state != "placed":
             self._report(slot, kind, reason)
