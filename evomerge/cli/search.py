@@ -61,6 +61,9 @@ def search(
 
 def _search(config: CampaignConfig, folder: Path, deadline: float | None) -> None:
     """Run the stages that are left, one after the other, and print the verdict."""
+    from evomerge.workers.isolated import begin_imports
+
+    begin_imports(config)
     with waiting("loading libraries"):
         from evomerge.python.search import run_stages
         from evomerge.report.tables import best_table, export_hint

@@ -92,6 +92,9 @@ def run_stages(
     Returns:
         Whether the last stage ran: not if `deadline` came before.
     """
+    from evomerge.workers.isolated import begin_imports
+
+    begin_imports(config)
     from evomerge.campaign.stages import stages_of
 
     check_folder(config, folder)
