@@ -22,6 +22,7 @@ from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from types import ModuleType
+from typing import Any
 
 import psutil
 
@@ -70,7 +71,7 @@ class WorkerProcess:
 
     def __init__(self, spec: WorkerSpec) -> None:
         """Start the process; its first answer is None, or the error for which it cannot stand."""
-        context = multiprocessing.get_context(_method(spec.config))
+        context: Any = multiprocessing.get_context(_method(spec.config))
         self._connection, theirs = context.Pipe()
         words, heard = context.Pipe(duplex=False)
         arguments = (theirs, heard, spec, dict(os.environ))
