@@ -19,7 +19,8 @@ class WorkersConfig(Strict):
     """
 
     kind: Literal["local", "ray"] = "local"
-    """`local`: one worker, in a process beside the driver; `ray`: actors, on one machine or a cluster.
+    """`local`: one worker, in a process beside the driver; `ray`: actors, on one machine or a
+    cluster.
 
     Example: `kind: ray, count: 4`
     """

@@ -11,7 +11,6 @@ from campaign_data import parsed, refusal
         ({"isolated": False, "timeout": 60}, "timeout needs isolated: true"),
         ({"isolated": False, "memory": 8}, "memory needs isolated: true"),
         ({"count": 2, "memory": 8}, "Ray has its own limit"),
-        ({"memory": 0}, "greater than 0"),
         ({"kind": "ray", "count": "auto"}, "needs cpus_per_worker or gpus_per_worker"),
         ({"kind": "ray", "gpus_per_worker": 1.5}, "above 1 write a whole number"),
         (
