@@ -87,7 +87,8 @@ class InFlight:
         last = candidate.attempt == ATTEMPTS
         ticket = self._mark(candidate, not_counted=self._executor.isolated or last)
         self.running[ticket] = candidate
-        wanted = candidate.role == "finalist" and candidate.split == "select"
+        # a finalist that is a baseline is measured once, as either
+        wanted = candidate.role in ("finalist", "baseline") and candidate.split == "select"
         self._executor.submit(
             Job(ticket, candidate.recipe, candidate.split, items, last, record_weights=wanted)
         )

@@ -79,9 +79,11 @@ def compare_with_record(
 ) -> None:
     """Tell whether a checkpoint holds the weights that the study scored, as far as it knows them.
 
-    Of finalists it has a record, unless an earlier evomerge scored them.
+    Of finalists it has a record, unless an earlier evomerge scored them. One that is a baseline was
+    scored as that.
     """
-    own = [e for e in results.evaluations if e.digest == recipe.digest and e.role == "finalist"]
+    roles = ("finalist", "baseline")
+    own = [e for e in results.evaluations if e.digest == recipe.digest and e.role in roles]
     recorded = [one.weights for one in own if one.weights is not None]
     if recorded:
         same, text = compare_with_scored(folder, recipe, recorded[-1])

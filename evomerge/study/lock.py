@@ -180,6 +180,8 @@ def driver_at(path: Path) -> Driver | None:
 def driver_named(path: Path) -> Iterator[None]:
     """Keep this driver's name beside `path`, where `driver_at` finds it; it locks nothing.
 
+    A folder that holds nothing afterwards is not left behind.
+
     Raises:
         InputError: the folder cannot be written.
     """
@@ -193,6 +195,8 @@ def driver_named(path: Path) -> Iterator[None]:
         yield
     finally:
         place.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds something
+            path.parent.rmdir()
 
 
 def this_driver() -> dict[str, Any]:

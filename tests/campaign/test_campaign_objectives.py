@@ -39,10 +39,13 @@ def run(folder, out="run"):
     return open_run(folder / out)[1]
 
 
-def prepared(folder, **changes):
+def prepared(folder, plain=False, **changes):
     tiny.save_campaign(folder)
     tiny.save_task(folder / "tasks", "choose", task_seed=1)
-    tiny.save_campaign(folder, fitness=fitness(**changes), budget={"trials": 8})
+    optimizer = {"kind": "cma", "plain": plain}
+    tiny.save_campaign(
+        folder, fitness=fitness(**changes), budget={"trials": 8}, optimizer=optimizer
+    )
     return folder
 
 
@@ -50,7 +53,7 @@ def prepared(folder, **changes):
 def normalized(tmp_path_factory):
     """Normalized, with a constraint that some of the trials break."""
     folder = tmp_path_factory.mktemp("normalized")
-    prepared(folder, objective="normalized", constraints=[FLIPS])
+    prepared(folder, plain=True, objective="normalized", constraints=[FLIPS])
     return folder, run(folder)
 
 
@@ -86,7 +89,7 @@ def test_a_resumed_campaign_judges_and_asks_as_if_it_had_not_stopped(
     normalized, tmp_path, monkeypatch
 ):
     _, whole = normalized
-    prepared(tmp_path, objective="normalized", constraints=[FLIPS])
+    prepared(tmp_path, plain=True, objective="normalized", constraints=[FLIPS])
     measure, left = Worker.measure, [0]
 
     def interrupted(self, recipe, split):

@@ -56,7 +56,7 @@ def test_the_archive_is_what_the_optimizer_kept(run, tmp_path):
     study = run[1]
     setup = prepare(run[0])
     judge = judge_on(setup.judge, study.evaluations(), "search")
-    kept = members(setup.optimizer, judge, study.evaluations())
+    kept = members(setup.optimizer, judge, study.evaluations(), study.known_at_start())
     assert len(kept) == 4
     rows = index_of(out)["members"]
     assert {row["digest"] for row in rows} == {trial.digest for trial in kept}

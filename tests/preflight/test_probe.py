@@ -130,6 +130,7 @@ def killed(order):
 
 def test_a_worker_that_is_killed_is_a_reason(monkeypatch):
     monkeypatch.setattr(probe, "probe_here", killed)
+    monkeypatch.setattr(probe, "_is_harmless", lambda asked: False)
     forked = multiprocessing.get_context("fork")
     monkeypatch.setattr(probe.multiprocessing, "get_context", lambda _: forked)
     found = probe.probe(None)

@@ -59,7 +59,7 @@ def test_the_content_is_the_reports(finished):
 def test_a_losing_campaign_says_so(losing):
     text = client(losing.folder).get("/content").text
     assert '<p class="headline verdict loses">No merge beats <code>lang</code>: trial 5' in text
-    assert "The best merge, trial 5, scores" in text
+    assert "The best merge, trial 5 of the study, number 1 of 2 tried, scores" in text
     assert "The winner" not in text
 
 

@@ -195,7 +195,7 @@ def test_every_option_stands_in_the_docstring_of_the_constructor(name):
     kind = optimizers()[name]
     text = kind.__init__.__doc__ or ""
     if name in OWN:
-        assert all(f"`{option}`" in text for option in options(kind))
+        assert all(f"`{option}`" in text or f" {option}: " in text for option in options(kind))
     assert kind.__doc__
 
 
