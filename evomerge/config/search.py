@@ -39,7 +39,7 @@ class BudgetConfig(Strict):
     """The end of the search: whichever limit is reached first."""
 
     trials: int = Field(default=200, ge=1)
-    """The study's total of search trials. Ten for each gene is a fair start.
+    """The study's total of search trials. Twenty for each gene is a fair start.
 
     Example: `trials: 150`
     """

@@ -58,7 +58,8 @@ class WorkersConfig(Strict):
     """
     isolated: bool = True
     """Give a local worker a process of its own, so that a crash, a hang or a leak of memory costs
-    one evaluation; false: it works in the driver's process, where a debugger sees it.
+    one evaluation; false: it works in the driver's process, where a debugger sees it, and where
+    plug-ins are known that only the calling script has registered.
 
     Example: `isolated: false`
     """

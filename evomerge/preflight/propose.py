@@ -136,7 +136,7 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
         Choice("space.weights.granularity", _grain(weights), why),
         *choices,
         Choice("budget", f"{trials} trials, {asked.hours:g} hours", enough),
-        Choice("workers", f"{count}" if workers else "1, in this process", why_workers),
+        Choice("workers", f"{count}" if workers else "1, on this machine", why_workers),
     ]
     comments = {choice.key: choice.why for choice in choices if choice.key != "workers" or workers}
     comments |= {
@@ -386,7 +386,7 @@ def propose_workers(cost: Cost | None, gpus: Sequence[int]) -> tuple[dict[str, A
     """Propose workers by the free memory of this machine's GPUs, in bytes.
 
     Returns:
-        The section, None for one worker in this process; and why.
+        The section, None for one worker on this machine; and why.
     """
     if not gpus:
         return None, "no GPU here: one worker has all cores"
