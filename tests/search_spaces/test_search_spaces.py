@@ -169,7 +169,8 @@ def test_a_front_is_of_accuracy_and_fewer_tokens(offline):
 @pytest.mark.parametrize("path", OF_HUB, ids=identify)
 def test_a_campaign_runs_to_its_winner(path, offline, tmp_path):
     """On a few documents and the random models: two candidates a stage, select, test, export."""
-    config = offline(path, [*SMALL, "budget.trials=2", "dtype.compute=float32"])
+    here = "workers.isolated=false"  # where the data sets are invented
+    config = offline(path, [*SMALL, here, "budget.trials=2", "dtype.compute=float32"])
     tasks = [
         task.model_copy(update={"gen_kwargs": {"max_gen_toks": 3}, "num_fewshot": 0})
         for task in config.fitness.tasks
