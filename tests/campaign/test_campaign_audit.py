@@ -158,7 +158,7 @@ def test_dying_at_any_evaluation_and_resuming_gives_the_same_audit(forgetting, m
     for at in (2, count // 2, count - 6, count - 3, count - 1):
         out = folder / f"died-{at}"
         crash(folder, out, monkeypatch, at)
-        assert at <= len(evaluations(out)) < count  # one that was scored before is looked up
+        assert len(evaluations(out)) == at
         run(folder, out)
         assert Results(open_run(out)[1]).best()["audit"] == expected
 

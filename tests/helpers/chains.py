@@ -75,7 +75,7 @@ def save_campaign(folder: Path, kinds: dict[str, int], tokens: int, **fitness) -
             "select_top": 1,
             **fitness,
         },
-        "optimizer": {"kind": "random"},
+        "optimizer": {"kind": "random", "plain": True},
         "budget": {"trials": 2},
     }
     path = folder / "campaign.yaml"
