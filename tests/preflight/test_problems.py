@@ -67,7 +67,7 @@ def noted(setup, found):
 @pytest.mark.parametrize("genes", [2, 6, 101])
 def test_trials_are_few_below_the_rule_of_the_how_to(unread, tmp_path, genes):
     rule = (Path(__file__).parents[2] / "docs/how-to/how-many-trials.md").read_text()
-    assert "**Twenty trials for each gene** is the rule" in rule
+    assert "Begin with **twenty trials for each gene**" in rule
     assert problems.TRIALS_A_GENE == 20
     space = SimpleNamespace(dimension=genes)
 

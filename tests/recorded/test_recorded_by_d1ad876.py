@@ -95,7 +95,7 @@ def differences(found, recorded, where="") -> Iterator[str]:
     field = where.rpartition(".")[2]
     if isinstance(recorded, dict) and isinstance(found, dict):
         added = ADDED | ({"test"} if field == "front" else set())
-        if found.keys() - added != recorded.keys():
+        if (found.keys() ^ recorded.keys()) - (added - recorded.keys()):
             yield f"{where}: keys {found.keys() ^ recorded.keys()} on one side only"
         for key in found.keys() & recorded.keys():
             yield from differences(found[key], recorded[key], f"{where}.{key}")
