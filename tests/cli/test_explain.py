@@ -14,7 +14,7 @@ from evomerge.explain import REGISTRIES
 
 @pytest.fixture
 def narrow(monkeypatch):
-    monkeypatch.setattr(stdout, "width", 80)
+    monkeypatch.setattr(stdout, "_width", 80)  # setting `width` could not be undone
 
 
 def test_a_key_is_explained_with_an_example():
