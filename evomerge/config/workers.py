@@ -78,7 +78,7 @@ class WorkersConfig(Strict):
 
     @property
     def on_ray(self) -> bool:
-        """True where workers are Ray actors rather than the driver itself."""
+        """True where workers are Ray actors rather than a process here, or the driver itself."""
         return self.kind == "ray" or self.count != 1
 
     @property

@@ -159,7 +159,7 @@ def driver_of(storage: str) -> Driver | None:
 
 
 def driver_at(path: Path) -> Driver | None:
-    """Tell it of the driver that wrote its name beside `path`; see `driver_of`."""
+    """Tell whether the driver is at work that wrote its name beside `path`; see `driver_of`."""
     place = _driver_file(path)
     try:
         named, written = json.loads(place.read_text()), place.stat().st_mtime

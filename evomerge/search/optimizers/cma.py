@@ -55,8 +55,8 @@ class CmaEs(Optimizer):
         Args:
             domain: the genes, where to begin, and how genomes recombine.
             seed: of every draw.
-            sigma: initial step size, as a share of each gene's range. Lower it where the start is
-                known to be good.
+            sigma: step size of a beginning where nothing is known, and of restarts, as a share of
+                each gene's range.
             near: the step size around the best that is known. Raise it where parents are far from
                 good merges.
             population: λ, by default 4 + ⌊3 ln n⌋. Raise it where scores are noisy.

@@ -90,7 +90,7 @@ def begin_death_notice() -> subprocess.Popen[bytes]:
 
 
 def end_death_notice(notice: subprocess.Popen[bytes]) -> None:
-    """Let it go: the driver ends in order."""
+    """End the notice's process without a word: the driver ends in order."""
     with suppress(OSError):
         notice.communicate(b"done")
 
