@@ -229,7 +229,8 @@ def _build(
     drawn = {name: _request(where, name, loaded.tasks[name], spec, lm) for name in loaded.tasks}
     for name, task in loaded.tasks.items():
         _check_every_document_is_asked(where, name, task)
-        _tell_of_answers_without_a_choice(where, name, task)
+        if lm is None:  # where documents are listed; workers need not say it again
+            _tell_of_answers_without_a_choice(where, name, task)
     requests = {name: _by_document(task.instances) for name, task in loaded.tasks.items()}
     documents = {name: tuple(group[0].doc for group in requests[name]) for name in loaded.tasks}
     ids = {name: item_ids(documents[name]) for name in loaded.tasks}
