@@ -12,8 +12,9 @@ from evomerge.campaign.candidate import Candidate, named
 from evomerge.campaign.recorder import Recorder
 from evomerge.common.errors import EvomergeError
 from evomerge.fitness.tasks.overlap import near_copies
-from evomerge.judging.selection import Judged, best, by_preference, leading, parents_last
-from evomerge.study.judged import judged
+from evomerge.judging.selection import Judged, best, leading
+from evomerge.results.progress import is_concluded
+from evomerge.study.judged import judged, ranked
 from evomerge.study.record import Evaluation
 
 
@@ -27,21 +28,17 @@ def front_to_test(record: Recorder) -> list[Evaluation]:
 
     None either of a campaign that is over: one from before fronts were tested stays as it is.
     """
-    concluded = (record.study.note("concluded") or {}).get("trials") == len(record.trials)
-    if record.setup.judge.objective.goals is None or concluded:
+    over = is_concluded(record.study, record.trials)
+    if record.setup.judge.objective.goals is None or over:
         return []
-    ranked = _ranked(record, record.trials, "search")
-    return [one.trial for one in ranked if one.scores and one.scores.violation <= 0]
+    found = _ranked(record, record.trials, "search")
+    return [one.trial for one in found if one.scores and one.scores.violation <= 0]
 
 
 def _ranked(record: Recorder, trials: Sequence[Evaluation], split: str) -> list[Judged[Evaluation]]:
     """Rank recipes as measured on a split; of several goals the front, parents' equals last."""
     judge = record.judge(split)
-    ranked = by_preference(judged(judge, trials), record.setup.judge.objective)
-    if record.setup.judge.objective.goals is None:
-        return ranked
-    known = [e for e in record.known.values() if e.role == "parent" and e.split == split]
-    return parents_last(ranked, judged(judge, known))
+    return ranked(judge, judged(judge, trials), record.known.values(), split)
 
 
 def choose_finalists(record: Recorder) -> list[Evaluation]:
@@ -65,10 +62,10 @@ def choose_winner(record: Recorder, among: list[Evaluation]) -> Evaluation:
         EvomergeError: none could be scored there.
     """
     on_select = [record.known[trial.digest, "select"] for trial in among]
-    ranked = _ranked(record, on_select, "select")
-    if not ranked:
+    found = _ranked(record, on_select, "select")
+    if not found:
         raise EvomergeError(f"no finalist could be scored on select: {on_select[0].reason}")
-    return ranked[0].trial
+    return found[0].trial
 
 
 def leaders(record: Recorder) -> list[Evaluation]:

@@ -24,6 +24,7 @@ from evomerge.cli.shared import (
     waiting,
 )
 from evomerge.common.errors import InputError
+from evomerge.config import as_overrides
 
 if TYPE_CHECKING:
     from evomerge.config import CampaignConfig
@@ -44,13 +45,7 @@ def search(
 ) -> None:
     """Run a campaign, or go on with what its folder already holds."""
     started = time.monotonic()
-    flags = {
-        "budget.trials": trials,
-        "budget.hours": hours,
-        "workers.count": workers,
-        "seed": seed,
-    }
-    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    given = as_overrides(trials=trials, hours=hours, workers=workers, seed=seed)
     with exit_codes():
         config = load(campaign, [*(overrides or []), *given])
         folder = out or Path("runs") / config.name

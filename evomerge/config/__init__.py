@@ -8,7 +8,7 @@ or a model exists is said by the room that owns it (`search.spaces`, `fitness.ta
 
 from evomerge.config.base import NamedConfig, Pair, PlugConfig, Scalar, Strict
 from evomerge.config.campaign import CampaignConfig
-from evomerge.config.draft import Draft, seen_from
+from evomerge.config.draft import Draft, campaign_name, seen_from
 from evomerge.config.fitness import (
     AUDIT,
     SPLITS,
@@ -20,7 +20,7 @@ from evomerge.config.fitness import (
     SurrogateLossConfig,
     TaskConfig,
 )
-from evomerge.config.load import load_campaign, parse_campaign
+from evomerge.config.load import as_overrides, load_campaign, parse_campaign
 from evomerge.config.models import (
     UNION,
     DtypeConfig,
@@ -37,7 +37,13 @@ from evomerge.config.objectives import (
     ObjectiveConfig,
 )
 from evomerge.config.own_metric import CallableConfig
-from evomerge.config.paths import adapters_alone, resolve_spec, template_at
+from evomerge.config.paths import (
+    adapter_elsewhere,
+    adapters_alone,
+    model_and_adapter,
+    resolve_spec,
+    template_at,
+)
 from evomerge.config.search import (
     BestTrials,
     BudgetConfig,
@@ -109,8 +115,12 @@ __all__ = [
     "TrackerConfig",
     "WeightsConfig",
     "WorkersConfig",
+    "adapter_elsewhere",
     "adapters_alone",
+    "as_overrides",
+    "campaign_name",
     "load_campaign",
+    "model_and_adapter",
     "parse_campaign",
     "resolve_spec",
     "seen_from",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -68,6 +69,11 @@ class Draft:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def campaign_name(text: str) -> str:
+    """Return a name that a campaign may have, as near to the text as can be; empty if that is."""
+    return re.sub(r"[^\w.-]", "_", text)
+
+
 def seen_from(folder: Path, spec: str, *places: Path) -> str:
     """Return a path as a campaign file in `folder` names it; hub ids and absolute paths stay.
 
@@ -90,8 +96,8 @@ def _lines(data: Mapping[str, Any], why: Mapping[str, str], at: str, indent: str
     for key, value in data.items():
         place = f"{at}{key}"
         inner = any(name.startswith(f"{place}.") for name in why)
-        shown, comment = f"{indent}{_scalar(key)}:", why.get(place, "")
-        flow = _flow(value)
+        shown, comment = f"{indent}{in_one_line(key)}:", why.get(place, "")
+        flow = in_one_line(value)
         is_section = isinstance(value, Mapping) and bool(value)
         deep = is_section and any(isinstance(part, Mapping) for part in value.values())
         if is_section and (inner or len(flow) > _FLOW or (deep and not at)):
@@ -99,7 +105,7 @@ def _lines(data: Mapping[str, Any], why: Mapping[str, str], at: str, indent: str
             yield from _lines(value, why, f"{place}.", f"{indent}  ")
         elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
             yield from _with_comment(shown, comment, indent)
-            yield from (f"{indent}  - {_flow(one)}" for one in value)
+            yield from (f"{indent}  - {in_one_line(one)}" for one in value)
         else:
             yield from _with_comment(f"{shown} {flow}", comment, indent)
 
@@ -127,13 +133,9 @@ def _comment(text: str, indent: str, mark: str = "") -> Iterator[str]:
         yield f"{indent}# {line}"
 
 
-def _flow(value: Any) -> str:
-    """Write a value on one line, as YAML."""
+def in_one_line(value: Any) -> str:
+    """Write a value as YAML in one line."""
     text = yaml.safe_dump(
         value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True
     )
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _scalar(key: str) -> str:
-    return _flow(key)

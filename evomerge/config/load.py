@@ -16,6 +16,19 @@ from evomerge.config.messages import explain
 from evomerge.config.paths import absolute
 
 
+def as_overrides(
+    *, trials: int | None, hours: float | None, workers: int | None, seed: int | None
+) -> list[str]:
+    """Write settings that are given beside a campaign file as overrides; None is not given."""
+    given = {
+        "budget.trials": trials,
+        "budget.hours": hours,
+        "workers.count": workers,
+        "seed": seed,
+    }
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
 def load_campaign(
     path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> CampaignConfig:

@@ -200,6 +200,21 @@ def resolve_spec(spec: str, folder: Path) -> str:
         raise InputError(f"{spec[:80]}: cannot be a model's path ({str(error)[:80]})") from None
 
 
+def model_and_adapter(spec: str) -> tuple[str, str | None]:
+    """Split mergekit's `MODEL+ADAPTER`."""
+    model, _, adapter = spec.partition("+")
+    return model, adapter or None
+
+
+def adapter_elsewhere(place: str, spec: str, base: str) -> InputError:
+    """Refuse an adapter on another model than the base; `place` names it in the file."""
+    return InputError(
+        f"{place}: {spec}: an adapter on {model_and_adapter(spec)[0]}; adapters are merged onto "
+        f"the base, {base}; merge it into its own model first (peft's merge_and_unload) and name "
+        "the result"
+    )
+
+
 def adapters_alone(specs: Mapping[str, str]) -> dict[str, str]:
     """Return the models with the adapter alone in place of mergekit's `BASE+ADAPTER`.
 
@@ -222,10 +237,6 @@ def adapters_alone(specs: Mapping[str, str]) -> dict[str, str]:
                 "(peft's merge_and_unload) and name the result"
             )
         if model != specs["base"]:
-            raise InputError(
-                f"models.experts.{name}: {spec}: an adapter on {model}; adapters are merged onto "
-                f"the base, {specs['base']}; merge it into its own model first (peft's "
-                "merge_and_unload) and name the result"
-            )
+            raise adapter_elsewhere(f"models.experts.{name}", spec, specs["base"])
         found[name] = adapter
     return found

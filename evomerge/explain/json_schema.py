@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -51,7 +51,8 @@ def json_schema() -> dict[str, Any]:
         own = definitions[name]
         own["properties"]["kind"].pop("type", None)
         own["properties"]["kind"] |= _names(kind, *(["none"] if kind == "paths" else []))
-        own["allOf"] = [_options(kind, plug) for plug in REGISTRIES[kind].all()]
+        about = {topic.name: topic.text for topic in plugin_topics(kind).values()}
+        own["allOf"] = [_options(*named, about) for named in REGISTRIES[kind].all().items()]
         if name in BY_NAME:
             definitions[name] = {"anyOf": [own["properties"]["kind"], own]}
     return schema
@@ -62,10 +63,12 @@ def _names(kind: str, *more: str) -> dict[str, Any]:
     return {"anyOf": [{"enum": [*more, *REGISTRIES[kind].all()]}, {"pattern": ":"}]}
 
 
-def _options(kind: str, name: str) -> dict[str, Any]:
-    """Where `kind` is the plug-in's name, the other keys are its options."""
-    plug: Callable[..., Any] = REGISTRIES[kind].all()[name]
-    about = {topic.name: topic.text for topic in plugin_topics(kind).values()}
+def _options(name: str, plug: Callable[..., Any], about: Mapping[str, str]) -> dict[str, Any]:
+    """Where `kind` is the plug-in's name, the other keys are its options.
+
+    Args:
+        about: name of a topic → its text.
+    """
     properties = {}
     for option, parameter in options(getattr(plug, "function", plug)).items():
         own = TypeAdapter(parameter.annotation).json_schema(ref_template="#/$defs/{model}")

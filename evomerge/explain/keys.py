@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from evomerge.config import CampaignConfig
+from evomerge.config.draft import in_one_line
 from evomerge.explain.docstrings import Docstring, of_fields, read
-from evomerge.explain.topic import Topic, in_one_line
+from evomerge.explain.topic import Topic
 from evomerge.explain.types import models_in, said
 
 WHOLE = "campaign"

@@ -14,8 +14,9 @@ import yaml
 from pydantic import TypeAdapter
 
 from evomerge.common.plugins import Registry, options
+from evomerge.config.draft import in_one_line
 from evomerge.explain.docstrings import Docstring, read
-from evomerge.explain.topic import Topic, in_one_line
+from evomerge.explain.topic import Topic
 from evomerge.explain.types import said
 from evomerge.methods import Method, Parameter
 

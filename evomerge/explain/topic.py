@@ -86,9 +86,3 @@ class Topic:
 def as_yaml(data: Any) -> str:
     """Write data as YAML, its innermost sections in one line each."""
     return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=76)
-
-
-def in_one_line(value: Any) -> str:
-    """Write a value as YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
-    return text.split("\n...")[0].strip()

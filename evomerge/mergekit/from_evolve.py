@@ -7,7 +7,6 @@ Read is what mergekit 0.1.5 takes, with its defaults. Its genome has, for each b
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,9 +18,15 @@ from typing_extensions import override
 
 from evomerge.common.data_files import quoted, yaml_data
 from evomerge.common.errors import InputError
-from evomerge.config import UNION, Draft
+from evomerge.config import (
+    UNION,
+    Draft,
+    adapter_elsewhere,
+    campaign_name,
+    model_and_adapter,
+)
 from evomerge.mergekit.document import Reference
-from evomerge.mergekit.reader import expert_name, model_and_adapter
+from evomerge.mergekit.reader import expert_name
 from evomerge.methods import find_method
 from evomerge.recipe import BASE
 
@@ -136,7 +141,7 @@ class _Converter:
         if self.options.trust_remote_code:
             models["trust_remote_code"] = True
         data: dict[str, Any] = {
-            "name": re.sub(r"[^\w.-]", "_", PurePath(self.where).stem) or "evolve",
+            "name": campaign_name(PurePath(self.where).stem) or "evolve",
             "models": models,
             "space": {"weights": self._weights(names)},
             "initial": ["uniform"],
@@ -171,10 +176,7 @@ class _Converter:
                 continue
             model, adapter = model_and_adapter(spec)
             if adapter and model != base:
-                raise InputError(
-                    f"{self.where}: genome.models: {spec}: an adapter on {model}; evomerge merges "
-                    f"adapters onto the base, {base}; merge it into its own model first"
-                )
+                raise adapter_elsewhere(f"{self.where}: genome.models", spec, base)
             found[expert_name(adapter or spec, {BASE, UNION, *found})] = adapter or spec
         if len(found) < 2:
             raise InputError(f"{self.where}: genome.models: no model beside the base {base}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import InputError
-from evomerge.config import Draft
+from evomerge.config import Draft, campaign_name
 from evomerge.mergekit.merge import MergekitMerge
 from evomerge.mergekit.methods import readable
 from evomerge.methods import Parameter, find_method
@@ -43,7 +42,7 @@ def from_recipe(merge: MergekitMerge, layout: Layout) -> Draft:
     found = _Space(merge, recipe, layout, list(models["experts"]))
     file = PurePath(merge.where).name
     data: dict[str, Any] = {
-        "name": re.sub(r"[^\w.-]", "_", PurePath(merge.where).stem) or "recipe",
+        "name": campaign_name(PurePath(merge.where).stem) or "recipe",
         "models": models,
         **({} if merge.weights == "checkpoint" else {"dtype": {"weights": merge.weights}}),
         "space": found.section(),

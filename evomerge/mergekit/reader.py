@@ -19,7 +19,15 @@ from typing import Any
 from evomerge.common.data_files import read_text
 from evomerge.common.errors import InputError
 from evomerge.common.plugins import nearest
-from evomerge.config import UNION, TokenizerConfig, TokenOfModel, TokenRow, resolve_spec
+from evomerge.config import (
+    UNION,
+    TokenizerConfig,
+    TokenOfModel,
+    TokenRow,
+    adapter_elsewhere,
+    model_and_adapter,
+    resolve_spec,
+)
 from evomerge.mergekit.document import Document, ModelEntry, Tokenizer, parse_documents
 from evomerge.mergekit.merge import LayerSpan, MergekitMerge, Settings
 from evomerge.mergekit.methods import FORMS, Pairing, Parameter, readable
@@ -238,11 +246,7 @@ class _Reader:
         for spec in specs:
             model, adapter = model_and_adapter(spec)
             if adapter and not self._is_base(model):
-                raise InputError(
-                    f"{self.where}: {spec}: an adapter on {model}; evomerge merges adapters onto "
-                    f"the base, {self._base()}; merge it into its own model first (peft's "
-                    "merge_and_unload) and name the result"
-                )
+                raise adapter_elsewhere(self.where, spec, self._base())
             taken = {BASE, UNION, *names.values()}
             is_expert = names or self._apart
             names[spec] = expert_name(adapter or spec, taken) if is_expert else BASE
@@ -428,12 +432,6 @@ class _Reader:
             if any("+" in spec for spec in self._listed()):
                 whose = "which the adapters are on"
             yield f"no base_model: config and vocabulary are those of {self._base()}, {whose}"
-
-
-def model_and_adapter(spec: str) -> tuple[str, str | None]:
-    """Split mergekit's `MODEL+ADAPTER`."""
-    model, _, adapter = spec.partition("+")
-    return model, adapter or None
 
 
 def _renamed(row: TokenRow, name_of: Callable[[str], str]) -> TokenRow:

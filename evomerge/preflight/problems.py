@@ -14,10 +14,9 @@ from evomerge.fitness.engines import scores_here
 from evomerge.preflight.forecast import Forecast, Memory
 from evomerge.preflight.machine import free_disk, this_machine
 from evomerge.preflight.probe import ProbeFailed
+from evomerge.preflight.propose import TRIALS_A_GENE
 from evomerge.results.audit import OFTEN
 
-TRIALS_A_GENE = 20
-"""The rule to begin with, of docs/how-to/how-many-trials.md."""
 MANY_GENES = 100
 """Above so many, a gradient is the better beginning."""
 

@@ -8,7 +8,6 @@ models' shapes and this machine's speed, as `evomerge check` does without weight
 from __future__ import annotations
 
 import math
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,14 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.common.errors import InputError, ModelNotFoundError
-from evomerge.config import Draft, ModelsConfig, SpaceConfig, parse_campaign, seen_from
+from evomerge.config import (
+    Draft,
+    ModelsConfig,
+    SpaceConfig,
+    campaign_name,
+    parse_campaign,
+    seen_from,
+)
 from evomerge.recipe import BASE
 
 if TYPE_CHECKING:
     from evomerge.fitness.tasks.task_set import TaskItems
     from evomerge.models.layout import Layout
 
-TRIALS_PER_GENE = 20
+TRIALS_A_GENE = 20
+"""The rule to begin with, of docs/how-to/how-many-trials.md."""
 MOST_GENES = 40
 """Genes beyond which fewer gain more; see docs/how-to/how-many-trials.md."""
 _BLOCKS = (2, 4, 8, 16)
@@ -79,6 +86,11 @@ class Asked:
         """The `models` section."""
         return ModelsConfig(base=self.base, experts=dict(self.experts))
 
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """The `optimizer` section for the goal."""
+        return {"kind": "nsga2" if self.goal == "pareto" else "cma"}
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -118,9 +130,8 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
     count = workers.get("count", 1) if workers else 1
     weights, genes, why = propose_weights(layout, list(asked.experts), cost, asked.hours, count)
     trials, enough = _trials(genes, cost, asked.hours, count, asked.goal)
-    optimizer = {"kind": "nsga2"} if asked.goal == "pareto" else {"kind": "cma"}
     data: dict[str, Any] = {
-        "name": re.sub(r"[^\w.-]", "_", "-".join(asked.experts))[:60],
+        "name": campaign_name("-".join(asked.experts))[:60],
         "models": {
             BASE: seen_from(asked.folder, asked.base),
             "experts": {n: seen_from(asked.folder, spec) for n, spec in asked.experts.items()},
@@ -128,7 +139,7 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
         "space": {"weights": weights},
         "initial": ["uniform"],
         "fitness": fitness,
-        "optimizer": optimizer,
+        "optimizer": asked.optimizer,
         "budget": {"trials": trials, "hours": _number(asked.hours)},
         **({"workers": workers} if workers else {}),
     }
@@ -290,6 +301,7 @@ def propose_splits(
     Returns:
         Counts, or fractions where documents that tasks share make exact counts impossible; and why.
     """
+    from evomerge.config import FitnessConfig
     from evomerge.judging.splits import deal
 
     counted = [task for task in tasks if task.weight > 0]
@@ -310,10 +322,8 @@ def propose_splits(
     try:
         deal(marks, splits)
     except InputError:
-        return (
-            {"search": 0.5, "select": 0.2, "test": 0.3},
-            "shares of the documents, since tasks share some, or have too few to count",
-        )
+        shares = FitnessConfig.model_fields["splits"].get_default(call_default_factory=True)
+        return shares, "shares of the documents, since tasks share some, or have too few to count"
     return splits, f"documents of each task; {name} has the fewest, {least}"
 
 
@@ -335,24 +345,24 @@ def propose_weights(
     Returns:
         The section, its number of genes, and why.
     """
-    fit = cost.trials(hours * workers) if cost else TRIALS_PER_GENE * MOST_GENES
+    fit = cost.trials(hours * workers) if cost else TRIALS_A_GENE * MOST_GENES
     wide = [size for size in _BLOCKS if size < layout.layers]
     grains: list[dict[str, Any]] = [{"granularity": "layer"}]
     grains += [{"granularity": "block", "block": size} for size in wide]
     for grain in (*grains, {"granularity": "model"}):
         weights = {"method": "task_arithmetic", **grain, "genes": {"weight": [0, 1.5]}}
         genes = count_genes({"weights": weights}, layout, experts)
-        if genes <= MOST_GENES and TRIALS_PER_GENE * genes <= fit:
+        if genes <= MOST_GENES and TRIALS_A_GENE * genes <= fit:
             break
     of = f"{genes} genes for {layout.layers} layers and {len(experts)} experts"
-    if TRIALS_PER_GENE * genes > fit:
+    if TRIALS_A_GENE * genes > fit:
         return weights, genes, f"{of}, the fewest; {hours:g} hours are short even for these"
     if grain["granularity"] == "layer":
-        return weights, genes, f"{of}, {TRIALS_PER_GENE} trials each"
+        return weights, genes, f"{of}, {TRIALS_A_GENE} trials each"
     limit = f"over {MOST_GENES}"
-    if fit < TRIALS_PER_GENE * MOST_GENES:
+    if fit < TRIALS_A_GENE * MOST_GENES:
         limit = f"too many for the {fit:,} trials that {hours:g} hours are enough for"
-    return weights, genes, f"{of}, {TRIALS_PER_GENE} trials each; finer ones would be {limit}"
+    return weights, genes, f"{of}, {TRIALS_A_GENE} trials each; finer ones would be {limit}"
 
 
 def count_genes(space: Mapping[str, Any], layout: Layout, experts: Sequence[str]) -> int:
@@ -371,15 +381,15 @@ def _trials(
     genes: int, cost: Cost | None, hours: float, workers: int, goal: str
 ) -> tuple[int, str]:
     """Return the number of trials, and why."""
-    wanted = max(100, TRIALS_PER_GENE * genes, 200 if goal == "pareto" else 0)
+    wanted = max(100, TRIALS_A_GENE * genes, 200 if goal == "pareto" else 0)
     if cost is None:
-        return wanted, f"{TRIALS_PER_GENE} a gene; evomerge check says how many hours"
+        return wanted, f"{TRIALS_A_GENE} a gene; evomerge check says how many hours"
     fit = cost.trials(hours * workers)
     if fit < wanted:
         return max(10, fit), f"as many as {hours:g} hours are enough for, reckoned on this machine"
     took = cost.before + wanted * cost.trial / workers
     shown = f"{took:.1g} hours" if took >= 0.1 else f"{max(1, round(60 * took))} minutes"
-    return wanted, f"{TRIALS_PER_GENE} a gene, 100 at least: about {shown}, reckoned"
+    return wanted, f"{TRIALS_A_GENE} a gene, 100 at least: about {shown}, reckoned"
 
 
 def propose_workers(cost: Cost | None, gpus: Sequence[int]) -> tuple[dict[str, Any] | None, str]:
@@ -550,7 +560,7 @@ def complete(
         comments.pop("fitness.tasks", None)
     fitness, choices = propose_fitness(asked, data["fitness"])
     data["fitness"] = fitness
-    data.setdefault("optimizer", {"kind": "nsga2" if asked.goal == "pareto" else "cma"})
+    data.setdefault("optimizer", asked.optimizer)
     if "budget" not in data:
         trials, why = _of_genes(data["space"], layout, list(data["models"]["experts"]))
         data["budget"] = {"trials": trials, "hours": _number(asked.hours)}
@@ -563,10 +573,10 @@ def _of_genes(
     space: Mapping[str, Any], layout: Layout | None, experts: Sequence[str]
 ) -> tuple[int, str]:
     if layout is None:
-        return 300, f"{TRIALS_PER_GENE} a gene, which evomerge check counts"
+        return 300, f"{TRIALS_A_GENE} a gene, which evomerge check counts"
     genes = count_genes(space, layout, experts)
-    trials = min(_MOST_TRIALS, max(100, TRIALS_PER_GENE * genes))
-    return trials, f"{genes} genes, {TRIALS_PER_GENE} trials each, at most {_MOST_TRIALS:,}"
+    trials = min(_MOST_TRIALS, max(100, TRIALS_A_GENE * genes))
+    return trials, f"{genes} genes, {TRIALS_A_GENE} trials each, at most {_MOST_TRIALS:,}"
 
 
 def _without_template(data: dict[str, Any]) -> str | None:

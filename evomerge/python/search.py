@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from evomerge.config import CampaignConfig, load_campaign
+from evomerge.config import CampaignConfig, as_overrides, load_campaign
 from evomerge.python.progress import ProgressDisplay
 from evomerge.python.run import Run, open_run
 from evomerge.study.run_folder import check_folder, remember_campaign, search_named
@@ -53,17 +53,14 @@ def search(
         EvomergeError: the base model cannot be scored, or no trial succeeded.
         KeyboardInterrupt: it was interrupted; what was recorded stays.
     """
+    from evomerge.workers.isolated import begin_imports
+
     started = time.monotonic()
-    flags = {
-        "budget.trials": trials,
-        "budget.hours": hours,
-        "workers.count": workers,
-        "seed": seed,
-    }
-    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    given = as_overrides(trials=trials, hours=hours, workers=workers, seed=seed)
     if isinstance(campaign, CampaignConfig):
         campaign = campaign.model_dump(mode="json", by_alias=True)
     config = load_campaign(campaign, [*overrides, *given])
+    begin_imports(config)
     limit = config.budget.hours
     folder = Path(out or Path("runs") / config.name)
     console = Console(file=sys.stderr)
@@ -92,9 +89,6 @@ def run_stages(
     Returns:
         Whether the last stage ran: not if `deadline` came before.
     """
-    from evomerge.workers.isolated import begin_imports
-
-    begin_imports(config)
     from evomerge.campaign.stages import stages_of
 
     check_folder(config, folder)

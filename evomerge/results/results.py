@@ -20,9 +20,7 @@ from evomerge.judging import (
     JudgedTask,
     best,
     build_judge,
-    by_preference,
     find_objective,
-    parents_last,
 )
 from evomerge.judging.estimators.calibration import calibrate, switched_off_after
 from evomerge.judging.intervals import interval
@@ -34,7 +32,7 @@ from evomerge.results.progress import is_concluded, running_summary, split_size,
 from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.results.verdict import verdict_on
 from evomerge.results.verdict_words import Verdict
-from evomerge.study.judged import check_of, judge_on, judged
+from evomerge.study.judged import check_of, judge_on, judged, ranked
 from evomerge.study.record import DescentRecord, Evaluation
 from evomerge.study.study import Study
 
@@ -180,11 +178,7 @@ class Results:
     @cached_property
     def _ranked(self) -> list[Judged[Evaluation]]:
         """The search's recipes, the preferred first."""
-        ranked = by_preference(self.searched, self.judge.objective)
-        if self.judge.objective.goals is None:
-            return ranked
-        parents = [e for e in self.evaluations if e.role == "parent" and e.split == "search"]
-        return parents_last(ranked, judged(self.judges["search"], parents))
+        return ranked(self.judges["search"], self.searched, self.evaluations, "search")
 
     @cached_property
     def _feasible(self) -> list[Judged[Evaluation]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from evomerge.judging.constraints import Items
 from evomerge.judging.estimators import Estimates
 from evomerge.judging.scores import Judge, Scores
-from evomerge.judging.selection import Judged
+from evomerge.judging.selection import Judged, by_preference, parents_last
 from evomerge.study.record import Evaluation
 
 
@@ -32,6 +32,24 @@ def judged(judge: Judge, trials: Sequence[Evaluation]) -> list[Judged[Evaluation
         )
         for trial in trials
     ]
+
+
+def ranked(
+    judge: Judge, trials: Sequence[Judged[Evaluation]], known: Iterable[Evaluation], split: str
+) -> list[Judged[Evaluation]]:
+    """Rank recipes, the preferred first; of several goals the front, parents' equals last.
+
+    Args:
+        judge: that of the split.
+        trials: judged on the split.
+        known: evaluations, the parents' among them.
+        split: of all that is compared.
+    """
+    first = by_preference(trials, judge.objective)
+    if judge.objective.goals is None:
+        return first
+    parents = [e for e in known if e.role == "parent" and e.split == split]
+    return parents_last(first, judged(judge, parents))
 
 
 def scores_of(judge: Judge, items: Items, estimates: Estimates) -> Scores:

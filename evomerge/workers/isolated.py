@@ -162,7 +162,6 @@ class IsolatedExecutor:
             EvomergeError: the worker dies before it stands.
         """
         self._spec, self._config = spec, spec.config.workers
-        self._sizes = {s: sum(map(len, tasks.values())) for s, tasks in spec.items.items()}
         self._timeouts = Timeouts()
         self._events: list[Event] = []
         self._job: Job | None = None
@@ -195,8 +194,7 @@ class IsolatedExecutor:
             self._worker = self._build()
             self._worker.send(job)
         self._job, self._since = job, time.monotonic()
-        derived = self._timeouts.measure_limit(job.methods, job.count_items(self._sizes))
-        self._limit = derived if self._config.timeout == "auto" else self._config.timeout
+        self._limit = self._timeouts.limit_of(job, self._spec.sizes, self._config.timeout)
 
     def wait(self) -> Outcome | None:
         """Return the outcome of the job; None if there is none after `EVERY` seconds.
@@ -255,7 +253,7 @@ class IsolatedExecutor:
                 self._timeouts.record_build(time.monotonic() - since)
                 return worker
             except WorkerDied as error:
-                self._check_files()
+                _check_files(self._spec)
                 reason = str(error).removeprefix("its worker ")
             finally:
                 if not stands:
@@ -279,13 +277,10 @@ class IsolatedExecutor:
             EvomergeError: this machine is at fault.
         """
         job, done = outcome.job, outcome.measurement
-        if outcome.machine_fault:
-            raise EvomergeError(f"this machine is at fault: {outcome.reason}; mend it and go on")
+        outcome.check_machine()
         if done is not None:
             # 1. how long such work takes, and what the next worker should know of the engine
-            self._timeouts.record_measurement(
-                job.methods, job.count_items(self._sizes), done.seconds
-            )
+            self._timeouts.record_job(job, self._spec.sizes, done.seconds)
             known = self._spec.facts
             least = {name: min(value, known.get(name, value)) for name, value in done.facts.items()}
             self._spec = replace(self._spec, facts={**known, **least})
@@ -306,7 +301,7 @@ class IsolatedExecutor:
         """
         self._replace(kind, f"{reason} (recipe {job.recipe.digest[:12]})")
         self._job = None
-        self._check_files()
+        _check_files(self._spec)
         return Outcome(job, reason=reason, retryable=True)
 
     def _replace(self, kind: str, text: str) -> None:
@@ -330,11 +325,6 @@ class IsolatedExecutor:
             return None
         return f"its worker grew from {worker.memory / 1e9:.3g} to {own / 1e9:.3g} GB of memory"
 
-    def _check_files(self) -> None:
-        from evomerge.models.checks.unchanged import check_unchanged
-
-        check_unchanged(self._spec.files)
-
 
 def measure_isolated(job: Job, spec: WorkerSpec) -> Outcome:
     """Measure a job in a new process, with a worker of its own.
@@ -343,8 +333,6 @@ def measure_isolated(job: Job, spec: WorkerSpec) -> Outcome:
         InputError: the input is wrong for every candidate.
         StoppedError: the campaign cannot go on, through no fault of a candidate.
     """
-    from evomerge.models.checks.unchanged import check_unchanged
-
     worker = WorkerProcess(spec)
     try:
         found = worker.answer()
@@ -352,7 +340,7 @@ def measure_isolated(job: Job, spec: WorkerSpec) -> Outcome:
             worker.send(job)
             found = worker.answer()
     except WorkerDied as error:
-        check_unchanged(spec.files)
+        _check_files(spec)
         return Outcome(job, reason=str(error), retryable=True)
     finally:
         worker.end()
@@ -360,6 +348,17 @@ def measure_isolated(job: Job, spec: WorkerSpec) -> Outcome:
         raise found
     assert found is not None, "a worker that stands answers with outcomes"
     return found
+
+
+def _check_files(spec: WorkerSpec) -> None:
+    """Refuse to go on where the models' files have changed since the campaign began.
+
+    Raises:
+        StoppedError: names the file.
+    """
+    from evomerge.models.checks.unchanged import check_unchanged  # late: it imports torch
+
+    check_unchanged(spec.files)
 
 
 def begin_imports(config: CampaignConfig) -> None:

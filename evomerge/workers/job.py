@@ -68,6 +68,15 @@ class Outcome:
     machine_fault: bool = False
     gradient: Gradient | None = None
 
+    def check_machine(self) -> None:
+        """Give up where the machine is at fault, and there is no other.
+
+        Raises:
+            EvomergeError: it is.
+        """
+        if self.machine_fault:
+            raise EvomergeError(f"this machine is at fault: {self.reason}; mend it and go on")
+
 
 @dataclass(frozen=True)
 class Event:

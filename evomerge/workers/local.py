@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from evomerge.common.errors import EvomergeError
 from evomerge.workers.isolated import measure_isolated
 from evomerge.workers.job import Event, Job, Outcome, attempt, perform
 from evomerge.workers.worker import Worker, WorkerSpec
@@ -54,8 +53,7 @@ class LocalExecutor:
             outcome = attempt(job, partial(perform, self._worker))
             # After an error on a device a process cannot use it again.
             self._device_lost = outcome.retryable
-        if outcome.machine_fault:
-            raise EvomergeError(f"this machine is at fault: {outcome.reason}; mend it and go on")
+        outcome.check_machine()
         return outcome
 
     def drain_events(self) -> list[Event]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from typing import Literal
+
+from evomerge.workers.job import Job
 
 FACTOR = 10.0
 """A time-out is so many times the longest duration measured until then."""
@@ -32,6 +35,22 @@ class Timeouts:
         if not self._scoring or not methods <= self._methods:
             return None
         return self._limit(self._writing + self._scoring * items)
+
+    def limit_of(
+        self, job: Job, sizes: Mapping[str, int], said: float | Literal["auto"] | None
+    ) -> float | None:
+        """Seconds that a job may take: as the campaign file says, or derived; None for no limit.
+
+        Args:
+            sizes: split → number of its items.
+            said: `workers.timeout`.
+        """
+        derived = self.measure_limit(job.methods, job.count_items(sizes))
+        return derived if said == "auto" else said
+
+    def record_job(self, job: Job, sizes: Mapping[str, int], seconds: Mapping[str, float]) -> None:
+        """Learn from a job that was measured; see `record_measurement`."""
+        self.record_measurement(job.methods, job.count_items(sizes), seconds)
 
     def record_build(self, seconds: float) -> None:
         """Learn from a worker that stands."""

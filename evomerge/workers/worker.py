@@ -53,6 +53,11 @@ class WorkerSpec:
     facts: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[Path, FileState] = field(default_factory=dict)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Split → number of its items, of all tasks."""
+        return {split: sum(map(len, tasks.values())) for split, tasks in self.items.items()}
+
 
 @dataclass(frozen=True)
 class Measurement:

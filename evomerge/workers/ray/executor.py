@@ -98,7 +98,7 @@ class RayExecutor:
             EvomergeError: workers die before they stand.
         """
         self._config, self._files = spec.config.workers, spec.files
-        self._sizes = {s: sum(map(len, tasks.values())) for s, tasks in spec.items.items()}
+        self._sizes = spec.sizes
         self._timeouts = Timeouts()
         self._slots: list[WorkerSlot] = []
         self._events: list[Event] = []
@@ -141,8 +141,7 @@ class RayExecutor:
         slot = next((one for one in idle if one.written == job.recipe.digest), idle[0])
         slot.enter("busy", slot.actor.measure.remote(job))
         slot.job, slot.written = job, job.recipe.digest
-        derived = self._timeouts.measure_limit(job.methods, job.count_items(self._sizes))
-        slot.limit = derived if self._config.timeout == "auto" else self._config.timeout
+        slot.limit = self._timeouts.limit_of(job, self._sizes, self._config.timeout)
 
     def wait(self) -> Outcome | None:
         """Return the first outcome; None after `EVERY` seconds at the latest.
@@ -303,8 +302,7 @@ class RayExecutor:
         if outcome.gradient is not None:
             self._nodes.clear(slot.node)
         if done is not None:
-            items = job.count_items(self._sizes)
-            self._timeouts.record_measurement(job.methods, items, done.seconds)
+            self._timeouts.record_job(job, self._sizes, done.seconds)
             self._nodes.clear(slot.node)
         if not outcome.retryable:
             slot.job = None
