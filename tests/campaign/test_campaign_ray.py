@@ -30,6 +30,7 @@ def test_the_same_campaign_on_ray_gives_the_same_trials_on_copies_of_the_models(
     assert copied == {"base", "math", "lang"}
 
 
+@pytest.mark.slow
 def test_two_workers_on_ray_lose_and_repeat_nothing(tiny_folder):
     out = tiny_folder / "run"
     config = load_campaign(tiny_folder / "campaign.yaml", ["workers.count=2"])

@@ -83,7 +83,11 @@ def search(folder, code=0):
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("raise", "ConnectionError: the judge at"), ("nan", "is nan on"), ("inf", "is -inf on")],
+    [
+        ("raise", "ConnectionError: the judge at"),
+        pytest.param("nan", "is nan on", marks=pytest.mark.slow),
+        pytest.param("inf", "is -inf on", marks=pytest.mark.slow),
+    ],
 )
 def test_a_metric_that_begins_to_fail_stops_the_run_and_costs_no_trial(folder, origin, fault, said):
     fail(folder, fault, 15)
@@ -112,7 +116,7 @@ def test_a_fault_that_begins_with_the_last_trials_is_not_laid_on_them(folder, or
     assert facts(folder / "run") == facts(origin / "run")
 
 
-@pytest.mark.parametrize("at", [22, 27, 33])
+@pytest.mark.parametrize("at", [22, *(pytest.param(at, marks=pytest.mark.slow) for at in (27, 33))])
 def test_so_it_is_on_the_later_splits(folder, origin, at):
     fail(folder, "raise", at)
     with pytest.raises(StoppedError, match="cannot be scored any more"):

@@ -85,9 +85,9 @@ def replace_whole(path):
     ("change", "said"),
     [
         (overwrite, "was written again"),
-        (truncate, r"has \d+ bytes instead of \d+"),
-        (replace_whole, "was written again"),
-        (lambda path: path.unlink(), "is gone"),
+        pytest.param(truncate, r"has \d+ bytes instead of \d+", marks=pytest.mark.slow),
+        pytest.param(replace_whole, "was written again", marks=pytest.mark.slow),
+        pytest.param(lambda path: path.unlink(), "is gone", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_that_changes_under_the_search_stops_it_before_it_is_merged(

@@ -98,7 +98,9 @@ def test_what_was_estimated_is_never_best_and_counted_apart(pruned_run):
     assert all(t.intermediate_values for t in pruned)
 
 
-@pytest.mark.parametrize("killed_at", [9, 12, 17])
+@pytest.mark.parametrize(
+    "killed_at", [12, *(pytest.param(at, marks=pytest.mark.slow) for at in (9, 17))]
+)
 def test_dying_on_a_rung_repeats_at_most_that_rung(pruned_run, tmp_path, monkeypatch, killed_at):
     out, asked = pruned_run
     measure, left, repeated = Worker.measure, [killed_at], []
@@ -123,7 +125,7 @@ def test_dying_on_a_rung_repeats_at_most_that_rung(pruned_run, tmp_path, monkeyp
     assert repeated == asked[killed_at:]
 
 
-@pytest.mark.parametrize("at", [12, 19])
+@pytest.mark.parametrize("at", [12, pytest.param(19, marks=pytest.mark.slow)])
 def test_with_several_workers_a_death_repeats_only_the_rungs_in_flight(
     pruned_run, tmp_path, monkeypatch, at
 ):

@@ -72,6 +72,7 @@ def test_dying_anywhere_changes_nothing(whole, tmp_path, monkeypatch, trial):
     assert states[0] == states[1]
 
 
+@pytest.mark.slow
 def test_with_two_workers_a_death_loses_and_repeats_nothing(whole, tmp_path, monkeypatch):
     left = [REFERENCES + 13]
 

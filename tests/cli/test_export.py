@@ -14,6 +14,7 @@ from command_line import evomerge
 from safetensors.torch import load_file
 
 
+@pytest.mark.slow
 def test_stock_lm_eval_on_the_export_prints_the_campaigns_score_item_for_item(done, tmp_path):
     result = evomerge("export", done / "run", "--anyway", "--to", tmp_path / "out")
     [command] = [line.strip() for line in result.stderr.splitlines() if "lm_eval --model" in line]

@@ -19,6 +19,7 @@ def _heeding_interrupts():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.mark.slow
 def test_interrupting_is_exit_code_three_and_resumable(tiny_folder):
     command = [sys.executable, "-m", "evomerge", "search", "campaign.yaml", "--out", "run"]
     command += ["--trials", "4000"]

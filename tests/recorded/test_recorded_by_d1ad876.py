@@ -171,6 +171,7 @@ def continued(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @same_lm_eval
 @pytest.mark.parametrize("run", STOPPED)
 def test_a_stopped_run_goes_on_to_its_end(continued, run):
@@ -182,6 +183,7 @@ def test_a_stopped_run_goes_on_to_its_end(continued, run):
     assert best["parents"].keys() == PRINTED[run]["best"]["parents"].keys()
 
 
+@pytest.mark.slow
 @same_lm_eval
 @pytest.mark.parametrize("run", STOPPED)
 def test_trials_on_record_stay_as_they_are_when_a_run_goes_on(record, continued, run):
@@ -190,6 +192,7 @@ def test_trials_on_record_stay_as_they_are_when_a_run_goes_on(record, continued,
     assert after[: len(before)] == before
 
 
+@pytest.mark.slow
 @same_lm_eval
 @pytest.mark.parametrize(("run", "attempt"), [("killed", 2), ("stopped", 1)])
 def test_what_was_in_flight_is_tried_again_and_counted_as_an_attempt_if_it_may_be_to_blame(
@@ -210,6 +213,7 @@ def searched(run: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 @same_lm_eval
 @pytest.mark.parametrize("run", STOPPED)
 def test_a_recorded_run_that_went_on_is_the_one_that_was_never_stopped(continued, run):
@@ -221,6 +225,7 @@ def test_a_recorded_run_that_went_on_is_the_one_that_was_never_stopped(continued
     assert [*differences(ours, whole)] == []
 
 
+@pytest.mark.slow
 @same_lm_eval
 @pytest.mark.parametrize("run", ["finished", "fronted", "staged/blend", "staged/flow"])
 def test_nothing_is_measured_again_of_a_run_that_is_done(record, continued, run):

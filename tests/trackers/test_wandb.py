@@ -47,6 +47,7 @@ def log_records(data, header=7, block=32768):
             parts = []
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_every_step_once_under_one_run(study):
     pytest.importorskip("wandb")
     offline = [{"kind": "wandb", "mode": "offline", "project": "merges"}]
