@@ -39,7 +39,7 @@ from evomerge.search.spaces.genes import Genome
 from evomerge.search.spaces.space import Space
 from evomerge.trackers.base import Tracker
 from evomerge.trackers.build import build_trackers
-from evomerge.workers.devices import compute_dtype
+from evomerge.workers.devices import check_device, compute_dtype
 
 SplitItems = dict[str, dict[str, list[str]]]
 """split → task → item ids."""
@@ -191,7 +191,9 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     Raises:
         InputError: whatever would fail later; names file or key.
     """
-    # 1. What needs the campaign file alone.
+    # 1. What needs the campaign file and this machine alone.
+    if not unread and not config.workers.on_ray:
+        check_device(config)
     wanted = config.fitness.objective
     find_objective(wanted.kind, "fitness.objective", wanted.options)
     trackers = build_trackers(config)

@@ -235,7 +235,7 @@ class DtypeConfig(Strict):
     Example: `weights: bfloat16`
     """
     compute: Literal["auto"] | FloatType = "auto"
-    """What candidates are scored in; `auto` is float32 on CPU and bfloat16 on CUDA.
+    """What candidates are scored in; `auto` is float32 on CPU and bfloat16 on GPUs.
 
     Example: `compute: float32`
     """

@@ -30,6 +30,14 @@ class WorkersConfig(Strict):
 
     Example: `kind: ray, count: 4`
     """
+    device: Literal["auto", "cpu", "cuda", "xpu", "mps"] = "auto"
+    """The kind of device that candidates are merged and scored on, by torch's name: `cuda` (NVIDIA,
+    and AMD under ROCm), `xpu` (Intel), `mps` (Apple) or `cpu`; `auto`: `cuda` or `xpu`, whichever
+    torch can use here (on Ray with `gpus_per_worker` only), else `cpu`. Apple's is never taken
+    unasked.
+
+    Example: `device: cpu`
+    """
     cpus_per_worker: int | None = Field(default=None, ge=1)
     """CPU cores of each worker.
 
@@ -102,6 +110,14 @@ class WorkersConfig(Strict):
             raise ValueError("count: auto needs kind: ray")
         if self.count == "auto" and not (self.cpus_per_worker or self.gpus_per_worker):
             raise ValueError("count: auto needs cpus_per_worker or gpus_per_worker")
+        return self
+
+    @model_validator(mode="after")
+    def _device_is_given(self) -> WorkersConfig:
+        if self.device == "cpu" and self.gpus_per_worker:
+            raise ValueError("device: cpu uses no GPU; leave gpus_per_worker out")
+        if self.on_ray and self.device not in ("auto", "cpu") and not self.gpus_per_worker:
+            raise ValueError(f"device: {self.device} on Ray needs gpus_per_worker")
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from evomerge.common.accelerator import Accelerator
 from evomerge.materialize.plan import TensorStep
 from evomerge.models.source import Source
 from evomerge.models.vocabulary import with_base_rows
@@ -72,39 +73,48 @@ class DeviceCache:
 
 
 class CopyStream:
-    """Copies tensors to a GPU, on a CUDA stream of its own, while the GPU computes."""
+    """Copies tensors to an accelerator, on a stream of its own, while the accelerator computes.
+
+    Where it has one queue for everything, copies stand in that.
+    """
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self._stream = torch.cuda.Stream(self.device)
+        self._accelerator = Accelerator(self.device)
+        self._stream = self._accelerator.stream()
 
     def pinned(self, tensor: Tensor) -> Tensor:
         """Return the tensor in memory from which `send` need not wait.
 
         torch reuses pinned memory only when the copies from it are done.
         """
-        return tensor.pin_memory()
+        return tensor if self._stream is None else tensor.pin_memory()
 
     def send(self, tensor: Tensor) -> tuple[Tensor, Any]:
         """Begin to copy a pinned tensor; return the copy and the token that `receive` takes."""
-        with torch.cuda.stream(self._stream):
+        if self._stream is None:
+            return tensor.to(self.device), None
+        with self._accelerator.on(self._stream):
             copy = tensor.to(self.device, non_blocking=True)
             return copy, self._stream.record_event()
 
     def receive(self, copy: Tensor, token: Any) -> Tensor:
         """Let all computations from now on wait for a copy, and return it."""
-        current = torch.cuda.current_stream(self.device)
+        if token is None:
+            return copy
+        current = self._accelerator.current_stream()
         current.wait_event(token)
         copy.record_stream(current)  # its memory is the other stream's
         return copy
 
     def mark(self) -> Any:
         """Return a mark that is reached when all computations asked for so far are done."""
-        return torch.cuda.current_stream(self.device).record_event()
+        return None if self._stream is None else self._accelerator.current_stream().record_event()
 
     def wait(self, mark: Any) -> None:
         """Block until a mark is reached."""
-        mark.synchronize()
+        if mark is not None:
+            mark.synchronize()
 
 
 class Prefetched:

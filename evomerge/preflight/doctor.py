@@ -31,6 +31,7 @@ SETTINGS = (
     *("OMP_NUM_THREADS", "RAY_ADDRESS", "PYTORCH_ALLOC_CONF"),
 )
 """Variables of the environment that change what evomerge does; none holds a secret."""
+FOR_CPUS = "torch for CPUs"
 LEAST_DISK, LEAST_MEMORY, LEAST_SHARED = 20 * 10**9, 4 * 10**9, 2 * 10**9
 """Bytes below which a campaign soon fails: of a disk, of memory, of `/dev/shm`."""
 
@@ -94,38 +95,46 @@ def _wrong_versions() -> Iterator[str]:
 
 def _devices(found: Findings) -> None:
     """Add CPU and GPUs, and whether torch can use what the driver shows."""
+    from evomerge.common.accelerator import accelerators
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found.facts.append(("CPU", f"{cores} cores of {os.cpu_count()}"))
     driver = _driver()
     if importlib.util.find_spec("torch") is None:
         found.facts.append(("GPU", driver or "none"))
         return
-    import torch
-
-    build = f"torch for CUDA {torch.version.cuda}" if torch.version.cuda else "torch for CPUs"
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(index)
-            name = torch.cuda.get_device_name(index)
-            text = f"{index}: {name}, {size_of(free)} of {size_of(total)} free, {build}"
-            found.facts.append(("GPU", text))
-            if free < total / 2:
-                found.wrong.append(
-                    f"GPU {index} is more than half full; end what else runs on it, or choose "
-                    "another by CUDA_VISIBLE_DEVICES"
-                )
+    build, gpus = _build(), accelerators()
+    for index, gpu in enumerate(gpus):
+        free, total = gpu.memory()
+        text = f"{index}: {gpu.name}, {size_of(free)} of {size_of(total)} free, {build}"
+        found.facts.append(("GPU", text))
+        if free < total / 2:
+            found.wrong.append(
+                f"GPU {index} is more than half full; end what else runs on it, or choose "
+                "another by CUDA_VISIBLE_DEVICES"
+            )
+    if gpus:
         return
     found.facts.append(("GPU", f"none that torch can use ({build})"))
-    if driver and torch.version.cuda is None:
+    if driver and build == FOR_CPUS:
         found.wrong.append(
             f"there is a GPU ({driver}), but torch is built for CPUs; install torch for CUDA: "
             "https://pytorch.org/get-started/locally"
         )
     elif driver:
         found.wrong.append(
-            f"there is a GPU ({driver}), but torch for CUDA {torch.version.cuda} cannot use it; "
+            f"there is a GPU ({driver}), but {build} cannot use it; "
             "look at the driver's version, and at CUDA_VISIBLE_DEVICES"
         )
+
+
+def _build() -> str:
+    """Say which devices the installed torch is built for."""
+    import torch
+
+    made = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip, "Intel GPUs": torch.version.xpu}
+    found = [f"{kind} {version}" for kind, version in made.items() if version]
+    return f"torch for {' and '.join(found)}" if found else FOR_CPUS
 
 
 def _driver() -> str:

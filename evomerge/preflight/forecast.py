@@ -118,8 +118,9 @@ def foresee(
     device, depths = device_of(config), depths_of(setup)
     model = _model_bytes(setup, depths)
     found: Probe | ProbeFailed | None = None
-    if try_one and device == "cuda" and not machine.gpus:
-        found = ProbeFailed("workers compute on CUDA, which this machine has not", fatal=False)
+    if try_one and device != "cpu" and not machine.gpus:
+        lacking = f"workers compute on {device}, which this machine has not"
+        found = ProbeFailed(lacking, fatal=False)
     elif try_one:
         found = try_one(_probe_spec(setup, model, depths))
     memory = _memory(setup, device, model, found if isinstance(found, Probe) else None, run)

@@ -63,11 +63,10 @@ class Usage:
 
 def this_machine() -> Machine:
     """Measure what is free now."""
-    import torch
+    from evomerge.common.accelerator import accelerators
 
     free = min([psutil.virtual_memory().available, *_left_in_groups()])
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Machine(free, tuple(torch.cuda.mem_get_info(index)[0] for index in range(count)))
+    return Machine(free, tuple(gpu.memory()[0] for gpu in accelerators()))
 
 
 def usage() -> Usage:
@@ -92,19 +91,21 @@ class MemoryMeter:
     def __init__(self, device: str) -> None:
         import torch
 
-        self._cuda = torch.cuda if device == "cuda" else None
-        if self._cuda:
-            self._cuda.reset_peak_memory_stats()
+        from evomerge.common.accelerator import CPU, Accelerator
+
+        self._gpu = None if device == CPU else Accelerator(torch.device(device))
+        if self._gpu:
+            self._gpu.forget_peak()
         forget_peak()
         self._before = self._now()
 
     def _now(self) -> int:
-        return self._cuda.memory_allocated() if self._cuda else usage().own
+        return self._gpu.allocated() if self._gpu else usage().own
 
     def most(self) -> int:
         """Bytes at the peak."""
         found = usage()
-        peak = self._cuda.max_memory_allocated() if self._cuda else found.peak - found.mapped
+        peak = self._gpu.peak() if self._gpu else found.peak - found.mapped
         return max(0, peak - self._before)
 
     def left(self) -> int:
@@ -177,15 +178,14 @@ def best_of(work: Callable[[], object], device: str, seconds: float = _SECONDS) 
     Args:
         seconds: it is called until the calls took so long together, three times at least.
     """
-    import torch
+    from evomerge.common.accelerator import synchronize
 
     work()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:
         started = time.perf_counter()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times)
 

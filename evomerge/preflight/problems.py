@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
-
 from evomerge.campaign.initial_points import descents_of
 from evomerge.campaign.setup import Setup
+from evomerge.common.accelerator import accelerators
 from evomerge.fitness.engines import scores_here
 from evomerge.preflight.forecast import Forecast, Memory
 from evomerge.preflight.machine import free_disk, this_machine
@@ -105,7 +104,7 @@ def _cut_off(found: Mapping[str, Mapping[str, tuple[int, int]]]) -> Iterator[str
 def _too_many(setup: Setup, forecast: Forecast) -> Iterator[str]:
     """Workers for which there is no room on this machine."""
     each, wanted, memory = setup.config.workers.gpus_per_worker, forecast.workers, forecast.memory
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = len(accelerators())
     if each * wanted > gpus:
         yield (
             f"workers.gpus_per_worker: {wanted} × {each:g} GPUs are "

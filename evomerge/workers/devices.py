@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from evomerge.common.errors import InputError
 from evomerge.config import CampaignConfig
 
 if TYPE_CHECKING:
@@ -16,16 +17,43 @@ if TYPE_CHECKING:
 
 
 def device_of(config: CampaignConfig) -> str:
-    """Return "cuda" where workers compute on it, on Ray only if they are given GPUs; else "cpu"."""
-    import torch
+    """Return the kind of device that workers compute on: `workers.device`, or what `auto` is.
 
+    On Ray that is `cpu` unless workers are given GPUs. Their kind is this machine's, or `cuda`
+    where it has none: a cluster's head may have no GPU.
+    """
     workers = config.workers
-    uses_gpu = workers.gpus_per_worker > 0 if workers.on_ray else torch.cuda.is_available()
-    return "cuda" if uses_gpu else "cpu"
+    if workers.device != "auto":
+        return workers.device
+    if workers.on_ray and not workers.gpus_per_worker:
+        return "cpu"
+    from evomerge.common.accelerator import ON_REQUEST, available
+
+    here = available()
+    if workers.on_ray:
+        return here or "cuda"
+    return "cpu" if here is None or here in ON_REQUEST else here
+
+
+def check_device(config: CampaignConfig) -> None:
+    """Refuse a device that this process has not.
+
+    Raises:
+        InputError: workers are to compute on a kind of device that torch cannot use here.
+    """
+    from evomerge.common.accelerator import available
+
+    wanted, here = device_of(config), available()
+    if wanted not in ("cpu", here):
+        raise InputError(
+            f"workers.device: {wanted} is asked for, and torch can use "
+            f"{'a CPU alone' if here is None else here} here; leave it out, or install torch for "
+            f"{wanted} (`evomerge doctor` says what there is)"
+        )
 
 
 def compute_dtype(config: CampaignConfig) -> str:
-    """Return torch's name of the dtype of scoring: `auto` is float32 on CPU, bfloat16 on CUDA."""
+    """Return torch's name of the dtype of scoring: `auto` is float32 on CPU, bfloat16 on GPUs."""
     if config.dtype.compute != "auto":
         return config.dtype.compute
     return "float32" if device_of(config) == "cpu" else "bfloat16"
@@ -59,15 +87,17 @@ def gpu_memory_plan(
     """
     import torch
 
-    workers = config.workers
-    if device_of(config) == "cpu" or workers.spreads:
+    from evomerge.common.accelerator import Accelerator
+
+    workers, device = config.workers, device_of(config)
+    if device == "cpu" or workers.spreads:
         return None
     from evomerge.materialize.memory.gpu_memory import GpuMemoryPlan, needs_of
 
     layout = next(iter(sources.values())).layout
     compute = getattr(torch, compute_dtype(config))
     needs = needs_of(sources, layout, compute, config.fitness.batch_size)
-    free, total = torch.cuda.mem_get_info()
+    free, total = Accelerator(torch.device(device)).memory()
     if workers.on_ray:
         free = min(free, int(total * min(workers.gpus_per_worker, 1)))
     most = max(1, (os.cpu_count() or 1) // threads)
@@ -78,12 +108,12 @@ def gpu_memory_plan(
 
 def sources_line(config: CampaignConfig, sources: Mapping[str, Checkpoint]) -> str:
     """Say where workers will keep the sources, in one line for `evomerge check`."""
-    import torch
+    from evomerge.common.accelerator import available
 
     if device_of(config) == "cpu":
         return "mapped from their files, on the CPU"
     if config.workers.spreads:
         return "copied from their files to the GPUs of a worker, for every candidate"
-    if config.workers.address or not torch.cuda.is_available():
+    if config.workers.address or available() is None:
         return "on the workers' GPUs if there is room, else streamed"
     return str(gpu_memory_plan(config, sources, threads_per_worker(config)))

@@ -376,7 +376,7 @@ def _method(config: CampaignConfig) -> str:
     Where it can be, all are forked from one in which nothing but the imports has happened, so that
     a worker is replaced at once.
     """
-    if not _can_fork() or device_of(config) == "cuda":
+    if not _can_fork() or device_of(config) != "cpu":
         return "spawn"
     multiprocessing.get_context("forkserver").set_forkserver_preload(_IMPORTED)
     return "forkserver"

@@ -14,7 +14,7 @@ import numpy as np
 from evomerge.common.errors import InputError
 from evomerge.config import AUDIT, CampaignConfig
 from evomerge.recipe import BASE, MergeCoefficient, Recipe
-from evomerge.workers.devices import compute_dtype, gpu_memory_plan
+from evomerge.workers.devices import check_device, compute_dtype, device_of, gpu_memory_plan
 
 if TYPE_CHECKING:
     from evomerge.fitness.document_loss import DocumentLoss
@@ -118,6 +118,7 @@ class Worker:
 
         from evomerge.fitness.engines import EngineContext, build_engine
         from evomerge.fitness.tasks.task_set import TaskSet
+        from evomerge.materialize.feed import CopyStream
         from evomerge.materialize.kernel import Kernel
         from evomerge.materialize.statistics.statistics import Statistics
         from evomerge.materialize.statistics.store import Store
@@ -127,6 +128,7 @@ class Worker:
 
         torch.set_num_threads(spec.threads)
         config, models = spec.config, spec.config.models
+        check_device(config)
         if not elsewhere:
             check_unchanged(spec.files)
         sources = open_models(models, spec.alignments)
@@ -141,7 +143,7 @@ class Worker:
             config.dtype.weights,
             config.chunk_mib << 20,
             statistics=Statistics(plan.statistics if plan else None, store),
-            feed=plan.feed(sources) if plan else None,
+            feed=plan.feed(sources, CopyStream(device_of(config))) if plan else None,
         )
         write = partial(_write, spec, sources)
         self._engine = build_engine(

@@ -19,6 +19,12 @@ from campaign_data import parsed, refusal
         ),
         ({"kind": "ray", "model_parallel": True}, "needs gpus_per_worker: 2 or more"),
         ({"kind": "ray", "copy_to": "models"}, "write an absolute path"),
+        (
+            {"device": "gpu"},
+            "workers.device: expected 'auto', 'cpu', 'cuda', 'xpu' or 'mps'",
+        ),
+        ({"kind": "ray", "device": "cpu", "gpus_per_worker": 1}, "device: cpu uses no GPU"),
+        ({"kind": "ray", "device": "xpu"}, "device: xpu on Ray needs gpus_per_worker"),
     ],
 )
 def test_workers_that_contradict_themselves_are_refused(workers, message):

@@ -7,6 +7,7 @@ from collections import namedtuple
 
 from command_line import evomerge
 
+from evomerge.common import accelerator
 from evomerge.preflight import doctor
 
 
@@ -44,11 +45,9 @@ def test_a_full_disk_is_wrong(monkeypatch):
 
 
 def test_a_gpu_that_torch_is_not_built_for_is_wrong(monkeypatch):
-    import torch
-
     monkeypatch.setattr(doctor, "_driver", lambda: "NVIDIA H200, 570.1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(accelerator, "available", lambda: None)
+    monkeypatch.setattr(doctor, "_build", lambda: doctor.FOR_CPUS)
     found = doctor.Findings()
     doctor._devices(found)
     assert any("torch is built for CPUs" in text for text in found.wrong)

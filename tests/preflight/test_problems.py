@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import chains
 import pytest
 import tiny
-import torch
 from configs import save_configs, small_config
 from forecasts import FOUND, told, with_room
 
 from evomerge.campaign.setup import prepare
+from evomerge.common import accelerator
 from evomerge.config import load_campaign
 from evomerge.preflight import forecast as forecasts
 from evomerge.preflight import problems
@@ -103,14 +103,14 @@ def test_a_size_has_the_unit_in_which_it_is_read(nbytes, shown):
 
 
 def test_gpus_that_are_not_here_are_refused(unread, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(accelerator, "available", lambda: None)
     workers = unread.config.workers.model_copy(
         update={"kind": "ray", "count": 2, "gpus_per_worker": 1.0}
     )
     setup = replace(unread, config=unread.config.model_copy(update={"workers": workers}))
     found = foresee(setup, tmp_path, 12, probe_here)
     assert "2 × 1 GPUs are asked for, and this machine has 0" in told(setup, found, tmp_path)
-    assert any("CUDA, which this machine has not" in n for n in problems.notes(setup, found))
+    assert any("on cuda, which this machine has not" in n for n in problems.notes(setup, found))
 
 
 def test_hours_in_which_nothing_is_tried_are_refused(unread, tmp_path):

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-import torch
 
+from evomerge.common import accelerator
+from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
 from evomerge.models.open_models import open_models
 from evomerge.workers import devices
@@ -25,8 +26,8 @@ def gpu(monkeypatch):
     """A GPU as far as questions about it go, with so many bytes free of so many."""
 
     def use(free, total):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, total))
+        monkeypatch.setattr(accelerator, "available", lambda: "cuda")
+        monkeypatch.setattr(accelerator.Accelerator, "memory", lambda self: (free, total))
 
     return use
 
@@ -71,3 +72,34 @@ def test_workers_of_a_machine_pin_half_of_its_memory_among_them(
     monkeypatch.setattr(devices.psutil, "virtual_memory", lambda: memory)
     config = with_workers(tiny_folder, kind="ray", gpus_per_worker=1, count=count)
     assert devices.gpu_memory_plan(config, sources, threads).pinnable == 24 // workers
+
+
+@pytest.mark.parametrize(
+    ("here", "workers", "device"),
+    [
+        (None, {}, "cpu"),
+        ("cuda", {}, "cuda"),
+        ("xpu", {}, "xpu"),
+        ("mps", {}, "cpu"),
+        ("mps", {"device": "mps"}, "mps"),
+        ("cuda", {"device": "cpu"}, "cpu"),
+        ("cuda", {"kind": "ray"}, "cpu"),
+        ("xpu", {"kind": "ray", "gpus_per_worker": 1}, "xpu"),
+        (None, {"kind": "ray", "gpus_per_worker": 1}, "cuda"),
+    ],
+)
+def test_workers_compute_on_what_torch_can_use(tiny_folder, monkeypatch, here, workers, device):
+    monkeypatch.setattr(accelerator, "available", lambda: here)
+    config = with_workers(tiny_folder, **workers)
+    assert devices.device_of(config) == device
+    assert devices.compute_dtype(config) == ("float32" if device == "cpu" else "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("here", "wanted", "told"), [(None, "xpu", "a CPU alone"), ("cuda", "mps", "cuda")]
+)
+def test_a_device_that_is_not_here_is_refused(tiny_folder, monkeypatch, here, wanted, told):
+    monkeypatch.setattr(accelerator, "available", lambda: here)
+    with pytest.raises(InputError, match=f"{wanted} is asked for, and torch can use {told} here"):
+        devices.check_device(with_workers(tiny_folder, device=wanted))
+    devices.check_device(with_workers(tiny_folder, device="cpu"))

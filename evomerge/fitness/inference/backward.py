@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from evomerge.common.accelerator import CPU, Accelerator
 from evomerge.common.errors import CandidateError
 from evomerge.fitness.document_loss import DocumentLoss
 from evomerge.fitness.inference.loglikelihood import LogLikelihoods
@@ -149,9 +150,9 @@ class Backward:
     def _room(self) -> int:
         """Bytes that a graph may keep: on CPU as many as the model, on GPUs a share of the free."""
         parameters = list(self._model.parameters())
-        gpus = {p.device for p in parameters if p.device.type == "cuda"}
+        gpus = {p.device for p in parameters if p.device.type != CPU}
         if gpus:
-            return int(SHARE * min(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus))
+            return int(SHARE * min(Accelerator(gpu).memory()[0] for gpu in gpus))
         return max(LEAST, sum(p.nbytes for p in parameters))
 
     @contextmanager

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
+from evomerge.common.accelerator import CPU, Accelerator
+
 ON_CPU = 4096
 """Tokens of a batch on CPU: enough for full speed, and its tensors still fit a cache."""
 FIRST = 4096
@@ -27,7 +29,7 @@ class Budget:
 
     def __init__(self, devices: Collection[torch.device], tokens: int | None = None) -> None:
         """Begin with a budget for the model's devices."""
-        self._gpus = [device for device in devices if device.type == "cuda"]
+        self._gpus = [Accelerator(device) for device in devices if device.type != CPU]
         self._measures = bool(self._gpus) and tokens is None
         self.tokens = tokens or (FIRST if self._measures else ON_CPU)
 
@@ -39,16 +41,15 @@ class Budget:
             return
         held = {}
         for gpu in self._gpus:
-            torch.cuda.reset_peak_memory_stats(gpu)
-            held[gpu] = torch.cuda.memory_allocated(gpu)
+            gpu.forget_peak()
+            held[gpu] = gpu.allocated()
         yield
         self.tokens = min(self._sized(gpu, tokens, held[gpu]) for gpu in self._gpus)
         self._measures = False
 
-    def _sized(self, gpu: torch.device, tokens: int, held: int) -> int:
-        used = torch.cuda.max_memory_allocated(gpu) - held
-        cached = torch.cuda.memory_reserved(gpu) - held
-        return sized(tokens, used, torch.cuda.mem_get_info(gpu)[0] + cached)
+    def _sized(self, gpu: Accelerator, tokens: int, held: int) -> int:
+        used, cached = gpu.peak() - held, gpu.reserved() - held
+        return sized(tokens, used, gpu.memory()[0] + cached)
 
     def halve(self, tokens: int) -> None:
         """Halve the budget after a pass of so many tokens ran out of memory."""

@@ -13,9 +13,10 @@ import datasets
 import lm_eval.api.task
 import lm_eval.utils
 import numpy as np
-import torch
 from datasets.utils import are_progress_bars_disabled
 from jinja2 import Environment, Template
+
+from evomerge.common.accelerator import generators
 
 # Else each load of a data set, of a file on this disk too, is reported to a server.
 datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
@@ -48,23 +49,21 @@ def stock_seeds() -> Iterator[None]:
     """Seed the global generators as `simple_evaluate` does, inside the block only.
 
     Task code that shuffles, and sampled generation, then draw what a stock `lm_eval` run draws,
-    and the caller's generators (Python, numpy, torch on CPU and CUDA) are given back untouched.
+    and the caller's generators (Python, numpy, torch on all devices) are given back untouched.
     """
-    # Asking for CUDA's generators would start CUDA in a driver that never uses it.
-    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    generators = [torch.default_generator, *cuda]
+    of_torch = generators()
     python, numpy = random.getstate(), np.random.get_state()
-    states = [generator.get_state() for generator in generators]
+    states = [generator.get_state() for generator in of_torch]
     random.seed(PYTHON_SEED)
     np.random.seed(OTHER_SEED)
-    for generator in generators:
+    for generator in of_torch:
         generator.manual_seed(OTHER_SEED)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        for generator, state in zip(generators, states, strict=True):
+        for generator, state in zip(of_torch, states, strict=True):
             generator.set_state(state)
 
 

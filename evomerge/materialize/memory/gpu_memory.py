@@ -88,11 +88,8 @@ class GpuMemoryPlan:
             return "cached"
         return "prefetched" if self.needs.least <= room else "too large"
 
-    def feed(
-        self, sources: Mapping[str, Source], stream: CopyStream | None = None
-    ) -> DeviceCache | Prefetched:
-        """Build the feed that keeps the sources so; `stream` copies them (None: a CUDA stream)."""
-        stream = stream or CopyStream("cuda")
+    def feed(self, sources: Mapping[str, Source], stream: CopyStream) -> DeviceCache | Prefetched:
+        """Build the feed that keeps the sources so; `stream` copies them to its device."""
         if self.placement == "cached":
             return DeviceCache(sources, stream.device)
         return Prefetched(sources, stream, self.pinnable)

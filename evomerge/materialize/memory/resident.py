@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from evomerge.common.accelerator import device_name
 from evomerge.materialize.disk.scales import embedding_factor
 from evomerge.materialize.disk.weight_record import WeightsRecord, record_of
 from evomerge.materialize.kernel import Kernel
@@ -129,6 +130,6 @@ class Resident:
             recipe,
             [partial(part, step) for step in steps],
             statistics=self._kernel.statistics.store is not None,
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            device=device_name(device),
             rounded_to=str(self._compute).removeprefix("torch."),
         )

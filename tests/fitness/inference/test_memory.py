@@ -31,12 +31,12 @@ def test_on_cpu_nothing_is_measured(wanted):
 
 def test_on_a_gpu_the_first_pass_sizes_the_others(monkeypatch):
     held = {"allocated": 10 * GIB, "peak": 12 * GIB, "reserved": 14 * GIB, "free": 36 * GIB}
-    cuda = memory.torch.cuda
-    monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda device: None)
-    monkeypatch.setattr(cuda, "memory_allocated", lambda device: held["allocated"])
-    monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: held["peak"])
-    monkeypatch.setattr(cuda, "memory_reserved", lambda device: held["reserved"])
-    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (held["free"], 80 * GIB))
+    gpu = memory.Accelerator
+    monkeypatch.setattr(gpu, "forget_peak", lambda self: None)
+    monkeypatch.setattr(gpu, "allocated", lambda self: held["allocated"])
+    monkeypatch.setattr(gpu, "peak", lambda self: held["peak"])
+    monkeypatch.setattr(gpu, "reserved", lambda self: held["reserved"])
+    monkeypatch.setattr(gpu, "memory", lambda self: (held["free"], 80 * GIB))
     budget = Budget(GPU)
     assert budget.tokens == FIRST
     with budget.measured(4096):
@@ -63,12 +63,12 @@ def test_a_pass_that_fails_halves_the_budget_for_good():
 
 def test_of_several_gpus_the_fullest_counts(monkeypatch):
     free = {0: 60 * GIB, 1: 10 * GIB}
-    cuda = memory.torch.cuda
-    monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda device: None)
-    monkeypatch.setattr(cuda, "memory_allocated", lambda device: 10 * GIB)
-    monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: 11 * GIB)
-    monkeypatch.setattr(cuda, "memory_reserved", lambda device: 10 * GIB)
-    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (free[device.index], 80 * GIB))
+    gpu = memory.Accelerator
+    monkeypatch.setattr(gpu, "forget_peak", lambda self: None)
+    monkeypatch.setattr(gpu, "allocated", lambda self: 10 * GIB)
+    monkeypatch.setattr(gpu, "peak", lambda self: 11 * GIB)
+    monkeypatch.setattr(gpu, "reserved", lambda self: 10 * GIB)
+    monkeypatch.setattr(gpu, "memory", lambda self: (free[self.device.index], 80 * GIB))
     budget = Budget([torch.device("cuda", 0), torch.device("cuda", 1)])
     with budget.measured(4096):
         pass
