@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from evomerge.recipe import Recipe
 from evomerge.search.optimizers import Proposal
+from evomerge.search.spaces.genes import Genome
 from evomerge.study.record import Evaluation, RungProgress
 
 
@@ -21,6 +22,8 @@ class Candidate:
         attempt: from 1; counts the times it took its worker or the driver down.
         ticket: the slot of its marker in the study, once it has one.
         progress: with rungs: what was measured of the optimizer's candidate so far.
+        genome: of what is no proposal, shape (dimension,), if it has one.
+        parents: ask indices of the trials that it was made from, if it is no proposal.
     """
 
     recipe: Recipe
@@ -31,6 +34,8 @@ class Candidate:
     attempt: int = 1
     ticket: int | None = None
     progress: RungProgress | None = None
+    genome: Genome | None = None
+    parents: tuple[int, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:

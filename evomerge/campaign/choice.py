@@ -15,7 +15,7 @@ from evomerge.fitness.tasks.overlap import near_copies
 from evomerge.judging.selection import Judged, best, leading
 from evomerge.results.progress import is_concluded
 from evomerge.study.judged import judged, ranked
-from evomerge.study.record import Evaluation
+from evomerge.study.record import POLISHED, Evaluation
 
 
 def finalists(record: Recorder) -> list[Judged[Evaluation]]:
@@ -55,8 +55,9 @@ def choose_finalists(record: Recorder) -> list[Evaluation]:
     return found
 
 
-def choose_winner(record: Recorder, among: list[Evaluation]) -> Evaluation:
-    """Choose the finalist that is preferred on select, where all must have been measured.
+def rank_on_select(record: Recorder, among: Sequence[Evaluation]) -> list[Evaluation]:
+    """Rank finalists by select, where all must have been measured, the winner first; of equals,
+    the earlier one.
 
     Raises:
         EvomergeError: none could be scored there.
@@ -65,7 +66,8 @@ def choose_winner(record: Recorder, among: list[Evaluation]) -> Evaluation:
     found = _ranked(record, on_select, "select")
     if not found:
         raise EvomergeError(f"no finalist could be scored on select: {on_select[0].reason}")
-    return found[0].trial
+    by_digest = {trial.digest: trial for trial in reversed(among)}
+    return [by_digest[one.digest] for one in found]
 
 
 def leaders(record: Recorder) -> list[Evaluation]:
@@ -107,11 +109,23 @@ def note_overlap(record: Recorder) -> None:
     record.study.set_note("overlap", facts | example)
 
 
+def polished_of(record: Recorder, among: Sequence[Evaluation]) -> list[Evaluation]:
+    """Return the ends of finalists' polishes that were scored on search, in the order on record."""
+    asks = {trial.ask for trial in among}
+    return [
+        one
+        for one in record.study.evaluations()
+        if one.role == POLISHED and one.measured and asks.issuperset(one.parents)
+    ]
+
+
 def note_concluded(record: Recorder, winner: Evaluation) -> None:
     """Note the winner, the finalists it was chosen from, and what the search had spent by then."""
+    among = [one.trial for one in finalists(record)]
+    polished = polished_of(record, among) if record.setup.config.polish else []
     facts = {
         "winner": winner.digest,
-        "finalists": [one.digest for one in finalists(record)],
+        "finalists": [one.digest for one in (*among, *polished)],
         "trials": len(record.trials),
         **({} if record.setup.config.budget.items is None else {"items": record.spent}),
     }

@@ -1,4 +1,6 @@
-"""Gradient descents before the search: chains of short jobs, whose ends the optimizer tries first.
+"""Gradient descents before and after the search: chains of short jobs.
+
+Where those of `initial` end the optimizer tries first; those of `polish` begin at finalists.
 
 A job is one step's gradient, or one look at the documents held back. What came of it is in the
 study before the next begins, so that a kill loses at most the jobs in flight; several descents run
@@ -8,7 +10,8 @@ side by side where there are several workers.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +21,7 @@ from evomerge.campaign.listener import Listener
 from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import EvomergeError
-from evomerge.config import DescentConfig
+from evomerge.config import DescentOptions
 from evomerge.search.descent import Batches, begin, looked, stepped
 from evomerge.study.record import DescentRecord
 from evomerge.study.study import Study
@@ -29,46 +32,82 @@ BACKWARD = 3
 """Items that a document of a step costs: a backward pass takes about two forward passes."""
 
 
-def with_ends(setup: Setup, study: Study) -> Setup:
-    """The set-up whose optimizer tries first where the study's descents ended, once all did."""
-    records = study.descents()
-    if not records or any(one.done is None for one in records):
-        return setup
-    return setup.with_starts([np.array(one.best) for one in records])
+@dataclass(frozen=True)
+class Planned:
+    """A descent that is to be made.
+
+    Attributes:
+        where: it stands in the campaign file.
+        options: how it descends.
+        seed: whole numbers that key its documents.
+        record: how far it has come.
+    """
+
+    where: str
+    options: DescentOptions
+    seed: Sequence[int]
+    record: DescentRecord
 
 
 class Descents:
-    """Runs the campaign file's descents, or goes on with them."""
+    """Runs descents side by side, or goes on with them.
+
+    Those before the search count in the budget of items, and end the campaign where they cannot
+    begin; those after it are counted beside, and a failure ends that descent alone.
+    """
 
     def __init__(
-        self, record: Recorder, executor: Executor, in_flight: InFlight, listener: Listener
+        self,
+        record: Recorder,
+        executor: Executor,
+        in_flight: InFlight,
+        listener: Listener,
+        planned: Sequence[Planned],
+        keep: Callable[[Sequence[DescentRecord]], None],
+        *,
+        after: bool = False,
     ) -> None:
-        """Take over what the study knows of them; parents must have been measured on search."""
+        """Take over how far they have come.
+
+        Args:
+            record: of the campaign.
+            executor: makes the jobs.
+            in_flight: holds the log of events.
+            listener: is told how they go.
+            planned: the descents.
+            keep: writes their records to the study, in this order.
+            after: they come after the search.
+        """
         self._record, self._executor, self._listener = record, executor, listener
-        self._setup, self._study, self._log = record.setup, record.study, in_flight.log
-        self._configs = descents_of(self._setup.config.initial)
+        self._setup, self._log = record.setup, in_flight.log
+        self._planned, self._keep, self._after = planned, keep, after
         counted = {task.task: task.weight for task in self._setup.tasks if task.weight > 0}
         total = sum(counted.values())
         self._weights = {task: weight / total for task, weight in counted.items()}
         items = {task: self._setup.items["search"][task] for task in counted}
         self._batches = [
-            Batches(items, one.batch, one.held_back, [self._setup.config.seed, index])
-            for index, one in enumerate(self._configs.values())
+            Batches(items, one.options.batch, one.options.held_back, one.seed) for one in planned
         ]
-        self._records = self._study.descents() or self._begin()
+        self._records = [one.record for one in planned]
         self._running: set[int] = set()
+
+    @property
+    def records(self) -> list[DescentRecord]:
+        """How far they have come."""
+        return list(self._records)
 
     def run(self, deadline: float | None) -> bool:
         """Descend until all are done; False if `deadline` (time.monotonic) came first.
 
         Raises:
-            EvomergeError: the first job of a descent fails; names its entry.
+            EvomergeError: the first job of a descent before the search fails; names its entry.
         """
         self._count_session()
-        for one, config in zip(self._records, self._configs.values(), strict=True):
+        for one, planned in zip(self._records, self._planned, strict=True):
             if one.done is None:
                 self._listener.said(
-                    f"gradient descent from {one.origin}: step {one.step} of {config.steps}"
+                    f"gradient descent from {one.origin}: step {one.step} of "
+                    f"{planned.options.steps}"
                 )
         try:
             while any(one.done is None for one in self._records):
@@ -85,14 +124,6 @@ class Descents:
             self._save()
             raise
         return True
-
-    def _begin(self) -> list[DescentRecord]:
-        parents = self._record.parents_by_score()
-        starts = [
-            origin_of(config, self._setup.space, where, parents)
-            for where, config in self._configs.items()
-        ]
-        return [begin(name, genome) for name, genome in starts]
 
     def _count_session(self) -> None:
         """Count this session as an attempt, where a job can take the driver down with it."""
@@ -114,18 +145,22 @@ class Descents:
             if deadline is not None and time.monotonic() >= deadline:
                 continue
             job = self._job(index)
-            budget, first = self._setup.config.budget.items, self._setup.first_rung
-            if budget is not None and self._record.spent + _cost(job) + first > budget:
+            if not self._after and self._overspends(job):
                 self._end(index, "the item budget has room for one trial more")
                 continue
             self._running.add(index)
             self._executor.submit(job)
 
+    def _overspends(self, job: Job) -> bool:
+        """Say whether a job leaves no items for a trial."""
+        budget, first = self._setup.config.budget.items, self._setup.first_rung
+        return budget is not None and self._record.spent + _cost(job) + first > budget
+
     def _job(self, index: int) -> Job:
         """The next job of a descent: a look, where one is due, or a step."""
-        record, config = self._records[index], self._config(index)
+        record, options = self._records[index], self._planned[index].options
         recipe = self._setup.space.decode(np.array(record.genome))
-        due = record.step % config.check == 0 or record.step == config.steps
+        due = record.step % options.check == 0 or record.step == options.steps
         last = record.attempts >= ATTEMPTS
         if due and not record.checked:
             return Job(index, recipe, "search", self._batches[index].held, last, task="losses")
@@ -135,7 +170,7 @@ class Descents:
     def _take(self, outcome: Outcome) -> None:
         """Go on with a descent by what came of its job."""
         index = outcome.job.ticket
-        record, config = self._records[index], self._config(index)
+        record, options = self._records[index], self._planned[index].options
         if outcome.machine_fault:  # no attempt of the descent
             return
         if outcome.retryable and record.attempts < ATTEMPTS:
@@ -144,25 +179,24 @@ class Descents:
             return
         found = outcome.gradient
         if found is None:
-            if not (record.step or record.checks):
-                where = list(self._configs)[index]
-                raise EvomergeError(f"{where}: {outcome.reason}")
+            if not (self._after or record.step or record.checks):
+                raise EvomergeError(f"{self._planned[index].where}: {outcome.reason}")
             self._end(index, str(outcome.reason))
             return
         # 1. what it cost
         cost = _cost(outcome.job)
-        self._record.spent += cost
+        self._record.spent += 0 if self._after else cost
         self._log.record_engine_facts(found.facts)
         record = replace(record, items=record.items + cost, attempts=0)
         # 2. a look at the documents held back, or a step
         loss = self._loss(found)
         if outcome.job.task == "losses":
-            self._records[index] = looked(record, loss, config.steps, config.patience)
+            self._records[index] = looked(record, loss, options.steps, options.patience)
         else:
             record = replace(record, losses=[*record.losses, loss])
             space, genome = self._setup.space, np.array(record.genome)
             gradient = space.pull_back(genome, found.derivatives[MIXED])
-            self._records[index] = stepped(record, gradient, config.rate)
+            self._records[index] = stepped(record, gradient, options.rate)
             if not np.isfinite(gradient).all():
                 self._records[index] = replace(record, done="the gradient was not finite")
         # 3. on record before anything follows from it
@@ -187,11 +221,29 @@ class Descents:
         """The tasks' mean losses, weighted."""
         return float(sum(w * found.losses[task].mean() for task, w in self._weights.items()))
 
-    def _config(self, index: int) -> DescentConfig:
-        return list(self._configs.values())[index]
-
     def _save(self) -> None:
-        self._study.set_descents(self._records)
+        self._keep(self._records)
+
+
+def before_search(record: Recorder) -> list[Planned]:
+    """Plan the descents of `initial`; parents must have been measured on search."""
+    setup, known = record.setup, record.study.descents()
+    configs, parents = descents_of(setup.config.initial), record.parents_by_score()
+    if not known:
+        starts = [origin_of(one, setup.space, where, parents) for where, one in configs.items()]
+        known = [begin(name, genome) for name, genome in starts]
+    return [
+        Planned(where, options, [setup.config.seed, index], known[index])
+        for index, (where, options) in enumerate(configs.items())
+    ]
+
+
+def with_ends(setup: Setup, study: Study) -> Setup:
+    """The set-up whose optimizer tries first where the study's descents ended, once all did."""
+    records = study.descents()
+    if not records or any(one.done is None for one in records):
+        return setup
+    return setup.with_starts([np.array(one.best) for one in records])
 
 
 def _cost(job: Job) -> int:

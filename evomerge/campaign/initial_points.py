@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evomerge.common.errors import InputError
 from evomerge.config import (
     BestTrials,
@@ -32,6 +34,8 @@ from evomerge.study.storage import describe
 
 BEST_PARENT = "best_parent"
 """The origin of a descent that is the best of the parents on search."""
+_TRIED = 8
+"""Random genomes among which one must have a gradient, for a polish."""
 
 
 def initial_points(initial: Sequence[Start], space: Space, models: CheckedModels) -> list[Genome]:
@@ -72,23 +76,64 @@ def check_descents(config: CampaignConfig, space: Space, kinds: Mapping[str, str
             begins with the key.
     """
     for where, descent in descents_of(config.initial).items():
-        check_gradients(config, where)
-        check_losses(kinds, where)
-        if config.space.weights is None:
-            raise InputError(f"{where}: a path has no gradient; search weights as well")
-        check_differentiable(config.space.weights.methods, where)
+        _check_smooth(config, kinds, where)
         for name in space.seeds if descent.origin == BEST_PARENT else [descent.origin]:
             at = descent.model_copy(update={"origin": name})
-            _, genome = origin_of(at, space, where, ())
-            ones = dict.fromkeys(differentiable_in(space.decode(genome)), 1.0)
-            if not space.pull_back(genome, ones).any():
-                searched = ", ".join(
-                    find_method(m, where).name for m in config.space.weights.methods
-                )
-                raise InputError(
-                    f"{where}: no gene has a gradient; search weights, lambda or what else "
-                    f"{searched} is smooth in"
-                )
+            _check_genes(config, space, [origin_of(at, space, where, ())[1]], where)
+
+
+def check_polish(
+    config: CampaignConfig, space: Space, kinds: Mapping[str, str], goals: int
+) -> None:
+    """Refuse a polish that cannot work here, before any model is built.
+
+    Args:
+        config: of the campaign.
+        space: that is searched.
+        kinds: task → lm-eval's output type.
+        goals: number of the objective's.
+
+    Raises:
+        InputError: several goals, or an engine, a task, a method or a space without gradients;
+            begins with the key.
+    """
+    if config.polish is None:
+        return
+    if goals > 1:
+        raise InputError(
+            f"polish: a gradient follows one loss, and the objective has {goals} goals; leave "
+            "polish out, or give an objective of one value (fitness.objective)"
+        )
+    _check_smooth(config, kinds, "polish")
+    # a finalist may be anywhere: some of these must have a gene with a gradient
+    rng = np.random.default_rng(config.seed & 0xFFFFFFFF)
+    anywhere = [space.initial, *space.seeds.values(), *rng.random((_TRIED, space.dimension))]
+    _check_genes(config, space, anywhere, "polish")
+
+
+def _check_smooth(config: CampaignConfig, kinds: Mapping[str, str], where: str) -> None:
+    """Refuse an engine, tasks or methods without gradients."""
+    check_gradients(config, where)
+    check_losses(kinds, where)
+    if config.space.weights is None:
+        raise InputError(f"{where}: a path has no gradient; search weights as well")
+    check_differentiable(config.space.weights.methods, where)
+
+
+def _check_genes(
+    config: CampaignConfig, space: Space, genomes: Sequence[Genome], where: str
+) -> None:
+    """Refuse genomes of which none has a gene with a gradient."""
+    for genome in genomes:
+        ones = dict.fromkeys(differentiable_in(space.decode(genome)), 1.0)
+        if space.pull_back(genome, ones).any():
+            return
+    methods = config.space.weights.methods if config.space.weights else ()
+    searched = ", ".join(find_method(m, where).name for m in methods)
+    raise InputError(
+        f"{where}: no gene has a gradient; search weights, lambda or what else {searched} is "
+        "smooth in"
+    )
 
 
 def origin_of(

@@ -13,10 +13,11 @@ from itertools import chain, count
 
 from evomerge.campaign import choice
 from evomerge.campaign.candidate import Candidate, finalist, named, proposed_again
-from evomerge.campaign.descents import Descents, with_ends
+from evomerge.campaign.descents import Descents, before_search, with_ends
 from evomerge.campaign.evaluator import Evaluator
 from evomerge.campaign.initial_points import descents_of
 from evomerge.campaign.listener import Listener
+from evomerge.campaign.polish import polish
 from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.rungs import build_rungs
 from evomerge.campaign.setup import Setup
@@ -119,7 +120,14 @@ class Campaign:
         """Run the gradient descents of `initial`; the optimizer tries first where they ended."""
         if self._record.trials or not descents_of(self._setup.config.initial):
             return
-        work = Descents(self._record, self._executor, self._in_flight, self._listener)
+        work = Descents(
+            self._record,
+            self._executor,
+            self._in_flight,
+            self._listener,
+            before_search(self._record),
+            self._record.study.set_descents,
+        )
         if work.run(deadline):
             self._setup = self._record.setup = with_ends(self._setup, self._record.study)
 
@@ -167,8 +175,18 @@ class Campaign:
             self._measure("audit", [finalist(winner, AUDIT)])
 
     def _choose(self) -> Evaluation:
-        """The finalist that is preferred on select."""
+        """The finalist that is preferred on select; where asked for, among polished ones too."""
         found = choice.choose_finalists(self._record)
         self._measure_references("select")
         self._measure("select", [finalist(trial, "select") for trial in found])
-        return choice.choose_winner(self._record, found)
+        ranked = choice.rank_on_select(self._record, found)
+        if self._setup.config.polish is None:
+            return ranked[0]
+        # 1. descend from the best
+        top = ranked[: self._setup.config.polish.top]
+        ends = polish(self._record, self._executor, self._in_flight, self._listener, top)
+        # 2. score the ends, and let those that could be scored stand in the choice
+        self._measure("polished on search", ends)
+        polished = choice.polished_of(self._record, found)
+        self._measure("polished on select", [finalist(end, "select") for end in polished])
+        return choice.rank_on_select(self._record, [*found, *polished])[0]

@@ -117,6 +117,7 @@ class Recorder:
             answers: task → facts about its generated answers, where they were looked at.
         """
         estimates, proposal = estimates or {}, candidate.proposal
+        genome = proposal.genome if proposal else candidate.genome
         judge = self.judge(candidate.split)
         scores = None if reason is not None else scores_of(judge, progress.scores, estimates)
         evaluation = self.study.add(
@@ -137,11 +138,11 @@ class Recorder:
                 scores=progress.scores,
                 answers=answers or {},
                 reason=reason,
-                params=self.setup.space.params(proposal.genome) if proposal else {},
-                genome=proposal.genome if proposal else None,
+                params={} if genome is None else self.setup.space.params(genome),
+                genome=genome,
                 ask=proposal.ask if proposal else None,
                 tells=proposal.tells if proposal else None,
-                parents=proposal.parents if proposal else (),
+                parents=proposal.parents if proposal else candidate.parents,
                 state=self.setup.optimizer.state() if proposal else {},
                 attempt=candidate.attempt,
                 seconds=progress.seconds,

@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from evomerge.campaign.initial_points import check_descents, descents_of, initial_points
+from evomerge.campaign.initial_points import (
+    check_descents,
+    check_polish,
+    descents_of,
+    initial_points,
+)
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.config import (
@@ -271,6 +276,7 @@ def _check_search(setup: Setup) -> None:
         )
     kinds = {task.task: task.kind for task in setup.tasks if task.weight > 0}
     check_descents(setup.config, setup.space, kinds)
+    check_polish(setup.config, setup.space, kinds, setup.judge.goals)
     setup.optimizer.check_goals(setup.judge.goals)
     setup.optimizer.check_budget(setup.most_trials)
     setup.optimizer.check_metrics([task.task for task in setup.tasks])

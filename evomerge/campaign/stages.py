@@ -115,6 +115,7 @@ def _config_of(
         "study": whole.study.model_copy(update={"name": stage_study(whole, stage.name)}),
         "budget": whole.budget.model_copy(update={"trials": trials}),
         "optimizer": stage.optimizer or whole.optimizer,
+        "polish": None if stage.space.weights is None else whole.polish,
     }
     return whole.model_copy(update=update)
 

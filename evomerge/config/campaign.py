@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from evomerge.config.base import Strict
 from evomerge.config.fitness import FitnessConfig
 from evomerge.config.models import DtypeConfig, ModelsConfig
-from evomerge.config.search import BudgetConfig, OptimizerConfig, StageConfig, Start
+from evomerge.config.search import BudgetConfig, OptimizerConfig, PolishConfig, StageConfig, Start
 from evomerge.config.space import SpaceConfig
 from evomerge.config.study import StudyConfig
 from evomerge.config.trackers import NotifyConfig, TrackerConfig
@@ -71,6 +71,12 @@ class CampaignConfig(Strict):
 
     Example: `budget: {trials: 150, hours: 8}`
     """
+    polish: PolishConfig | None = Field(default=None, exclude_if=lambda polish: polish is None)
+    """A short gradient descent from the best finalist, accepted only if it is better on select.
+    Give `polish: {}` where genes are smooth (weights) and an hour more does not matter.
+
+    Example: `polish: {steps: 20}`
+    """
     study: StudyConfig = StudyConfig()
     """The place of the record.
 
@@ -126,6 +132,15 @@ class CampaignConfig(Strict):
         if data.get("initial"):
             raise ValueError("initial: a campaign with stages gives it in a stage")
         return {**data, "space": first}
+
+    @model_validator(mode="after")
+    def _polish_has_weights(self) -> CampaignConfig:
+        if self.polish and self.stages and all(one.space.weights is None for one in self.stages):
+            raise ValueError(
+                "polish: no stage searches weights, and a path has no gradient; leave polish out, "
+                "or give a stage space.weights"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stages_are_models(self) -> CampaignConfig:

@@ -306,7 +306,7 @@ class FitnessConfig(Strict):
         )
 
     surrogate_loss: SurrogateLossConfig = SurrogateLossConfig()
-    """The loss that gradients follow, where `initial` asks for a descent.
+    """The loss that gradients follow, where `initial` or `polish` asks for a descent.
 
     Example: `surrogate_loss: {kind: supervised}`
     """

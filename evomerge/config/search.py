@@ -102,26 +102,18 @@ class StudyTrials(Strict):
     """
 
 
-class DescentConfig(Strict):
-    """A gradient descent on the genes before the search, on documents of the search split.
+class DescentOptions(Strict):
+    """The options of every gradient descent on the genes, on documents of the search split.
 
     `steps` of projected Adam at `rate` (a share of each gene's range), on `batch` fresh documents
     each. Of the split `held_back` is kept aside: every `check` steps its loss is looked at, the
     best point so far is the end, and the descent stops when `patience` looks found none better.
     """
 
-    model_config = ConfigDict(serialize_by_alias=True)
-
     steps: int = Field(default=30, ge=1)
     """The number of steps of projected Adam.
 
     Example: `steps: 30`
-    """
-    origin: str = Field(default="uniform", alias="from")
-    """The point where it begins: `uniform`, a model's name, or `best_parent`, the best on
-    search that the space holds.
-
-    Example: `from: best_parent`
     """
     batch: int = Field(default=30, ge=1)
     """Fresh documents for each step; a document costs three items.
@@ -147,6 +139,50 @@ class DescentConfig(Strict):
     """The descent stops when so many looks brought nothing better.
 
     Example: `patience: 5`
+    """
+
+
+class DescentConfig(DescentOptions):
+    """A gradient descent on the genes before the search, on documents of the search split.
+
+    `steps` of projected Adam at `rate` (a share of each gene's range), on `batch` fresh documents
+    each. Of the split `held_back` is kept aside: every `check` steps its loss is looked at, the
+    best point so far is the end, and the descent stops when `patience` looks found none better.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    origin: str = Field(default="uniform", alias="from")
+    """The point where it begins: `uniform`, a model's name, or `best_parent`, the best on
+    search that the space holds.
+
+    Example: `from: best_parent`
+    """
+
+
+class PolishConfig(DescentOptions):
+    """A short gradient descent from the best finalists, after the search.
+
+    Where each ends is scored on search and select, and stands in the choice of the winner beside
+    the finalists: it wins only if it is better than all of them on select. What it costs is beside
+    the budget, which is the search's.
+    """
+
+    steps: int = Field(default=20, ge=1)
+    """The number of steps of projected Adam.
+
+    Example: `steps: 20`
+    """
+    rate: float = Field(default=0.02, gt=0, le=1)
+    """Adam's step, as a share of each gene's range; shorter than that of a beginning.
+
+    Example: `rate: 0.01`
+    """
+    top: int = Field(default=1, ge=1)
+    """The number of finalists that are polished, the best on select first. More are a larger
+    choice on select, which flatters what it chooses.
+
+    Example: `top: 2`
     """
 
 

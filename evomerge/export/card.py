@@ -206,8 +206,10 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "## Verdict"
     yield "\n\n".join(verdict_lines(summary["verdict"])) or "It was not measured on all items."
     yield "## Scores"
+    origin = summary.get("polished")
+    made = f", polished from trial {origin['from']}" if origin else " of the search"
     yield (
-        f"Trial {summary['trial']} of the search. The campaign's objective over "
+        f"Trial {summary['trial']}{made}. The campaign's objective over "
         + ", ".join(f"{_plain(task)} ({found['n']} items)" for task, found in tasks.items())
         + f" (item counts of the {shown} split), with 95 % intervals. The search saw the "
         "search split, the choice was made on select, and test was opened at the end; leads are "

@@ -12,7 +12,7 @@ import numpy as np
 from evomerge.campaign.descents import BACKWARD
 from evomerge.campaign.initial_points import descents_of
 from evomerge.campaign.setup import Setup
-from evomerge.config import AUDIT, DescentConfig
+from evomerge.config import AUDIT, DescentOptions
 from evomerge.materialize.memory.layers import WeightKey, weight_key
 from evomerge.materialize.plan import plan
 from evomerge.recipe import Recipe
@@ -48,7 +48,8 @@ class Work(Part):
 
 
 def work_of(setup: Setup, trials: int) -> Work:
-    """Count parents, defaults and grid, `trials` of the search, the finalists, and the test.
+    """Count parents, defaults and grid, `trials` of the search, the finalists, what is polished,
+    and the test.
 
     With rungs or a budget of items it may be less: how many candidates are stopped is not known.
     """
@@ -68,17 +69,22 @@ def work_of(setup: Setup, trials: int) -> Work:
     before = len(references) + len(grid)
     later = len(references) + bool(grid)
     finalists = min(fitness.select_top, trials)
+    polish = setup.config.polish
+    ends = min(polish.top, finalists) if polish else 0
+    polished = _descent(polish) if polish else Part(0, 0)
     tested = 1 if setup.judge.objective.goals is None else finalists  # about so many on the front
     return Work(
         merges=before
         + sum(part.merges for part in descents)
         + trials
         + (later + finalists)
+        + ends * (polished.merges + 2)
         + (later + tested)
         + looks,
         items=before * sizes["search"]
         + searched
         + (later + finalists) * sizes["select"]
+        + ends * (polished.items + sizes["search"] + sizes["select"])
         + (later + tested) * sizes["test"]
         + looks * audited,
         trials=trials,
@@ -86,7 +92,7 @@ def work_of(setup: Setup, trials: int) -> Work:
     )
 
 
-def _descent(config: DescentConfig) -> Part:
+def _descent(config: DescentOptions) -> Part:
     """Count a gradient descent of all its steps; documents of a backward pass as three."""
     looks = 1 + math.ceil(config.steps / config.check)
     held = 2 * config.batch  # at most

@@ -29,7 +29,12 @@ PLAIN_SECONDS = 30.0
 
 WIDE = 100
 """Columns of a terminal that has room for bars and rates too."""
-_SHOWN = {"search": "best so far", "finalist": "best so far", "parent": "best parent"}
+_SHOWN = {
+    "search": "best so far",
+    "finalist": "best so far",
+    "polished": "best so far",
+    "parent": "best parent",
+}
 """Role of an evaluation → what its best is shown as."""
 
 

@@ -152,7 +152,12 @@ def _search(results: Results, view: StudyView) -> Iterator[Figure]:
             for row, found in _rows(view.best, "search", view.leader).items()
             if row[0] in REFERENCES
         }
-        marked = (view.best["trial"], view.leader)
+        polished = view.best.get("polished")
+        marked = (
+            (polished["from"], f"polished to the {view.leader}")
+            if polished
+            else (view.best["trial"], view.leader)
+        )
         figure = progress.progress(results.trials(), on_search, marked, _scale(view.facts))
         yield Figure("figure-progress", "Best so far, trial by trial", figure)
 

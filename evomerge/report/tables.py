@@ -60,6 +60,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
             + (f"; {one['done']}" if one["done"] else "")
             for one in status.get("descents", ())
         },
+        **{f"polish of {one['from']}": polish_line(one) for one in status.get("polish", ())},
         "items scored": f"{status['item_evaluations']:,}",
         "time in evaluations": f"{status['seconds']:.1f} s",
         **({} if status["state"] in AT_REST else {"time left": left_line(status)}),
@@ -78,8 +79,22 @@ def status_table(status: dict[str, Any]) -> RenderableType:
     return table
 
 
+def polish_line(one: Mapping[str, Any]) -> str:
+    """Say how far a finalist's descent came, what it cost beside the budget, and what it gave."""
+    line = f"{one['steps']} steps, the best after {one['best_step']}; {one['items']:,} items beside"
+    if one["accepted"] is not None:
+        line += "; accepted" if one["accepted"] else "; not better on select"
+    return line + (f"; {one['done']}" if one["done"] and not one["accepted"] else "")
+
+
 def trial_line(found: Mapping[str, Any]) -> str:
-    """Name a trial by its number in the study, and say which of the search's trials it is."""
+    """Name a trial by its number in the study, and say which of the search's trials it is, or from
+    which it was polished.
+    """
+    if origin := found.get("polished"):
+        on_select = "" if origin["select"] is None else f", {short(origin['select'])} on select"
+        begun = f"polished from trial {origin['from']}{on_select}"
+        return f"trial {found['trial']} of the study, {begun}"
     if not found["tried"]:
         return f"trial {found['trial']}"
     place, count = found["tried"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from evomerge.recipe import BASE
+from evomerge.study.record import POLISHED
 from evomerge.study.study import Study
 
 MERGED = "merged"
@@ -20,10 +22,12 @@ def ancestry_summary(study: Study, trial: int) -> dict[str, Any] | None:
         `value`, `estimated`, `generation` (0 for the trial itself, 1 for its parents; the
         shortest of several ways), `parents` (trial numbers).
     """
-    # 1. the trials by ask index, in which parents are recorded
-    own = [e for e in study.evaluations() if e.optimizers_own and e.ask is not None]
-    by_ask = {e.ask: e for e in own}
-    by_number = {e.number: e for e in own}
+    # 1. the trials by ask index, in which parents are recorded; the end of a polish has none
+    found = study.evaluations()
+    own = [e for e in found if e.optimizers_own and e.ask is not None]
+    ends = [e for e in found if e.role == POLISHED and e.number == trial]
+    by_ask = {e.ask: e for e in (*own, *ends)}
+    by_number = {e.number: e for e in (*own, *ends)}
     if trial not in by_number or not by_number[trial].parents:
         return None
     # 2. breadth first from the trial: an ancestor is met on its shortest way
@@ -42,7 +46,7 @@ def ancestry_summary(study: Study, trial: int) -> dict[str, Any] | None:
                 "generation": generation[ask],
                 "parents": [by_ask[p].number for p in by_ask[ask].parents if p in by_ask],
             }
-            for ask in sorted(generation, key=lambda ask: ask or 0)
+            for ask in sorted(generation, key=lambda ask: math.inf if ask is None else ask)
         ]
     }
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.study.record import Evaluation, Marker
+from evomerge.study.record import POLISHED, Evaluation, Marker
 from evomerge.study.sessions import Session, sessions
 from evomerge.study.study import Study
 
@@ -265,6 +265,8 @@ def _cost(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
 def _purpose(e: Evaluation) -> str:
     if e.split != "search":
         return e.split
+    if e.role == POLISHED:
+        return "polish"
     if not e.optimizers_own:
         return "parents and baselines"
     return "trials pruned at a rung" if e.estimated else "trials"

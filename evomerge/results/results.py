@@ -33,7 +33,7 @@ from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.results.verdict import verdict_on
 from evomerge.results.verdict_words import Verdict
 from evomerge.study.judged import check_of, judge_on, judged, ranked
-from evomerge.study.record import DescentRecord, Evaluation
+from evomerge.study.record import POLISHED, DescentRecord, Evaluation
 from evomerge.study.study import Study
 
 REFERENCES = ("parent", "baseline")
@@ -140,6 +140,7 @@ class Results:
             "estimator": self._calibration(),
             "events": self.study.note("events"),
             **({"descents": list(map(_shown_descent, descents))} if descents else {}),
+            **({"polish": polish} if (polish := self._shown_polish()) else {}),
             "optimizer_state": dict(self.own[-1].state) if self.own else {},
             "done": self.concluded and (stage is None or stage["place"] == stage["of"]),
             "verdict": self.verdict and asdict(self.verdict),
@@ -189,7 +190,9 @@ class Results:
     def _leader(self) -> Judged[Evaluation] | None:
         """The winner, once it is chosen, or the preferred so far; None if no trial succeeded."""
         concluded = self.study.note("concluded") or {}
-        chosen = best([t for t in self.searched if t.digest == concluded.get("winner")])
+        ends = [e for e in self.evaluations if e.role == POLISHED and e.measured]
+        known = [*self.searched, *judged(self.judges["search"], ends)]
+        chosen = best([t for t in known if t.digest == concluded.get("winner")])
         return chosen or next(iter(self._ranked), None)
 
     @cached_property
@@ -342,6 +345,7 @@ class Results:
         return {
             "trial": trial.number,
             "tried": self._place(trial.digest),
+            **({"polished": origin} if (origin := self._origin(trial.digest)) else {}),
             "digest": trial.digest,
             "recipe": trial.recipe,
             "scores": self._scores(trial.digest),
@@ -363,6 +367,34 @@ class Results:
             "test_opened": self.study.note("test_opened") or [],
             "stages": (self.study.note("stage") or {}).get("before", []),
         }
+
+    def _origin(self, digest: str) -> dict[str, Any] | None:
+        """Where a recipe's polish began: `from`, the trial, and its `search` and `select` scores;
+        None of what is a trial itself, or no end of a polish.
+        """
+        end = next((e for e in self.evaluations if (e.role, e.digest) == (POLISHED, digest)), None)
+        if end is None or self._place(digest):
+            return None
+        origin = next((e for e in self.own if e.ask in end.parents), None)
+        if origin is None:
+            return None
+        scores = {split: self._scores(origin.digest)[split] for split in ("search", "select")}
+        means = {split: found and found["mean"] for split, found in scores.items()}
+        return {"from": origin.number, **means}
+
+    def _shown_polish(self) -> list[dict[str, Any]]:
+        """Show the finalists' descents, and whether their ends were accepted; None while open."""
+        concluded = self.study.note("concluded") or {}
+        asks, shown = {e.number: e.ask for e in self.own}, []
+        for one in self.study.polished():
+            ends = [
+                e.digest
+                for e in self.evaluations
+                if e.role == POLISHED and asks.get(one.trial) in e.parents
+            ]
+            accepted = concluded.get("winner") in ends if self.concluded else None
+            shown.append({**_shown_descent(one.descent), "trial": one.trial, "accepted": accepted})
+        return shown
 
     def _place(self, digest: str) -> list[int] | None:
         """Which of how many trials had a recipe first, from 1; None of what the search never tried.

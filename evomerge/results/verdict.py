@@ -32,7 +32,7 @@ from evomerge.results.verdict_words import (
     with_notes,
 )
 from evomerge.results.written_numbers import short
-from evomerge.study.record import Evaluation
+from evomerge.study.record import POLISHED, Evaluation
 
 NOTHING = 0.1
 """A task's mean has fallen to nearly nothing below this share of the best parent's."""
@@ -60,6 +60,8 @@ def verdict_on(
     scores = evidence.scores(digest, split)
     assert scores is not None
     named = f"`{trial.name}`" if trial.name else f"trial {trial.number}"
+    if trial.role == POLISHED:
+        named = f"trial {trial.number} (polished from {trial.name})"
     found = Judgement(evidence, trial, named, split, scores.n, best, concluded and split == "test")
     # 2. an earlier stage whose winner is no worse stays the result
     kept = _kept_stage(found) if best else None

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evomerge.common.errors import InputError
 from evomerge.judging.selection import finalists
+from evomerge.study.record import POLISHED
 from evomerge.study.storage import close, describe, errors_explained, open_for_reading
 from evomerge.study.study import Study
 
@@ -46,8 +47,11 @@ def best_params(storage: str, name: str | None, count: int) -> list[Mapping[str,
 
 
 def best_own_params(study: Study, count: int) -> list[Mapping[str, Any]]:
-    """Return the genes of the best search trials of one of evomerge's studies, best first."""
-    own = [e for e in study.evaluations() if e.optimizers_own and not e.estimated]
+    """Return the genes of the best search trials of one of evomerge's studies, best first; ends of
+    a polish are among them.
+    """
+    found = [e for e in study.evaluations() if e.optimizers_own or e.role == POLISHED]
+    own = [e for e in found if not e.estimated]
     return [evaluation.params for evaluation in finalists(own, count)]
 
 

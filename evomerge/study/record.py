@@ -11,6 +11,9 @@ import numpy as np
 
 from evomerge.judging.answer_facts import AnswerFacts
 
+POLISHED = "polished"
+"""The role of the end of a polish on the search split: no trial of the optimizer's."""
+
 
 @dataclass(frozen=True)
 class RungResult:
@@ -57,9 +60,10 @@ class Evaluation:
     """The recipe as plain JSON data."""
     role: str = "search"
     """`search`: the optimizer's own trial; `parent`, `baseline`: a named reference; `finalist`: a
-    search trial's recipe measured on a later split."""
+    search trial's recipe measured on a later split; `polished`: where a finalist's polish ended."""
     name: str | None = None
-    """For parents and baselines: `base`, `math`, `ties default`."""
+    """For parents and baselines: `base`, `math`, `ties default`; of a polish: `trial 12`, where it
+    began."""
     value: float | None = None
     """The objective's value, larger is better; None when the evaluation failed."""
     se: float | None = None
@@ -85,9 +89,9 @@ class Evaluation:
     reason: str | None = None
     """Why it failed; None when it did not."""
     params: Mapping[str, bool | float | int | str] = field(default_factory=dict)
-    """Gene → natural value (search trials only)."""
+    """Gene → natural value (search trials, and ends of a polish)."""
     genome: np.ndarray | None = None
-    """float64 [genes], the whole raw vector (search trials only)."""
+    """float64 [genes], the whole raw vector (search trials, and ends of a polish)."""
     ask: int | None = None
     """The optimizer's ask index."""
     tells: int | None = None
@@ -164,6 +168,21 @@ class DescentRecord:
     def checked(self) -> bool:
         """Whether the documents held back were looked at where it is."""
         return bool(self.checks) and self.checks[-1][0] == self.step
+
+
+@dataclass(frozen=True)
+class PolishRecord:
+    """A gradient descent from a finalist, as JSON data.
+
+    Attributes:
+        trial: the finalist's number, as a search trial.
+        options: how it descends, and by which loss.
+        descent: how far it has come.
+    """
+
+    trial: int
+    options: Mapping[str, Any]
+    descent: DescentRecord
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from evomerge.study import codec
 from evomerge.study.access import Access, OutagePolicy
 from evomerge.study.identity import as_json, check_identity
 from evomerge.study.lock import Driver, driver_of
-from evomerge.study.record import DescentRecord, Evaluation, Marker
+from evomerge.study.record import DescentRecord, Evaluation, Marker, PolishRecord
 from evomerge.study.storage import describe, quiet
 from evomerge.study.trial import FINISHED, Genes, from_trial, to_trial, utc
 
@@ -34,6 +34,8 @@ PACKED = {"packed": True}
 """Stands in the place of a note that is too long to be shown."""
 DESCENTS = "descents"
 """The note that holds gradient descents."""
+POLISH = "polish"
+"""The note that holds gradient descents from finalists."""
 KNOWN_AT_START = "known_at_start"
 """The note of what the optimizer began with."""
 WITHDRAWN = "withdrawn"
@@ -348,6 +350,21 @@ class Study:
             InputError: the storage cannot be written.
         """
         self.set_note(DESCENTS, [asdict(one) for one in descents])
+
+    def polished(self) -> list[PolishRecord]:
+        """The gradient descents from finalists, after the search."""
+        return [
+            PolishRecord(one["trial"], one["options"], DescentRecord(**one["descent"]))
+            for one in self.note(POLISH) or []
+        ]
+
+    def set_polished(self, polished: Sequence[PolishRecord]) -> None:
+        """Keep how far the polish has come; replaces what was kept.
+
+        Raises:
+            InputError: the storage cannot be written.
+        """
+        self.set_note(POLISH, [asdict(one) for one in polished])
 
     def known_at_start(self) -> dict[str, list[float]] | None:
         """Digest → genome of what the optimizer was told before its first ask, in this order.

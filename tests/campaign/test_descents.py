@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 
 import numpy as np
 import pytest
 import tiny
-import torch
 import yaml
 from executors import crash
+from planted import choose_as
 from running import evaluations, facts, run
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import CandidateError, EvomergeError, InputError
@@ -199,17 +197,3 @@ def test_where_targets_are_wrong_the_end_is_scored_lower_and_the_search_begins_e
     center = np.mean([e.genome for e in others[1:]], axis=0)
     at_base = np.array(open_run(out)[1].known_at_start()[base.digest])
     assert np.linalg.norm(center - at_base) < np.linalg.norm(center - end.genome)
-
-
-def choose_as(folder, **models):
-    """Write into the task's documents, by field, which option a model thinks likeliest."""
-    place = folder / "tasks" / "pick.jsonl"
-    documents = [json.loads(line) for line in place.read_text().splitlines()]
-    for field, name in models.items():
-        model = AutoModelForCausalLM.from_pretrained(folder / "models" / name).float()
-        tokenizer = AutoTokenizer.from_pretrained(folder / "models" / name)
-        for document in documents:
-            question = torch.tensor([tokenizer.encode(document["q"], add_special_tokens=False)])
-            options = tokenizer.convert_tokens_to_ids(document["options"])
-            document[field] = int(model(question).logits[0, -1, options].argmax())
-    place.write_text("".join(json.dumps(document) + "\n" for document in documents))

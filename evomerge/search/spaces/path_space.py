@@ -13,6 +13,7 @@ from evomerge.config import TokenizerConfig
 from evomerge.methods import find_method
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Merge, MergeCoefficient, Recipe, Slot
+from evomerge.search.frank_wolfe import Vertices
 from evomerge.search.spaces.genes import Gene, Genome
 from evomerge.search.spaces.paths import MERGED, Layer, LayerPaths
 from evomerge.search.spaces.space import Derivatives, Space
@@ -131,6 +132,15 @@ class PathSpace(Space):
                 of_layers[inner] = of_layers.get(inner, 0.0) + value
         found[: self._split] = self._weights.pull_back(genome[: self._split], of_layers)
         return found
+
+    @override
+    def vertices(self) -> Vertices | None:
+        inner = self._weights.vertices() if self._weights else None
+        if inner is None:
+            return None
+        points = np.tile(self.initial, (len(inner.points), 1))
+        points[:, : self._split] = inner.points
+        return Vertices(points, inner.blocks)
 
     @override
     def parents(self) -> dict[str, Recipe]:

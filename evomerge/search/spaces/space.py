@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from evomerge.common.errors import InputError
 from evomerge.recipe import Merge, MergeCoefficient, Recipe
+from evomerge.search.frank_wolfe import Vertices
 from evomerge.search.spaces.genes import Domain, Genome
 
 Derivatives = Mapping[MergeCoefficient, float]
@@ -65,6 +66,12 @@ class Space(Domain):
                 if key in above and key in below:
                     found[index] += value * (above[key] - below[key]) / width
         return found
+
+    def vertices(self) -> Vertices | None:
+        """Each model alone as a point between which Frank-Wolfe steps move, and the genes that they
+        move; None where experts have no weights of their own.
+        """
+        return None
 
     def encode(self, recipe: Recipe) -> Genome:
         """The genome whose recipe is the given one; values out of bounds go to the nearest.

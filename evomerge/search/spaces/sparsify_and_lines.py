@@ -15,6 +15,7 @@ from evomerge.methods import Method
 from evomerge.methods.core.lines_in_recipes import scaled_by_depth
 from evomerge.methods.core.sparsify_in_recipes import check_kind, sparsified
 from evomerge.recipe import Merge, MergeCoefficient, Recipe
+from evomerge.search.frank_wolfe import Vertices
 from evomerge.search.spaces.genes import Gene, Genome
 from evomerge.search.spaces.space import Derivatives, Space
 from evomerge.search.spaces.weights import WeightSpace
@@ -75,6 +76,15 @@ class _Wrapped(Space):
         found = np.zeros(self.dimension)
         found[self._inside] = self.inner.pull_back(self.inside(genome), derivatives)
         return found
+
+    @override
+    def vertices(self) -> Vertices | None:
+        inner = self.inner.vertices()
+        if inner is None:
+            return None
+        points = np.tile(self.initial, (len(inner.points), 1))
+        points[:, self._inside] = inner.points
+        return Vertices(points, [self._inside[block] for block in inner.blocks])
 
     @override
     def point_of(self, recipe: Recipe) -> Genome | None:

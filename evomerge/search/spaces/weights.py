@@ -19,6 +19,7 @@ from evomerge.methods import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
 from evomerge.recipe import BASE, Merge, MergeCoefficient, Recipe
+from evomerge.search.frank_wolfe import Vertices
 from evomerge.search.spaces.bounds import Searched, read_tuning
 from evomerge.search.spaces.genes import Condition, Gene, Genome, Value
 from evomerge.search.spaces.given_back import gives_source
@@ -299,6 +300,28 @@ class WeightSpace(Space):
             total = math.fsum(derivatives.get(key, 0.0) for key in keys)
             found[index] = total * gene.slope(genome[index])
         return found
+
+    @override
+    def vertices(self) -> Vertices | None:
+        # 1. the genes of weights by expert, group by group
+        place = {gene.name: index for index, gene in enumerate(self.genes)}
+        weights = {
+            place[name]: coefficient
+            for name, coefficient in self._coefficients.items()
+            if coefficient.parameter == "weight" and coefficient.expert is not None
+        }
+        if len({one.expert for one in weights.values()}) < len(self._experts):
+            return None
+        # 2. each model alone: weight 1 for its own task vector, 0 for the others'
+        points = np.tile(self.initial, (1 + len(self._experts), 1))
+        for row, name in enumerate([BASE, *self._experts]):
+            for index, coefficient in weights.items():
+                points[row, index] = self.genes[index].unit(float(coefficient.expert == name))
+        # 3. what moves together
+        by_group: dict[int, list[int]] = {}
+        for index, coefficient in weights.items():
+            by_group.setdefault(coefficient.group, []).append(index)
+        return Vertices(points, [np.array(block) for block in by_group.values()])
 
     @override
     def encode(self, recipe: Recipe) -> Genome:
