@@ -15,12 +15,14 @@ from evomerge.cli.shared import (
     exit_codes,
     hint,
     load,
+    note,
     resumable,
     show,
     stderr,
     waiting,
 )
 from evomerge.common.errors import InputError
+from evomerge.common.extras import has, how_to_install
 
 if TYPE_CHECKING:
     from evomerge.config import CampaignConfig
@@ -95,3 +97,5 @@ def _compare(
     show(comparison, as_json, comparison_table)
     for path in written:
         hint(path)
+    if not has("matplotlib"):
+        note(f"without matplotlib there is no compare.png; {how_to_install('compare')}")

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evomerge.common.errors import InputError
+from evomerge.common.extras import has
 from evomerge.compare.figure import interactive, references, save_picture, title
 from evomerge.report.pages.report import asset, page_environment
 from evomerge.results.written_numbers import short, span
@@ -24,6 +25,8 @@ TEMPLATE = "compare.html.j2"
 def write_comparison(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write `compare.html`, `compare.png` and `compare.json` into the folder.
 
+    The picture is left out where matplotlib is not installed.
+
     Raises:
         InputError: the folder cannot be written.
     """
@@ -31,10 +34,11 @@ def write_comparison(comparison: Mapping[str, Any], folder: Path) -> list[Path]:
     try:
         data.write_text(json.dumps(comparison, indent=1), encoding="utf-8")
         page.write_text(comparison_page(comparison), encoding="utf-8")
-        save_picture(comparison, picture)
+        if draws := has("matplotlib"):
+            save_picture(comparison, picture)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be written ({error.strerror})") from None
-    return [page, picture, data]
+    return [page, picture, data] if draws else [page, data]
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> RenderableType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 import plotly.graph_objects as go
 
-from evomerge.common.errors import InputError
+from evomerge.common.extras import require
 from evomerge.report.all_figures import Figure, view_of
 from evomerge.report.figures.style import COLORS, FAINT, shown
 from evomerge.study.storage import close, errors_explained, open_for_writing
@@ -31,12 +31,9 @@ def save_figures(study: Study, storage: str) -> list[str]:
     Raises:
         InputError: optuna-dashboard is not installed, or the storage cannot be written.
     """
-    try:
-        from optuna_dashboard import save_plotly_graph_object
-    except ImportError:
-        raise InputError(
-            "--to-optuna-dashboard needs optuna-dashboard: pip install 'evomerge[dashboard]'"
-        ) from None
+    require("optuna_dashboard", "dashboard", "--to-optuna-dashboard")
+    from optuna_dashboard import save_plotly_graph_object
+
     figures = list(view_of(study).figures)
     rdb = open_for_writing(storage)
     try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 
-from evomerge.common.errors import InputError
+from evomerge.common.extras import require
 from evomerge.common.plugins import check_options
 from evomerge.config import CampaignConfig, PlugConfig
 from evomerge.trackers.base import REGISTRY, Tracker
@@ -38,8 +37,6 @@ def build_tracker(config: PlugConfig, where: str) -> Tracker:
     """
     name = config.kind
     kind = REGISTRY.find(name, where)
-    if kind.needs and importlib.util.find_spec(kind.needs) is None:
-        raise InputError(
-            f"{where}: {name} needs the package {kind.needs}; pip install 'evomerge[{name}]'"
-        )
+    if kind.needs:
+        require(kind.needs, name, f"{where}: {name}")
     return kind(**check_options(kind, config.options, where, of=name))

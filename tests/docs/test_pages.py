@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import re
-import shlex
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-import typer
 import yaml
+from pages import ROOT, blocks
 
-from evomerge.cli import app
 from evomerge.config import CampaignConfig, load_campaign, parse_campaign
 from evomerge.judging.scores import Scores
 from evomerge.mergekit import from_mergekit
 from evomerge.search.optimizers import base
 from evomerge.search.spaces.genes import Domain, Gene
 
-ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
-import rooms  # noqa: E402
-
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+import rooms
 
 
-def blocks(language, pages=PAGES):
-    """(page and line, text) of every fenced block in a language."""
-    for page in pages:
-        text = page.read_text()
-        for found in re.finditer(rf"^( *)```{language}\n(.*?)^ *```$", text, re.M | re.S):
-            line = text[: found.start()].count("\n") + 1
-            body = re.sub(f"^{found[1]}", "", found[2], flags=re.M)
-            yield pytest.param(body, id=f"{page.relative_to(ROOT)}:{line}")
-
-
-def commands():
-    for block in blocks("console"):
-        for line in block.values[0].splitlines():
-            if line.startswith("evomerge "):
-                yield pytest.param(line, id=f"{block.id} {line[:40]}")
-
-
-@pytest.mark.parametrize("text", blocks("yaml"))
-def test_yaml_is_a_campaign_a_part_of_one_a_task_or_mergekits(text):
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_yaml_is_a_campaign_a_part_of_one_a_task_or_mergekits(block):
+    text = block.text
     data = yaml.safe_load(text)
     if "merge_method" in data:
         from_mergekit(text, "the page")
@@ -64,13 +41,6 @@ def test_yaml_is_a_campaign_a_part_of_one_a_task_or_mergekits(text):
     parse_campaign(whole, "the page")
 
 
-@pytest.mark.parametrize("line", commands())
-def test_commands_have_the_options_that_they_are_shown_with(line):
-    name, *arguments = shlex.split(line, comments=True)[1:]
-    command = typer.main.get_command(app).commands[name]
-    command.make_context(name, arguments)
-
-
 def test_contributing_says_where_things_live_in_the_rooms_own_words():
     text = rooms.GUIDE.read_text(encoding="utf-8")
     assert rooms.with_table(text) == text, "run: python docs/rooms.py"
@@ -82,8 +52,8 @@ def test_every_file_says_what_it_is_for():
 
 
 def test_the_tutorials_campaign_is_the_quickstarts():
-    [tutorial] = blocks("yaml", [ROOT / "docs/tutorial.md"])
-    shown = parse_campaign(yaml.safe_load(tutorial.values[0]), "the tutorial")
+    [tutorial] = blocks("yaml", pages=[ROOT / "docs/tutorial.md"])
+    shown = parse_campaign(yaml.safe_load(tutorial.text), "the tutorial")
     quickstart = ROOT / "search_spaces/quickstart/quickstart.yaml"
     paths = {"models": {"base", "experts"}, "fitness": {"include_path"}}
     assert shown.model_dump(exclude=paths) == load_campaign(quickstart).model_dump(exclude=paths)
@@ -92,8 +62,8 @@ def test_the_tutorials_campaign_is_the_quickstarts():
 @pytest.fixture
 def hill_climber(tmp_path, monkeypatch):
     """The module that the how-to shows."""
-    [shown] = blocks("python", [ROOT / "docs/how-to/add-an-optimizer.md"])
-    (tmp_path / "hill_climber.py").write_text(shown.values[0])
+    [shown] = blocks("python", pages=[ROOT / "docs/how-to/add-an-optimizer.md"])
+    (tmp_path / "hill_climber.py").write_text(shown.text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(base.REGISTRY, "known", base.optimizers())
     yield importlib.import_module("hill_climber")
