@@ -40,6 +40,6 @@ def test_a_campaign_on_ray_is_refused_at_once_where_ray_is_missing(
 def test_every_extra_that_a_message_names_is_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     source = "\n".join(file.read_text() for file in (ROOT / "evomerge").rglob("*.py"))
-    named = re.findall(r'require\(\s*"\w+",\s*"(\w+)"|how_to_install\("(\w+)"', source)
+    named = re.findall(r"""require\(\s*"\w+",\s*"(\w+)"|how_to_install\(['"](\w+)""", source)
     assert {first or second for first, second in named} >= {"ray", "compare", "dashboard"}
     assert {a or b for a, b in named} <= set(project["optional-dependencies"])
