@@ -25,7 +25,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY evomerge ./evomerge
 COPY search_spaces/quickstart ./search_spaces/quickstart
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[ray,compare]'
+    && /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[compare]'
 
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/evomerge \

@@ -17,7 +17,6 @@ from evomerge.campaign.initial_points import (
 )
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
-from evomerge.common.extras import require
 from evomerge.config import (
     AUDIT,
     SPLITS,
@@ -203,8 +202,6 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     wanted = config.fitness.objective
     find_objective(wanted.kind, "fitness.objective", wanted.options)
     trackers = build_trackers(config)
-    if config.workers.on_ray:
-        require("ray", "ray", "workers: more than one worker, or kind ray,")
     # 2. Models and space.
     models = check_configs_only(config.models) if unread else None
     models = models or check_models(with_recipes_made(config.models))

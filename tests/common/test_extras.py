@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.common.extras import has, require
-from evomerge.config import load_campaign
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,21 +23,9 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(monkeypatch):
         require("wandb", "wandb", "trackers.0: wandb")
 
 
-@pytest.mark.parametrize("workers", ["workers.count=2", "workers.kind=ray"])
-def test_a_campaign_on_ray_is_refused_at_once_where_ray_is_missing(
-    tiny_folder, monkeypatch, workers
-):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    config = load_campaign(
-        tiny_folder / "campaign.yaml", [workers, "workers.isolated=true", "models.base=nowhere"]
-    )
-    with pytest.raises(InputError, match=r"workers: .* needs the package ray; .*evomerge\[ray\]"):
-        prepare(config)
-
-
 def test_every_extra_that_a_message_names_is_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     source = "\n".join(file.read_text() for file in (ROOT / "evomerge").rglob("*.py"))
     named = re.findall(r"""require\(\s*"\w+",\s*"(\w+)"|how_to_install\(['"](\w+)""", source)
-    assert {first or second for first, second in named} >= {"ray", "compare", "dashboard"}
+    assert {first or second for first, second in named} >= {"compare", "dashboard"}
     assert {a or b for a, b in named} <= set(project["optional-dependencies"])
