@@ -22,7 +22,7 @@ from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import EvomergeError
 from evomerge.config import DescentOptions
-from evomerge.search.descent import Batches, begin, looked, stepped
+from evomerge.search.descent import Batches, begin, looked, scales, stepped
 from evomerge.study.record import DescentRecord
 from evomerge.study.study import Study
 from evomerge.workers.job import Executor, Job, Outcome
@@ -243,7 +243,17 @@ def with_ends(setup: Setup, study: Study) -> Setup:
     records = study.descents()
     if not records or any(one.done is None for one in records):
         return setup
-    return setup.with_starts([np.array(one.best) for one in records])
+    return setup.with_starts([np.array(one.best) for one in records], study.scales())
+
+
+def note_scales(record: Recorder) -> None:
+    """Note how far genes may vary at first around the descents' ends, unless all is to be plain.
+
+    Studies without the note were begun with nothing, and go on so.
+    """
+    if not record.setup.config.optimizer.plain and record.study.scales() == []:
+        found = map(scales, record.study.descents())
+        record.study.set_scales([None if one is None else one.tolist() for one in found])
 
 
 def _cost(job: Job) -> int:

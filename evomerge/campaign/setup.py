@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from evomerge.campaign.initial_points import (
     check_descents,
     check_polish,
@@ -125,11 +127,20 @@ class Setup:
         _check_search(setup)
         return setup
 
-    def with_starts(self, genomes: Sequence[Genome]) -> Setup:
-        """The same set-up with a new optimizer, which tries these genomes before all others."""
+    def with_starts(
+        self, genomes: Sequence[Genome], scales: Sequence[Sequence[float] | None] = ()
+    ) -> Setup:
+        """The same set-up with a new optimizer, which tries these genomes before all others.
+
+        Args:
+            genomes: to try first.
+            scales: how far each gene may vary around each of them, where that is known.
+        """
         space = copy.copy(self.space)
         unique = {genome.tobytes(): genome for genome in (*genomes, *space.starts)}
         space.starts = tuple(unique.values())
+        known = zip(genomes, scales, strict=False)
+        space.scales = {at.tobytes(): np.array(scale) for at, scale in known if scale}
         optimizer = build_optimizer(self.config.optimizer, space, self.config.seed)
         return replace(self, space=space, optimizer=optimizer)
 

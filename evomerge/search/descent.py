@@ -13,6 +13,8 @@ from evomerge.study.record import DescentRecord
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+WIDEST = 3.0
+"""A gene varies at most so many times as much, or as little, as the median of all."""
 _DESCENT = 0xDE5CE27
 """Keys the randomness of descents, apart from the optimizer's."""
 
@@ -45,6 +47,25 @@ def stepped(record: DescentRecord, gradient: NDArray[np.float64], rate: float) -
         mean=mean.tolist(),
         square=square.tolist(),
     )
+
+
+def scales(record: DescentRecord) -> NDArray[np.float64] | None:
+    """How far each gene may vary around a descent's end, relative to the others, (dimension,).
+
+    vᵢ^(−1/4), of Adam's second moment v: the square root of Adam's own preconditioner. Gradients of
+    mini-batches are large along genes of which the loss is sure, which a search must vary little.
+    Divided by the median, kept within a factor of `WIDEST` of it, and brought to a geometric mean
+    of 1, so that the volume stays; genes without a gradient have 1. None where none had any.
+    """
+    square = np.array(record.square)
+    moved = square > 0
+    if not moved.any():
+        return None
+    found = np.ones(len(square))
+    own = square[moved] ** -0.25
+    own = np.clip(own / np.median(own), 1 / WIDEST, WIDEST)
+    found[moved] = own / np.exp(np.log(own).mean())
+    return found
 
 
 def looked(record: DescentRecord, loss: float, steps: int, patience: int) -> DescentRecord:

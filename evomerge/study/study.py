@@ -34,6 +34,8 @@ PACKED = {"packed": True}
 """Stands in the place of a note that is too long to be shown."""
 DESCENTS = "descents"
 """The note that holds gradient descents."""
+SCALES = "scales_at_start"
+"""The note that says how far genes vary at first around the ends of descents."""
 POLISH = "polish"
 """The note that holds gradient descents from finalists."""
 KNOWN_AT_START = "known_at_start"
@@ -350,6 +352,18 @@ class Study:
             InputError: the storage cannot be written.
         """
         self.set_note(DESCENTS, [asdict(one) for one in descents])
+
+    def scales(self) -> list[list[float] | None]:
+        """How far genes may vary at first around the end of each of `descents`; empty: unknown."""
+        return self.note(SCALES) or []
+
+    def set_scales(self, scales: Sequence[list[float] | None]) -> None:
+        """Keep how far genes may vary at first.
+
+        Raises:
+            InputError: the storage cannot be written.
+        """
+        self.set_note(SCALES, list(scales))
 
     def polished(self) -> list[PolishRecord]:
         """The gradient descents from finalists, after the search."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge.search.descent import Batches, begin, looked, stepped
+from evomerge.search.descent import Batches, begin, looked, scales, stepped
 from evomerge.study.record import DescentRecord
 
 ITEMS = {"a": [f"a{i}" for i in range(20)], "b": [f"b{i}" for i in range(7)]}
@@ -59,3 +59,18 @@ def test_documents_are_fresh_and_apart_from_those_held_back():
 def test_a_task_of_one_document_does_for_both():
     batches = Batches({"a": ["x"]}, batch=30, held_back=0.2, seed=[0, 0])
     assert (batches.held, batches.at(3)) == ({"a": ["x"]}, {"a": ["x"]})
+
+
+def test_genes_with_large_gradients_vary_less_around_the_end():
+    record = begin("uniform", np.full(5, 0.5))
+    assert scales(record) is None
+    for sign in (1, -1, 1, 1):
+        gradient = sign * np.array([4.0, 16.0, 64.0, 0.0, 1e9])
+        record = stepped(record, gradient, 0.01)
+    found = scales(record)
+    # the fourth root of the second moment, g², is √g; a gene without a gradient has 1
+    assert found[0] / found[1] == pytest.approx(2)
+    assert found[3] == 1
+    # no gene varies by more than a factor of 3 more or less than the median, 3/16
+    assert found[4] / found[1] == pytest.approx(3 / 16 / 3 / (1 / 4))
+    assert np.exp(np.log(found).mean()) == pytest.approx(1)

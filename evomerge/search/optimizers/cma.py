@@ -32,7 +32,9 @@ class CmaEs(Optimizer):
     restart do not enter the restarted distribution. Failures rank last (+inf).
 
     Where something is known, or was tried first (`initial`), the distribution begins at the best of
-    it, with step `near`: openings choose the beginning, and are no samples of it.
+    it, with step `near`: openings choose the beginning, and are no samples of it. Where that is the
+    end of a gradient descent, and no gene has levels, genes along which gradients were large vary
+    less at first than the others: the covariance begins diagonal, at `search.descent.scales`.
 
     Where a gene has levels, CatCMA with margin (Hamano et al. 2025, arXiv:2504.07884) takes the
     place of CMA-ES: whole numbers keep a margin of probability beside the mean's level, choices
@@ -71,6 +73,7 @@ class CmaEs(Optimizer):
         self._restarts = 0
         self._restarted_at = 0
         self._arrived: list[tuple[Genome, float]] = []
+        self._scale: Genome | None = None
         self._strategy = self._start(np.clip(domain.initial, EDGE, 1 - EDGE), sigma)
 
     @override
@@ -85,13 +88,16 @@ class CmaEs(Optimizer):
             return False
         self._best = scores.best_key, genome
         self._arrived = []
+        mixed = self.domain.discrete.any()
+        self._scale = None if mixed else self.domain.scales.get(genome.tobytes())
         self._strategy = self._start(np.clip(genome, EDGE, 1 - EDGE), self._near)
         return True
 
     @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
         self._strategy.reseed_rng(int(rng.generate_state(1)[0]))
-        return self._strategy.ask(), ()
+        sample = self._strategy.ask()
+        return (sample if self._scale is None else np.clip(sample * self._scale, 0, 1)), ()
 
     @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
@@ -104,7 +110,9 @@ class CmaEs(Optimizer):
         if proposal.tells < self._restarted_at:
             return
         # 2. losses: smaller is better, failures last
-        self._arrived.append((proposal.genome, -scores.fitness if scores else math.inf))
+        loss = -scores.fitness if scores else math.inf
+        sample = proposal.genome if self._scale is None else proposal.genome / self._scale
+        self._arrived.append((sample, loss))
         # 3. update with every λ results, and restart when the distribution has converged
         if len(self._arrived) == self._strategy.population_size:
             self._strategy.tell(self._arrived)
@@ -117,19 +125,22 @@ class CmaEs(Optimizer):
         self._restarts += 1
         self._restarted_at = self.tells + 1  # `tells` does not count this result yet
         self._population *= 2
+        self._scale = None
         rng = np.random.default_rng(self._random(self._restarts, stream=1))
         self._strategy = self._start(rng.random(self.domain.dimension), self._sigma)
 
     def _start(self, mean: Genome, sigma: float) -> CMA | SepCMA | MixedCMA:
+        """Begin a distribution over genomes divided by the scale, where its covariance is σ²·I."""
         # resampling until all genes fit is hopeless in high dimension; clip instead
         resampling = 10 if self.domain.dimension <= SEPARABLE_ABOVE else 1
         if self.domain.discrete.any():
             return MixedCMA(self.domain.genes, mean, sigma, self._population, resampling)
+        scale = np.ones(self.domain.dimension) if self._scale is None else self._scale
         kind = SepCMA if self.domain.dimension > SEPARABLE_ABOVE else CMA
         return kind(
-            mean=mean,
+            mean=mean / scale,
             sigma=sigma,
-            bounds=np.tile([0.0, 1.0], (self.domain.dimension, 1)),
+            bounds=np.tile([0.0, 1.0], (self.domain.dimension, 1)) / scale[:, None],
             n_max_resampling=resampling,
             seed=0,
             population_size=self._population,

@@ -111,6 +111,8 @@ class Domain:
         initial: where a search begins, shape (dimension,).
         starts: genomes to try before the optimizer's own proposals, in order.
         seeds: source name → the genome that stands for it, where there is one.
+        scales: of starts that gradients led to, by their bytes: how far each gene may vary there,
+            shape (dimension,), relative to the others.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Domain:
         self.initial = np.full(len(self.genes), 0.5) if initial is None else initial
         self.starts = tuple(starts)
         self.seeds = dict(seeds or {})
+        self.scales: Mapping[bytes, NDArray[np.float64]] = {}
 
     @property
     def dimension(self) -> int:

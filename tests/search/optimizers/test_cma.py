@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from cmaes import CatCMAwM, SepCMA
 from domains import box, build, choices, mixed, run, score, sphere
+from logistic import Logistic
 
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
+from evomerge.search.descent import scales
 from evomerge.search.optimizers.cma import CmaEs
 from evomerge.search.optimizers.parts.mixed_cma import CMAES, OF_CHOICES, MixedCMA
 from evomerge.search.spaces.genes import Condition, Domain, Gene
@@ -141,3 +143,55 @@ def test_fewer_than_two_genes_that_vary_are_refused():
     for domain in (box(1), Domain([Gene("x"), Gene("one", 3, 3, kind="int")])):
         with pytest.raises(InputError, match="at least two genes"):
             build("cma", domain)
+
+
+def with_scale(scale, dimension):
+    """A domain whose start is a descent's end."""
+    domain = box(dimension)
+    start = np.full(dimension, 0.5)
+    domain.starts, domain.scales = (start,), {start.tobytes(): scale}
+    return domain
+
+
+@pytest.mark.parametrize("dimension", [6, 250])
+def test_around_the_end_of_a_descent_genes_vary_by_their_scales(dimension):
+    scale = np.tile([0.5, 1.0, 2.0], dimension)[:dimension]
+    optimizer = build("cma", with_scale(scale, dimension), near=0.05)
+    optimizer.begin([])
+    optimizer.tell(optimizer.ask(0), Scores(1.0, 0.0, 1))
+    samples = np.array([optimizer.ask(index).genome for index in range(1, 400)])
+    np.testing.assert_allclose(samples.std(axis=0), 0.05 * scale, rtol=0.2)
+    assert samples.min() >= 0
+    assert samples.max() <= 1
+
+
+def test_a_search_that_began_scaled_is_replayed_exactly():
+    scale = np.array([0.5, 2.0, 1.0, 0.4, 2.5, 1.0])
+    optimizers = [build("cma", with_scale(scale, 6)) for _ in range(2)]
+    for optimizer in optimizers:
+        optimizer.begin([])
+    record = run(optimizers[0], [], 60)
+    for proposal, scores in record[:31]:
+        optimizers[1].tell(proposal, scores)
+    resumed = run(optimizers[1], record[:31], 60)
+    for (first, _), (second, _) in zip(record, resumed, strict=True):
+        np.testing.assert_array_equal(first.genome, second.genome)
+
+
+@pytest.mark.slow
+def test_scaled_by_gradients_a_search_finds_more_than_with_equal_steps():
+    """Of 24 made-up merges of 28 genes, 60 trials each: by about .007 of a score of .98."""
+    gains = []
+    for seed in range(24):
+        merge, best = Logistic(seed), []
+        record = merge.descent()
+        end = np.array(record.best)
+        for scale in (scales(record), None):
+            domain = Domain([Gene(f"g{i}") for i in range(merge.genes)], starts=(end,))
+            domain.scales = {} if scale is None else {end.tobytes(): scale}
+            optimizer = build("cma", domain, seed)
+            optimizer.begin([])
+            found = run(optimizer, [], 61, merge.scores)
+            best.append(max(scores.value for _, scores in found if scores))
+        gains.append(best[0] - best[1])
+    assert np.mean(gains) > 0.002
