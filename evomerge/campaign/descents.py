@@ -1,6 +1,7 @@
-"""Gradient descents before and after the search: chains of short jobs.
+"""Gradient descents before, in and after the search: chains of short jobs.
 
-Where those of `initial` end the optimizer tries first; those of `polish` begin at finalists.
+Where those of `initial` end the optimizer tries first; where those of proposals end is scored as
+their trials; those of `polish` begin at finalists.
 
 A job is one step's gradient, or one look at the documents held back. What came of it is in the
 study before the next begins, so that a kill loses at most the jobs in flight; several descents run
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.in_flight import ATTEMPTS, InFlight
 from evomerge.campaign.initial_points import descents_of, origin_of
 from evomerge.campaign.listener import Listener
@@ -22,14 +24,28 @@ from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import EvomergeError
 from evomerge.config import DescentOptions
-from evomerge.search.descent import Batches, begin, looked, scales, stepped
-from evomerge.study.record import DescentRecord
+from evomerge.search.descent import (
+    ALL_STEPS,
+    Batches,
+    begin,
+    is_behind,
+    looked,
+    pulled,
+    scales,
+    stepped,
+)
+from evomerge.study.record import Descend, DescentRecord
 from evomerge.study.study import Study
 from evomerge.workers.job import Executor, Job, Outcome
 from evomerge.workers.worker import MIXED, Gradient
 
 BACKWARD = 3
 """Items that a document of a step costs: a backward pass takes about two forward passes."""
+NO_ROOM = "the item budget has room for one trial more"
+BEHIND = "it was behind the others on the documents held back"
+IN_SEARCH = 1
+"""Keys the order of the documents of proposals' descents, apart from those before the search."""
+_OPTIONS = {field.name for field in fields(Descend)}
 
 
 @dataclass(frozen=True)
@@ -81,13 +97,7 @@ class Descents:
         self._record, self._executor, self._listener = record, executor, listener
         self._setup, self._log = record.setup, in_flight.log
         self._planned, self._keep, self._after = planned, keep, after
-        counted = {task.task: task.weight for task in self._setup.tasks if task.weight > 0}
-        total = sum(counted.values())
-        self._weights = {task: weight / total for task, weight in counted.items()}
-        items = {task: self._setup.items["search"][task] for task in counted}
-        self._batches = [
-            Batches(items, one.options.batch, one.options.held_back, one.seed) for one in planned
-        ]
+        self._chains = [Chain(self._setup, _asked_by(one.options), one.seed) for one in planned]
         self._records = [one.record for one in planned]
         self._running: set[int] = set()
 
@@ -144,33 +154,22 @@ class Descents:
                 continue
             if deadline is not None and time.monotonic() >= deadline:
                 continue
-            job = self._job(index)
+            job = self._chains[index].next_job(record)
             if not self._after and self._overspends(job):
-                self._end(index, "the item budget has room for one trial more")
+                self._end(index, NO_ROOM)
                 continue
             self._running.add(index)
-            self._executor.submit(job)
+            self._executor.submit(replace(job, ticket=index, last=record.attempts >= ATTEMPTS))
 
     def _overspends(self, job: Job) -> bool:
         """Say whether a job leaves no items for a trial."""
         budget, first = self._setup.config.budget.items, self._setup.first_rung
-        return budget is not None and self._record.spent + _cost(job) + first > budget
-
-    def _job(self, index: int) -> Job:
-        """The next job of a descent: a look, where one is due, or a step."""
-        record, options = self._records[index], self._planned[index].options
-        recipe = self._setup.space.decode(np.array(record.genome))
-        due = record.step % options.check == 0 or record.step == options.steps
-        last = record.attempts >= ATTEMPTS
-        if due and not record.checked:
-            return Job(index, recipe, "search", self._batches[index].held, last, task="losses")
-        batch, weights = self._batches[index].at(record.step), self._weights
-        return Job(index, recipe, "search", batch, last, task="gradient", task_weights=weights)
+        return budget is not None and self._record.spent + job.count_items({}) + first > budget
 
     def _take(self, outcome: Outcome) -> None:
         """Go on with a descent by what came of its job."""
         index = outcome.job.ticket
-        record, options = self._records[index], self._planned[index].options
+        record = self._records[index]
         if outcome.machine_fault:  # no attempt of the descent
             return
         if outcome.retryable and record.attempts < ATTEMPTS:
@@ -183,24 +182,10 @@ class Descents:
                 raise EvomergeError(f"{self._planned[index].where}: {outcome.reason}")
             self._end(index, str(outcome.reason))
             return
-        # 1. what it cost
-        cost = _cost(outcome.job)
-        self._record.spent += 0 if self._after else cost
+        self._record.spent += 0 if self._after else outcome.job.count_items({})
         self._log.record_engine_facts(found.facts)
-        record = replace(record, items=record.items + cost, attempts=0)
-        # 2. a look at the documents held back, or a step
-        loss = self._loss(found)
-        if outcome.job.task == "losses":
-            self._records[index] = looked(record, loss, options.steps, options.patience)
-        else:
-            record = replace(record, losses=[*record.losses, loss])
-            space, genome = self._setup.space, np.array(record.genome)
-            gradient = space.pull_back(genome, found.derivatives[MIXED])
-            self._records[index] = stepped(record, gradient, options.rate)
-            if not np.isfinite(gradient).all():
-                self._records[index] = replace(record, done="the gradient was not finite")
-        # 3. on record before anything follows from it
-        self._save()
+        self._records[index] = self._chains[index].after(record, outcome.job, found)
+        self._save()  # before anything follows from it
         if self._records[index].done:
             self._say(self._records[index])
 
@@ -217,12 +202,138 @@ class Descents:
             f"{record.step} ({record.items:,} items); {record.done}"
         )
 
-    def _loss(self, found: Gradient) -> float:
-        """The tasks' mean losses, weighted."""
-        return float(sum(w * found.losses[task].mean() for task, w in self._weights.items()))
-
     def _save(self) -> None:
         self._keep(self._records)
+
+
+class Chain:
+    """The jobs of one descent, in turn, and what follows from each.
+
+    Attributes:
+        asked: what it is to be.
+    """
+
+    def __init__(
+        self, setup: Setup, asked: Descend, seed: Sequence[int], order: Sequence[int] | None = None
+    ) -> None:
+        """Set the documents of its steps apart; `seed` and `order` as for `Batches`."""
+        self.asked, self._space = asked, setup.space
+        # 1. tasks count by their weights, beside one that may have a share of its own
+        counted = {task.task: task.weight for task in setup.tasks if task.weight > 0}
+        if asked.task in counted:
+            others = sum(weight for task, weight in counted.items() if task != asked.task)
+            factor = (1 - asked.share) / others if others else 0.0
+            shares = {task: weight * factor for task, weight in counted.items()}
+            counted = {**shares, asked.task: asked.share if others else 1.0}
+        total = sum(counted.values())
+        self._weights = {task: weight / total for task, weight in counted.items() if weight > 0}
+        # 2. documents of these tasks alone
+        items = {task: setup.items["search"][task] for task in self._weights}
+        self._batches = Batches(items, asked.batch, asked.held_back, seed, order)
+
+    def next_job(self, record: DescentRecord) -> Job:
+        """Make the job that comes next: a look, where one is due, or a step."""
+        recipe = self._space.decode(np.array(record.genome))
+        if self.asked.looks(record.step) and not record.checked:
+            return Job(0, recipe, "search", self._batches.held, task="losses")
+        batch, weights = self._batches.at(record.step), self._weights
+        return Job(0, recipe, "search", batch, task="gradient", task_weights=weights)
+
+    def after(self, record: DescentRecord, job: Job, found: Gradient) -> DescentRecord:
+        """Take in what a job found: a look at the documents held back, or a step."""
+        asked = self.asked
+        # 1. what it cost, and the tasks' mean losses, weighted
+        items = record.items + job.count_items({})
+        seconds = record.seconds + sum(found.seconds.values())
+        record = replace(record, items=items, seconds=seconds, attempts=0)
+        loss = float(sum(w * found.losses[task].mean() for task, w in self._weights.items()))
+        if job.task == "losses":
+            record = replace(record, held=job.count_items({}))
+            return looked(record, loss, asked.steps, asked.patience)
+        # 2. a step; without looks the best point is the last that had a gradient
+        genome = np.array(record.genome)
+        record = replace(record, losses=[*record.losses, loss])
+        gradient = self._space.pull_back(genome, found.derivatives[MIXED])
+        if not np.isfinite(gradient).all():
+            return replace(record, done="the gradient was not finite")
+        moved = stepped(record, pulled(record, gradient, asked), asked.rate)
+        if asked.check:
+            return moved
+        last = moved.step == asked.steps
+        best = replace(moved, best=moved.genome if last else record.genome)
+        best = replace(best, best_step=moved.step if last else record.step)
+        return replace(best, done=ALL_STEPS) if last else best
+
+
+class ProposedDescents:
+    """Brings the candidates whose proposals ask for a descent to its end."""
+
+    def __init__(self, record: Recorder, in_flight: InFlight) -> None:
+        """Begin with what the study knows of those in flight."""
+        self._record, self._in_flight = record, in_flight
+
+    def begin(self, candidate: Candidate) -> Candidate:
+        """Put a candidate where its descent has come to, which may be in flight from before."""
+        proposal = candidate.proposal
+        if proposal is None or proposal.descent is None:
+            return candidate
+        asked = proposal.descent
+        return self._at(candidate, candidate.descent or begin(asked.origin, proposal.genome, asked))
+
+    def start_job(self, candidate: Candidate) -> Candidate | None:
+        """Begin the next job of a candidate that descends.
+
+        Returns:
+            The candidate at the descent's end, where the item budget has no room for the job.
+        """
+        record = candidate.descent
+        assert record is not None
+        job = self._chain(candidate).next_job(record)
+        setup = self._record.setup
+        budget = setup.config.budget.items
+        # what is recorded or in flight, this job, and the first rung of its end
+        own = record.items + job.count_items({}) + setup.first_rung
+        wanted = self._record.spent + self.begun_items + own
+        if budget is not None and wanted > budget:
+            return self._at(candidate, replace(record, done=NO_ROOM))
+        self._in_flight.submit(candidate, job)
+        return None
+
+    @property
+    def begun_items(self) -> int:
+        """What candidates in flight are asked for by now: by descents, and on a first rung."""
+        descents = sum(one.descent.items for one in self._in_flight.begun() if one.descent)
+        return descents + len(self._in_flight) * self._record.setup.first_rung
+
+    def take(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Go on with a candidate by what came of a job of its descent, and write it down."""
+        record, found = candidate.descent, outcome.gradient
+        assert record is not None
+        if found is None:  # the best point by now is scored; it says what is wrong, if it is
+            record = replace(record, done=str(outcome.reason))
+        else:
+            record = self._chain(candidate).after(record, outcome.job, found)
+            others = [one.descent for one in self._record.trials if one.descent]
+            if record.done is None and is_behind(record, others):
+                record = replace(record, done=BEHIND)
+        self._in_flight.keep(self._at(replace(candidate, attempt=1), record))
+
+    def _chain(self, candidate: Candidate) -> Chain:
+        record, proposal = candidate.descent, candidate.proposal
+        assert record is not None
+        assert record.asked is not None
+        assert proposal is not None
+        seed = self._record.setup.config.seed
+        return Chain(self._record.setup, record.asked, [seed], [seed, IN_SEARCH, proposal.ask])
+
+    def _at(self, candidate: Candidate, record: DescentRecord) -> Candidate:
+        """Put a candidate where its descent is; at its end, that is what the optimizer is told."""
+        genome = np.array(record.best if record.done else record.genome)
+        proposal = candidate.proposal
+        if proposal is not None and record.done:
+            proposal = replace(proposal, genome=genome)
+        recipe = self._record.setup.space.decode(genome)
+        return replace(candidate, recipe=recipe, proposal=proposal, descent=record)
 
 
 def before_search(record: Recorder) -> list[Planned]:
@@ -256,7 +367,7 @@ def note_scales(record: Recorder) -> None:
         record.study.set_scales([None if one is None else one.tolist() for one in found])
 
 
-def _cost(job: Job) -> int:
-    """Items that a job costs."""
-    assert job.items is not None
-    return sum(map(len, job.items.values())) * (BACKWARD if job.task == "gradient" else 1)
+def _asked_by(options: DescentOptions) -> Descend:
+    """What a section of the campaign file asks for."""
+    given = options.model_dump(by_alias=False)
+    return Descend(**{"origin": "", **{key: given[key] for key in given if key in _OPTIONS}})

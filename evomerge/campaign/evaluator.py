@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from evomerge.campaign.candidate import Candidate
+from evomerge.campaign.descents import ProposedDescents
 from evomerge.campaign.event_log import EventLog
 from evomerge.campaign.failure_streak import CHECK, FailureStreak
 from evomerge.campaign.in_flight import InFlight
@@ -16,6 +17,7 @@ from evomerge.campaign.rungs import AllItems, Continue, Finished, Pruned
 from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.constraints import Items
 from evomerge.recipe import BASE
+from evomerge.search.optimizers import Proposal
 from evomerge.study.record import Evaluation, RungProgress
 from evomerge.workers.job import Executor
 
@@ -40,9 +42,26 @@ class Evaluator:
         self.rungs = AllItems()
         self._record, self._elsewhere = record, elsewhere
         self._streak = FailureStreak(record)
+        self._descents = ProposedDescents(record, self.in_flight)
+
+    @property
+    def begun_items(self) -> int:
+        """What candidates in flight are asked for by now: by descents, and on a first rung."""
+        return self._descents.begun_items
+
+    def candidate(self, proposal: Proposal) -> Candidate:
+        """Make a candidate of a proposal; it goes on where an earlier driver has come with it."""
+        recipe, progress = self._record.setup.space.decode(proposal.genome), self.rungs.begin()
+        candidate = Candidate(recipe, "search", "search", proposal=proposal, progress=progress)
+        return self._descents.begin(self.in_flight.with_previous_attempts(candidate))
 
     def start(self, candidate: Candidate) -> None:
         """Look the candidate up in this study, then in others, or put it to work."""
+        if candidate.descending:
+            end = self._descents.start_job(candidate)
+            if end is None:
+                return
+            candidate = end
         if candidate.role == CHECK:
             self.in_flight.start(candidate, self.rungs.items(candidate))
             return
@@ -75,6 +94,9 @@ class Evaluator:
         if ended is None:
             return
         candidate, outcome = ended
+        if candidate.descending:
+            self._descents.take(candidate, outcome)
+            return
         done = outcome.measurement
         if done is not None and candidate.role == CHECK:
             self._streak.cleared()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
+
+import numpy as np
 
 from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.event_log import EventLog
@@ -36,12 +38,16 @@ class InFlight:
         self.running: dict[int, Candidate] = {}
         self.waiting: dict[int, Candidate] = {}
         self._study, self._executor, self.log = study, executor, log
-        self._left = {(m.digest, m.split, m.ask): m for m in study.markers()}
+        self._left = {_key(m.digest, m.split, m.ask): m for m in study.markers()}
         self._taken: set[int | None] = {marker.slot for marker in self._left.values()}
 
     def __len__(self) -> int:
         """Number of candidates that have begun and are not on record."""
         return len(self.queue) + len(self.running) + len(self.waiting)
+
+    def begun(self) -> Iterator[Candidate]:
+        """The candidates that have begun and are not on record."""
+        return chain(self.queue, self.running.values(), self.waiting.values())
 
     @property
     def mostly_waiting(self) -> bool:
@@ -50,11 +56,15 @@ class InFlight:
 
     def left_over(self) -> list[Proposal]:
         """Return the proposals that the last driver had not recorded, in the order of the asks."""
-        found = [
-            Proposal(marker.ask, marker.tells or 0, marker.genome, marker.parents)
-            for marker in self._left.values()
-            if marker.ask is not None and marker.genome is not None
-        ]
+        found = []
+        for marker in self._left.values():
+            if marker.ask is None or marker.genome is None:
+                continue
+            genome, asked = marker.genome, None
+            if marker.descent is not None:  # the candidate goes on where that has come to
+                genome, asked = np.array(marker.descent.start), marker.descent.asked
+            tells = marker.tells or 0
+            found.append(Proposal(marker.ask, tells, genome, marker.parents, asked))
         return sorted(found, key=lambda proposal: proposal.ask)
 
     def enqueue(self, candidates: Iterable[Candidate]) -> None:
@@ -64,12 +74,15 @@ class InFlight:
     def with_previous_attempts(self, candidate: Candidate) -> Candidate:
         """Return the candidate with the attempts and the progress of earlier drivers."""
         ask = candidate.proposal.ask if candidate.proposal else None
-        marker = self._left.get((*candidate.key, ask))
+        marker = self._left.get(_key(*candidate.key, ask))
         if marker is None:
             return candidate
         attempt = min(marker.attempt + (not marker.not_counted), ATTEMPTS)
         progress = candidate.progress and (marker.progress or candidate.progress)
-        return replace(candidate, attempt=attempt, ticket=marker.slot, progress=progress)
+        descent = marker.descent or candidate.descent
+        return replace(
+            candidate, attempt=attempt, ticket=marker.slot, progress=progress, descent=descent
+        )
 
     def start(self, candidate: Candidate, items: Mapping[str, Sequence[str]] | None) -> None:
         """Mark a candidate, and submit it; or let it wait, while its recipe is being measured.
@@ -81,17 +94,25 @@ class InFlight:
         Args:
             items: task → ids to measure; None for all of the split.
         """
-        if any(one.key == candidate.key for one in self.running.values()):
+        if any(one.key == candidate.key and not one.descending for one in self.running.values()):
             self.waiting[self._mark(candidate, not_counted=True)] = candidate
             return
+        # a finalist that is a baseline is measured once, as either
+        wanted = candidate.role in ("finalist", "baseline") and candidate.split == "select"
+        recipe, split = candidate.recipe, candidate.split
+        self.submit(candidate, Job(0, recipe, split, items, record_weights=wanted))
+
+    def submit(self, candidate: Candidate, job: Job) -> None:
+        """Mark a candidate, and submit a job of it, which gets the marker's slot for a ticket."""
         last = candidate.attempt == ATTEMPTS
         ticket = self._mark(candidate, not_counted=self._executor.isolated or last)
         self.running[ticket] = candidate
-        # a finalist that is a baseline is measured once, as either
-        wanted = candidate.role in ("finalist", "baseline") and candidate.split == "select"
-        self._executor.submit(
-            Job(ticket, candidate.recipe, candidate.split, items, last, record_weights=wanted)
-        )
+        self._executor.submit(replace(job, ticket=ticket, last=last))
+
+    def keep(self, candidate: Candidate) -> None:
+        """Write down how far a candidate's descent has come; what follows is first in the queue."""
+        ticket = self._mark(candidate, not_counted=True)
+        self.queue.appendleft(replace(candidate, ticket=ticket))
 
     def wait(self) -> tuple[Candidate, Outcome] | None:
         """Wait for an outcome, and return it with its candidate; None if there is no final one.
@@ -111,8 +132,8 @@ class InFlight:
             return None
         if outcome.retryable:
             outcome = replace(outcome, reason=f"{outcome.reason} ({ATTEMPTS} attempts)")
-        elif outcome.measurement is not None:
-            self.log.record_engine_facts(outcome.measurement.facts)
+        elif found := outcome.measurement or outcome.gradient:
+            self.log.record_engine_facts(found.facts)
         return candidate, outcome
 
     def finish(self, ticket: int) -> Candidate:
@@ -150,6 +171,12 @@ class InFlight:
                 parents=proposal.parents if proposal else (),
                 progress=candidate.progress,
                 not_counted=not_counted,
+                descent=candidate.descent,
             )
         )
         return ticket
+
+
+def _key(digest: str, split: str, ask: int | None) -> tuple[str, str, int | None]:
+    """The key of a marker: an ask's is its index, for the recipe of a descent changes."""
+    return (digest if ask is None else "", split, ask)

@@ -35,7 +35,7 @@ from evomerge.study.storage import describe
 BEST_PARENT = "best_parent"
 """The origin of a descent that is the best of the parents on search."""
 _TRIED = 8
-"""Random genomes among which one must have a gradient, for a polish."""
+"""Random genomes among which one must have a gradient, where a descent may begin anywhere."""
 
 
 def initial_points(initial: Sequence[Start], space: Space, models: CheckedModels) -> list[Genome]:
@@ -65,11 +65,16 @@ def descents_of(initial: Sequence[Start]) -> dict[str, DescentConfig]:
     }
 
 
-def check_descents(config: CampaignConfig, space: Space, kinds: Mapping[str, str]) -> None:
+def check_descents(
+    config: CampaignConfig, space: Space, kinds: Mapping[str, str], proposed: bool
+) -> None:
     """Refuse gradient descents that cannot work here, before any model is built.
 
     Args:
+        config: the campaign.
+        space: whose genomes descend.
         kinds: task → lm-eval's output type.
+        proposed: the optimizer's proposals may ask for descents, too.
 
     Raises:
         InputError: an engine, a task, a method or a space without gradients, or no such origin;
@@ -80,6 +85,10 @@ def check_descents(config: CampaignConfig, space: Space, kinds: Mapping[str, str
         for name in space.seeds if descent.origin == BEST_PARENT else [descent.origin]:
             at = descent.model_copy(update={"origin": name})
             _check_genes(config, space, [origin_of(at, space, where, ())[1]], where)
+    if proposed:
+        where = f"optimizer.{'gradient' if 'gradient' in config.optimizer.options else 'kind'}"
+        _check_smooth(config, kinds, where)
+        _check_genes(config, space, _anywhere(config, space), where)
 
 
 def check_polish(
@@ -105,10 +114,13 @@ def check_polish(
             "polish out, or give an objective of one value (fitness.objective)"
         )
     _check_smooth(config, kinds, "polish")
-    # a finalist may be anywhere: some of these must have a gene with a gradient
+    _check_genes(config, space, _anywhere(config, space), "polish")
+
+
+def _anywhere(config: CampaignConfig, space: Space) -> list[Genome]:
+    """Genomes where a descent may begin: at one of them a gene must have a gradient."""
     rng = np.random.default_rng(config.seed & 0xFFFFFFFF)
-    anywhere = [space.initial, *space.seeds.values(), *rng.random((_TRIED, space.dimension))]
-    _check_genes(config, space, anywhere, "polish")
+    return [space.initial, *space.seeds.values(), *rng.random((_TRIED, space.dimension))]
 
 
 def _check_smooth(config: CampaignConfig, kinds: Mapping[str, str], where: str) -> None:

@@ -114,7 +114,7 @@ class Campaign:
         optimizer = self._setup.optimizer
         repeated = (proposed_again(trial, optimizer.tells) for trial in again)
         self._proposals = chain(left, repeated, map(optimizer.ask, asks))  # each when needed
-        self._run_until_idle(lambda: self._may_ask(deadline))
+        self._run_until_idle(lambda: self._may_ask(deadline), deadline)
 
     def _descend(self, deadline: float | None) -> None:
         """Run the gradient descents of `initial`; the optimizer tries first where they ended."""
@@ -132,25 +132,29 @@ class Campaign:
             note_scales(self._record)
             self._setup = self._record.setup = with_ends(self._setup, self._record.study)
 
-    def _run_until_idle(self, may_ask: Callable[[], bool] = lambda: False) -> None:
-        """Keep the workers busy until nothing is queued, in flight, or still to be asked for."""
+    def _run_until_idle(
+        self, may_ask: Callable[[], bool] = lambda: False, deadline: float | None = None
+    ) -> None:
+        """Keep the workers busy until nothing is queued, in flight, or still to be asked for.
+
+        Descents that go on at the deadline rest until the next session: they are on record.
+        """
         work = self._in_flight
         while work or may_ask() or self._evaluator.check_last_failures():
             while self._executor.free and (work.queue or may_ask()):
-                self._evaluator.start(work.queue.popleft() if work.queue else self._ask())
+                candidate = work.queue.popleft() if work.queue else self._ask()
+                if not candidate.descending or _in_time(deadline):
+                    self._evaluator.start(candidate)
             if work.running or not self._executor.free:
                 self._evaluator.wait()
 
-    def _may_ask(self, deadline: float | None) -> bool:
-        in_time = deadline is None or time.monotonic() < deadline
-        idle = self._in_flight.mostly_waiting  # asking more would only give more of the same
-        return in_time and not idle and self._record.budget_left(len(self._in_flight))
-
     def _ask(self) -> Candidate:
-        proposal = next(self._proposals)
-        recipe, progress = self._setup.space.decode(proposal.genome), self._evaluator.rungs.begin()
-        candidate = Candidate(recipe, "search", "search", proposal=proposal, progress=progress)
-        return self._in_flight.with_previous_attempts(candidate)
+        return self._evaluator.candidate(next(self._proposals))
+
+    def _may_ask(self, deadline: float | None) -> bool:
+        idle = self._in_flight.mostly_waiting  # asking more would only give more of the same
+        begun = len(self._in_flight), self._evaluator.begun_items
+        return _in_time(deadline) and not idle and self._record.budget_left(*begun)
 
     def _measure(self, phase: str, candidates: Sequence[Candidate]) -> None:
         """Measure what is not on record yet."""
@@ -191,3 +195,7 @@ class Campaign:
         polished = choice.polished_of(self._record, found)
         self._measure("polished on select", [finalist(end, "select") for end in polished])
         return choice.rank_on_select(self._record, [*found, *polished])[0]
+
+
+def _in_time(deadline: float | None) -> bool:
+    return deadline is None or time.monotonic() < deadline

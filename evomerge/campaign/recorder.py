@@ -14,6 +14,7 @@ from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.estimators import Estimates
 from evomerge.judging.scores import Judge
 from evomerge.judging.selection import by_preference
+from evomerge.search.descent import finished
 from evomerge.search.optimizers import replay
 from evomerge.study.judged import judge_on, judged, known_of, scores_of
 from evomerge.study.record import Evaluation, RungProgress
@@ -65,15 +66,19 @@ class Recorder:
             self.study.set_known_at_start(known)
         replay.begin(self.setup.optimizer, self.judge("search"), record, known)
 
-    def budget_left(self, begun: int = 0) -> bool:
+    def budget_left(self, begun: int = 0, items: int = 0) -> bool:
         """Tell whether there is budget for another trial, beside those that have begun.
 
         What these will be asked for on higher rungs is not known: items may be overspent by it.
+
+        Args:
+            begun: how many trials have begun.
+            items: what they are asked for by now.
         """
-        budget, first = self.setup.config.budget, self.setup.first_rung
+        budget = self.setup.config.budget
         if len(self.trials) + begun >= budget.trials:
             return False
-        return budget.items is None or self.spent + begun * first < budget.items
+        return budget.items is None or self.spent + items < budget.items
 
     def parents_by_score(self) -> list[str]:
         """The names of the parents that were scored on search, the best first."""
@@ -118,6 +123,7 @@ class Recorder:
         """
         estimates, proposal = estimates or {}, candidate.proposal
         genome = proposal.genome if proposal else candidate.genome
+        descent = finished(candidate.descent) if candidate.descent else None
         judge = self.judge(candidate.split)
         scores = None if reason is not None else scores_of(judge, progress.scores, estimates)
         evaluation = self.study.add(
@@ -145,9 +151,13 @@ class Recorder:
                 parents=proposal.parents if proposal else candidate.parents,
                 state=self.setup.optimizer.state() if proposal else {},
                 attempt=candidate.attempt,
-                seconds=progress.seconds,
+                seconds={
+                    **progress.seconds,
+                    **({"descent": descent.seconds} if descent else {}),
+                },
                 versions=self._versions,
                 weights=weights,
+                descent=descent,
             )
         )
         self.known[candidate.key] = evaluation

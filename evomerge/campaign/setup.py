@@ -155,11 +155,13 @@ class Setup:
             "genes": [gene.name for gene in self.space.genes],
             "initial": [content_digest(start.tolist()) for start in self.space.starts],
             **(
-                {
-                    "descents": [one.model_dump(mode="json") for one in descents.values()],
-                    "surrogate_loss": fitness.surrogate_loss.model_dump(mode="json"),
-                }
+                {"descents": [one.model_dump(mode="json") for one in descents.values()]}
                 if (descents := descents_of(config.initial))
+                else {}
+            ),
+            **(
+                {"surrogate_loss": fitness.surrogate_loss.model_dump(mode="json")}
+                if descents or self.optimizer.descends()
                 else {}
             ),
             "fitness": {
@@ -286,8 +288,8 @@ def _check_search(setup: Setup) -> None:
             "rungs out, or choose another metric"
         )
     kinds = {task.task: task.kind for task in setup.tasks if task.weight > 0}
-    check_descents(setup.config, setup.space, kinds)
     check_polish(setup.config, setup.space, kinds, setup.judge.goals)
+    check_descents(setup.config, setup.space, kinds, setup.optimizer.descends() is not None)
     setup.optimizer.check_goals(setup.judge.goals)
     setup.optimizer.check_budget(setup.most_trials)
     setup.optimizer.check_metrics([task.task for task in setup.tasks])

@@ -16,6 +16,7 @@ from evomerge.config import AUDIT, DescentOptions
 from evomerge.materialize.memory.layers import WeightKey, weight_key
 from evomerge.materialize.plan import plan
 from evomerge.recipe import Recipe
+from evomerge.study.record import Descend
 
 _SAMPLES = 32
 """Random recipes that show how long a space's paths are."""
@@ -62,9 +63,12 @@ def work_of(setup: Setup, trials: int) -> Work:
     }
     grid = {recipe.digest for recipe in setup.grid.values()} - references
     descents = [_descent(one) for one in descents_of(setup.config.initial).values()]
-    searched = trials * sizes["search"] + sum(part.items for part in descents)
     if budget.items is not None:
         trials = min(trials, math.ceil(budget.items / setup.first_rung))
+    if (found := setup.optimizer.descends()) is not None:
+        descents.append(_proposed(*found, trials, budget.items))
+    searched = trials * sizes["search"] + sum(part.items for part in descents)
+    if budget.items is not None:
         searched = min(searched, budget.items)
     before = len(references) + len(grid)
     later = len(references) + bool(grid)
@@ -92,11 +96,20 @@ def work_of(setup: Setup, trials: int) -> Work:
     )
 
 
-def _descent(config: DescentOptions) -> Part:
+def _descent(config: DescentOptions | Descend) -> Part:
     """Count a gradient descent of all its steps; documents of a backward pass as three."""
-    looks = 1 + math.ceil(config.steps / config.check)
+    looks = 1 + math.ceil(config.steps / config.check) if config.check else 0
     held = 2 * config.batch  # at most
     return Part(config.steps + 1, BACKWARD * config.batch * config.steps + looks * held)
+
+
+def _proposed(longest: Descend, share: float, trials: int, budget: int | None) -> Part:
+    """Count the descents of a share of the trials, as far as the budget of items is enough."""
+    each = _descent(longest)
+    times = share * trials
+    if budget is not None:
+        times = min(times, budget / each.items)
+    return Part(round(times * each.merges), round(times * each.items))
 
 
 @dataclass(frozen=True)

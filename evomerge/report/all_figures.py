@@ -9,7 +9,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 from evomerge.common.errors import InputError
-from evomerge.report.figures import ancestry, archive, coefficients, progress, running, scores
+from evomerge.report.figures import (
+    ancestry,
+    archive,
+    coefficients,
+    descents,
+    progress,
+    running,
+    scores,
+)
 from evomerge.report.tables import front_rows, listed_once
 from evomerge.results import REFERENCES, Results, shown_split
 from evomerge.results.ancestry import ancestry_summary, path_summary
@@ -18,6 +26,7 @@ from evomerge.results.coefficients import (
     population_coefficients,
     searched_bounds,
 )
+from evomerge.results.descents import descent_curves, score_curve
 from evomerge.results.population import (
     Population,
     grid_summary,
@@ -162,6 +171,33 @@ def _search(results: Results, view: StudyView) -> Iterator[Figure]:
         yield Figure("figure-progress", "Best so far, trial by trial", figure)
 
 
+def _descents(results: Results, view: StudyView) -> Iterator[Figure]:
+    curves = descent_curves(results.study, results.own)
+    if not curves:
+        return
+    trials = score_curve(results.study, results.own)
+    yield Figure(
+        "figure-descents",
+        "Gradient descents: loss and score over items",
+        descents.losses(curves, trials, _scale(view.facts)),
+        heading="loss and score",
+        note="above the loss held back, faint that of each step's documents; below the scores",
+    )
+    # the way to the best trial's genes, or else of the latest descent
+    number = view.best["trial"] if view.best else None
+    followed = [one for one in curves if one["genes"]]
+    shown = next((one for one in followed if number is not None and one["trial"] == number), None)
+    if shown := shown or (followed[-1] if followed else None):
+        names = results.study.identity["genes"]
+        yield Figure(
+            "figure-descent-genes",
+            "Genes over the steps of a descent",
+            descents.genes(shown, names),
+            heading="genes",
+            note=f"of the descent from {shown['from']}, at every look",
+        )
+
+
 def _failures(results: Results, view: StudyView) -> Iterator[Figure]:
     if view.status["failures"]:
         figure = running.failures(view.status["failures"])
@@ -270,6 +306,7 @@ _SECTIONS = {
     "front": _front,
     "tasks": _tasks,
     "search": _search,
+    "descents": _descents,
     "failures": _failures,
     "archive": _archive,
     "matrix": _matrix,

@@ -61,6 +61,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
             for one in status.get("descents", ())
         },
         **{f"polish of {one['from']}": polish_line(one) for one in status.get("polish", ())},
+        **proposed_rows(status.get("proposed_descents")),
         "items scored": f"{status['item_evaluations']:,}",
         "time in evaluations": f"{status['seconds']:.1f} s",
         **({} if status["state"] in AT_REST else {"time left": left_line(status)}),
@@ -85,6 +86,27 @@ def polish_line(one: Mapping[str, Any]) -> str:
     if one["accepted"] is not None:
         line += "; accepted" if one["accepted"] else "; not better on select"
     return line + (f"; {one['done']}" if one["done"] and not one["accepted"] else "")
+
+
+def proposed_rows(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """Say how the descents went that proposals asked for, and where those in flight are."""
+    if not found:
+        return {}
+    rows = {}
+    if found["trials"]:
+        rows["trials by gradient"] = (
+            f"{found['trials']}, of {found['steps']} steps in all; {found['items']:,} items"
+        )
+    if (last := found["latest"]) is not None:
+        loss = [value for _, value in last["held_back"]] or last["losses"]
+        fell = f", loss {short(loss[0])} → {short(min(loss))}" if loss else ""
+        scored = "failed" if last["value"] is None else f"scored {short(last['value'])}"
+        rows["the latest"] = f"from {last['from']}{fell}, {scored}; {last['done']}"
+    if found["in_flight"]:
+        rows["descents in flight"] = "; ".join(
+            f"step {one['step']} of {one['of']} from {one['from']}" for one in found["in_flight"]
+        )
+    return rows
 
 
 def trial_line(found: Mapping[str, Any]) -> str:

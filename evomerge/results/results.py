@@ -27,13 +27,14 @@ from evomerge.judging.intervals import interval
 from evomerge.judging.paired_tests import compare
 from evomerge.recipe import BASE
 from evomerge.results.audit import audit
+from evomerge.results.descents import proposed_summary, shown_descent
 from evomerge.results.evidence import Evidence, Rival
 from evomerge.results.progress import is_concluded, running_summary, split_size, state_of
 from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.results.verdict import verdict_on
 from evomerge.results.verdict_words import Verdict
 from evomerge.study.judged import check_of, judge_on, judged, ranked
-from evomerge.study.record import POLISHED, DescentRecord, Evaluation
+from evomerge.study.record import POLISHED, Evaluation
 from evomerge.study.study import Study
 
 REFERENCES = ("parent", "baseline")
@@ -109,7 +110,7 @@ class Results:
         stage = self.study.note("stage")
         budget, descents = self.study.campaign["budget"], self.study.descents()
         asked = sum(t.cost(whole) for t in self.own) + sum(one.items for one in descents)
-        items = budget.get("items")
+        items, proposed = budget.get("items"), proposed_summary(self.study, self.own)
         spent = len(self.own) >= budget["trials"] or (items is not None and asked >= items)
         return {
             "name": self.study.name,
@@ -139,8 +140,9 @@ class Results:
             "left": self.running["left"],
             "estimator": self._calibration(),
             "events": self.study.note("events"),
-            **({"descents": list(map(_shown_descent, descents))} if descents else {}),
             **({"polish": polish} if (polish := self._shown_polish()) else {}),
+            **({"descents": list(map(shown_descent, descents))} if descents else {}),
+            **({"proposed_descents": proposed} if proposed else {}),
             "optimizer_state": dict(self.own[-1].state) if self.own else {},
             "done": self.concluded and (stage is None or stage["place"] == stage["of"]),
             "verdict": self.verdict and asdict(self.verdict),
@@ -393,7 +395,7 @@ class Results:
                 if e.role == POLISHED and asks.get(one.trial) in e.parents
             ]
             accepted = concluded.get("winner") in ends if self.concluded else None
-            shown.append({**_shown_descent(one.descent), "trial": one.trial, "accepted": accepted})
+            shown.append({**shown_descent(one.descent), "trial": one.trial, "accepted": accepted})
         return shown
 
     def _place(self, digest: str) -> list[int] | None:
@@ -480,19 +482,6 @@ class Results:
 def shown_split(best: Mapping[str, Any]) -> str:
     """The split by which a table of `Results.best` judges: test once it is open, else search."""
     return "test" if best["scores"]["test"] else "search"
-
-
-def _shown_descent(record: DescentRecord) -> dict[str, Any]:
-    """Show a gradient descent: how far it is, what it cost, and how its losses went."""
-    return {
-        "from": record.origin,
-        "steps": record.step,
-        "best_step": record.best_step,
-        "items": record.items,
-        "losses": record.losses,
-        "held_back": record.checks,
-        "done": record.done,
-    }
 
 
 def _objective_label(objective: str | Mapping[str, Any]) -> str:

@@ -9,20 +9,38 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.study.record import DescentRecord
+from evomerge.study.record import Descend, DescentRecord
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 WIDEST = 3.0
 """A gene varies at most so many times as much, or as little, as the median of all."""
+ALL_STEPS = "all steps were made"
+FOLLOWED = 64
+"""Most genes whose way is kept for figures."""
+OTHERS = 3
+"""Fewest descents that another one is compared with."""
 _DESCENT = 0xDE5CE27
 """Keys the randomness of descents, apart from the optimizer's."""
 
 
-def begin(origin: str, genome: NDArray[np.float64]) -> DescentRecord:
-    """Return a descent before its first step."""
-    zeros = [0.0] * len(genome)
-    return DescentRecord(origin, genome.tolist(), zeros, zeros, genome.tolist())
+def begin(origin: str, genome: NDArray[np.float64], asked: Descend | None = None) -> DescentRecord:
+    """Return a descent before its first step; `asked`: by a proposal."""
+    zeros, start = [0.0] * len(genome), genome.tolist()
+    return DescentRecord(origin, start, zeros, zeros, start, start=start, asked=asked)
+
+
+def pulled(
+    record: DescentRecord, gradient: NDArray[np.float64], asked: Descend
+) -> NDArray[np.float64]:
+    """Add to a gradient, (dimension,), that of the pull to the start: `pull` · mean of |x − x₀|, or
+    of (x − x₀)² (Expert Merging, arXiv:2509.25712, has the first).
+    """
+    if not asked.pull or not len(gradient):
+        return gradient
+    away = np.array(record.genome) - np.array(record.start)
+    slope = np.sign(away) if asked.norm == "l1" else 2 * away
+    return gradient + asked.pull * slope / len(away)
 
 
 def stepped(record: DescentRecord, gradient: NDArray[np.float64], rate: float) -> DescentRecord:
@@ -73,13 +91,46 @@ def looked(record: DescentRecord, loss: float, steps: int, patience: int) -> Des
     `patience` looks in a row brought nothing better.
     """
     checks = [*record.checks, [record.step, loss]]
-    record = replace(record, checks=checks)
+    trail = [[round(value, 4) for value in record.genome]] if len(record.genome) <= FOLLOWED else []
+    record = replace(record, checks=checks, trail=[*record.trail, *trail])
     if loss <= min(value for _, value in checks):
         record = replace(record, best=record.genome, best_step=record.step)
     since = sum(step > record.best_step for step, _ in checks)
     if record.step >= steps:
-        return replace(record, done="all steps were made")
+        return replace(record, done=ALL_STEPS)
     return replace(record, done="nothing better was found") if since >= patience else record
+
+
+def finished(record: DescentRecord) -> DescentRecord:
+    """Return what is worth keeping of a descent that ended."""
+    return replace(record, genome=[], mean=[], square=[])
+
+
+def is_behind(record: DescentRecord, others: Sequence[DescentRecord]) -> bool:
+    """Tell whether a descent leads nowhere, as the others show: the median rule (Golovin et al.
+    2017, Vizier, section 3.2.2), of losses after equal steps.
+
+    It does if its best loss held back so far is above the median of those that the others had seen
+    by as many steps. Only descents of the same loss on the same documents count, of which there
+    must be three.
+    """
+    if record.asked is None or record.step == 0 or not record.checked:
+        return False
+    alike = [one for one in others if one.asked and _measure(one.asked) == _measure(record.asked)]
+    rivals = [least for one in alike if (least := _least(one, record.step)) is not None]
+    ours = _least(record, record.step)
+    return ours is not None and len(rivals) >= OTHERS and ours > float(np.median(rivals))
+
+
+def _measure(asked: Descend) -> tuple[object, ...]:
+    """What must be the same in two descents for their losses held back to be comparable."""
+    return asked.task, asked.share if asked.task else None, asked.held_back, asked.batch
+
+
+def _least(record: DescentRecord, step: int) -> float | None:
+    """The least loss held back by a step; None if it was not looked at so late."""
+    seen = [loss for at, loss in record.checks if at <= step]
+    return min(seen) if seen and record.checks[-1][0] >= step else None
 
 
 class Batches:
@@ -98,6 +149,7 @@ class Batches:
         batch: int,
         held_back: float,
         seed: Sequence[int],
+        order: Sequence[int] | None = None,
     ) -> None:
         """Set documents apart.
 
@@ -106,18 +158,20 @@ class Batches:
             batch: documents of a step, over all tasks.
             held_back: share of a task's documents that is held back, of all tasks at most two
                 batches.
-            seed: whole numbers that key the order.
+            seed: whole numbers that key the choice of those held back.
+            order: whole numbers that key the steps' order; `seed` where not given.
         """
-        self._seed = [_DESCENT, *(value & 0xFFFFFFFFFFFFFFFF for value in seed)]
+        self._seed = _keys(seed)
         self._each = max(1, batch // len(items))
         self.held: dict[str, list[str]] = {}
         self._left: dict[str, list[str]] = {}
         for number, (task, ids) in enumerate(items.items()):
-            order = self._order(number, 0, len(ids))
+            places = self._order(number, 0, len(ids))
             count = min(max(1, round(held_back * len(ids))), math.ceil(2 * batch / len(items)))
-            self.held[task] = [ids[place] for place in order[:count]]
+            self.held[task] = [ids[place] for place in places[:count]]
             # where there is one document, it must do for both
-            self._left[task] = [ids[place] for place in order[count:]] or list(ids)
+            self._left[task] = [ids[place] for place in places[count:]] or list(ids)
+        self._seed = self._seed if order is None else _keys(order)
 
     def at(self, step: int) -> dict[str, list[str]]:
         """Return task → ids of the documents of a step, from 0."""
@@ -135,3 +189,7 @@ class Batches:
     def _order(self, task: int, time: int, count: int) -> list[int]:
         key = np.random.SeedSequence([*self._seed, task, time])
         return [int(place) for place in np.random.default_rng(key).permutation(count)]
+
+
+def _keys(seed: Sequence[int]) -> list[int]:
+    return [_DESCENT, *(value & 0xFFFFFFFFFFFFFFFF for value in seed)]

@@ -11,7 +11,7 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,13 @@ import numpy as np
 
 from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.corpus_values import CorpusValues, is_corpus
-from evomerge.study.record import Evaluation, Marker, RungProgress, RungResult
+from evomerge.study.record import (
+    DescentRecord,
+    Evaluation,
+    Marker,
+    RungProgress,
+    RungResult,
+)
 
 CHUNK = 59_000
 """Characters per packed attribute: a multiple of 4, so that each chunk is base64 by itself."""
@@ -122,6 +128,8 @@ def _packed(evaluation: Evaluation, *, with_params: bool) -> dict[str, str]:
         packed |= pack("scores", b"".join(_to_bytes(v) for v in evaluation.scores.values()))
         parts = [_to_bytes(v.parts) for v in evaluation.scores.values() if is_corpus(v)]
         packed |= pack("parts", b"".join(parts)) if parts else {}
+    if evaluation.descent is not None:
+        packed |= pack_json("descent", asdict(evaluation.descent))
     if evaluation.weights is not None:
         packed |= pack_json("weights", evaluation.weights)
     if evaluation.answers:
@@ -186,11 +194,16 @@ def decode_evaluation(
             seconds=plain.get("seconds", {}),
             versions=plain.get("versions", {}),
             weights=unpack_json("weights", packed),
+            descent=_to_descent(unpack_json("descent", packed)),
             number=number,
             finished=finished,
         )
     except (KeyError, ValueError):
         return None
+
+
+def _to_descent(found: Mapping[str, Any] | None) -> DescentRecord | None:
+    return None if found is None else DescentRecord.from_json(found)
 
 
 def _unpack_plain(packed: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,6 +230,8 @@ def encode_marker(marker: Marker) -> dict[str, str]:
     }
     if marker.progress is not None:
         facts["climb"] = _encode_progress(marker.progress)
+    if marker.descent is not None:
+        facts["descent"] = asdict(marker.descent)
     return pack_json(f"marker/{marker.slot}", facts)
 
 
@@ -246,6 +261,7 @@ def _decode_marker(facts: Mapping[str, Any]) -> Marker:
         parents=tuple(facts["parents"]),
         progress=_decode_progress(facts["climb"]) if "climb" in facts else None,
         not_counted=facts.get("blameless", False),
+        descent=_to_descent(facts.get("descent")),
     )
 
 

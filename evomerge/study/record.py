@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -109,6 +109,8 @@ class Evaluation:
     weights: Mapping[str, Any] | None = None
     """The record of the weights that were scored (`materialize.disk.weight_record`), of finalists
     on select; exports are compared with it."""
+    descent: DescentRecord | None = None
+    """The gradient descent that ended at `genome`, where the proposal asked for one."""
     number: int | None = None
     """The Optuna trial number, set by the study."""
     finished: datetime | None = None
@@ -130,8 +132,47 @@ class Evaluation:
         return self.role == "search" and self.split == "search"
 
     def cost(self, whole: int) -> int:
-        """Items it was asked for; a failure without rungs was asked for the `whole` split."""
-        return (self.n or whole) if self.asked is None else self.asked
+        """Items it was asked for, those of its descent too; a failure without rungs was asked for
+        the `whole` split.
+        """
+        scored = (self.n or whole) if self.asked is None else self.asked
+        return scored + (self.descent.items if self.descent else 0)
+
+
+@dataclass(frozen=True)
+class Descend:
+    """Asks for a gradient descent from a proposal's genome, before its end is scored.
+
+    Attributes:
+        origin: where it begins, in words: `uniform`, `best so far`.
+        steps: of projected Adam, at most.
+        rate: of a step, as a share of a gene's range.
+        batch: fresh documents of a step, over all its tasks; each costs three items.
+        held_back: share of the search split that is kept aside, to see when to stop.
+        check: its loss is looked at every so many steps, and the best point is the end. 0: never,
+            and the end is where the last step led.
+        patience: the descent stops when so many looks brought nothing better.
+        task: the task whose loss counts more than the others'; None: tasks count by their weights.
+        share: that task's part of the loss; the other tasks have the rest, by their weights.
+        pull: weight of the distance to the start in the loss, a mean over the genes.
+        norm: of that distance: `l1` its absolute value, `l2` its square.
+    """
+
+    origin: str
+    steps: int
+    rate: float = 0.05
+    batch: int = 30
+    held_back: float = 0.2
+    check: int = 5
+    patience: int = 3
+    task: str | None = None
+    share: float = 0.5
+    pull: float = 0.0
+    norm: Literal["l1", "l2"] = "l2"
+
+    def looks(self, step: int) -> bool:
+        """True if the documents held back are looked at after so many steps."""
+        return bool(self.check) and (step % self.check == 0 or step == self.steps)
 
 
 @dataclass(frozen=True)
@@ -139,7 +180,7 @@ class DescentRecord:
     """How far a gradient descent has come: all that is needed to go on with it, as JSON data.
 
     Attributes:
-        origin: where it began: `uniform`, or a model's name.
+        origin: where it began: `uniform`, a model's name, or as in `Descend`.
         step: steps that were made.
         genome: where it is, (dimension,).
         mean: Adam's first moment, and `square` its second, each (dimension,).
@@ -149,6 +190,11 @@ class DescentRecord:
         items: what it was asked for: three a document and step, one a document and look.
         attempts: sessions or workers in a row that did not live to see a job of it done.
         done: why it ended; None while it goes on.
+        start: the genome where it began, (dimension,).
+        held: documents held back; 0 before the first look at them.
+        trail: the genome at every look, rounded, of few genes; for figures.
+        seconds: wall time of its jobs.
+        asked: what a proposal asked for; None of the descents before the search.
     """
 
     origin: str
@@ -163,6 +209,17 @@ class DescentRecord:
     items: int = 0
     attempts: int = 0
     done: str | None = None
+    start: list[float] = field(default_factory=list)
+    held: int = 0
+    trail: list[list[float]] = field(default_factory=list)
+    seconds: float = field(default=0.0, compare=False)
+    asked: Descend | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DescentRecord:
+        """Read what `dataclasses.asdict` made of a record."""
+        asked = data.get("asked")
+        return cls(**{**data, "asked": Descend(**asked) if asked else None})
 
     @property
     def checked(self) -> bool:
@@ -203,3 +260,5 @@ class Marker:
     """With rungs: what was measured on those below the one in flight."""
     not_counted: bool = False
     """The driver's death meanwhile is not counted as an attempt of the candidate."""
+    descent: DescentRecord | None = None
+    """How far the descent has come that its proposal asked for."""

@@ -343,7 +343,7 @@ class Study:
 
     def descents(self) -> list[DescentRecord]:
         """The gradient descents before the search, in the campaign file's order."""
-        return [DescentRecord(**one) for one in self.note(DESCENTS) or []]
+        return [DescentRecord.from_json(one) for one in self.note(DESCENTS) or []]
 
     def set_descents(self, descents: Sequence[DescentRecord]) -> None:
         """Keep how far the descents have come; replaces what was kept.
@@ -368,7 +368,7 @@ class Study:
     def polished(self) -> list[PolishRecord]:
         """The gradient descents from finalists, after the search."""
         return [
-            PolishRecord(one["trial"], one["options"], DescentRecord(**one["descent"]))
+            PolishRecord(one["trial"], one["options"], DescentRecord.from_json(one["descent"]))
             for one in self.note(POLISH) or []
         ]
 

@@ -21,6 +21,11 @@ SMALL = {
 
 OWN = [name for name in optimizers() if not name.startswith("optuna:")]
 
+DESCENTS = ("gradient",)
+"""Those whose every ask is a descent, in which alone asks and seeds may differ: no genome moves
+where none is made, as in these tests.
+"""
+
 
 def fly(optimizer, record, waiting, asked, asks, domain):
     """Three workers that finish out of order; every seventh candidate fails."""

@@ -19,6 +19,7 @@ import numpy as np
 from evomerge.common.plugins import Registry, subclass_of
 from evomerge.judging.scores import Scores
 from evomerge.search.spaces.genes import Domain, Genome
+from evomerge.study.record import Descend
 
 RECORDED = 256
 """Most members that are recorded with every trial, about 1 kB; of more, none are."""
@@ -33,12 +34,15 @@ class Proposal:
         tells: how many tells the optimizer had heard when it was asked.
         genome: shape (dimension,), float64 in [0, 1].
         parents: ask indices of the proposals it was made from.
+        descent: the gradient descent that begins at the genome, and whose end is scored; told is
+            that end, as the genome.
     """
 
     ask: int
     tells: int
     genome: Genome
     parents: tuple[int, ...] = ()
+    descent: Descend | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +93,27 @@ class Optimizer(ABC):
         """Answer ask `index`: the openings (the starts, what an optimizer adds, the best of what is
         known) first, then the optimizer's own proposals.
         """
-        if index < len(self._openings):
-            return Proposal(index, self.tells, self._openings[index])
-        genome, parents = self.answer(index)
-        return Proposal(index, self.tells, genome, tuple(ask for ask in parents if ask >= 0))
+        opening = index < len(self._openings)
+        genome, parents = (self._openings[index], ()) if opening else self.answer(index)
+        asks = tuple(ask for ask in parents if ask >= 0)
+        return Proposal(index, self.tells, genome, asks, self.descent_from(index, genome, parents))
+
+    def descent_from(self, index: int, genome: Genome, parents: Sequence[int]) -> Descend | None:
+        """Return the gradient descent that ask `index` goes on with from its genome; by default it
+        goes on with none.
+
+        Args:
+            genome: that was answered.
+            parents: ask indices, of what was known before below 0; none of openings.
+        """
+        return None
+
+    def descends(self) -> tuple[Descend, float] | None:
+        """Return the longest descent that it asks for, and the share of asks with one; None: never.
+
+        Campaigns whose merges or tasks have no gradient are refused where it does.
+        """
+        return None
 
     def answer(self, index: int, nth: int = 0) -> tuple[Genome, tuple[int, ...]]:
         """Return the `nth` answer that it could give to ask `index`, beyond the openings: a genome

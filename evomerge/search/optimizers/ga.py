@@ -24,6 +24,7 @@ class Genetic(Competition):
         split: bool = True,
         mutation: Annotated[float, Field(ge=0, le=1)] = 0.05,
         warmup: Annotated[int, Field(ge=0)] | None = None,
+        gradient: Annotated[float, Field(ge=0, le=1)] = 0.0,
     ) -> None:
         """Begin with an empty archive.
 
@@ -34,6 +35,8 @@ class Genetic(Competition):
             split: cross over at a random cut of the model's depth; without it, gene by gene.
             mutation: σ of the noise on genes, as a share of each gene's range.
             warmup: results to wait for before members breed, by default as many as there are.
+            gradient: the probability that a child then descends by gradient, three steps on the
+                task that its first parent is worst at.
         """
         super().__init__(
             domain,
@@ -44,4 +47,5 @@ class Genetic(Competition):
             split=split,
             mutation=mutation,
             warmup=warmup,
+            gradient=gradient,
         )

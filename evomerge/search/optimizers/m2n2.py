@@ -11,12 +11,13 @@ from typing_extensions import override
 
 from evomerge.judging.scores import Scores
 from evomerge.search.archives import ItemColumns, NicheArchive
-from evomerge.search.optimizers.base import Known, Optimizer, Proposal, kept, optimizer
+from evomerge.search.optimizers.base import Known, Proposal, kept, optimizer
+from evomerge.search.optimizers.parts.gradient_mutation import GradientMutation
 from evomerge.search.optimizers.parts.variation import SPREAD, cross, gaussian_mutation, openings
 from evomerge.search.spaces.genes import Domain, Genome
 
 
-class Competition(Optimizer):
+class Competition(GradientMutation):
     """Evolution over a `NicheArchive`; M2N2 and the plain genetic algorithm are two settings of it.
 
     The archive is seeded with the domain's starts, the sources and the initial point. Until
@@ -39,9 +40,10 @@ class Competition(Optimizer):
         split: bool,
         mutation: float,
         warmup: int | None,
+        gradient: float,
     ) -> None:
         """Take the options; `M2N2` documents them."""
-        super().__init__(domain, seed)
+        super().__init__(domain, seed, gradient)
         self._openings = openings(domain)
         self._warmup = population if warmup is None else warmup
         self._attraction = attraction
@@ -126,6 +128,7 @@ class M2N2(Competition):
         split: bool = True,
         mutation: Annotated[float, Field(ge=0, le=1)] = 0.05,
         warmup: Annotated[int, Field(ge=0)] | None = None,
+        gradient: Annotated[float, Field(ge=0, le=1)] = 0.0,
     ) -> None:
         """Begin with an empty archive.
 
@@ -140,6 +143,8 @@ class M2N2(Competition):
             split: cross over at a random cut of the model's depth; without it, gene by gene.
             mutation: σ of the noise on genes, as a share of each gene's range.
             warmup: results to wait for before the archive breeds, by default as many as it holds.
+            gradient: the probability that a child then descends by gradient, three steps on the
+                task that its first parent is worst at.
         """
         super().__init__(
             domain,
@@ -150,4 +155,5 @@ class M2N2(Competition):
             split=split,
             mutation=mutation,
             warmup=warmup,
+            gradient=gradient,
         )

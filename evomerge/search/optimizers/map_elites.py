@@ -13,7 +13,8 @@ from evomerge.common.errors import InputError
 from evomerge.common.plugins import nearest
 from evomerge.judging.scores import Scores, Values
 from evomerge.search.archives import GridArchive
-from evomerge.search.optimizers.base import Known, Optimizer, Proposal, kept, optimizer
+from evomerge.search.optimizers.base import Known, Proposal, kept, optimizer
+from evomerge.search.optimizers.parts.gradient_mutation import GradientMutation
 from evomerge.search.optimizers.parts.variation import SPREAD, cross, gaussian_mutation, openings
 from evomerge.search.spaces.genes import Domain, Genome
 
@@ -24,7 +25,7 @@ Ranges = Annotated[list[Range], Field(min_length=2, max_length=2)]
 
 
 @optimizer("map_elites")
-class MapElites(Optimizer):
+class MapElites(GradientMutation):
     """MAP-Elites with crossover over two named measures (Mouret & Clune 2015, arXiv:1504.04909).
 
     A measure is a task's metric or a recipe statistic. A candidate takes the cell of its measures
@@ -45,6 +46,7 @@ class MapElites(Optimizer):
         split: bool = True,
         mutation: Annotated[float, Field(ge=0, le=1)] = 0.05,
         warmup: Annotated[int, Field(ge=0)] = 15,
+        gradient: Annotated[float, Field(ge=0, le=1)] = 0.0,
     ) -> None:
         """Begin with an empty grid.
 
@@ -57,6 +59,8 @@ class MapElites(Optimizer):
             split: cross over at a random cut of the model's depth; without it, gene by gene.
             mutation: σ of the noise on genes, as a share of each gene's range.
             warmup: results to wait for before elites breed.
+            gradient: the probability that a child then descends by gradient, three steps on the
+                task that its first parent is worst at.
         """
         for name, (low, high) in zip(("first", "second"), bounds, strict=True):
             if not low < high:
@@ -64,7 +68,7 @@ class MapElites(Optimizer):
                     f"optimizer.bounds: the {name} measure's [{low}, {high}] cross; "
                     "write [low, high] with low < high"
                 )
-        super().__init__(domain, seed)
+        super().__init__(domain, seed, gradient)
         self._openings = openings(domain)
         self._warmup = warmup
         self._measures = measures

@@ -12,13 +12,14 @@ from typing_extensions import override
 
 from evomerge.judging import pareto
 from evomerge.judging.scores import Scores
-from evomerge.search.optimizers.base import Optimizer, Proposal, optimizer
+from evomerge.search.optimizers.base import Proposal, optimizer
+from evomerge.search.optimizers.parts.gradient_mutation import GradientMutation
 from evomerge.search.optimizers.parts.variation import polynomial_mutation, sbx
 from evomerge.search.spaces.genes import Domain, Genome
 
 
 @optimizer("nsga2")
-class Nsga2(Optimizer):
+class Nsga2(GradientMutation):
     """NSGA-II, steady-state, for several objectives under constraints (Deb et al. 2002).
 
     The first `population` results come from uniform samples. Then every child is made from the
@@ -41,6 +42,7 @@ class Nsga2(Optimizer):
         crossover_eta: Annotated[float, Field(ge=0)] = 15.0,
         mutation_rate: Annotated[float, Field(ge=0, le=1)] | None = None,
         mutation_eta: Annotated[float, Field(ge=0)] = 20.0,
+        gradient: Annotated[float, Field(ge=0, le=1)] = 0.0,
     ) -> None:
         """Begin with uniform samples.
 
@@ -54,8 +56,10 @@ class Nsga2(Optimizer):
             crossover_eta: of `sbx`: the larger, the nearer children stay to their parents.
             mutation_rate: the probability that a gene mutates, by default 1/n.
             mutation_eta: the larger, the nearer mutants stay to what they were.
+            gradient: the probability that a child then descends by gradient, three steps on the
+                task that its first parent is worst at.
         """
-        super().__init__(domain, seed)
+        super().__init__(domain, seed, gradient)
         self._population = population
         self._crossover = crossover
         self._crossover_rate = crossover_rate

@@ -20,7 +20,8 @@ def tell(optimizer: Optimizer, judge: Judge, trial: Evaluation) -> None:
     assert trial.ask is not None
     assert trial.tells is not None
     assert trial.genome is not None
-    proposal = Proposal(trial.ask, trial.tells, trial.genome, trial.parents)
+    descent = trial.descent.asked if trial.descent else None
+    proposal = Proposal(trial.ask, trial.tells, trial.genome, trial.parents, descent)
     (found,) = judged(judge, [trial])
     optimizer.tell(proposal, found.scores)
 

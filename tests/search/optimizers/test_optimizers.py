@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 import pytest
 from domains import DOMAINS, box, build, mixed, numbers, run, score, sphere
-from optimizer_runs import OWN, SMALL, fly
+from optimizer_runs import DESCENTS, OWN, SMALL, fly
 
 from evomerge.common.errors import InputError
 from evomerge.config import OptimizerConfig
@@ -19,6 +19,8 @@ NAMES = [
     pytest.param(name, marks=pytest.mark.slow) if name == "optuna:GPSampler" else name
     for name in optimizers()
 ]
+
+DIFFERING = [name for name in NAMES if name not in DESCENTS]
 
 NUMBERS_ONLY = ("map",)
 """Our own that refuse choices; what they do among them is tested over numbers."""
@@ -89,7 +91,7 @@ def test_starts_are_proposed_first_and_learned_from(name):
     assert all(np.isfinite(p.genome).all() for p, _ in record)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIFFERING)
 def test_asks_answer_while_others_are_in_flight_and_differ(name):
     optimizer = build_or_skip(name, box())
     proposals = [optimizer.ask(i) for i in range(40)]
@@ -135,7 +137,7 @@ def test_genomes_stay_in_the_unit_cube(name):
     assert genomes.max() <= 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIFFERING)
 def test_seeds_give_different_searches(name):
     first, second = (
         [build_or_skip(name, box(), seed=seed).ask(i).genome.tobytes() for i in range(5)]
@@ -158,7 +160,7 @@ def test_nothing_but_failures_is_survived(name):
     assert np.isfinite(optimizer.ask(30).genome).all()
 
 
-SINGLE = [n for n in OWN if n not in ("random", "map_elites")]
+SINGLE = [n for n in OWN if n not in ("random", "map_elites", *DESCENTS)]
 
 BEATING = {"map": {"interactions": False, "front": 60}}
 """Options with which an optimizer fits a budget of 200 for twenty genes, and is quick."""

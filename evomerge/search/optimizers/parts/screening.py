@@ -13,6 +13,7 @@ from evomerge.search.optimizers.base import Known, Optimizer, Proposal, ask_inde
 from evomerge.search.spaces.genes import Genome
 from evomerge.search.surrogates.features import Floats
 from evomerge.search.surrogates.gaussian_process import Surrogate
+from evomerge.study.record import Descend
 
 AUGMENTED = 0.05
 """Weight of the sum in the Tchebycheff norm, which decides between equals in the worst goal."""
@@ -59,6 +60,14 @@ class Screened(Optimizer):
     @override
     def members(self) -> Sequence[int]:
         return self._screened.members()
+
+    @override
+    def descent_from(self, index: int, genome: Genome, parents: Sequence[int]) -> Descend | None:
+        return self._screened.descent_from(index, genome, parents)
+
+    @override
+    def descends(self) -> tuple[Descend, float] | None:
+        return self._screened.descends()
 
     @override
     def check_metrics(self, names: Collection[str]) -> None:

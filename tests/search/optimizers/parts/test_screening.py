@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 import pytest
 from domains import DOMAINS, box, build, mixed, run, score
-from optimizer_runs import OWN, SMALL, fly
+from optimizer_runs import DESCENTS, OWN, SMALL, fly
 
 from evomerge.common.errors import InputError
 from evomerge.config import OptimizerConfig
@@ -16,7 +16,7 @@ from evomerge.judging.scores import Scores
 from evomerge.search.spaces.genes import Domain
 from evomerge.search.surrogates.gaussian_process import FEWEST
 
-SCREENED = [name for name in OWN if name != "map"]
+SCREENED = [name for name in OWN if name not in ("map", *DESCENTS)]
 
 
 def screened(name, domain=None, seed=0, among=3, **options):
