@@ -55,15 +55,15 @@ def open_campaign(
     with (
         open_study(setup, folder, listener, notes) as study,
         tracked(setup.trackers, study, folder, listener) as told,
-        closing(_workers_said(setup, folder, study.note("engine"), told)) as executor,
+        closing(start_workers(setup, folder, told, study.note("engine"))) as executor,
     ):
         yield Campaign(setup, study, executor, told, elsewhere)
 
 
-def _workers_said(
-    setup: Setup, folder: Path, facts: Mapping[str, int] | None, listener: Listener
+def start_workers(
+    setup: Setup, folder: Path, listener: Listener, facts: Mapping[str, int] | None = None
 ) -> Executor:
-    """Start the workers, and say so before where that takes a while."""
+    """Start workers as `open_workers`, and say so before where that takes a while."""
     workers = setup.config.workers
     if workers.on_ray:
         where = f"at {workers.address}" if workers.address else "on this machine"

@@ -31,6 +31,8 @@ from evomerge.study.judged import known_of
 from evomerge.study.record import Evaluation
 from evomerge.study.run_folder import open_study_of, stage_folder, stage_study
 
+_NOT_YET = [0]
+"""The layers that stand for a path which no earlier stage has found yet."""
 WINNER = "winner"
 """Name, in a stage's folder, of its winner's checkpoint or, of a path, recipe file."""
 
@@ -138,30 +140,43 @@ def _path_of(stage: StageConfig, before: Sequence[Stage]) -> PathConfig:
             f"path (there are: {known}); or write the layers' numbers"
         )
     if not paths[named].winner.is_file():  # looked at before it is run
-        return PathConfig.model_validate({"kind": "given", "layers": [0]})
+        return PathConfig.model_validate({"kind": "given", "layers": _NOT_YET})
     slots = load_recipe(paths[named].winner).path
     given = {"layers": [slot.layer for slot in slots], "scales": [slot.scale for slot in slots]}
     return PathConfig.model_validate({"kind": "given", **given})
 
 
-def check_later(setup: Setup, stages: Sequence[Stage]) -> None:
+def check_later(setup: Setup, stages: Sequence[Stage]) -> dict[str, Setup]:
     """Check, before the first stage, that the later ones can work.
 
-    An expert, which has their shapes, stands in for winners that do not exist yet.
+    An expert, which has their shapes, stands in for winners that do not exist yet, and the base's
+    own layers for their paths.
+
+    Returns:
+        the set-ups of all stages by name; none for a campaign without stages.
 
     Raises:
         InputError: a stage's space or optimizer cannot work; names the stage.
     """
+    if stages[0].name is None:
+        return {}
+    found = {stages[0].name: setup}
     sources = dict(setup.models.sources)
     stand_in = list(sources.values())[-1]
     for stage in stages[1:]:
         if not stage.before[-1].gives_path:
             sources[str(stage.before[-1].name)] = stand_in
         models = replace(setup.models, sources=dict(sources))
+        config = stage.config
+        if config.space.path.options.get("layers") == _NOT_YET:
+            whole = {"kind": "given", "layers": list(range(setup.models.layout.layers))}
+            space = config.space.model_copy(update={"path": PathConfig.model_validate(whole)})
+            config = config.model_copy(update={"space": space})
         try:
-            replace(setup, models=models).with_config(stage.config)
+            found[str(stage.name)] = replace(setup, models=models).with_config(config)
         except InputError as error:
             raise InputError(f"stages.{stage.name}: {error}") from None
+    return found
 
 
 def run_stage(stage: Stage, setup: Setup, listener: Listener, deadline: float | None) -> bool:

@@ -47,10 +47,10 @@ def check(
 
             stages = stages_of(config, run)
             setup = prepare(stages[0].config, unread=True)
-            check_later(setup, stages)
+            searches = check_later(setup, stages)
         trials = sum(stage.config.budget.trials for stage in stages)
         with waiting("trying one candidate" if measure else "adding up"):
             forecast = foresee(setup, run, trials, probe if measure else None)
-        stdout.print(preflight_table(setup, forecast))
-        if found := list(problems(setup, forecast, run)):
+        stdout.print(preflight_table(setup, forecast, searches))
+        if found := list(problems(setup, forecast, run, searches)):
             raise InputError("\n".join(found))

@@ -79,18 +79,21 @@ def _compare(
     config: CampaignConfig, optimizers: str, seeds: int, folder: Path, as_json: bool
 ) -> None:
     from evomerge.compare.arms import parse_arms
-    from evomerge.python.progress import ProgressDisplay
+    from evomerge.workers.isolated import begin_imports
 
     if config.stages:
         raise InputError("compare takes a campaign of one search; this one has stages")
     arms = parse_arms(optimizers, config.optimizer)
-    with waiting("loading libraries, models and tasks"):
+    begin_imports(config)
+    with waiting("loading libraries"):
         from evomerge.campaign.setup import prepare
-
+        from evomerge.compare.page import comparison_table, write_comparison
+        from evomerge.compare.runs import compare_optimizers
+        from evomerge.python.progress import ProgressDisplay
+    with waiting("opening models and tasks"):
         setup = prepare(config)
-    from evomerge.compare.page import comparison_table, write_comparison
-    from evomerge.compare.runs import compare_optimizers
-
+    for text in setup.models.notes:
+        note(text)
     with ProgressDisplay(stderr) as display:
         comparison = compare_optimizers(setup, arms, seeds, folder, display)
     written = write_comparison(comparison, folder)

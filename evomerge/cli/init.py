@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
-from evomerge.cli.shared import app, exit_codes, hint, note, say, stderr
+from evomerge.cli.shared import app, exit_codes, hint, note, say, stderr, waiting
 from evomerge.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def init(
             raise InputError("--from: its models are the file's; give no others")
         if base is None and from_ is None:
             base, experts, tasks, goal, hours = _ask(tasks or [], goal, hours)
-        with stderr.status("reading configs and tasks"):
+        with waiting("reading configs and tasks"):
             from evomerge.preflight.from_mergekit import convert
             from evomerge.preflight.propose import Asked, propose
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.loop import Campaign
-from evomerge.campaign.open import open_study, open_workers
+from evomerge.campaign.open import open_study, start_workers
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import InputError
 from evomerge.compare.arms import OPTION, Arm
@@ -56,7 +56,7 @@ def compare_optimizers(
     references: list[Evaluation] = []
     budget, items = setup.config.budget, sum(setup.sizes("search").values())
     folders = {arm.label: folder / arm.folder for arm in arms}
-    with closing(open_workers(setup, folder)) as executor:
+    with closing(start_workers(setup, folder, listener)) as executor:
         for place, ((label, seed), own) in enumerate(setups.items(), 1):
             listener.begin(f"{label}, seed {seed} (run {place} of {len(setups)})")
             with open_study(own, folders[label] / f"seed-{seed}", listener) as study:

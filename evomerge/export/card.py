@@ -17,7 +17,8 @@ from evomerge.materialize.plan import keeps_layers
 from evomerge.mergekit import MergekitFile
 from evomerge.recipe import BASE, Merge, Recipe
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
-from evomerge.results.verdict_words import verdict_lines
+from evomerge.results.verdict_words import begun, verdict_lines
+from evomerge.results.written_numbers import trial_line
 
 if TYPE_CHECKING:
     from evomerge.models.layout import Layout
@@ -206,10 +207,8 @@ def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "## Verdict"
     yield "\n\n".join(verdict_lines(summary["verdict"])) or "It was not measured on all items."
     yield "## Scores"
-    origin = summary.get("polished")
-    made = f", polished from trial {origin['from']}" if origin else " of the search"
     yield (
-        f"Trial {summary['trial']}{made}. The campaign's objective over "
+        f"{begun(trial_line(summary))}. The campaign's objective over "
         + ", ".join(f"{_plain(task)} ({found['n']} items)" for task, found in tasks.items())
         + f" (item counts of the {shown} split), with 95 % intervals. The search saw the "
         "search split, the choice was made on select, and test was opened at the end; leads are "

@@ -16,17 +16,27 @@ from evomerge.preflight.probe import ProbeFailed
 from evomerge.preflight.propose import TRIALS_A_GENE
 from evomerge.results.audit import OFTEN
 
+NO_STAGES: Mapping[str, Setup] = {}
 MANY_GENES = 100
 """Above so many, a gradient is the better beginning."""
 
 
-def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
-    """Each names the key and the way out; `run` is the run's folder."""
+def problems(
+    setup: Setup, forecast: Forecast, run: Path, stages: Mapping[str, Setup] = NO_STAGES
+) -> Iterator[str]:
+    """Each names the key and the way out.
+
+    Args:
+        setup: of the campaign, or of its first stage.
+        forecast: what it takes.
+        run: the run's folder.
+        stages: name → set-up, of a campaign with stages.
+    """
     if isinstance(forecast.found, ProbeFailed) and forecast.found.fatal:
         yield forecast.found.reason
     if setup.config.workers.address is None:
         yield from _too_many(setup, forecast)
-    if setup.config.stages and forecast.export > free_disk(run):
+    if stages and forecast.export > free_disk(run):
         yield (
             f"stages: a stage's winner is written into {run}, which takes "
             f"{size_of(forecast.export)}, and {size_of(free_disk(run))} are free there; make "
@@ -40,8 +50,10 @@ def problems(setup: Setup, forecast: Forecast, run: Path) -> Iterator[str]:
         )
 
 
-def notes(setup: Setup, forecast: Forecast) -> Iterator[str]:
-    """One line each."""
+def notes(
+    setup: Setup, forecast: Forecast, stages: Mapping[str, Setup] = NO_STAGES
+) -> Iterator[str]:
+    """One line each; the arguments are those of `problems`."""
     config, memory, probe = setup.config, forecast.memory, forecast.probe
     if isinstance(forecast.found, ProbeFailed) and not forecast.found.fatal:
         yield f"{forecast.found.reason}; its seconds and part of its memory are left out"
@@ -64,14 +76,15 @@ def notes(setup: Setup, forecast: Forecast) -> Iterator[str]:
             )
     if forecast.export > forecast.disk:
         yield (f"an export ({size_of(forecast.export)}) has no room on the current folder's disk")
-    yield from _few_trials(setup)
+    for key, search in ({f"stages.{n}": s for n, s in stages.items()} or {"budget": setup}).items():
+        yield from _few_trials(key, search)
     limit, hours = config.budget.hours, forecast.hours(forecast.work)
     if limit and hours > limit:
         yield f"budget.hours: {limit:g} are enough for some {limit / hours:.0%} of the budget"
 
 
-def _few_trials(setup: Setup) -> Iterator[str]:
-    """Yield the rule of the how-to page "How many trials" if the budget is below it."""
+def _few_trials(key: str, setup: Setup) -> Iterator[str]:
+    """Yield the rule of the how-to page "How many trials" if a search's budget is below it."""
     trials, genes = setup.most_trials, setup.space.dimension
     wanted = TRIALS_A_GENE * genes
     if trials >= wanted or descents_of(setup.config.initial):
@@ -83,7 +96,7 @@ def _few_trials(setup: Setup) -> Iterator[str]:
     )
     many = ", or begin with a gradient (initial: [{gradient: {}}])" if genes > MANY_GENES else ""
     yield (
-        f"budget: {trials:,} trials are few for {genes:,} genes; the rule to begin with is "
+        f"{key}: {trials:,} trials are few for {genes:,} genes; the rule to begin with is "
         f"{TRIALS_A_GENE} a gene, {wanted:,}: give more trials, or {fewer}{many}"
     )
 

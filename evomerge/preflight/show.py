@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,42 +12,59 @@ from rich.text import Text
 from evomerge.campaign.setup import Setup
 from evomerge.config import SPLITS
 from evomerge.preflight.forecast import Forecast
-from evomerge.preflight.problems import notes, size_of
+from evomerge.preflight.problems import NO_STAGES, notes, size_of
 from evomerge.workers.devices import sources_line, threads_per_worker
 
 _PARTS = ("libraries", "model", "merging", "statistics", "scoring")
 
 
-def preflight_table(setup: Setup, forecast: Forecast) -> RenderableType:
-    """Models, space, workers, what they will take, and tasks with their splits."""
+def preflight_table(
+    setup: Setup, forecast: Forecast, stages: Mapping[str, Setup] = NO_STAGES
+) -> RenderableType:
+    """Models, spaces, workers, what they will take, and tasks with their splits.
+
+    Args:
+        setup: of the campaign, or of its first stage.
+        forecast: what it takes.
+        stages: name → set-up, of a campaign with stages.
+    """
     facts = Table(title=f"campaign {setup.config.name}", show_header=False)
-    for row in (*_found(setup), *_expected(setup, forecast)):
+    for row in (*_found(setup, stages), *_expected(setup, forecast)):
         facts.add_row(*row)
     tasks = Table("task", "metric", *SPLITS, "few-shot only")
     for task in setup.tasks:
         counts = [str(len(setup.items[split][task.task])) for split in SPLITS]
         tasks.add_row(task.task, task.metric, *counts, str(len(task.excluded)))
-    told = (*setup.models.notes, *notes(setup, forecast))
+    told = (*setup.models.notes, *notes(setup, forecast, stages))
     return Group(facts, tasks, *(Text(f"note: {note}", style="yellow") for note in told))
 
 
-def _found(setup: Setup) -> Iterator[tuple[str, str]]:
-    config, layout, space = setup.config, setup.models.layout, setup.space
+def _found(setup: Setup, stages: Mapping[str, Setup]) -> Iterator[tuple[str, str]]:
+    config, layout = setup.config, setup.models.layout
     yield "architecture", f"{layout.architecture}, {layout.layers} layers"
     yield "parameters", f"{layout.parameters:,}"
     for name, source in setup.models.sources.items():
         what = "config only" if setup.models.configs_only else f"digest {source.digest[:12]}"
         yield f"model {name}", f"{source.folder} ({what})"
-    yield "space", f"{space.label}, {space.dimension} genes"
-    optimizer, screen = config.optimizer.kind, config.optimizer.screen
-    yield "optimizer", f"{optimizer}, screen {screen}" if screen > 1 else optimizer
-    trials, items = config.budget.trials, config.budget.items
-    yield "budget", f"{trials} trials" if items is None else f"{items:,} search items"
+    if stages:
+        for name, one in stages.items():
+            yield f"stage {name}", "; ".join(text for _, text in _searched(one))
+    else:
+        yield from _searched(setup)
     alone = "in a process of its own" if config.workers.isolated else "in this process"
     kind = "Ray" if config.workers.on_ray else alone
     threads = threads_per_worker(config)
     yield "workers", f"{config.workers.count}, {kind}, {threads} threads each"
     yield "sources", sources_line(config, setup.models.sources)
+
+
+def _searched(setup: Setup) -> Iterator[tuple[str, str]]:
+    config, space = setup.config, setup.space
+    yield "space", f"{space.label}, {space.dimension} genes"
+    optimizer, screen = config.optimizer.kind, config.optimizer.screen
+    yield "optimizer", f"{optimizer}, screen {screen}" if screen > 1 else optimizer
+    trials, items = config.budget.trials, config.budget.items
+    yield "budget", f"{trials} trials" if items is None else f"{items:,} search items"
 
 
 def _expected(setup: Setup, forecast: Forecast) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from evomerge.config import SPLITS
 from evomerge.results import shown_split
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
 from evomerge.results.verdict_words import leader_name, verdict_lines
-from evomerge.results.written_numbers import difference, p_value, short, span
+from evomerge.results.written_numbers import difference, p_value, short, span, trial_line
 
 _GOES_ON = "the same search command goes on with it"
 STATES = {
@@ -107,20 +107,6 @@ def proposed_rows(found: Mapping[str, Any] | None) -> dict[str, str]:
             f"step {one['step']} of {one['of']} from {one['from']}" for one in found["in_flight"]
         )
     return rows
-
-
-def trial_line(found: Mapping[str, Any]) -> str:
-    """Name a trial by its number in the study, and say which of the search's trials it is, or from
-    which it was polished.
-    """
-    if origin := found.get("polished"):
-        on_select = "" if origin["select"] is None else f", {short(origin['select'])} on select"
-        begun = f"polished from trial {origin['from']}{on_select}"
-        return f"trial {found['trial']} of the study, {begun}"
-    if not found["tried"]:
-        return f"trial {found['trial']}"
-    place, count = found["tried"]
-    return f"trial {found['trial']} of the study, number {place} of {count} tried"
 
 
 def left_line(status: dict[str, Any]) -> str:

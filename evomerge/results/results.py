@@ -128,7 +128,7 @@ class Results:
             else {
                 "trial": leader.trial.number,
                 "value": leader.trial.value,
-                "tried": self._place(leader.digest),
+                "tried": self._place(leader.trial),
             },
             "digests": [t.digest for t in self.own],
             "items_asked": asked,
@@ -346,8 +346,8 @@ class Results:
         correct_for_many([row for named in rows.values() for row in named.values()])
         return {
             "trial": trial.number,
-            "tried": self._place(trial.digest),
-            **({"polished": origin} if (origin := self._origin(trial.digest)) else {}),
+            "tried": self._place(trial),
+            **({"polished": origin} if (origin := self._origin(trial)) else {}),
             "digest": trial.digest,
             "recipe": trial.recipe,
             "scores": self._scores(trial.digest),
@@ -370,12 +370,14 @@ class Results:
             "stages": (self.study.note("stage") or {}).get("before", []),
         }
 
-    def _origin(self, digest: str) -> dict[str, Any] | None:
+    def _origin(self, trial: Evaluation) -> dict[str, Any] | None:
         """Where a recipe's polish began: `from`, the trial, and its `search` and `select` scores;
         None of what is a trial itself, or no end of a polish.
         """
-        end = next((e for e in self.evaluations if (e.role, e.digest) == (POLISHED, digest)), None)
-        if end is None or self._place(digest):
+        end = next(
+            (e for e in self.evaluations if (e.role, e.digest) == (POLISHED, trial.digest)), None
+        )
+        if end is None or self._place(trial):
             return None
         origin = next((e for e in self.own if e.ask in end.parents), None)
         if origin is None:
@@ -398,13 +400,17 @@ class Results:
             shown.append({**shown_descent(one.descent), "trial": one.trial, "accepted": accepted})
         return shown
 
-    def _place(self, digest: str) -> list[int] | None:
-        """Which of how many trials had a recipe first, from 1; None of what the search never tried.
+    def _place(self, trial: Evaluation) -> list[int] | None:
+        """Which of how many trials it is, from 1; None of what the search never tried.
 
-        Optuna's numbers count parents, baselines and finalists too.
+        Optuna's numbers count parents, baselines and finalists too. Of another evaluation of a
+        tried recipe: which trial had it first.
         """
-        tried = [e.digest for e in self.own]
-        return [tried.index(digest) + 1, len(tried)] if digest in tried else None
+        tried = [e.number for e in self.own]
+        if trial.number not in tried:
+            tried = [e.digest for e in self.own]
+            return [tried.index(trial.digest) + 1, len(tried)] if trial.digest in tried else None
+        return [tried.index(trial.number) + 1, len(tried)]
 
     def _scores(self, digest: str) -> dict[str, Any]:
         """Split → mean with interval and task means; null where it was not measured."""

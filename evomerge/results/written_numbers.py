@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 def short(value: float, sign: str = "") -> str:
@@ -23,3 +24,19 @@ def difference(found: Mapping[str, float]) -> str:
 def p_value(value: float) -> str:
     """Write a p-value with three decimals."""
     return "<.001" if value < 0.001 else short(value)
+
+
+def trial_line(found: Mapping[str, Any]) -> str:
+    """Name a trial by its number in the study, and say which of the search's trials it is, or from
+    which it was polished.
+
+    The number is what `--trial` takes; parents, baselines and finalists have numbers too.
+    """
+    if origin := found.get("polished"):
+        on_select = "" if origin["select"] is None else f", {short(origin['select'])} on select"
+        begun = f"polished from trial {origin['from']}{on_select}"
+        return f"trial {found['trial']} of the study, {begun}"
+    if not found["tried"]:
+        return f"trial {found['trial']}"
+    place, count = found["tried"]
+    return f"trial {found['trial']} of the study, number {place} of {count} tried"

@@ -13,6 +13,7 @@ def test_compare_prints_one_json_object_and_writes_page_picture_and_data(tiny_fo
     arguments = ["--optimizers", "cma,random", "--seeds", 1, "--trials", 2, "--out", out]
     found = evomerge("compare", tiny_folder / "campaign.yaml", *arguments, "--json")
     assert set(json.loads(found.stdout)["optimizers"]) == {"cma", "random"}
+    assert "loading libraries\nopening models and tasks\n" in found.stderr
     assert {path.suffix for path in out.glob("compare.*")} == {".html", ".png", ".json"}
     evomerge("best", out / "cma" / "seed-0")
     evomerge("compare", tiny_folder / "campaign.yaml", "--optimizers", "cmaa", code=2)

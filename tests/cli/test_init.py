@@ -30,6 +30,7 @@ def test_models_and_a_task_are_enough(here):
     models = ["models/base", "models/math", "words=models/lang"]
     result = evomerge("init", *models, "--task", "tasks/pick.yaml", "--no-measure")
     assert result.stdout.strip() == "campaign.yaml"
+    assert result.stderr.startswith("reading configs and tasks\n")
     text = (here / "campaign.yaml").read_text()
     assert "# 10 genes for 2 layers and 2 experts" in text
     config = load_campaign(here / "campaign.yaml")

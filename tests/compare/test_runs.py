@@ -9,6 +9,7 @@ import pytest
 import tiny
 from silent import Silent
 
+from evomerge.campaign import open as opened
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.compare.arms import parse_arms
@@ -140,6 +141,24 @@ def test_an_unknown_optimizer_is_refused_before_any_work(tiny_folder):
     with pytest.raises(InputError, match=r"--optimizers cma:\{sigme: 1\}: optimizer.sigme"):
         run(tiny_folder, "cma:{sigme: 1}")
     assert not (tiny_folder / "compare").exists()
+
+
+def test_the_start_of_ray_is_said_before_it(tiny_folder, monkeypatch):
+    heard = []
+
+    class Ear(Silent):
+        def said(self, message):
+            heard.append(message)
+
+    def refuses(spec):
+        raise InputError("no workers here")
+
+    monkeypatch.setattr(opened, "build_executor", refuses)
+    config = load_campaign(tiny_folder / "campaign.yaml", ["workers.kind=ray"])
+    arms = parse_arms("cma", config.optimizer)
+    with pytest.raises(InputError, match="no workers here"):
+        compare_optimizers(prepare(config), arms, 1, tiny_folder / "compare", Ear())
+    assert heard == ["starting Ray on this machine, and workers, which load models and tasks"]
 
 
 def test_arms_may_differ_in_their_rungs_and_spend_the_same_items(tiny_folder):

@@ -11,14 +11,17 @@ import pytest
 import tiny
 from configs import save_configs, small_config
 from forecasts import FOUND, told, with_room
+from rich.console import Console
 
 from evomerge.campaign.setup import prepare
+from evomerge.campaign.stages import check_later, stages_of
 from evomerge.common import accelerator
 from evomerge.config import load_campaign
 from evomerge.preflight import forecast as forecasts
 from evomerge.preflight import problems
 from evomerge.preflight.forecast import foresee
 from evomerge.preflight.probe import ProbeFailed, probe_here
+from evomerge.preflight.show import preflight_table
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_trials_are_few_below_the_rule_of_the_how_to(unread, tmp_path, genes):
         setup = replace(
             unread, config=unread.config.model_copy(update={"budget": budget}), space=space
         )
-        return list(problems._few_trials(setup))
+        return list(problems._few_trials("budget", setup))
 
     assert told_with(20 * genes) == []
     [note] = told_with(20 * genes - 1)
@@ -127,17 +130,54 @@ def test_hours_in_which_nothing_is_tried_are_refused(unread, tmp_path):
     assert hours(100) == ("", [])
 
 
-def test_a_stages_winner_needs_room_in_the_runs_folder(unread, tmp_path, monkeypatch):
-    stages = [{"name": n, "space": tiny.campaign_data()["space"]} for n in ("blend", "again")]
-    config = load_campaign(save_configs(tmp_path, small_config(), stages=stages))
-    setup = replace(unread, config=config)
+SPACE = tiny.campaign_data()["space"]
+
+
+def staged(tmp_path, stages):
+    """The set-ups of a campaign of stages, of configs: of the first, and of all by name."""
+    space = stages[0]["space"]
+    config = load_campaign(save_configs(tmp_path, small_config(), stages=stages, space=space))
+    found = stages_of(config, tmp_path / "run")
+    setup = prepare(found[0].config, unread=True)
+    return setup, check_later(setup, found)
+
+
+def test_a_stages_winner_needs_room_in_the_runs_folder(tmp_path, monkeypatch):
+    setup, stages = staged(tmp_path, [{"name": n, "space": SPACE} for n in ("blend", "again")])
     found = foresee(setup, tmp_path, 12, None)
-    assert told(setup, found, tmp_path) == ""
+    assert list(problems.problems(setup, found, tmp_path, stages)) == []
     for module in (forecasts, problems):
         monkeypatch.setattr(module, "free_disk", lambda _: 1000)
-    assert "stages: a stage's winner is written into" in told(setup, found, tmp_path)
+    refused = problems.problems(setup, found, tmp_path, stages)
+    assert any("stages: a stage's winner is written into" in text for text in refused)
     found = foresee(setup, tmp_path, 12, None)
     assert any("an export" in note for note in problems.notes(setup, found))
+
+
+def test_trials_are_counted_against_the_genes_of_each_stage_by_name(tmp_path):
+    found_path = {
+        "weights": {"method": "linear", "genes": {"weight": [0, 1]}},
+        "path": {"kind": "given", "layers": "way"},
+    }
+    path = {"path": {"kind": "layer_swap", "outer": "math", "inner": "lang"}}
+    many = [
+        {"name": "way", "space": path, "trials": 500},
+        {"name": "blend", "space": found_path, "trials": 30},
+        {"name": "again", "space": SPACE, "trials": 5000},
+    ]
+    setup, searches = staged(tmp_path, many)
+    found = foresee(setup, tmp_path, 12, None)
+    few = [note for note in problems.notes(setup, found, searches) if "trials are few" in note]
+    # the path is not found yet: as many layers as the base has are the best guess
+    genes = searches["blend"].space.dimension
+    assert genes > len(setup.config.models.experts)
+    (note,) = few
+    assert note.startswith(f"stages.blend: 30 trials are few for {genes} genes")
+    shown = Console(width=200)
+    with shown.capture() as text:
+        shown.print(preflight_table(setup, found, searches))
+    assert "stage again" in text.get()
+    assert "5000 trials" in text.get()
 
 
 def test_models_larger_than_the_memory_are_told(unread, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 import tenacity
 
+from evomerge.results import Results
+
 
 @tenacity.retry(  # wandb's own process may still be writing
     retry=tenacity.retry_if_result(lambda history: len(history) < 20),
@@ -65,6 +67,36 @@ def test_wandb_offline_keeps_every_step_once_under_one_run(study):
     own = [e for e in study.study.evaluations() if e.optimizers_own]
     values = {step: row["search/value"] for _, step, row in history if "search/value" in row}
     assert values == {e.number: e.value for e in own}
+
+
+def wandb_summary(study):
+    """The summary of the offline run, as its file ends."""
+    pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    found = {}
+    for path in (study.folder / "wandb").glob("offline-run-*/run-*.wandb"):
+        for data in log_records(path.read_bytes()):
+            record = pb.Record.FromString(data)
+            if record.WhichOneof("record_type") == "summary":
+                for item in record.summary.update:
+                    found[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("level", "said"), [(0.05, "No merge beats `lang`: trial 5"), (0.95, "Trial 5 beats the best")]
+)
+def test_wandb_has_verdict_scores_and_recipe_of_the_winner_in_its_summary(study, level, said):
+    pytest.importorskip("wandb")
+    with study.run(trackers=[{"kind": "wandb", "mode": "offline"}]):
+        study.references().search([0.3]).finish(level)
+    assert study.ear.lines == []
+    best = Results(study.study).best()
+    found = wandb_summary(study)
+    assert found["verdict"].startswith(said)
+    assert best["verdict"]["text"] in found["verdict"]
+    assert (best["verdict"]["kind"] == "wins") == (level > 0.5)
+    assert found["winner"] == best["recipe"]
+    assert found["scores"]["test"]["mean"] == pytest.approx(best["scores"]["test"]["mean"])
 
 
 def test_wandb_without_a_key_is_switched_off_instead_of_asking_for_one(

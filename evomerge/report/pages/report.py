@@ -26,14 +26,13 @@ from evomerge.report.tables import (
     listed_once,
     remarks,
     stage_lines,
-    trial_line,
     trials_line,
 )
 from evomerge.results import REFERENCES
 from evomerge.results.audit import audit_rows
 from evomerge.results.coefficients import searched_bounds
 from evomerge.results.verdict_words import verdict_lines
-from evomerge.results.written_numbers import difference, p_value, short, span
+from evomerge.results.written_numbers import difference, p_value, short, span, trial_line
 from evomerge.study.study import Study
 
 
