@@ -126,7 +126,7 @@ def _anywhere(config: CampaignConfig, space: Space) -> list[Genome]:
 def _check_smooth(config: CampaignConfig, kinds: Mapping[str, str], where: str) -> None:
     """Refuse an engine, tasks or methods without gradients."""
     check_gradients(config, where)
-    check_losses(kinds, where)
+    check_losses(kinds, where, config.fitness.surrogate_loss)
     if config.space.weights is None:
         raise InputError(f"{where}: a path has no gradient; search weights as well")
     check_differentiable(config.space.weights.methods, where)

@@ -110,6 +110,7 @@ def open_study(
                 "dataset": task.dataset,
                 "test_set": task.test_set,
                 **({"aggregate": task.aggregate} if task.corpus else {}),
+                **({"agreement": task.teacher} if task.teacher else {}),
             }
             for task in setup.tasks
         ]
@@ -145,5 +146,15 @@ def open_workers(setup: Setup, folder: Path, facts: Mapping[str, int] | None = N
     threads = threads_per_worker(config)
     files = setup.models.files
     return build_executor(
-        WorkerSpec(made, setup.measured_items, threads, known, kept, digests, facts or {}, files)
+        WorkerSpec(
+            made,
+            setup.measured_items,
+            threads,
+            known,
+            kept,
+            digests,
+            facts or {},
+            files,
+            teachers=setup.teachers,
+        )
     )

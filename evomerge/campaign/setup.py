@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.campaign.experts_asked import agreement_notes, check_experts, experts_asked
 from evomerge.campaign.initial_points import (
     check_descents,
     check_polish,
@@ -22,6 +23,8 @@ from evomerge.common.errors import InputError
 from evomerge.config import (
     AUDIT,
     SPLITS,
+    AgreementTaskConfig,
+    AnyTask,
     CallableConfig,
     CampaignConfig,
     ObjectiveConfig,
@@ -100,6 +103,12 @@ class Setup:
     def measures(self) -> dict[str, str]:
         """Measure → the task beside whose score it is."""
         return _measures(self.tasks)
+
+    @property
+    def teachers(self) -> dict[str, Recipe]:
+        """Name → the model as a recipe, of those with whose answers merges are compared."""
+        parents = self.space.parents()
+        return {name: parents[name] for name in experts_asked(self.config.fitness)}
 
     @property
     def first_rung(self) -> int:
@@ -226,7 +235,9 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     audit = list_audit(config.fitness)
     _check_audit(audit, tasks)
     check_engine(config, {task.task: task.kind for task in tasks})
+    check_experts(config, models, [task.task for task in tasks])
     items, notes = _split(tasks, config)
+    notes += agreement_notes(tasks)
     # 4. The search over them.
     setup = Setup(
         config=config,
@@ -331,7 +342,7 @@ def _check_depths(config: CampaignConfig, models: CheckedModels) -> None:
         ) from None
 
 
-def _identities(tasks: Sequence[TaskConfig | CallableConfig]) -> dict[str, Any]:
+def _identities(tasks: Sequence[AnyTask]) -> dict[str, Any]:
     """Name → identity of each entry; further entries of a task stand under `task.metric`."""
     found: dict[str, Any] = {}
     for task in tasks:
@@ -342,8 +353,10 @@ def _identities(tasks: Sequence[TaskConfig | CallableConfig]) -> dict[str, Any]:
     return found
 
 
-def _identity_of(task: TaskConfig | CallableConfig) -> dict[str, Any]:
-    """An entry without its paths: a callable's code and documents are digests elsewhere."""
+def _identity_of(task: AnyTask) -> dict[str, Any]:
+    """An entry without its paths: code, documents and prompts are digests elsewhere."""
+    if isinstance(task, AgreementTaskConfig):
+        return task.model_dump(mode="json", exclude={"agreement": {"prompts"}})
     if isinstance(task, CallableConfig):
         return {**task.model_dump(mode="json", exclude={"documents"}), "callable": task.function}
     # Measures stand in it only where there are any: older studies know no such key.
@@ -359,6 +372,7 @@ def _check_chat_template(config: CampaignConfig, models: CheckedModels) -> None:
     if has_template(config):
         return
     asking = [task.task for task in config.fitness.lm_eval_tasks if task.apply_chat_template]
+    asking += [t.task for t in config.fitness.agreements if t.agreement.apply_chat_template]
     folder = models.sources[BASE].tokenizer_folder
     tokenizer = load_tokenizer(folder, trust_remote_code=config.models.trust_remote_code)
     if models.configs_only and tokenizer is None:

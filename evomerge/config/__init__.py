@@ -1,11 +1,13 @@
 """The campaign file as strict models: an unknown key is an error that names the nearest valid one.
 
-One file for each key: `models`, `space`, `fitness` (with `objectives` and `own_metric`), `search`
-(optimizer, budget, initial, stages), `workers`, `study`, `trackers`; `campaign` is the whole file,
-`load` reads it, `draft` writes one. This room checks the *form*. Whether a method, a gene, a task
-or a model exists is said by the room that owns it (`search.spaces`, `fitness.tasks`, `models`).
+One file for each key: `models`, `space`, `fitness` (with `objectives`, `own_metric`, `agreement`),
+`search` (optimizer, budget, initial, stages), `workers`, `study`, `trackers`; `campaign` is the
+whole file, `load` reads it, `draft` writes one. This room checks the *form*. Whether a method, a
+gene, a task or a model exists is said by the room that owns it (`search.spaces`, `fitness.tasks`,
+`models`).
 """
 
+from evomerge.config.agreement import AgreementConfig, AgreementTaskConfig
 from evomerge.config.base import NamedConfig, Pair, PlugConfig, Scalar, Strict
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.draft import Draft, campaign_name, seen_from
@@ -73,6 +75,8 @@ __all__ = [
     "AUDIT",
     "SPLITS",
     "UNION",
+    "AgreementConfig",
+    "AgreementTaskConfig",
     "AnyTask",
     "AuditConfig",
     "BestTrials",

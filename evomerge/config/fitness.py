@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from evomerge.config.agreement import AgreementTaskConfig
 from evomerge.config.base import PlugConfig, Strict
 from evomerge.config.objectives import ConstraintConfig, ObjectiveConfig
 from evomerge.config.own_metric import CallableConfig
@@ -106,12 +107,16 @@ class TaskConfig(Strict):
 
 
 def _kind_of_task(task: Any) -> str:
-    own = "callable" in task if isinstance(task, Mapping) else isinstance(task, CallableConfig)
-    return "kind:callable" if own else "kind:lm_eval"
+    for kind, model in (("callable", CallableConfig), ("agreement", AgreementTaskConfig)):
+        if isinstance(task, model) or (isinstance(task, Mapping) and kind in task):
+            return f"kind:{kind}"
+    return "kind:lm_eval"
 
 
 AnyTask = Annotated[
-    Annotated[TaskConfig, Tag("kind:lm_eval")] | Annotated[CallableConfig, Tag("kind:callable")],
+    Annotated[TaskConfig, Tag("kind:lm_eval")]
+    | Annotated[CallableConfig, Tag("kind:callable")]
+    | Annotated[AgreementTaskConfig, Tag("kind:agreement")],
     Discriminator(_kind_of_task),
 ]
 
@@ -165,13 +170,52 @@ class SurrogateLossConfig(Strict):
 
     `supervised`: cross-entropy of the right choice, minus the log-likelihood of a target, and, for
     a task that generates, minus the mean log-likelihood of its target's tokens: a surrogate.
+
+    `experts`: the divergence from an expert's own answers to the same prompts, and of its hidden
+    states (Expert Merging). `entropy`: how undecided the model is (AdaMerging); it rewards
+    confidence, right or wrong. Both need no labels.
     """
 
-    kind: Literal["supervised"] = "supervised"
-    """The only loss there is.
+    kind: Literal["supervised", "entropy", "experts"] = "supervised"
+    """The loss. Change it to `experts` where documents have no right answers.
 
-    Example: `kind: supervised`
+    Example: `kind: entropy`
     """
+    teachers: dict[str, str] = Field(default_factory=dict, exclude_if=lambda said: not said)
+    """Of `experts`: the model that teaches each task, which may be `base`. A task of agreement has
+    its own.
+
+    Example: `kind: experts, teachers: {gsm8k: math, arc_easy: lang}`
+    """
+    tokens: int = Field(default=32, ge=1, exclude_if=lambda said: said == 32)
+    """Of `experts`, the most tokens of an expert's answer; of `entropy`, how many of a prompt's
+    last places are looked at.
+
+    Example: `kind: entropy, tokens: 64`
+    """
+    top_k: int = Field(default=64, ge=1, exclude_if=lambda said: said == 64)
+    """How many of an expert's likeliest next tokens are kept at each place; all others count as
+    one.
+
+    Example: `kind: experts, teachers: {gsm8k: math}, top_k: 128`
+    """
+    hidden_weight: float = Field(default=1.0, ge=0, exclude_if=lambda said: said == 1)
+    """Of `experts`: the weight of the hidden states' mean square error, half-way through the
+    layers. 0 leaves it out, and keeps files small.
+
+    Example: `kind: experts, teachers: {gsm8k: math}, hidden_weight: 0`
+    """
+
+    @property
+    def reads_hidden(self) -> bool:
+        """True where experts' hidden states are compared with."""
+        return self.kind == "experts" and self.hidden_weight > 0
+
+    @model_validator(mode="after")
+    def _teachers_are_of_experts(self) -> SurrogateLossConfig:
+        if self.kind != "experts" and self.teachers:
+            raise ValueError(f"{self.kind} has no teachers; write kind: experts")
+        return self
 
 
 _OF_AN_ENTRY = {"metric", "measures", "weight"}
@@ -316,6 +360,11 @@ class FitnessConfig(Strict):
         """The entries that are lm-eval's tasks."""
         return [task for task in self.tasks if isinstance(task, TaskConfig)]
 
+    @property
+    def agreements(self) -> list[AgreementTaskConfig]:
+        """The entries of agreement with an expert."""
+        return [task for task in self.tasks if isinstance(task, AgreementTaskConfig)]
+
     @field_validator("rungs")
     @classmethod
     def _rungs_rise_to_all(cls, rungs: list[int | str]) -> list[int | str]:
@@ -331,7 +380,8 @@ class FitnessConfig(Strict):
             same = [task for task in tasks if task.task == name]
             entries = [task for task in same if isinstance(task, TaskConfig)]
             if len(same) > len(entries) > 0 or (not entries and len(same) > 1):
-                raise ValueError(f"{name} listed twice; give each task once, with a weight")
+                own = ", or a name of its own (task: NAME)" if not entries else ""
+                raise ValueError(f"{name} listed twice; give each task once, with a weight{own}")
             _check_entries(name, entries)
         return tasks
 

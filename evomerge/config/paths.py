@@ -9,6 +9,7 @@ import yaml
 
 from evomerge.common.data_files import read_text
 from evomerge.common.errors import InputError
+from evomerge.config.agreement import AgreementTaskConfig
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.fitness import AnyTask, TaskConfig
 from evomerge.config.models import TokenizerConfig
@@ -98,8 +99,9 @@ def _is_file(task: str) -> bool:
 def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:
     """Resolve an entry's paths against the campaign file's folder.
 
-    Those are a callable's documents, and its module where the folder has a file of its name; a task
-    of lm-eval's may be named by its file, too, instead of which it then has the name in the file.
+    Those are an agreement's prompts, a callable's documents, and its module where the folder has a
+    file of its name; a task of lm-eval's may be named by its file, too, instead of which it then
+    has the name in the file.
 
     Args:
         include: the folder of `fitness.include_path`.
@@ -110,6 +112,10 @@ def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:
     if isinstance(task, TaskConfig):
         named = {"task": _name_in(task, folder, include)} if _is_file(task.task) else {}
         return task.model_copy(update=named)
+    if isinstance(task, AgreementTaskConfig):
+        prompts = str((folder / task.agreement.prompts).resolve())
+        update = {"agreement": task.agreement.model_copy(update={"prompts": prompts})}
+        return task.model_copy(update=update)
     path = folder / (
         task.module if task.module.endswith(".py") else f"{task.module.replace('.', '/')}.py"
     )

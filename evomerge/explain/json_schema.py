@@ -31,7 +31,8 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["required"].remove("space")  # a campaign with stages has none
     definitions = schema["$defs"]
-    definitions["CallableConfig"]["required"].remove("task")  # the function's name
+    for model in ("CallableConfig", "AgreementTaskConfig"):  # named after function or expert
+        definitions[model]["required"].remove("task")
     # 1. texts and examples of the keys
     for section in sections():
         found = definitions.get(section.model.__name__, schema)

@@ -1,4 +1,7 @@
-"""Answers to lm-eval's requests, and the interface of whoever gives them."""
+"""Answers to lm-eval's requests, and the interface of whoever gives them.
+
+There is one type of request more than lm-eval's own, `AGREEMENT`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
+
+AGREEMENT = "agreement"
+"""The type of request for the share of an expert's next tokens that a model would say, too.
+
+Its arguments are the prompt, the most tokens of an answer, and the expert's answer
+(`expert_answers.ExpertAnswer`), which is None before the expert was asked.
+"""
 
 
 class Response(NamedTuple):

@@ -147,6 +147,7 @@ def _probe_spec(setup: Setup, model: int, depths: Depths) -> ProbeSpec:
         items=setup.items,
         threads=threads_per_worker(config),
         alignments=alignments_of(sources),
+        teachers=setup.teachers,
     )
     dtypes = {n: str(s.dtype(setup.models.layout.names[0])) for n, s in sources.items()}
     return ProbeSpec(

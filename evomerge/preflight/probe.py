@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evomerge.common.errors import CandidateError, EvomergeError
+from evomerge.config import CallableConfig
 from evomerge.fitness.engines import scores_here
 from evomerge.models.messages import reason
 from evomerge.recipe import Recipe
@@ -140,7 +141,8 @@ def _is_harmless(asked: ProbeSpec) -> bool:
     """Tell whether nothing can take this process down: a small model, and code of ours alone."""
     config = asked.spec.config
     fitness = config.fitness
-    ours = len(fitness.lm_eval_tasks) == len(fitness.tasks) and not config.models.trust_remote_code
+    own = any(isinstance(task, CallableConfig) for task in fitness.tasks)
+    ours = not own and not config.models.trust_remote_code
     here = scores_here(config) and device_of(config) == "cpu"
     return asked.real and ours and here and asked.model <= _SMALL
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from evomerge.judging import Judge, Judged, Scores
@@ -42,6 +42,8 @@ class Evidence:
         stage: name of the stage that the study is; None for a whole campaign.
         before: for each earlier stage `stage`, its name, and `select`, its winner's score.
         front: the front on search of an objective with several goals, the preferred first.
+        agreements: task → the model with which it scores agreement, which scores 1 there.
+        capped: the model that scores 1 on all tasks that count; None if none does.
     """
 
     judges: Mapping[str, Judge]
@@ -51,6 +53,8 @@ class Evidence:
     stage: str | None = None
     before: Sequence[Mapping[str, Any]] = ()
     front: Sequence[Judged[Evaluation]] = ()
+    agreements: Mapping[str, str] = field(default_factory=dict)
+    capped: str | None = None
 
     def scores(self, digest: str, split: str) -> Scores | None:
         """Judge a recipe on a split; None where it was not measured."""

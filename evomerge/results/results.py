@@ -206,6 +206,8 @@ class Results:
             for role, rivals in self._references.items()
             for name, one in rivals.items()
         ]
+        counted = [task for task in self.task_notes if task["weight"] > 0]
+        teachers = {task.get("agreement") for task in counted}
         return Evidence(
             judges=self.judges,
             measured=self._measured,
@@ -214,6 +216,8 @@ class Results:
             stage=stage.get("name"),
             before=stage.get("before", []),
             front=self._feasible if self.judge.objective.goals is not None else [],
+            agreements={t["task"]: t["agreement"] for t in counted if t.get("agreement")},
+            capped=teachers.pop() if len(teachers) == 1 else None,
         )
 
     @cached_property

@@ -196,6 +196,7 @@ def with_notes(found: Judgement, verdict: Verdict, case: Case) -> Verdict:
             f"{names} {'break' if several else 'breaks'} a constraint on {found.ruling}, and "
             f"{'are no rivals' if several else 'is no rival'}."
         )
+    notes += _agreement(found)
     if found.items < FEW:
         notes.append(
             f"{found.items} item{'s' * (found.items != 1)} on {found.split}: too few to tell a "
@@ -204,12 +205,31 @@ def with_notes(found: Judgement, verdict: Verdict, case: Case) -> Verdict:
     return replace(verdict, notes=notes, advice=_advice(found, verdict, case))
 
 
+def _agreement(found: Judgement) -> list[str]:
+    """Say what a lead is worth where tasks score agreement with experts."""
+    evidence = found.evidence
+    if not evidence.agreements:
+        return []
+    if one := evidence.capped:
+        return [
+            f"Agreement with `{one}` is all that counts, and `{one}` itself scores 1: no merge can "
+            "beat it."
+        ]
+    own = [f"`{expert}` scores 1 on {task}" for task, expert in evidence.agreements.items()]
+    return [
+        f"Agreement with an expert is no accuracy: {listed(own)}, whatever is right, and no merge "
+        "scores more there."
+    ]
+
+
 def _advice(found: Judgement, verdict: Verdict, case: Case) -> str | None:
     """Say what to do about a verdict that is no win; nothing before the end."""
     if not found.best or not verdict.final:
         return None
     if case.better is not None:
         return f"Export that merge with --trial {case.better.number}, or search on. {HELP}."
+    if not verdict.beats and found.evidence.capped:
+        return "To find a merge that is more than a copy, add prompts of another expert, or a task."
     if not verdict.beats:
         return f"{HELP}."
     lead = verdict.lead

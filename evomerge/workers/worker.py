@@ -18,7 +18,9 @@ from evomerge.workers.devices import check_device, compute_dtype, device_of, gpu
 
 if TYPE_CHECKING:
     from evomerge.fitness.document_loss import DocumentLoss
+    from evomerge.fitness.expert_answers import ExpertAnswers, Experts, Question
     from evomerge.judging.answer_facts import AnswerFacts
+    from evomerge.materialize.statistics.store import Store
     from evomerge.models.alignment.git_rebasin import Alignment
     from evomerge.models.checkpoint import Checkpoint
     from evomerge.models.checks.unchanged import FileState
@@ -42,6 +44,7 @@ class WorkerSpec:
         facts: the engine's facts of earlier runs of the campaign.
         files: weight file → its state when the driver opened it, on the driver's machine; workers
             elsewhere look at their own.
+        teachers: name → the model as a recipe, of those with whose answers merges are compared.
     """
 
     config: CampaignConfig
@@ -52,6 +55,7 @@ class WorkerSpec:
     digests: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[Path, FileState] = field(default_factory=dict)
+    teachers: Mapping[str, Recipe] = field(default_factory=dict)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -149,7 +153,9 @@ class Worker:
         self._engine = build_engine(
             EngineContext(config, sources[BASE], kernel, compute_dtype(config), write, spec.facts)
         )
-        self._tasks = TaskSet(config.fitness, self._engine)
+        self._written: str | None = None  # the digest of the recipe now in the model
+        experts = self._experts(spec, sources, store)
+        self._tasks = TaskSet(config.fitness, self._engine, experts)
         audit = config.fitness.of_audit
         self._audit = None if audit is None else TaskSet(audit, self._engine)
         if elsewhere:
@@ -157,7 +163,14 @@ class Worker:
             if self._audit is not None:
                 self._audit.check({AUDIT: spec.items[AUDIT]})
         self._items = spec.items
-        self._written: str | None = None  # the digest of the recipe now in the model
+        if experts.keeps:  # else each is asked when its answers are needed
+            scored = [items for split, items in spec.items.items() if split != AUDIT]
+            tasks = dict.fromkeys(task for items in scored for task in items)
+            everything = {
+                task: [item for items in scored for item in items.get(task, ())] for task in tasks
+            }
+            self._tasks.ask_experts(everything)
+            self._tasks.ask_experts(spec.items["search"], losses=True)
 
     def measure(
         self,
@@ -178,10 +191,12 @@ class Worker:
             CandidateError: the recipe's weights are not finite, or it cannot be scored.
             StoppedError: a model's files have changed.
         """
+        wanted = self._items[split] if items is None else items
+        if split != AUDIT:
+            self._tasks.ask_experts(wanted)
         started = time.perf_counter()
         self._load(recipe, again=items is None)
         written = time.perf_counter()
-        wanted = self._items[split] if items is None else items
         counted = counted or split != "search"
         tasks = self._audit if split == AUDIT and self._audit is not None else self._tasks
         scores = tasks.score(wanted, counted)
@@ -254,7 +269,30 @@ class Worker:
             own = set(self._items["search"].get(task, ()))
             if other := [item for item in ids if item not in own]:
                 raise InputError(f"{task}: item {other[0]} is not of the search split")
-        return self._tasks.losses({task: ids for task, ids in items.items() if ids})
+        wanted = {task: ids for task, ids in items.items() if ids}
+        self._tasks.ask_experts(wanted, losses=True)
+        return self._tasks.losses(wanted)
+
+    def _experts(
+        self, spec: WorkerSpec, sources: Mapping[str, Checkpoint], store: Store | None
+    ) -> Experts:
+        """What gives experts' answers; asking one loads it into the engine."""
+        from evomerge.fitness.expert_answers import Experts
+        from evomerge.models.tokens.tokenizer import tokenizer_digest
+
+        def ask(recipe: Recipe, prompts: Sequence[str], question: Question) -> ExpertAnswers:
+            self._load(recipe)
+            return self._engine.expert_answers(prompts, question)
+
+        config = spec.config
+        tokenizer = config.models.tokenizer
+        key = [
+            tokenizer_digest(sources[BASE].tokenizer_folder),
+            None if tokenizer is None else tokenizer.model_dump(mode="json"),
+            config.dtype.weights,
+            compute_dtype(config),
+        ]
+        return Experts(spec.teachers, ask, store, key)
 
     def _load(self, recipe: Recipe, again: bool = False) -> None:
         """Load a recipe into the engine, unless it is there and not asked for `again`."""

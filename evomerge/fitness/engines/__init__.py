@@ -14,7 +14,7 @@ from typing import Any
 from evomerge.common.errors import InputError
 from evomerge.common.plugins import Registry, check_options, subclass_of
 from evomerge.config import CampaignConfig
-from evomerge.fitness.answers import RequestAnswerer, Response
+from evomerge.fitness.answers import AGREEMENT, RequestAnswerer, Response
 from evomerge.fitness.engines.base import Engine, EngineContext
 
 __all__ = [
@@ -53,12 +53,18 @@ def check_engine(config: CampaignConfig, kinds: Mapping[str, str]) -> None:
     """Check that the campaign's engine exists, takes these options, and can score the tasks.
 
     Args:
-        kinds: task → lm-eval's output type, or `callable`.
+        kinds: task → lm-eval's output type, `callable` or `agreement`.
 
     Raises:
         InputError: there is none, an option is unknown or of the wrong type, or it cannot.
     """
     kind, options = _found(config)
+    compared = [task for task, own in kinds.items() if own == AGREEMENT]
+    if compared and not kind.differentiable:
+        raise InputError(
+            f"fitness.tasks: {compared[0]} compares next tokens with an expert's, which "
+            f"fitness.engine {config.fitness.engine.kind} does not show; use hf"
+        )
     kind.check(config, kinds, options)
 
 

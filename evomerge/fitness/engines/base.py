@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from evomerge.fitness.document_loss import DocumentLoss
+    from evomerge.fitness.expert_answers import ExpertAnswers, Question
     from evomerge.materialize.disk.weight_record import WeightsRecord
     from evomerge.materialize.kernel import Kernel
     from evomerge.models.checkpoint import Checkpoint
@@ -50,7 +51,7 @@ class Engine(RequestAnswerer, ABC):
 
     Attributes:
         here: whether the model that answers is in the worker's own memory.
-        differentiable: whether it has `gradient` and `losses`.
+        differentiable: whether it has `gradient`, `losses` and `expert_answers`.
         context: what the worker offers.
     """
 
@@ -95,6 +96,14 @@ class Engine(RequestAnswerer, ABC):
 
         Raises:
             CandidateError: one is not finite.
+        """
+        raise NotImplementedError
+
+    def expert_answers(self, prompts: Sequence[str], question: Question) -> ExpertAnswers:
+        """Let the recipe that was loaded last, an expert, answer prompts.
+
+        Raises:
+            CandidateError: what it says is not finite.
         """
         raise NotImplementedError
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from evomerge.fitness.document_loss import DocumentLoss
+    from evomerge.fitness.expert_answers import ExpertAnswers, Question
     from evomerge.materialize.disk.weight_record import WeightsRecord
 
 
@@ -90,6 +91,10 @@ class HuggingFace(Engine):
     @override
     def losses(self, documents: Sequence[DocumentLoss]) -> np.ndarray:
         return self._backward.losses(documents)
+
+    @override
+    def expert_answers(self, prompts: Sequence[str], question: Question) -> ExpertAnswers:
+        return self._local.expert_answers(prompts, question, self.context.base.layout.prefix)
 
     @property
     @override

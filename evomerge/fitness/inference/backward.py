@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from evomerge.common.accelerator import CPU, Accelerator
 from evomerge.common.errors import CandidateError
-from evomerge.fitness.document_loss import DocumentLoss
+from evomerge.fitness.document_loss import DocumentLoss, Reading
 from evomerge.fitness.inference.loglikelihood import LogLikelihoods
 from evomerge.fitness.inference.memory import ON_CPU, SHARE
 
@@ -56,14 +56,41 @@ class Backward:
         Raises:
             CandidateError: one is not finite.
         """
-        requests = [pair for document in documents for pair in document.pairs]
-        encoded = [self._loglikelihoods.encode(*pair) for pair in requests]
-        answers = iter(self._loglikelihoods.answers(encoded))
+        scored = [i for i, one in enumerate(documents) if one.needs == "loglikelihoods"]
+        read = [i for i, one in enumerate(documents) if one.needs != "loglikelihoods"]
+        found = {
+            **dict(zip(scored, self._scored([documents[i] for i in scored]), strict=True)),
+            **dict(zip(read, self._read([documents[i] for i in read]), strict=True)),
+        }
+        return _finite([found[place] for place in range(len(documents))])
+
+    def _scored(self, documents: Sequence[DocumentLoss]) -> list[Tensor]:
+        """The losses of documents that need no more than log-likelihoods."""
+        asked = [self._numbers(document) for document in documents]
+        answers = iter(self._loglikelihoods.answers([n for own in asked for n in own]))
         found = []
-        for document in documents:
-            own = [torch.tensor(next(answers)[0], dtype=torch.float64) for _ in document.pairs]
-            found.append(document.of(own, self._tokens(document)))
-        return _finite(found)
+        for document, own in zip(documents, asked, strict=True):
+            read = [
+                Reading(torch.tensor(next(answers)[0], dtype=torch.float64), self._tokens(number))
+                for number in own
+            ]
+            found.append(document.of(read))
+        return found
+
+    def _read(self, documents: Sequence[DocumentLoss]) -> list[Tensor]:
+        """The losses of documents that need logits, of one continuation each."""
+        asked = [number for document in documents for number in self._numbers(document)]
+        of: dict[int, list[int]] = {}
+        for place, number in enumerate(asked):
+            of.setdefault(number, []).append(place)
+
+        def losses(number: int, reading: Reading) -> dict[int, Tensor]:
+            return {place: documents[place].of([reading]).cpu() for place in of[number]}
+
+        found: dict[int, Tensor] = {}
+        for one in self._loglikelihoods.each_reading(list(of), losses, self._layer(documents)):
+            found |= one
+        return [found[place] for place in range(len(documents))]
 
     def __call__(
         self, documents: Sequence[Weighted], sinks: Sequence[tuple[nn.Parameter, Sink]]
@@ -85,15 +112,18 @@ class Backward:
 
     def _one(self, batch: Sequence[Weighted]) -> np.ndarray:
         """One forward and one backward pass."""
-        asked = [[self._loglikelihoods.encode(*p) for p in one.pairs] for one, _ in batch]
+        documents = [document for document, _ in batch]
+        asked = [self._numbers(document) for document in documents]
         numbers = [number for own in asked for number in own]
-        tokens = sum(self._size(document) for document, _ in batch)
+        tokens = sum(map(self._size, documents))
         cramped = self.tokens is not None and tokens > self.tokens
         with self._counted(tokens), self._checkpointed() if cramped else _as_it_is():
-            values = self._loglikelihoods.differentiable(numbers)
+            logits = any(document.needs != "loglikelihoods" for document in documents)
+            layer = self._layer(documents)
+            read = self._loglikelihoods.differentiable(numbers, logits, layer)
             losses = [
-                document.of([values[number] for number in own], self._tokens(document))
-                for (document, _), own in zip(batch, asked, strict=True)
+                document.of([read[number] for number in own])
+                for document, own in zip(documents, asked, strict=True)
             ]
         found = _finite(losses)
         total = sum(
@@ -119,12 +149,19 @@ class Backward:
 
     def _size(self, document: DocumentLoss) -> int:
         """Tokens of a document's rows, as if none began alike."""
-        numbers = {self._loglikelihoods.encode(*pair) for pair in document.pairs}
-        return sum(self._loglikelihoods.length(number)[0] for number in numbers)
+        return sum(self._loglikelihoods.length(n)[0] for n in {*self._numbers(document)})
 
-    def _tokens(self, document: DocumentLoss) -> list[int]:
-        encode, length = self._loglikelihoods.encode, self._loglikelihoods.length
-        return [length(encode(*pair))[1] for pair in document.pairs]
+    def _numbers(self, document: DocumentLoss) -> list[int]:
+        return [self._loglikelihoods.encode(*pair) for pair in document.pairs]
+
+    def _tokens(self, number: int) -> int:
+        return self._loglikelihoods.length(number)[1]
+
+    def _layer(self, documents: Sequence[DocumentLoss]) -> nn.Module | None:
+        """The layer whose outputs documents need as hidden states, if they do."""
+        if all(document.needs != "hidden" for document in documents):
+            return None
+        return middle_layer(self._model, self._layers)
 
     @contextmanager
     def _counted(self, tokens: int) -> Iterator[None]:
@@ -169,6 +206,12 @@ class Backward:
                 del layer.forward
                 if own is not None:  # a model on several GPUs has such
                     layer.forward = own
+
+
+def middle_layer(model: Any, layers: str) -> nn.Module:
+    """The layer at which half of the model's layers are done; `layers`: the name of their list."""
+    found = list(model.get_submodule(layers).children())
+    return found[max(0, len(found) // 2 - 1)]
 
 
 @contextmanager

@@ -149,6 +149,21 @@ class Forward:
 
 
 @contextmanager
+def outputs_of(module: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """Collect a module's outputs inside the block; of several, the first."""
+    found: list[Tensor] = []
+
+    def keep(_: torch.nn.Module, inputs: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def _head_narrowed(model: Any, pairs: tuple[Tensor, Tensor]) -> Iterator[list[bool]]:
     """Let the output head see the chosen (row, position) pairs only, as [1, pairs, hidden].
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from evomerge.fitness.answers import Response
-from evomerge.fitness.inference.backward import Backward
+from evomerge.common.errors import InputError
+from evomerge.fitness.answers import AGREEMENT, Response
+from evomerge.fitness.expert_answers import ExpertAnswers, Question
+from evomerge.fitness.inference.backward import Backward, middle_layer
 from evomerge.fitness.inference.batch import PassShape
 from evomerge.fitness.inference.forward import Forward
 from evomerge.fitness.inference.generation import Greedy
@@ -73,6 +77,8 @@ class Local:
                 self._loglikelihoods.encode(*request.args)
             elif request.request_type == ROLLING:
                 self._loglikelihoods.encode_rolling(*request.args)
+            elif request.request_type == AGREEMENT:
+                self._agreement_of(request)
 
     def passes(self, requests: Sequence[Instance]) -> list[PassShape]:
         """The forward passes that answer the requests, planned and not run: the model's weights
@@ -82,8 +88,14 @@ class Local:
             InputError: the model cannot score one.
         """
         generated = [request for request in requests if request.request_type == "generate_until"]
-        scored = [request for request in requests if request.request_type != "generate_until"]
-        return [*self._loglikelihoods.passes(scored), *self._greedy.passes(generated)]
+        compared = [request for request in requests if request.request_type == AGREEMENT]
+        own = {"generate_until", AGREEMENT}
+        scored = [request for request in requests if request.request_type not in own]
+        answers = {self._agreement_of(request)[0] for request in compared}
+        return [
+            *self._loglikelihoods.passes(scored, answers),
+            *self._greedy.passes(generated),
+        ]
 
     def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
         """Answer requests, in their order, as HFLM's methods of the request's type do.
@@ -112,6 +124,8 @@ class Local:
             return self._scored
         if request.request_type == ROLLING:
             return self._rolled
+        if request.request_type == AGREEMENT:
+            return self._agreed
         own = cached and self._greedy.takes(request.args[1])
         return self._generated if own else self._generated_by_lm_eval
 
@@ -120,6 +134,68 @@ class Local:
 
     def _rolled(self, requests: Sequence[Instance], counted: bool) -> list[Response]:
         return [Response(value) for value in self._loglikelihoods.rolling(requests)]
+
+    def _agreed(self, requests: Sequence[Instance], counted: bool) -> list[Response]:
+        asked = [self._agreement_of(request) for request in requests]
+        return [Response(share) for share in self._loglikelihoods.agreement(asked)]
+
+    def _agreement_of(self, request: Instance) -> tuple[int, np.ndarray]:
+        """An answer's number, and its tokens; before the expert was asked, of so many tokens."""
+        prompt, most, answer = request.args
+        if answer is None:
+            if most >= self.lm.max_length:
+                raise InputError(
+                    f"answers of {most} tokens leave no room for a prompt: the model reads "
+                    f"{self.lm.max_length}; lower agreement.tokens"
+                )
+            return self._loglikelihoods.encode(prompt, (0,) * most), np.zeros(most)
+        tokens = tuple(answer.tokens.tolist())
+        return self._loglikelihoods.encode(prompt, tokens), answer.best.numpy()
+
+    def expert_answers(
+        self, prompts: Sequence[str], question: Question, layers: str
+    ) -> ExpertAnswers:
+        """Let the model, an expert, answer prompts, and keep what it thought at every token.
+
+        Args:
+            prompts: each is read as a generation reads it.
+            question: how long answers are, and what is kept.
+            layers: the name of the model's list of layers.
+
+        Raises:
+            CandidateError: logits are not finite.
+            InputError: a prompt leaves no room for an answer.
+        """
+        settings = {"until": [], "max_gen_toks": question.tokens, "do_sample": False}
+        # 1. its greedy answers
+        if self._forward.packs() and self._greedy.takes(settings):
+            requests = [
+                Instance("generate_until", {}, (prompt, settings), index)
+                for index, prompt in enumerate(prompts)
+            ]
+            said = [tuple(answer.tokens) for answer in self._greedy(requests)]
+        else:
+            said = [self._said(prompt, question.tokens) for prompt in prompts]
+        # 2. the same read once more, as candidates will be
+        pairs = zip(prompts, said, strict=True)
+        asked = [self._loglikelihoods.encode(prompt, tokens) for prompt, tokens in pairs]
+        layer = middle_layer(self.lm.model, layers)
+        return ExpertAnswers.of(self._loglikelihoods.expert_answers(asked, question, layer))
+
+    @torch.inference_mode()
+    def _said(self, prompt: str, most: int) -> tuple[int, ...]:
+        """The greedy answer to a prompt of a model that keeps no keys and values by position."""
+        room = self.lm.max_length - most
+        tokens, mask = self.lm.tok_batch_encode([prompt], left_truncate_len=room)
+        tokens, mask = tokens.to(self.lm.device), mask.to(self.lm.device)
+        found = self.lm.model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=most,
+            do_sample=False,
+            pad_token_id=self.lm.tokenizer.pad_token_id,
+        )
+        return tuple(found[0, tokens.shape[1] :].tolist())
 
     def _generated(self, requests: Sequence[Instance], counted: bool) -> list[Response]:
         return [

@@ -108,7 +108,7 @@ def load_own_metric(where: str, config: CallableConfig, lm: Any) -> OwnMetric:
         ) from None
     except ValueError:
         pass  # a builtin, which has no signature to look at
-    documents = tuple(_documents(f"{where}.documents", Path(config.documents)))
+    documents = tuple(read_documents(f"{where}.documents", Path(config.documents)).values())
     return OwnMetric(
         name=config.task,
         kind="callable",
@@ -163,20 +163,24 @@ def _code(module: ModuleType) -> str:
         return module.__name__
 
 
-def _documents(where: str, path: Path) -> list[Any]:
-    """Read JSON objects, one a line."""
+def read_documents(where: str, path: Path) -> dict[int, dict[str, Any]]:
+    """Read JSON objects, one a line, by the numbers of their lines.
+
+    Raises:
+        InputError: the file cannot be read, holds none, or something else; begins with `where`.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # a string may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{where}: {path} cannot be read ({error})") from None
-    documents = []
+    documents = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         document = json_data(line, f"{where}: {path}, line {number}")
         if not isinstance(document, dict):
             raise InputError(f"{where}: {path}, line {number}: write one JSON object a line")
-        documents.append(document)
+        documents[number] = document
     if not documents:
         raise InputError(f"{where}: {path} has no documents")
     return documents

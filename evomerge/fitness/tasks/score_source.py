@@ -21,7 +21,7 @@ class ScoreSource(ABC):
 
     Attributes:
         name: the task's name; of a measure beside its score, `task.metric`.
-        kind: lm-eval's output type of the task, or `callable`.
+        kind: lm-eval's output type of the task, `callable` or `agreement`.
         metric: the metric's name.
         filter: the name of the filter under which it is read.
         higher_is_better: whether more of the metric is better.
@@ -35,6 +35,7 @@ class ScoreSource(ABC):
         aggregate: how items give the score: `mean`, a name of
             `judging.corpus_values.AGGREGATES`, or `own`, a function of the task's own.
         runs_code: whether scoring runs code that the model writes.
+        teacher: the model with whose answers those of a merge are compared; None for no such.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ScoreSource(ABC):
     test_set: str | None = None
     aggregate: str = MEAN
     runs_code: bool = False
+    teacher: str | None = None
 
     @abstractmethod
     def asked(self) -> str:

@@ -1,64 +1,136 @@
-"""Supervised losses of documents: what stands for a task's metric where a gradient is wanted.
+"""Losses of documents: what stands for a task's metric where a gradient is wanted.
 
-By lm-eval's output type:
+`supervised`, by lm-eval's output type:
 
 - `multiple_choice`: the cross-entropy of the right choice among all, over their log-likelihoods;
 - `loglikelihood`: minus the log-likelihood of the target;
 - `generate_until`: a surrogate, minus the mean log-likelihood of the tokens of the target text, as
   if the model had been made to write it. The metric looks at what the model writes by itself.
+
+`entropy`: that of the choices, else of the next token, at a target's tokens or a prompt's end.
+
+`experts`: the divergence from an expert's answer to the same prompt; a task of agreement has its
+expert's whatever the kind, but for `entropy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
 from evomerge.common.errors import InputError
-from evomerge.fitness.document_loss import DocumentLoss
+from evomerge.config import SurrogateLossConfig
+from evomerge.fitness.answers import AGREEMENT
+from evomerge.fitness.document_loss import (
+    ChoiceEntropy,
+    DocumentLoss,
+    ExpertAndHiddenLoss,
+    ExpertLoss,
+    LastTokens,
+    RightAnswerLoss,
+    TokenEntropy,
+)
+from evomerge.fitness.expert_answers import ExpertAnswer
 from evomerge.fitness.tasks.lm_eval_task import LmEvalMetric
 from evomerge.fitness.tasks.score_source import ScoreSource
 
 KINDS = ("multiple_choice", "loglikelihood", "generate_until")
 """lm-eval's output types that have a loss."""
 
+SUPERVISED = SurrogateLossConfig()
 
-def check_losses(kinds: Mapping[str, str], where: str) -> None:
+
+def check_losses(
+    kinds: Mapping[str, str], where: str, loss: SurrogateLossConfig = SUPERVISED
+) -> None:
     """Refuse tasks without a loss.
 
     Args:
-        kinds: task → lm-eval's output type, or `callable`.
+        kinds: task → lm-eval's output type, `callable` or `agreement`.
+        where: the key that asks for a gradient.
+        loss: `fitness.surrogate_loss`.
 
     Raises:
         InputError: there are such; begins with `where` and names them.
     """
-    lacking = [f"{task} ({kind})" for task, kind in kinds.items() if kind not in KINDS]
+    known = (*KINDS, AGREEMENT)
+    lacking = [f"{task} ({kind})" for task, kind in kinds.items() if kind not in known]
     if lacking:
         raise InputError(
             f"{where}: {', '.join(lacking)} has no loss that a gradient could follow; there are "
-            f"such for {', '.join(KINDS)}: leave the gradient out, or the task"
+            f"such for {', '.join(KINDS)} and agreement: leave the gradient out, or the task"
+        )
+    taught = {task for task, kind in kinds.items() if kind == AGREEMENT} | loss.teachers.keys()
+    untaught = [task for task in kinds if loss.kind == "experts" and task not in taught]
+    if untaught:
+        raise InputError(
+            f"fitness.surrogate_loss.teachers: {', '.join(untaught)} has no expert to learn from; "
+            f"write teachers: {{{untaught[0]}: EXPERT}}"
         )
 
 
-def loss_of(source: ScoreSource, place: int) -> DocumentLoss:
+def prompt_of(source: ScoreSource, place: int) -> str:
+    """Return the prompt of a source's document at `place`: its first request's context."""
+    return str(source.requests[place][0].args[0])
+
+
+def loss_of(
+    source: ScoreSource,
+    place: int,
+    loss: SurrogateLossConfig = SUPERVISED,
+    answer: Callable[[], ExpertAnswer] | None = None,
+) -> DocumentLoss:
     """Return the loss of a source's document at `place`.
+
+    Args:
+        loss: `fitness.surrogate_loss`.
+        answer: gives an expert's answer to the document's prompt.
 
     Raises:
         InputError: the task has none, or the document no right answer; names both.
     """
-    if not isinstance(source, LmEvalMetric):
+    if not isinstance(source, LmEvalMetric) and source.kind != AGREEMENT:
         raise InputError(f"{source.name}: a {source.kind} has no loss that a gradient could follow")
-    check_losses({source.name: source.kind}, "fitness.tasks")
+    check_losses({source.name: source.kind}, "fitness.tasks", loss)
+    if loss.kind == "entropy":
+        return _entropy(source, place, loss)
+    if loss.kind == "experts" or source.kind == AGREEMENT:
+        assert answer is not None
+        return _of_expert(prompt_of(source, place), answer(), loss)
+    assert isinstance(source, LmEvalMetric)
+    return _supervised(source, place)
+
+
+def _supervised(source: LmEvalMetric, place: int) -> DocumentLoss:
     requests, document = source.requests[place], deepcopy(source.documents[place])
     if source.kind == "loglikelihood":
-        return DocumentLoss((requests[0].args[:2],))
+        return RightAnswerLoss((requests[0].args[:2],))
     if source.kind == "generate_until":
-        return DocumentLoss(((requests[0].args[0], _target(source, place, document)),), (0,), True)
+        target = _target(source, place, document)
+        return RightAnswerLoss(((requests[0].args[0], target),), (0,), True)
     choices = len(source.task.doc_to_choice(deepcopy(document)))
     right = _right_choices(source.task, document, choices)
     if not right:
         raise InputError(f"{source.name}: item {source.ids[place]} has no right choice")
-    return DocumentLoss(tuple(one.args[:2] for one in requests[:choices]), right)
+    return RightAnswerLoss(tuple(one.args[:2] for one in requests[:choices]), right)
+
+
+def _entropy(source: ScoreSource, place: int, loss: SurrogateLossConfig) -> DocumentLoss:
+    requests = source.requests[place]
+    if isinstance(source, LmEvalMetric) and source.kind == "multiple_choice":
+        choices = len(source.task.doc_to_choice(deepcopy(source.documents[place])))
+        return ChoiceEntropy(tuple(one.args[:2] for one in requests[:choices]))
+    if source.kind == "loglikelihood":
+        return TokenEntropy((requests[0].args[:2],))
+    return TokenEntropy(((prompt_of(source, place), LastTokens(loss.tokens)),))
+
+
+def _of_expert(prompt: str, answer: ExpertAnswer, loss: SurrogateLossConfig) -> DocumentLoss:
+    pairs = ((prompt, tuple(answer.tokens.tolist())),)
+    if loss.reads_hidden:
+        return ExpertAndHiddenLoss(pairs, answer, loss.hidden_weight)
+    return ExpertLoss(pairs, answer)
 
 
 def _right_choices(task: Any, document: Any, count: int) -> tuple[int, ...]:

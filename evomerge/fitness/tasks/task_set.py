@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
 
 from evomerge.common.errors import InputError
-from evomerge.config import CallableConfig, FitnessConfig, TaskConfig
+from evomerge.config import AgreementTaskConfig, CallableConfig, FitnessConfig, TaskConfig
 from evomerge.fitness.answers import RequestAnswerer
 from evomerge.fitness.document_loss import DocumentLoss
+from evomerge.fitness.expert_answers import ExpertAnswer, Experts, Question
+from evomerge.fitness.tasks.agreement import Agreement, load_agreement
 from evomerge.fitness.tasks.documents import marks, plain_text
 from evomerge.fitness.tasks.lm_eval_loading import open_manager
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
@@ -20,7 +23,7 @@ from evomerge.fitness.tasks.lm_eval_task import load_lm_eval_task
 from evomerge.fitness.tasks.own_metric import load_own_metric
 from evomerge.fitness.tasks.response_tokens import CUT_OFF, RESPONSE_TOKENS
 from evomerge.fitness.tasks.score_source import MEAN, ScoreSource
-from evomerge.fitness.tasks.surrogate_losses import loss_of
+from evomerge.fitness.tasks.surrogate_losses import loss_of, prompt_of
 from evomerge.judging.answer_facts import AnswerFacts
 
 
@@ -30,7 +33,8 @@ class TaskItems:
 
     Attributes:
         task: the task's name in lm-eval; of a measure, `task.metric`.
-        kind: lm-eval's output type; `callable` for a function of the user's own.
+        kind: lm-eval's output type; `callable` for a function of the user's own, `agreement` for
+            agreement with an expert.
         metric: the metric's name, without its filter.
         higher_is_better: as the task says.
         weight: the entry's weight; a group's is shared among its tasks as lm-eval averages them.
@@ -48,6 +52,7 @@ class TaskItems:
         aggregate: how items give the task's score: `mean`, a name of
             `judging.corpus_values.AGGREGATES`, or `own`, a function of the task's own.
         runs_code: whether scoring runs code that the model writes.
+        teacher: the model with whose answers those of a merge are compared; None for no such.
     """
 
     task: str
@@ -64,6 +69,7 @@ class TaskItems:
     texts: tuple[str, ...] = field(compare=False, repr=False, default=())
     aggregate: str = MEAN
     runs_code: bool = False
+    teacher: str | None = None
 
     @property
     def corpus(self) -> bool:
@@ -78,14 +84,22 @@ class TaskSet:
     stock `lm_eval` run.
     """
 
-    def __init__(self, config: FitnessConfig, answerer: RequestAnswerer) -> None:
+    def __init__(
+        self, config: FitnessConfig, answerer: RequestAnswerer, experts: Experts | None = None
+    ) -> None:
         """Load tasks and data, build and prepare the requests.
+
+        Args:
+            config: the section.
+            answerer: answers the requests.
+            experts: gives experts' answers, where scores or losses compare with them.
 
         Raises:
             InputError: an unknown task or metric, data that cannot be loaded, or a task that
                 cannot be scored item by item; names the key.
         """
-        self._answerer = answerer
+        self._answerer, self._experts, self._loss = answerer, experts, config.surrogate_loss
+        self._taught: dict[tuple[str, int], ExpertAnswer] = {}
         self._sources = {source.name: source for source in load_sources(config, answerer.lm)}
         self.items = tuple(_describe(source) for source in self._sources.values())
         self._places = {
@@ -149,17 +163,59 @@ class TaskSet:
         """
         return self._requests({task: self._find(task, ids) for task, ids in wanted.items()})
 
+    def ask_experts(self, wanted: Mapping[str, Sequence[str]], losses: bool = False) -> None:
+        """Have experts answer the prompts of items that are compared with their answers.
+
+        Loads an expert into the model, unless its answers are known.
+
+        Args:
+            wanted: item ids by task.
+            losses: losses compare with them; else scores alone.
+
+        Raises:
+            InputError: an expert cannot be asked, or an item does not exist.
+        """
+        for task, ids in wanted.items():
+            places = [p for p in self._find(task, ids) if (task, p) not in self._taught]
+            source = self._sources[task]
+            lesson = self._lesson(source, losses)
+            if lesson is None or not places:
+                continue
+            assert self._experts is not None, "nobody to ask"
+            prompts = [prompt_of(source, place) for place in places]
+            answers = self._experts.answers(task, lesson[0], prompts, lesson[1])
+            for place, answer in zip(places, answers, strict=True):
+                self._taught[task, place] = answer
+                if isinstance(source, Agreement):
+                    source.compare_with(place, answer)
+
+    def _lesson(self, source: ScoreSource, losses: bool) -> tuple[str, Question] | None:
+        """Who answers a source's prompts, and what is kept of it; None where nobody does."""
+        loss = self._loss
+        if isinstance(source, Agreement):
+            return source.teacher, Question(source.tokens, loss.top_k, loss.reads_hidden)
+        if losses and loss.kind == "experts" and source.name in loss.teachers:
+            question = Question(loss.tokens, loss.top_k, loss.reads_hidden)
+            return loss.teachers[source.name], question
+        return None
+
     def losses(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[DocumentLoss]]:
-        """The supervised losses of the wanted items, by task, in the order of the ids.
+        """The losses of the wanted items, by task, in the order of the ids.
+
+        Those that compare with an expert's answers were asked for before: `ask_experts`.
 
         Raises:
             InputError: a task or an item that does not exist, or has no loss.
         """
         with quiet(), templates_compiled_once():
             return {
-                task: [loss_of(self._sources[task], place) for place in self._find(task, ids)]
+                task: [self._loss_at(task, place) for place in self._find(task, ids)]
                 for task, ids in wanted.items()
             }
+
+    def _loss_at(self, task: str, place: int) -> DocumentLoss:
+        answer = partial(self._taught.__getitem__, (task, place))
+        return loss_of(self._sources[task], place, self._loss, answer)
 
     def documents(self, task: str, ids: Sequence[str]) -> list[Any]:
         """List the documents of a task's items.
@@ -267,6 +323,8 @@ def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[ScoreSource]
         found: Sequence[ScoreSource]
         if isinstance(spec, CallableConfig):
             found = [load_own_metric(f"fitness.tasks[{position}]", spec, lm)]
+        elif isinstance(spec, AgreementTaskConfig):
+            found = [load_agreement(f"fitness.tasks[{position}]", spec, lm)]
         elif spec.task in held.values():
             continue  # loaded with the task's first entry
         else:
@@ -297,5 +355,6 @@ def _describe(source: ScoreSource) -> TaskItems:
         test_set=source.test_set,
         aggregate=source.aggregate,
         runs_code=source.runs_code,
+        teacher=source.teacher,
         texts=tuple(map(plain_text, source.documents)),
     )

@@ -64,11 +64,17 @@ class Store:
         self, function: Callable[..., Statistic], tensor: str, experts: Sequence[str], dtype: object
     ) -> Path | None:
         """The file of one statistic; None where the function or a source has no name for good."""
-        names = (BASE, *experts)
-        if "<" in function.__qualname__ or not all(name in self._digests for name in names):
+        digests = self.digests_of(experts)
+        if "<" in function.__qualname__ or digests is None:
             return None
-        parts = [_version(function), tensor, str(dtype), [self._digests[name] for name in names]]
+        parts = [_version(function), tensor, str(dtype), digests]
         return self.folder / function.__name__ / f"{content_digest(parts)}.safetensors"
+
+    def digests_of(self, names: Sequence[str]) -> list[str] | None:
+        """The digests of the base and of sources; None where one has none."""
+        wanted = (BASE, *names)
+        known = all(name in self._digests for name in wanted)
+        return [self._digests[name] for name in wanted] if known else None
 
     def find(self, path: Path, hint: Any, device: torch.device | str = "cpu") -> Statistic | None:
         """What was kept; None if there is nothing, or something damaged.

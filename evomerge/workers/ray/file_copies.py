@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from evomerge.common.digest import content_digest
-from evomerge.config import AnyTask, CallableConfig, CampaignConfig
+from evomerge.config import AgreementTaskConfig, AnyTask, CallableConfig, CampaignConfig
 from evomerge.recipe import BASE
 from evomerge.workers.worker import WorkerSpec
 
@@ -25,7 +25,7 @@ PART = 64 << 20
 """Number of bytes that are sent at a time."""
 TASKS = "tasks"
 """The key of the file set of `fitness.include_path`. A model's is `model NAME`, a callable's are
-`module NAME` and `documents NAME`.
+`module NAME` and `documents NAME`, an agreement's `documents NAME`.
 """
 
 Read = Callable[[str, str, int, int], bytes]
@@ -80,6 +80,9 @@ def file_sets_of(config: CampaignConfig) -> dict[str, FileSet]:
         found[f"documents {own.task}"] = _file_set(documents.parent, escape(documents.name))
         if module.suffix == ".py":  # else it is installed, on every node
             found[f"module {own.task}"] = _file_set(module.parent, "*.py")
+    for task in config.fitness.agreements:
+        prompts = Path(task.agreement.prompts)
+        found[f"documents {task.task}"] = _file_set(prompts.parent, escape(prompts.name))
     return found
 
 
@@ -112,7 +115,11 @@ def _callables(config: CampaignConfig) -> list[CallableConfig]:
 
 
 def _moved(task: AnyTask, places: Mapping[str, str]) -> AnyTask:
-    """Return a callable's entry with the paths of its copies; any other task as it is."""
+    """Return an entry with files of its own with the paths of its copies; others as they are."""
+    if isinstance(task, AgreementTaskConfig):
+        prompts = Path(places[f"documents {task.task}"]) / Path(task.agreement.prompts).name
+        about = task.agreement.model_copy(update={"prompts": str(prompts)})
+        return task.model_copy(update={"agreement": about})
     if not isinstance(task, CallableConfig):
         return task
     documents = Path(places[f"documents {task.task}"]) / Path(task.documents).name
