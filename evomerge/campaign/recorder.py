@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from evomerge.campaign.candidate import Candidate
+from evomerge.campaign.earlier_results import earlier_results
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.setup import Setup
 from evomerge.config import AUDIT
@@ -47,6 +48,7 @@ class Recorder:
         if own:  # then every parent is on record
             self.meet_parents("search")
             if (known := study.known_at_start()) is not None:
+                replay.learn_earlier(setup.optimizer, study.earlier())
                 replay.begin(setup.optimizer, self.judge("search"), record, known)
         for trial in own:
             replay.tell(setup.optimizer, self.judge("search"), trial)
@@ -63,7 +65,12 @@ class Recorder:
         if known is None:
             found = replay.points(self.setup.space, record)
             known = {digest: genome.tolist() for digest, genome in found.items()}
+            if self.setup.config.optimizer.screen > 1:
+                earlier = earlier_results(self.setup, self.judge("search"), self._listener)
+                if earlier:
+                    self.study.set_earlier(replay.earlier_as_json(earlier))
             self.study.set_known_at_start(known)
+        replay.learn_earlier(self.setup.optimizer, self.study.earlier())
         replay.begin(self.setup.optimizer, self.judge("search"), record, known)
 
     def budget_left(self, begun: int = 0, items: int = 0) -> bool:

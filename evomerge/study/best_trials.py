@@ -34,16 +34,34 @@ def best_params(storage: str, name: str | None, count: int) -> list[Mapping[str,
         InputError: no such study, or none of its trials succeeded.
     """
     found: list[Mapping[str, Any]]
-    with _opened(storage, name) as study:
-        ours = "evomerge" in study.user_attrs
-        name = study.study_name
-        found = [] if ours else [trial.params for trial in _ranked(study)[:count]]
-    if ours:
-        with Study.read(storage, name) as own:
-            found = best_own_params(own, count)
+    with open_own(storage, name) as own:
+        found = [] if own is None else best_own_params(own, count)
+    if own is None:
+        with _opened(storage, name) as study:
+            found = [trial.params for trial in _ranked(study)[:count]]
     if not found:
         raise InputError(f"{describe(storage)}: study {name!r} has no trial that succeeded")
     return found
+
+
+@contextmanager
+def open_own(storage: str, name: str | None) -> Iterator[Study | None]:
+    """Open a study for reading that evomerge wrote; None where another program did.
+
+    Args:
+        storage: an Optuna database URL.
+        name: the study's; None where the storage has one only.
+
+    Raises:
+        InputError: no such study.
+    """
+    with _opened(storage, name) as study:
+        ours, name = "evomerge" in study.user_attrs, study.study_name
+    if not ours:
+        yield None
+        return
+    with Study.read(storage, name) as own:
+        yield own
 
 
 def best_own_params(study: Study, count: int) -> list[Mapping[str, Any]]:

@@ -34,6 +34,8 @@ PACKED = {"packed": True}
 """Stands in the place of a note that is too long to be shown."""
 DESCENTS = "descents"
 """The note that holds gradient descents."""
+EARLIER = "earlier_results"
+"""The note that holds results of earlier searches."""
 SCALES = "scales_at_start"
 """The note that says how far genes vary at first around the ends of descents."""
 POLISH = "polish"
@@ -352,6 +354,18 @@ class Study:
             InputError: the storage cannot be written.
         """
         self.set_note(DESCENTS, [asdict(one) for one in descents])
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """Results of earlier searches that the optimizer learned before its first ask."""
+        return self.note(EARLIER) or []
+
+    def set_earlier(self, earlier: Sequence[Mapping[str, Any]]) -> None:
+        """Keep results of earlier searches, which may be gone at the next resume.
+
+        Raises:
+            InputError: the storage cannot be written.
+        """
+        self.set_note(EARLIER, list(earlier))
 
     def scales(self) -> list[list[float] | None]:
         """How far genes may vary at first around the end of each of `descents`; empty: unknown."""

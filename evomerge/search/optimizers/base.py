@@ -89,6 +89,13 @@ class Optimizer(ABC):
             self._openings = (*self._openings, best.genome)
         self._begin(known)
 
+    def learn_earlier(self, known: Sequence[Known]) -> None:
+        """Learn results of earlier searches, before all else; by default nothing is learned.
+
+        They are no results of this search: what is learned may only guess at what was not tried.
+        """
+        return None
+
     def ask(self, index: int) -> Proposal:
         """Answer ask `index`: the openings (the starts, what an optimizer adds, the best of what is
         known) first, then the optimizer's own proposals.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from evomerge.judging.scores import Judge
+from evomerge.judging.scores import Judge, Scores
 from evomerge.recipe import Recipe
 from evomerge.search.optimizers import Known, Optimizer, Proposal
 from evomerge.search.spaces.genes import Genome
 from evomerge.search.spaces.space import Space
 from evomerge.study.judged import judged
 from evomerge.study.record import Evaluation
+
+_OF_EARLIER = ("value", "se", "n", "estimated", "violation")
+"""What is kept of the scores of an earlier result, beside its objectives."""
 
 
 def tell(optimizer: Optimizer, judge: Judge, trial: Evaluation) -> None:
@@ -58,6 +62,34 @@ def begin(
             Known(np.array(genomes[one.trial.digest]), one.scores)
             for one in judged(judge, known)
             if one.scores is not None
+        ]
+    )
+
+
+def earlier_as_json(known: Sequence[Known]) -> list[dict[str, Any]]:
+    """Write results of earlier searches as JSON data, without their items."""
+    return [
+        {
+            "genome": one.genome.tolist(),
+            **{name: getattr(one.scores, name) for name in _OF_EARLIER},
+            "objectives": list(one.scores.objectives),
+        }
+        for one in known
+    ]
+
+
+def learn_earlier(optimizer: Optimizer, earlier: Sequence[Mapping[str, Any]]) -> None:
+    """Let a new optimizer learn results of earlier searches, as `earlier_as_json` wrote them."""
+    optimizer.learn_earlier(
+        [
+            Known(
+                np.array(one["genome"]),
+                Scores(
+                    **{name: one[name] for name in _OF_EARLIER},
+                    objectives=tuple(one["objectives"]),
+                ),
+            )
+            for one in earlier
         ]
     )
 

@@ -29,6 +29,8 @@ class Screened(Optimizer):
     first answer is what the optimizer alone would have proposed: it stands as long as there are too
     few results. Openings are not screened.
 
+    Results of earlier searches with the same genes, models and documents count as its own.
+
     For an optimizer of several goals every ask weighs them anew (ParEGO, Knowles 2006), so that the
     whole front is preferred in turn.
     """
@@ -50,6 +52,11 @@ class Screened(Optimizer):
     def _begin(self, known: Sequence[Known]) -> None:
         self._screened.begin(known)
         self._openings = self._screened._openings
+        for one in known:
+            self._surrogate.learn(one.genome, one.scores)
+
+    @override
+    def learn_earlier(self, known: Sequence[Known]) -> None:
         for one in known:
             self._surrogate.learn(one.genome, one.scores)
 

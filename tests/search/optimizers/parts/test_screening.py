@@ -13,6 +13,7 @@ from evomerge.common.errors import InputError
 from evomerge.config import OptimizerConfig
 from evomerge.judging import pareto
 from evomerge.judging.scores import Scores
+from evomerge.search.optimizers import Known
 from evomerge.search.spaces.genes import Domain
 from evomerge.search.surrogates.gaussian_process import FEWEST
 
@@ -167,3 +168,15 @@ def test_unless_it_is_asked_for_there_is_no_screening_and_no_trace_of_it_in_a_st
     assert type(build("cma")).__name__ == "CmaEs"
     with pytest.raises(ValueError, match="screen"):
         OptimizerConfig(kind="cma", screen=0)
+
+
+def test_earlier_results_are_screened_by_from_the_first_proposal_on():
+    optimizer, bare = screened("cma", among=8), build("cma")
+    rng = np.random.default_rng(0)
+    genomes = rng.random((40, optimizer.domain.dimension))
+    optimizer.learn_earlier([Known(genome, smooth(genome)) for genome in genomes])
+    optimizer.begin([])
+    bare.begin([])
+    found = [[one.ask(index).genome for index in range(20)] for one in (optimizer, bare)]
+    preferred, plain = (np.mean([smooth(g).value for g in genomes]) for genomes in found)
+    assert preferred > plain
