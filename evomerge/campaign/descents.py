@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.in_flight import ATTEMPTS, InFlight
@@ -24,6 +25,7 @@ from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import EvomergeError
 from evomerge.config import DescentOptions
+from evomerge.search import frank_wolfe
 from evomerge.search.descent import (
     ALL_STEPS,
     Batches,
@@ -256,13 +258,22 @@ class Chain:
         gradient = self._space.pull_back(genome, found.derivatives[MIXED])
         if not np.isfinite(gradient).all():
             return replace(record, done="the gradient was not finite")
-        moved = stepped(record, pulled(record, gradient, asked), asked.rate)
+        moved = self._stepped(record, gradient)
         if asked.check:
             return moved
         last = moved.step == asked.steps
         best = replace(moved, best=moved.genome if last else record.genome)
         best = replace(best, best_step=moved.step if last else record.step)
         return replace(best, done=ALL_STEPS) if last else best
+
+    def _stepped(self, record: DescentRecord, gradient: NDArray[np.float64]) -> DescentRecord:
+        """Make a step by the rule that was asked for."""
+        asked, vertices = self.asked, self._space.vertices()
+        if asked.rule == "adam" or vertices is None:
+            return stepped(record, pulled(record, gradient, asked), asked.rate)
+        genome = np.array(record.genome)
+        moved = frank_wolfe.stepped(genome, gradient, vertices, record.step, asked.rate)
+        return replace(record, step=record.step + 1, genome=moved.tolist())
 
 
 class ProposedDescents:

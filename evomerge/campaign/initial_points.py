@@ -29,6 +29,7 @@ from evomerge.recipe.recipe import load_recipe
 from evomerge.search.spaces.genes import Gene, Genome, Value
 from evomerge.search.spaces.space import Space
 from evomerge.study.best_trials import best_own_params, best_params
+from evomerge.study.record import Descend
 from evomerge.study.run_folder import open_run
 from evomerge.study.storage import describe
 
@@ -66,7 +67,7 @@ def descents_of(initial: Sequence[Start]) -> dict[str, DescentConfig]:
 
 
 def check_descents(
-    config: CampaignConfig, space: Space, kinds: Mapping[str, str], proposed: bool
+    config: CampaignConfig, space: Space, kinds: Mapping[str, str], proposed: Descend | None
 ) -> None:
     """Refuse gradient descents that cannot work here, before any model is built.
 
@@ -74,7 +75,7 @@ def check_descents(
         config: the campaign.
         space: whose genomes descend.
         kinds: task → lm-eval's output type.
-        proposed: the optimizer's proposals may ask for descents, too.
+        proposed: the longest descent that the optimizer's proposals ask for, if they do.
 
     Raises:
         InputError: an engine, a task, a method or a space without gradients, or no such origin;
@@ -85,10 +86,15 @@ def check_descents(
         for name in space.seeds if descent.origin == BEST_PARENT else [descent.origin]:
             at = descent.model_copy(update={"origin": name})
             _check_genes(config, space, [origin_of(at, space, where, ())[1]], where)
-    if proposed:
+    if proposed is not None:
         where = f"optimizer.{'gradient' if 'gradient' in config.optimizer.options else 'kind'}"
         _check_smooth(config, kinds, where)
         _check_genes(config, space, _anywhere(config, space), where)
+        if proposed.rule == "frank_wolfe" and space.vertices() is None:
+            raise InputError(
+                f"{where}: frank_wolfe steps towards single experts, whose weights must be genes; "
+                "search space.weights.genes.weight, or use gradient"
+            )
 
 
 def check_polish(

@@ -300,7 +300,8 @@ def _check_search(setup: Setup) -> None:
         )
     kinds = {task.task: task.kind for task in setup.tasks if task.weight > 0}
     check_polish(setup.config, setup.space, kinds, setup.judge.goals)
-    check_descents(setup.config, setup.space, kinds, setup.optimizer.descends() is not None)
+    proposed = setup.optimizer.descends()
+    check_descents(setup.config, setup.space, kinds, proposed and proposed[0])
     setup.optimizer.check_goals(setup.judge.goals)
     setup.optimizer.check_budget(setup.most_trials)
     setup.optimizer.check_metrics([task.task for task in setup.tasks])

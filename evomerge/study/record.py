@@ -145,8 +145,8 @@ class Descend:
 
     Attributes:
         origin: where it begins, in words: `uniform`, `best so far`.
-        steps: of projected Adam, at most.
-        rate: of a step, as a share of a gene's range.
+        steps: at most.
+        rate: of a step, as a share of a gene's range, or of the way to a model.
         batch: fresh documents of a step, over all its tasks; each costs three items.
         held_back: share of the search split that is kept aside, to see when to stop.
         check: its loss is looked at every so many steps, and the best point is the end. 0: never,
@@ -156,6 +156,7 @@ class Descend:
         share: that task's part of the loss; the other tasks have the rest, by their weights.
         pull: weight of the distance to the start in the loss, a mean over the genes.
         norm: of that distance: `l1` its absolute value, `l2` its square.
+        rule: of a step: projected Adam's, or Frank-Wolfe's towards one model in each group.
     """
 
     origin: str
@@ -169,6 +170,7 @@ class Descend:
     share: float = 0.5
     pull: float = 0.0
     norm: Literal["l1", "l2"] = "l2"
+    rule: Literal["adam", "frank_wolfe"] = "adam"
 
     def looks(self, step: int) -> bool:
         """True if the documents held back are looked at after so many steps."""

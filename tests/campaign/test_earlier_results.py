@@ -53,9 +53,10 @@ def test_what_would_be_the_same_here_is_taken_over_and_nothing_else(earlier):
     assert said == [f"initial[0]: {len(own)} of its results inform the screening from the start"]
     # 1. other documents, prompts, or bounds of genes
     fitness = tiny.campaign_data()["fitness"]
+    asked = {"task": "pick", "num_fewshot": 0, "system_instruction": "w1 w2"}
     others = {
         "documents": {"fitness": {**fitness, "splits": {"search": 20, "select": 20, "test": 20}}},
-        "prompts": {"fitness": {**fitness, "tasks": [{"task": "pick", "num_fewshot": 1}]}},
+        "prompts": {"fitness": {**fitness, "tasks": [asked]}},
         "recipes": {
             "space": {"weights": {"method": "task_arithmetic", "genes": {"weight": [0, 1]}}}
         },

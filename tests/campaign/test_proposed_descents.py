@@ -8,6 +8,9 @@ import tiny
 from executors import crash
 from running import evaluations, facts, run
 
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import InputError
+from evomerge.config import load_campaign
 from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
 
@@ -65,3 +68,26 @@ def test_a_campaign_killed_after_every_job_goes_on_as_if_nothing_had_happened(
         crash(folder, other, monkeypatch, at=1)
     run(folder, other)
     assert (facts(other), descents(other), [e.genome.tobytes() for e in own(other)]) == expected
+
+
+@pytest.mark.slow
+def test_a_frank_wolfe_step_of_the_whole_way_ends_at_one_model_in_each_group(tiny_folder):
+    optimizer = {"kind": "frank_wolfe", "steps": 1, "check": 1, "batch": 6, "rate": 1.0}
+    save(tiny_folder, optimizer, budget={"trials": 3})
+    out = run(tiny_folder)
+    space = prepare(load_campaign(tiny_folder / "campaign.yaml")).space
+    hulls = space.vertices()
+    moved = [e for e in own(out) if e.descent and e.descent.best_step == 1]
+    assert moved, "no step was better than its start"
+    for trial in moved:
+        for block in hulls.blocks:
+            there = trial.genome[block], np.array(trial.descent.start)[block]
+            stands = [*hulls.points[:, block], there[1]]  # it stays where all would be worse
+            assert any(np.array_equal(there[0], one) for one in stands)
+
+
+def test_frank_wolfe_needs_genes_that_are_weights_of_experts(tiny_folder):
+    space = {"weights": {"method": "task_arithmetic", "genes": {"lambda": [0, 1]}}}
+    save(tiny_folder, {"kind": "frank_wolfe"}, space=space)
+    with pytest.raises(InputError, match=r"optimizer\.kind: frank_wolfe steps towards single exp"):
+        prepare(load_campaign(tiny_folder / "campaign.yaml"))

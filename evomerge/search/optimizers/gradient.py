@@ -81,7 +81,7 @@ class Gradient(Optimizer):
     @override
     def check_screening(self) -> None:
         raise InputError(
-            "optimizer.screen: of gradient's descents there is one for each ask; leave screen out"
+            "optimizer.screen: every ask is a descent, of which there is only one; leave screen out"
         )
 
     @override

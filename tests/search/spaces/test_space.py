@@ -65,3 +65,24 @@ def test_a_slope_follows_the_genes_scale():
     for gene in space.genes:
         slope = (gene.value(0.4 + 1e-6) - gene.value(0.4 - 1e-6)) / 2e-6
         assert gene.slope(0.4) == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["layer", "methods", "dare", "lines", "path"])
+def test_vertices_are_each_model_alone_in_every_group(kind):
+    space = build_space(SpaceConfig(**SPACES[kind]), layout(), DIGESTS, seed=1)
+    hulls = space.vertices()
+    for name, point in zip(DIGESTS, hulls.points, strict=True):
+        for merge in space.decode(point).merges:
+            weights = {expert: own["weight"] for expert, own in merge.experts.items()}
+            assert weights == {expert: float(expert == name) for expert in ("math", "lang")}
+    # each gene of a weight moves in one block, and no other gene in any
+    moved = [space.genes[index].name for block in hulls.blocks for index in block]
+    assert sorted(moved) == sorted(g.name for g in space.genes if g.name.startswith("weight."))
+    assert len({len(block) for block in hulls.blocks}) == 1
+
+
+def test_where_experts_have_no_weights_there_are_no_vertices():
+    genes = {"weights": {"method": "task_arithmetic", "genes": {"lambda": [0, 1]}}}
+    for config in (genes, SPACES["path of others"]):
+        space = build_space(SpaceConfig(**config), layout(), DIGESTS, seed=1)
+        assert space.vertices() is None
