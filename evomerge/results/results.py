@@ -410,11 +410,11 @@ class Results:
         Optuna's numbers count parents, baselines and finalists too. Of another evaluation of a
         tried recipe: which trial had it first.
         """
-        tried = [e.number for e in self.own]
-        if trial.number not in tried:
-            tried = [e.digest for e in self.own]
-            return [tried.index(trial.digest) + 1, len(tried)] if trial.digest in tried else None
-        return [tried.index(trial.number) + 1, len(tried)]
+        numbers, digests = [e.number for e in self.own], [e.digest for e in self.own]
+        if trial.number in numbers:
+            return [numbers.index(trial.number) + 1, len(numbers)]
+        known = trial.digest in digests
+        return [digests.index(trial.digest) + 1, len(digests)] if known else None
 
     def _scores(self, digest: str) -> dict[str, Any]:
         """Split → mean with interval and task means; null where it was not measured."""
