@@ -24,7 +24,7 @@ from evomerge.campaign.listener import Listener
 from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import EvomergeError
-from evomerge.config import DescentOptions
+from evomerge.config import DescentConfig, DescentOptions
 from evomerge.search import frank_wolfe
 from evomerge.search.descent import (
     ALL_STEPS,
@@ -36,6 +36,8 @@ from evomerge.search.descent import (
     scales,
     stepped,
 )
+from evomerge.search.spaces.genes import Genome
+from evomerge.search.spaces.space import Space
 from evomerge.study.record import Descend, DescentRecord
 from evomerge.study.study import Study
 from evomerge.workers.job import Executor, Job, Outcome
@@ -189,20 +191,25 @@ class Descents:
         self._records[index] = self._chains[index].after(record, outcome.job, found)
         self._save()  # before anything follows from it
         if self._records[index].done:
-            self._say(self._records[index])
+            self._say(index)
 
     def _end(self, index: int, why: str) -> None:
         self._records[index] = replace(self._records[index], done=why)
         self._save()
-        self._say(self._records[index])
+        self._say(index)
 
-    def _say(self, record: DescentRecord) -> None:
+    def _say(self, index: int) -> None:
+        record, options = self._records[index], self._planned[index].options
+        sets = isinstance(options, DescentConfig) and options.sets
         losses = [loss for _, loss in record.checks]
         fell = f": loss held back {losses[0]:.4g} → {min(losses):.4g}" if losses else ""
         self._listener.said(
             f"gradient descent from {record.origin}{fell} at step {record.best_step} of "
             f"{record.step} ({record.items:,} items); {record.done}"
         )
+        if sets:
+            order = ", ".join(f"{name} {gain:.3g}" for name, gain in record.gains.items())
+            self._listener.said(f"experts by what raising them promised at first: {order}")
 
     def _save(self) -> None:
         self._keep(self._records)
@@ -255,6 +262,8 @@ class Chain:
         # 2. a step; without looks the best point is the last that had a gradient
         genome = np.array(record.genome)
         record = replace(record, losses=[*record.losses, loss])
+        if record.step == 0:
+            record = replace(record, gains=frank_wolfe.gains(found.derivatives[MIXED]))
         gradient = self._space.pull_back(genome, found.derivatives[MIXED])
         if not np.isfinite(gradient).all():
             return replace(record, done="the gradient was not finite")
@@ -365,7 +374,32 @@ def with_ends(setup: Setup, study: Study) -> Setup:
     records = study.descents()
     if not records or any(one.done is None for one in records):
         return setup
-    return setup.with_starts([np.array(one.best) for one in records], study.scales())
+    ends = [np.array(one.best) for one in records]
+    options = descents_of(setup.config.initial).values()
+    sets = [
+        genome
+        for one, wanted in zip(records, options, strict=True)
+        for genome in _sets(setup.space, one, wanted.sets)
+    ]
+    return setup.with_starts([*ends, *sets], study.scales())
+
+
+def _sets(space: Space, record: DescentRecord, count: int) -> list[Genome]:
+    """The end of a descent with sets of the experts alone that gained the most, the largest first.
+
+    Experts that the end leaves out stay out.
+    """
+    place = {gene.name: index for index, gene in enumerate(space.genes)}
+    there = space.params(np.array(record.best))
+    experts = [name for name in record.gains if there.get(f"use.{name}")]
+    found = []
+    for size in reversed(frank_wolfe.sizes(len(experts), count)):
+        genome = np.array(record.best)
+        for name in experts[size:]:
+            index = place[f"use.{name}"]
+            genome[index] = space.genes[index].unit(False)
+        found.append(genome)
+    return found
 
 
 def note_scales(record: Recorder) -> None:

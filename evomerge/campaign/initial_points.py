@@ -86,6 +86,11 @@ def check_descents(
         for name in space.seeds if descent.origin == BEST_PARENT else [descent.origin]:
             at = descent.model_copy(update={"origin": name})
             _check_genes(config, space, [origin_of(at, space, where, ())[1]], where)
+        if descent.sets and not any(gene.name.startswith("use.") for gene in space.genes):
+            raise InputError(
+                f"{where}.sets: no expert can be left out here; write "
+                "space.weights.choose_experts: true, or leave sets out"
+            )
     if proposed is not None:
         where = f"optimizer.{'gradient' if 'gradient' in config.optimizer.options else 'kind'}"
         _check_smooth(config, kinds, where)

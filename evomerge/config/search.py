@@ -158,6 +158,13 @@ class DescentConfig(DescentOptions):
 
     Example: `from: best_parent`
     """
+    sets: int = Field(default=0, ge=0, exclude_if=lambda sets: sets == 0)
+    """With `choose_experts`, so many sets of experts are tried after the end, with the end's
+    weights: those first whose weight the gradient where it began wants raised the most. Give it
+    where there are many experts.
+
+    Example: `sets: 6`
+    """
 
 
 class PolishConfig(DescentOptions):

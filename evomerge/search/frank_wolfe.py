@@ -6,11 +6,14 @@ vectors the inner products are the same in genes, which are few: ⟨∂L/∂θ, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from evomerge.recipe import MergeCoefficient
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +58,35 @@ def gap(genome: Floats, gradient: Floats, vertices: Vertices) -> float:
     hulls hold, where it is convex (Jaggi 2013, section 2).
     """
     return float(gradient @ (genome - minimizer(genome, gradient, vertices)))
+
+
+def gains(derivatives: Mapping[MergeCoefficient, float]) -> dict[str, float]:
+    """Return by how much a loss falls, to first order, for each unit by which an expert's weights
+    are raised: −Σ ∂L/∂w over tensor groups, which for task arithmetic is −⟨∂L/∂θ, τ⟩.
+
+    By the greatest gain Frank-Wolfe selects an expert for a whole model (arXiv:2503.12649): what is
+    taken off each inner product, ⟨∂L/∂θ, θ − θ₀⟩, is the same for all.
+
+    Args:
+        derivatives: coefficient → dL/dc.
+
+    Returns:
+        expert → gain, the greatest first; of equals, by name.
+    """
+    found: dict[str, list[float]] = {}
+    for key, value in derivatives.items():
+        if key.expert is not None and key.parameter == "weight":
+            found.setdefault(key.expert, []).append(-value)
+    sums = {expert: math.fsum(values) for expert, values in sorted(found.items())}
+    return dict(sorted(sums.items(), key=lambda one: -one[1]))
+
+
+def sizes(experts: int, count: int) -> list[int]:
+    """Return at most `count` sizes of sets of experts, evenly from 1 to all but one."""
+    if experts < 2 or count < 1:
+        return []
+    found = np.linspace(1, experts - 1, min(count, experts - 1)).round().astype(int)
+    return [int(size) for size in found]
 
 
 def step_size(step: int, rate: float) -> float:

@@ -193,6 +193,8 @@ class DescentRecord:
         attempts: sessions or workers in a row that did not live to see a job of it done.
         done: why it ended; None while it goes on.
         start: the genome where it began, (dimension,).
+        gains: expert → by how much the loss falls, to first order, for each unit by which its
+            weights are raised where the descent began.
         held: documents held back; 0 before the first look at them.
         trail: the genome at every look, rounded, of few genes; for figures.
         seconds: wall time of its jobs.
@@ -212,6 +214,7 @@ class DescentRecord:
     attempts: int = 0
     done: str | None = None
     start: list[float] = field(default_factory=list)
+    gains: dict[str, float] = field(default_factory=dict)
     held: int = 0
     trail: list[list[float]] = field(default_factory=list)
     seconds: float = field(default=0.0, compare=False)

@@ -130,7 +130,26 @@ def test_a_descent_from_the_best_parent_begins_there(tiny_folder):
     assert parents[record.origin] == max(parents.values())
 
 
+@pytest.mark.slow
+def test_sets_of_the_experts_that_the_gradient_favours_are_tried_after_the_end(tiny_folder):
+    start = {"gradient": {**DESCENT["gradient"], "sets": 4}}
+    weights = {"method": "linear", "choose_experts": True, "genes": {"weight": [0, 1.5]}}
+    save(tiny_folder, start, space={"weights": weights})
+    out = run(tiny_folder)
+    [record] = records(out)
+    first, second, *_ = sorted(
+        (e for e in evaluations(out) if e.optimizers_own), key=lambda e: e.ask
+    )
+    assert sorted(record.gains) == ["lang", "math"]
+    best, other = sorted(record.gains, key=lambda name: -record.gains[name])
+    used = [{name: e.params[f"use.{name}"] for name in (best, other)} for e in (first, second)]
+    assert used == [{best: True, other: True}, {best: True, other: False}]
+    np.testing.assert_array_equal(first.genome, record.best)
+    assert np.count_nonzero(first.genome != second.genome) == 1
+
+
 REFUSALS = {
+    "sets": ({}, {"sets": 2}, "no expert can be left out here; write space.weights.choose_exp"),
     "method": (
         {"space": {"weights": {"method": "twin", "genes": {"weight": [0, 1]}}}},
         {},

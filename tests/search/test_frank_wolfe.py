@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from evomerge.search.frank_wolfe import Vertices, gap, minimizer, step_size, stepped
+from evomerge.recipe import MergeCoefficient
+from evomerge.search.frank_wolfe import (
+    Vertices,
+    gains,
+    gap,
+    minimizer,
+    sizes,
+    step_size,
+    stepped,
+)
 
 RNG = np.random.default_rng(5)
 BLOCKS = [np.array([0, 1, 2]), np.array([4, 5])]
@@ -87,3 +96,28 @@ def test_the_expert_that_the_gradient_favours_is_picked_in_each_group():
 def test_a_block_outside_the_hull_that_every_vertex_would_worsen_stays():
     alone = Vertices(np.array([[0.0], [0.5]]), [np.array([0])])
     np.testing.assert_array_equal(minimizer(np.array([0.9]), np.array([-1.0]), alone), [0.9])
+
+
+def test_gains_are_the_inner_products_with_task_vectors_the_greatest_first():
+    """θ = θ₀ + Σ w τ in two groups: −⟨∂L/∂θ, τₑ⟩ by the chain rule, for each expert."""
+    slopes, vectors = RNG.normal(size=(2, 5)), RNG.normal(size=(3, 2, 5))
+    names = ["math", "lang", "code"]
+    derivatives = {
+        MergeCoefficient(None, group, name, "weight"): float(slopes[row] @ vectors[index, row])
+        for index, name in enumerate(names)
+        for row, group in enumerate(("a", "b"))
+    }
+    derivatives |= {MergeCoefficient(None, "a", None, "lambda"): 5.0}
+    derivatives |= {MergeCoefficient(None, "a", "math", "density"): 5.0}
+    found = gains(derivatives)
+    expected = {name: -float((slopes * vectors[i]).sum()) for i, name in enumerate(names)}
+    assert found == pytest.approx(expected)
+    assert list(found) == sorted(names, key=lambda name: -expected[name])
+
+
+@pytest.mark.parametrize(
+    ("experts", "count", "expected"),
+    [(20, 4, [1, 7, 13, 19]), (3, 8, [1, 2]), (2, 1, [1]), (1, 5, []), (20, 0, [])],
+)
+def test_sizes_of_sets_are_spread_from_one_expert_to_all_but_one(experts, count, expected):
+    assert sizes(experts, count) == expected
