@@ -110,11 +110,11 @@ def is_behind(record: DescentRecord, others: Sequence[DescentRecord]) -> bool:
     """Tell whether a descent leads nowhere, as the others show: the median rule (Golovin et al.
     2017, Vizier, section 3.2.2), of losses after equal steps.
 
-    It does if its best loss held back so far is above the median of those that the others had seen
-    by as many steps. Only descents of the same loss on the same documents count, of which there
-    must be three.
+    It does if, half way or later, its best loss held back so far is above the median of those that
+    the others had seen by as many steps: bad starts overtake before. Only descents of the same loss
+    on the same documents count, of which there must be three.
     """
-    if record.asked is None or record.step == 0 or not record.checked:
+    if record.asked is None or not record.checked or 2 * record.step < record.asked.steps:
         return False
     alike = [one for one in others if one.asked and _measure(one.asked) == _measure(record.asked)]
     rivals = [least for one in alike if (least := _least(one, record.step)) is not None]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from evomerge.search.descent import Batches, begin, looked, scales, stepped
-from evomerge.study.record import DescentRecord
+from evomerge.search.descent import Batches, begin, is_behind, looked, pulled, scales, stepped
+from evomerge.study.record import Descend, DescentRecord
 
 ITEMS = {"a": [f"a{i}" for i in range(20)], "b": [f"b{i}" for i in range(7)]}
 
@@ -74,3 +74,44 @@ def test_genes_with_large_gradients_vary_less_around_the_end():
     # no gene varies by more than a factor of 3 more or less than the median, 3/16
     assert found[4] / found[1] == pytest.approx(3 / 16 / 3 / (1 / 4))
     assert np.exp(np.log(found).mean()) == pytest.approx(1)
+
+
+def test_documents_held_back_may_be_the_same_for_many_and_their_order_not():
+    first, second = (Batches(ITEMS, 8, 0.2, seed=[1], order=[1, 1, ask]) for ask in (0, 1))
+    assert first.held == second.held == Batches(ITEMS, 8, 0.2, seed=[1]).held
+    assert first.at(0) != second.at(0)
+    for one in (first, second):
+        seen = {item for step in range(4) for item in one.at(step)["a"]}
+        assert seen | set(one.held["a"]) == set(ITEMS["a"])
+        assert not seen & set(one.held["a"])
+
+
+@pytest.mark.parametrize(("norm", "pulls"), [("l1", [0.5, -0.5]), ("l2", [0.4, -0.2])])
+def test_a_pull_leads_back_to_the_start(norm, pulls):
+    asked = Descend("uniform", 10, pull=1.0, norm=norm)
+    record = replace(begin("uniform", np.array([0.2, 0.8]), asked), genome=[0.6, 0.6])
+    found = pulled(record, np.zeros(2), asked)
+    np.testing.assert_allclose(found, pulls)
+    assert pulled(record, found, Descend("uniform", 10)) is found
+
+
+def looks(*losses, done=None, **asked):
+    """A descent that was looked at after every step, at these losses."""
+    checks = [[step, loss] for step, loss in enumerate(losses)]
+    asked = Descend("uniform", **{"steps": 2, "check": 1, **asked})
+    record = begin("uniform", np.array([0.5]), asked)
+    return replace(record, step=len(losses) - 1, checks=checks, done=done)
+
+
+def test_a_descent_is_behind_when_the_median_of_others_had_seen_less_by_as_many_steps():
+    others = [looks(2.0, 1.0, 0.1), looks(2.0, 1.2, 0.1), looks(2.0, 1.4, 0.1)]
+    assert is_behind(looks(2.0, 1.3), others)
+    assert not is_behind(looks(2.0, 1.2), others)
+    assert not is_behind(looks(1.1, 1.3), others), "its best look counts, not its last"
+    assert not is_behind(looks(9.0), others), "before the first step nothing is known"
+    assert not is_behind(looks(2.0, 1.3), others[:2]), "two are too few"
+    short = [looks(2.0), *others[:2]]
+    assert not is_behind(looks(2.0, 1.3), short), "one ended before that step"
+    raised = [replace(one, asked=replace(one.asked, task="a")) for one in others]
+    assert not is_behind(looks(2.0, 1.3), raised), "their loss is another"
+    assert not is_behind(looks(2.0, 1.3, steps=3), others), "it may overtake them until half way"
