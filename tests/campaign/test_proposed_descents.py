@@ -104,6 +104,10 @@ def test_frank_wolfe_needs_genes_that_are_weights_of_experts(tiny_folder):
     space = {"weights": {"method": "task_arithmetic", "genes": {"lambda": [0, 1]}}}
     save(tiny_folder, {"kind": "frank_wolfe"}, space=space)
     with pytest.raises(InputError, match=r"optimizer\.kind: frank_wolfe steps towards single exp"):
+        prepare(load_campaign(tiny_folder / "campaign.yaml"))
+
+
+@pytest.mark.slow
 def test_descents_that_the_time_ends_rest_and_go_on_in_the_next_session(
     whole, monkeypatch, tmp_path
 ):
