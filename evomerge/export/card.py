@@ -16,9 +16,6 @@ from evomerge.export.parents import Parent
 from evomerge.materialize.plan import keeps_layers
 from evomerge.mergekit import MergekitFile
 from evomerge.recipe import BASE, Merge, Recipe
-from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
-from evomerge.results.verdict_words import begun, verdict_lines
-from evomerge.results.written_numbers import trial_line
 
 if TYPE_CHECKING:
     from evomerge.models.layout import Layout
@@ -195,6 +192,11 @@ def _cells(merge: Merge, constant: Mapping[str, Cells]) -> Cells:
 
 def _scores(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield means with intervals on every split, against each parent and baseline."""
+    # Needed for trials of a run alone: `evomerge merge` need not import the study's packages.
+    from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
+    from evomerge.results.verdict_words import begun, verdict_lines
+    from evomerge.results.written_numbers import trial_line
+
     shown = "test" if summary["scores"]["test"] else "search"
     rows: dict[str, Cells] = {"this merge": _means(summary["scores"])}
     for role, kind in (("parents", "parent"), ("baselines", "baseline"), ("grid", "grid")):

@@ -194,3 +194,13 @@ def test_an_option_may_name_the_base_with_an_adapter(family):
     assert weights(family / "both") == weights(family / "alone")
     told = refused(family, "merge", "--expert", f"math={models}/lang+{family}/tuned")
     assert f"models.experts.math: {models}/lang+{family}/tuned: an adapter on {models}/lang" in told
+
+
+def test_one_merge_imports_neither_the_search_nor_the_study():
+    code = (
+        "import sys, evomerge.export.merge\n"
+        "sys.exit(', '.join({'optuna', 'lm_eval', 'ray', 'cmaes', 'plotly', 'scipy.stats',"
+        " 'evomerge.search', 'evomerge.study'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -135,7 +135,7 @@ def open_inputs(
         trust_remote_code=trust.remote_code,
     )
     try:
-        models = check_models(with_recipes_made(config), base_again=True)
+        models = check_models(with_recipes_made(config), only_merged=True)
     except ModelNotFoundError as error:
         raise InputError(
             f"{error}\n{path}: if a model lies elsewhere now, say so: "

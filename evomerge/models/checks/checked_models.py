@@ -46,7 +46,7 @@ class CheckedModels:
     files: Mapping[Path, FileState] = field(default_factory=dict)
 
 
-def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedModels:
+def check_models(models: ModelsConfig, *, only_merged: bool = False) -> CheckedModels:
     """Open base and experts and check that they can be merged.
 
     Experts must have the base's architecture, tensors, shapes and ties, differ from it in at least
@@ -56,7 +56,8 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
     (`evomerge.models.checks.merge_lock`). Reads all weights once, to compute the digests.
 
     Args:
-        base_again: the base may stand among the experts, for merges of models, not task vectors.
+        only_merged: nothing is scored. The base may stand among the experts, for merges of models,
+            not task vectors, and need have no tokenizer.
 
     Raises:
         InputError: one message naming `models.experts.<name>` and the tensor or key at fault.
@@ -71,7 +72,8 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
         check_tensors(base, expert)
         check_heads(base, expert)
     if models.tokenizer is None:
-        notes = [*tokenizer_notes(base, experts, models.trust_remote_code)]
+        flags = (models.trust_remote_code, only_merged)
+        notes = [*tokenizer_notes(base, experts, *flags)]
     else:
         notes = [*vocabulary_notes(opened)]
     # 2. what the weights show
@@ -85,7 +87,7 @@ def check_models(models: ModelsConfig, *, base_again: bool = False) -> CheckedMo
         notes += _alignment_notes(expert)
         notes += shape_notes(base, expert, models.tokenizer is not None)
         notes += _adapter_notes(base, as_stored(expert))
-        if not base_again:
+        if not only_merged:
             _check_differs(base, expert)
     notes += _twin_notes(base, experts)
     return CheckedModels(
@@ -253,14 +255,21 @@ def _plain(source: Checkpoint, name: str) -> str:
 
 
 def tokenizer_notes(
-    base: Checkpoint, experts: Sequence[Checkpoint], trust_remote_code: bool
+    base: Checkpoint,
+    experts: Sequence[Checkpoint],
+    trust_remote_code: bool,
+    only_merged: bool = False,
 ) -> Iterator[str]:
     """Check the tokenizers against the base's; yield a note per expert that differs or has none.
 
     Raises:
-        InputError: the base has none, or an expert numbers its tokens otherwise.
+        InputError: the base has none, though candidates are to be scored, or an expert numbers its
+            tokens otherwise.
     """
     ours = _tokens(base, trust_remote_code)
+    if ours is None and only_merged:
+        yield f"models.base: no tokenizer in {base.folder}, so the result has none"
+        return
     if ours is None:
         raise InputError(
             f"models.base: no tokenizer in {base.folder}; copy its tokenizer files there, "

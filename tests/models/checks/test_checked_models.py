@@ -132,6 +132,14 @@ def test_the_base_needs_a_tokenizer_and_an_expert_without_one_is_told(saved, cam
         check_models(campaign(expert, math=base))
 
 
+def test_a_merge_that_is_not_scored_needs_no_tokenizer(saved, campaign):
+    base, expert = saved("b"), saved("m", seed=1)
+    for file in base.glob("tokenizer*"):
+        file.unlink()
+    found = check_models(campaign(base, math=expert), only_merged=True)
+    assert any("so the result has none" in note for note in found.notes)
+
+
 def test_no_tokenizer_is_made_up_for_a_model_that_has_none(model_of, campaign, tmp_path):
     for seed in (0, 1):  # transformers gives a bare GPT-2 folder a tokenizer of one token
         model_of("gpt2", seed).save_pretrained(tmp_path / str(seed))
