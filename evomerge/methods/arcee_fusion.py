@@ -8,7 +8,10 @@ from evomerge.methods import Lambda, Tensor, merge_method
 
 
 @merge_method(
-    reference="Arcee AI; as in mergekit 0.1.5 (arcee_fusion)", experts=(1, 1), elementwise=False
+    reference="Arcee AI; as in mergekit 0.1.5 (arcee_fusion)",
+    experts=(1, 1),
+    elementwise=False,
+    copies=5,
 )
 def arcee_fusion(base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0) -> Tensor:
     """Take over the entries of outstanding importance.
@@ -21,7 +24,7 @@ def arcee_fusion(base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1
 
     # 1. how important each entry is
     expert = experts[0]
-    importance = (expert - base).abs() * _divergence(expert, base).to(base.dtype)
+    importance = (expert - base).abs() * _divergence(expert, base).to(base)
     # 2. the bound of outliers, as a box plot has it
     flat = importance.flatten()
     places = [int(q * (flat.numel() - 1)) + 1 for q in (0.25, 0.5, 0.75)]
@@ -34,6 +37,8 @@ def _divergence(first: Tensor, second: Tensor) -> Tensor:
     """Compute KL(softmax first‖softmax second) along the last dimension, kept: float64 (…, 1)."""
     import torch
 
-    p = torch.softmax(first.double(), -1) + 1e-8
-    q = torch.softmax(second.double(), -1) + 1e-8
+    from evomerge.common.accelerator import as_float64
+
+    p = torch.softmax(as_float64(first), -1) + 1e-8
+    q = torch.softmax(as_float64(second), -1) + 1e-8
     return (p * torch.log(p / q)).sum(-1, keepdim=True)

@@ -30,6 +30,7 @@ _ISO_C = of_sources(_iso_c)
     relative=True,
     differentiable_in=("lambda",),
     changes=[ON_ONE_THREAD],
+    copies=2,
 )
 def iso_c(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled

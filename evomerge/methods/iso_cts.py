@@ -15,6 +15,7 @@ from evomerge.methods.core.merged_update import mean
     elementwise=False,
     relative=True,
     changes=[ON_ONE_THREAD],
+    copies=4,
 )
 def iso_cts(
     base: Tensor,

@@ -14,6 +14,7 @@ from evomerge.methods.core.decompositions import ON_ONE_THREAD, svd
     elementwise=False,
     relative=True,
     changes=[ON_ONE_THREAD],
+    copies=3,
 )
 def opcm(
     base: Tensor,
@@ -31,16 +32,18 @@ def opcm(
     """
     import torch
 
+    from evomerge.common.accelerator import as_float64
+
     # 1. one expert after another, projected off what was merged before (eqs. 5 to 7)
     taus = [expert - base for expert in experts]
     merged = taus[0]
     for tau in taus[1:]:
         merged = merged + (_projected(tau, merged, alpha) if base.dim() > 1 else tau)
     # 2. the sum, at the mean norm of the task vectors (eq. 8)
-    norms = [torch.linalg.vector_norm(tau.double()) for tau in taus]
-    size = torch.linalg.vector_norm(merged.double())
+    norms = [torch.linalg.vector_norm(as_float64(tau)) for tau in taus]
+    size = torch.linalg.vector_norm(as_float64(merged))
     level = sum(norms[1:], norms[0]) / len(norms) / torch.where(size > 0, size, 1.0)
-    return base + merged * (level * lambda_).to(base.dtype)
+    return base + merged * (level * lambda_).to(base)
 
 
 def _projected(tau: Tensor, merged: Tensor, alpha: float) -> Tensor:

@@ -12,7 +12,10 @@ _TAIL = 1e-4
 
 
 @merge_method(
-    reference="Du et al. 2024, arXiv:2410.02396, eqs. 1 to 4", elementwise=False, relative=True
+    reference="Du et al. 2024, arXiv:2410.02396, eqs. 1 to 4",
+    elementwise=False,
+    relative=True,
+    copies=6,
 )
 def pcb(
     base: Tensor,

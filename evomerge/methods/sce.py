@@ -50,6 +50,8 @@ def variances(view: View) -> Variances:
     """Count the variances by bin; add up τ² by bin, in float64 and in the entries' order."""
     import torch
 
+    from evomerge.common.accelerator import as_float64
+
     # 1. the histogram of the variances
     found, positive = histogram_of(_by_variance(view)), 0
     energies = np.zeros((len(found.floors), len(view.experts)))
@@ -60,7 +62,7 @@ def variances(view: View) -> Variances:
         positive += int(torch.count_nonzero(spread))
         bins = found.bins_of(spread)
         for expert, tau in enumerate(taus):
-            squares = tau.double().square().cpu().numpy()
+            squares = as_float64(tau).square().cpu().numpy()
             energies[:, expert] += np.bincount(bins, squares, minlength=len(energies))
     return Variances(found, positive, energies.cumsum(0))
 
@@ -77,6 +79,8 @@ def selected(view: View, *, select_topk: float, statistics: Variances | None = N
 
     The energy of whole bins is known; that of the last one's entries is added up.
     """
+    from evomerge.common.accelerator import as_float64
+
     # 1. k: the share of the entries whose variance is not 0
     known = statistics or variances(view)
     ranking, n = _by_variance(view), view.base.numel()
@@ -91,7 +95,7 @@ def selected(view: View, *, select_topk: float, statistics: Variances | None = N
     place = int(np.searchsorted(known.histogram.counts, k))
     total = known.energies[place - 1].copy() if place else np.zeros(len(view.experts))
     for expert, tau in enumerate(view.taus(index)):
-        total[expert] += np.sum(tau.double().square().cpu().numpy())
+        total[expert] += np.sum(as_float64(tau).square().cpu().numpy())
     return Selection(kept, ratios(total.tolist()))
 
 

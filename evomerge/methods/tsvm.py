@@ -32,6 +32,7 @@ _TSVM = of_sources(_tsvm)
     relative=True,
     differentiable_in=("lambda",),
     changes=[ON_ONE_THREAD],
+    copies=3,
 )
 def tsvm(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled

@@ -14,6 +14,7 @@ from evomerge.methods.core.decompositions import ON_ONE_THREAD, svd
     elementwise=False,
     relative=True,
     changes=[ON_ONE_THREAD],
+    copies=4,
 )
 def twin(
     base: Tensor,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evomerge.methods import Lambda, Tensor, View, merge_method
-from evomerge.methods.core.inner_products import blocks
+from evomerge.methods.core.inner_products import blocks, exact_sum
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,10 @@ class Energy:
 
 def energy(view: View, expert: int) -> Energy:
     """Add up an expert's τ² in float64, exactly up to blocks of 2¹⁵ entries."""
-    sums = []
-    for part in blocks(view):
-        [tau] = view.taus(part, [expert])
-        sums.append(tau.double().square().sum().item())
-    return Energy(math.fsum(sums))
+    from evomerge.common.accelerator import as_float64
+
+    taus = (view.taus(part, [expert])[0] for part in blocks(view))
+    return Energy(exact_sum(as_float64(tau).square() for tau in taus))
 
 
 def ratios(energies: Sequence[float]) -> list[float]:

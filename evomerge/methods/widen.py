@@ -57,8 +57,10 @@ def weights(
     """Compute one weight per column, or per entry of a vector, for each expert."""
     import torch
 
+    from evomerge.common.accelerator import as_float64
+
     if len(view.shape) < 2:
-        size = torch.stack([tau.abs().double() for tau in view.taus(slice(None))])
+        size = torch.stack([as_float64(tau.abs()) for tau in view.taus(slice(None))])
         means = [exact_sum(iter(row.split(1 << 15))) / max(len(row), 1) for row in size]
         found = _scores(size.cpu().numpy(), np.array(means)[:, None], ratio, calibration)
         return [Entries(_tensor(row, view)) for row in found]
@@ -92,6 +94,7 @@ def _tensor(values: np.ndarray, view: View) -> Tensor:
     measure=weights,
     joint=moves,
     differentiable_in=("lambda",),
+    copies=4,
 )
 def widen(
     base: Tensor,

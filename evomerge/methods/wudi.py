@@ -12,15 +12,17 @@ from evomerge.methods.core.merged_update import Scaled, of_sources
 def _wudi(taus: Sequence[Tensor]) -> Tensor:
     import torch
 
+    from evomerge.common.accelerator import as_float64
+
     # 1. the experts' inputs, as their task vectors tell of them: τᵢᵀτᵢ/‖τᵢ‖²
-    wide = [tau.double() for tau in taus]
+    wide = [as_float64(tau) for tau in taus]
     grams = [tau.mT @ tau for tau in wide]
     energies = [gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for gram in grams]
     normed = [g / torch.where(e > 0, e, 1.0) for g, e in zip(grams, energies, strict=True)]
     # 2. the minimum of the quadratic, by its normal equations
     pulled = [tau @ gram for tau, gram in zip(wide, normed, strict=True)]
     inverse = torch.linalg.pinv(sum(normed[1:], normed[0]), hermitian=True)
-    return (sum(pulled[1:], pulled[0]) @ inverse).to(taus[0].dtype)
+    return (sum(pulled[1:], pulled[0]) @ inverse).to(taus[0])
 
 
 _WUDI = of_sources(_wudi)
@@ -33,6 +35,8 @@ _WUDI = of_sources(_wudi)
     relative=True,
     differentiable_in=("lambda",),
     changes=[ON_ONE_THREAD],
+    copies=6,
+    squares=5,
 )
 def wudi(
     base: Tensor, experts: Sequence[Tensor], *, lambda_: Lambda = 1.0, measured: Scaled

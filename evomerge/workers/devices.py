@@ -93,10 +93,14 @@ def gpu_memory_plan(
     if device == "cpu" or workers.spreads:
         return None
     from evomerge.materialize.memory.gpu_memory import GpuMemoryPlan, needs_of
+    from evomerge.methods import find_method
 
     layout = next(iter(sources.values())).layout
     compute = getattr(torch, compute_dtype(config))
-    needs = needs_of(sources, layout, compute, config.fitness.batch_size)
+    weights = config.space.weights
+    named = [] if weights is None else weights.method
+    methods = [find_method(m, "space") for m in ([named] if isinstance(named, str) else named)]
+    needs = needs_of(sources, layout, compute, config.fitness.batch_size, methods)
     free, total = Accelerator(torch.device(device)).memory()
     if workers.on_ray:
         free = min(free, int(total * min(workers.gpus_per_worker, 1)))

@@ -30,7 +30,7 @@ def is_device_fault(error: BaseException) -> bool:
     """Say whether an accelerator failed, after which its process cannot use it again."""
     torch = sys.modules.get("torch")  # without it there is no device
     return torch is not None and any(
-        isinstance(one, torch.AcceleratorError) for one in _chain(error)
+        isinstance(one, getattr(torch, "AcceleratorError", ())) for one in _chain(error)
     )
 
 

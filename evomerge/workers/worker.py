@@ -141,6 +141,8 @@ class Worker:
         if elsewhere:
             check_digests(sources, spec.digests, spec.statistics)
         plan = gpu_memory_plan(config, sources, spec.threads)
+        if plan is not None:
+            plan.check()
         store = Store(spec.statistics, spec.digests) if spec.statistics else None
         kernel = Kernel(
             sources,

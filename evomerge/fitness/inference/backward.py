@@ -244,7 +244,7 @@ def _differentiated(sinks: Sequence[tuple[nn.Parameter, Sink]]) -> Iterator[None
 
 def _finite(losses: Sequence[Tensor]) -> np.ndarray:
     """The losses as float64; refuses what is not finite."""
-    found = torch.stack([loss.detach().double() for loss in losses]).cpu().numpy()
+    found = torch.stack([loss.detach() for loss in losses]).cpu().double().numpy()
     if not np.isfinite(found).all():
         raise CandidateError(f"a document's loss came out as {found[~np.isfinite(found)][0]}")
     return found

@@ -7,7 +7,7 @@ move a layer's input to the layer, so that a layer stays there wherever a path p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from evomerge.common.errors import InputError
 from evomerge.materialize.feed import AHEAD, CopyStream, DeviceCache, Prefetched
-from evomerge.models.layout import Layout
+from evomerge.methods import Method
+from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
 
 Device = int | str
@@ -42,7 +43,8 @@ class Needs:
         candidate: the resident model, in the dtype of scoring.
         scoring: keys and values, activations and logits of one batch.
         step: the largest tensor of all sources, as stored.
-        work: copies of them in float32, and the result: those of one merge at a time.
+        work: copies of them in float32, and the result: those of one merge at a time, as many as
+            the method holds.
     """
 
     sources: int
@@ -80,6 +82,20 @@ class GpuMemoryPlan:
         """Bytes of the GPU that statistics of the sources may take."""
         return int(self.free * STATISTICS)
 
+    def check(self) -> None:
+        """Refuse a GPU on which no candidate can be made, whatever the batches.
+
+        Raises:
+            InputError: the model, and one tensor of every source, need more than is free.
+        """
+        least = self.needs.candidate + self.needs.step
+        if least > self.free:
+            raise InputError(
+                f"workers: a candidate needs {_gb(least)} of its GPU before anything is scored, "
+                f"and {_gb(self.free)} are free; give each worker more GPUs (kind: ray, "
+                "gpus_per_worker: 2), a narrower dtype.compute, or a larger GPU"
+            )
+
     @property
     def placement(self) -> SourcePlacement:
         """Where the sources lie, in what statistics leave of the free memory."""
@@ -111,9 +127,18 @@ class GpuMemoryPlan:
 
 
 def needs_of(
-    sources: Mapping[str, Source], layout: Layout, compute: torch.dtype, batch_size: int
+    sources: Mapping[str, Source],
+    layout: Layout,
+    compute: torch.dtype,
+    batch_size: int,
+    methods: Sequence[Method] = (),
 ) -> Needs:
-    """Return what these models need, scored in batches of so many requests."""
+    """Return what these models need, merged by any of these methods.
+
+    Args:
+        batch_size: requests that are scored at a time.
+    """
+    held = [(1, 0), *((method.copies, method.squares) for method in methods)]
     entries = {spec.name: math.prod(spec.shape) for spec in layout.tensors}
     stored = [
         {name: n * source.dtype(name).itemsize for name, n in entries.items()}
@@ -125,8 +150,15 @@ def needs_of(
         candidate=sum(entries.values()) * compute.itemsize,
         scoring=batch_size * _request_bytes(base.config, layout.vocab_size, compute),
         step=max(sum(one[name] for one in stored) for name in entries),
-        work=4 * max(entries.values()) * (len(stored) + 1),
+        work=max(_work(spec, len(stored), method) for spec in layout.tensors for method in held),
     )
+
+
+def _work(spec: TensorSpec, sources: int, held: tuple[int, int]) -> int:
+    """Bytes in float32 of a tensor's result, and of what is held for each source."""
+    columns = spec.shape[-1] if len(spec.shape) > 1 else 0
+    copies, squares = held
+    return 4 * (math.prod(spec.shape) * (copies * sources + 1) + squares * sources * columns**2)
 
 
 def _request_bytes(config: PretrainedConfig, vocabulary: int, compute: torch.dtype) -> int:

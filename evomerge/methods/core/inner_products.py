@@ -67,6 +67,8 @@ def grams(view: View) -> Grams:
 
 def row_grams(view: View, task_vectors: bool) -> Gram:
     """Compute the inner products of every row: vectors along the last dimension."""
+    from evomerge.common.accelerator import as_float64
+
     vectors = View.taus if task_vectors else _weights
     rows = view.base.numel() // max(view.columns, 1)
     step = max(1, _LINES // max(view.columns, 1))
@@ -74,7 +76,7 @@ def row_grams(view: View, task_vectors: bool) -> Gram:
     for first in range(0, rows, step):
         last = min(first + step, rows)
         part = slice(first * view.columns, last * view.columns)
-        lines = [v.double().view(last - first, -1) for v in vectors(view, part)]
+        lines = [as_float64(v).view(last - first, -1) for v in vectors(view, part)]
         parts.append(_line_products(lines))
     return Gram(np.concatenate(parts))
 
@@ -86,6 +88,8 @@ def column_grams(view: View, task_vectors: bool) -> Gram:
     """
     import torch
 
+    from evomerge.common.accelerator import as_float64
+
     vectors = View.taus if task_vectors else _weights
     n = view.base.numel()
     rows = view.shape[0] if len(view.shape) > 1 else n
@@ -95,14 +99,19 @@ def column_grams(view: View, task_vectors: bool) -> Gram:
     parts = []
     for first in range(0, columns, step):
         where = grid[:, first : first + step].t().contiguous()
-        lines = [v.double().view(where.shape) for v in vectors(view, where.view(-1))]
+        lines = [as_float64(v).view(where.shape) for v in vectors(view, where.view(-1))]
         parts.append(_line_products(lines))
     return Gram(np.concatenate(parts))
 
 
 def exact_sum(parts: Iterator[Tensor]) -> float:
     """Add up tensors' entries exactly; each tensor has at most `BLOCK`."""
-    return math.fsum(part.double().sum().item() for part in parts)
+    import torch
+
+    from evomerge.common.accelerator import as_float64
+
+    sums = [as_float64(part).sum() for part in parts]
+    return math.fsum(torch.stack(sums).tolist()) if sums else 0.0  # a device is waited for once
 
 
 def blocks(view: View) -> Iterator[slice]:
@@ -116,16 +125,20 @@ def _weights(view: View, part: slice | Tensor) -> list[Tensor]:
 
 
 def _whole(view: View, vectors: object) -> np.ndarray:
+    import torch
+
+    from evomerge.common.accelerator import as_float64
+
     assert callable(vectors)
     count = len(vectors(view, slice(0, 0)))
     pairs = list(combinations_with_replacement(range(count), 2))
-    sums: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
+    sums = []
     for part in blocks(view):
-        wide = [vector.double() for vector in vectors(view, part)]
-        for i, j in pairs:
-            sums[i, j].append((wide[i] * wide[j]).sum().item())
+        wide = [as_float64(vector) for vector in vectors(view, part)]
+        sums.append(torch.stack([(wide[i] * wide[j]).sum() for i, j in pairs]))
     products = np.zeros((count, count))
-    for (i, j), found in sums.items():
+    by_pair = zip(*torch.stack(sums).tolist(), strict=True) if sums else ()
+    for (i, j), found in zip(pairs, by_pair, strict=bool(sums)):  # a device was waited for once
         products[i, j] = products[j, i] = math.fsum(found)
     return products
 

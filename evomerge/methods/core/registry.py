@@ -83,6 +83,8 @@ class Method:
     differentiable_in: tuple[str, ...] = ()
     remeasure: Callable[..., Any] | None = None
     changes: Sequence[str] = ()
+    copies: int = 1
+    squares: int = 0
 
     @property
     def summary(self) -> str:
@@ -215,6 +217,8 @@ def merge_method(
     relative: bool = False,
     differentiable_in: Sequence[str] | None = None,
     changes: Sequence[str] = (),
+    copies: int = 1,
+    squares: int = 0,
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Make a function a merge method, registered under its own name; see this module's docstring.
 
@@ -236,6 +240,11 @@ def merge_method(
             no measure: what only compares has derivative 0. With a measure they must be named.
         changes: what gave the method other bytes since it was released, one clause for each time,
             to be read after "because"; exports record how many there were.
+        copies: how many times each source's tensor in float32 the method holds at a time, with its
+            measure and statistics; the plan of a GPU's memory needs it of methods that look at
+            whole tensors.
+        squares: how many matrices (columns, columns) in float32 it holds beside them for each
+            source.
     """
 
     def decorate(function: Callable[..., Tensor]) -> Method:
@@ -256,6 +265,8 @@ def merge_method(
             relative=relative,
             differentiable_in=tuple(smooth if differentiable_in is None else differentiable_in),
             changes=changes,
+            copies=copies,
+            squares=squares,
         )
         return REGISTRY.add(method.name, method)
 

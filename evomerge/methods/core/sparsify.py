@@ -13,13 +13,12 @@ stays what it was (the papers), or so that its L1 norm does (mergekit).
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
-from evomerge.methods.core.inner_products import blocks
+from evomerge.methods.core.inner_products import blocks, exact_sum
 from evomerge.methods.core.magnitude_histograms import (
     MagnitudeHistogram,
     by_magnitude,
@@ -338,12 +337,15 @@ def della(
 
 def _l1_ratio(view: View, expert: int, mask: Dropped | Pruned, at: Places) -> float:
     """Compute ‖τ‖₁/‖m ⊙ τ‖₁ in float64, exactly up to blocks; 1 where nothing is left."""
+    from evomerge.common.accelerator import as_float64
+
     before, after = [], []
     for part in blocks(view):
         [tau] = view.taus(part, [expert])
-        size = tau.abs().double()
-        before.append(size.sum().item())
+        size = tau.abs()
         kept = part_of(mask, part).keep(tau, at(part.start), expert)
-        after.append((size * kept).sum().item())
-    left = math.fsum(after)
-    return math.fsum(before) / left if left > 0 else 1.0
+        before.append(as_float64(size).sum())
+        after.append(as_float64(size * kept).sum())
+    # a device is waited for once
+    left = exact_sum(iter(after))
+    return exact_sum(iter(before)) / left if left > 0 else 1.0
