@@ -44,6 +44,7 @@ from evomerge.models.path_config import config_of_path
 from evomerge.models.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.recipe import BASE, Recipe
 from evomerge.search.optimizers import Optimizer, build_optimizer
+from evomerge.search.optimizers.base import REGISTRY
 from evomerge.search.spaces.build import build_space
 from evomerge.search.spaces.genes import Genome
 from evomerge.search.spaces.space import Space
@@ -131,6 +132,7 @@ class Setup:
             InputError: no such optimizer, one that cannot search this space, for these goals or
                 within the budget, or rungs for which there are too few items.
         """
+        config = with_own_loss(config)
         space = _space(config, self.models)
         setup = replace(self, config=config, space=space, **_searched_by(config, space))
         _check_search(setup)
@@ -219,6 +221,7 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
         InputError: whatever would fail later; names file or key.
     """
     # 1. What needs the campaign file and this machine alone.
+    config = with_own_loss(config)
     if not unread and not config.workers.on_ray:
         check_device(config)
     wanted = config.fitness.objective
@@ -252,6 +255,27 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     )
     _check_search(setup)
     return setup
+
+
+def with_own_loss(config: CampaignConfig) -> CampaignConfig:
+    """Give a campaign the loss that its optimizer is named for, where it says none.
+
+    Raises:
+        InputError: no such optimizer, or the campaign file names another loss.
+    """
+    wanted = config.optimizer.kind
+    own = REGISTRY.find(wanted, "optimizer.kind").loss
+    said = config.fitness.surrogate_loss
+    if own is None or said.kind == own:
+        return config
+    if "kind" in said.model_fields_set:
+        raise InputError(
+            f"fitness.surrogate_loss.kind: {wanted} follows {own}, not {said.kind}; leave it out, "
+            "or write optimizer.kind: gradient"
+        )
+    loss = said.model_copy(update={"kind": own})
+    fitness = config.fitness.model_copy(update={"surrogate_loss": loss})
+    return config.model_copy(update={"fitness": fitness})
 
 
 def _check_audit(audit: Sequence[TaskItems], tasks: Sequence[TaskItems]) -> None:

@@ -89,9 +89,16 @@ def objective_label(setup: Setup) -> str:
 
 def _setup(setup: Setup, arm: Arm, seed: int) -> Setup:
     try:
-        return setup.with_config(_config(setup.config, arm, seed))
+        own = setup.with_config(_config(setup.config, arm, seed))
     except InputError as error:
         raise InputError(f"{OPTION} {arm.label}: {error}") from None
+    loss, theirs = own.config.fitness.surrogate_loss.kind, setup.config.fitness.surrogate_loss.kind
+    if loss != theirs:
+        raise InputError(
+            f"{OPTION} {arm.label}: its gradients follow {loss}, but all arms share the campaign's "
+            f"workers; write fitness.surrogate_loss: {{kind: {loss}}} for all of them"
+        )
+    return own
 
 
 def _config(config: CampaignConfig, arm: Arm, seed: int) -> CampaignConfig:

@@ -10,9 +10,9 @@ from executors import TwoSlots, crash
 from planted import choose_as
 from running import evaluations, facts, run
 
-from evomerge.campaign.setup import prepare
+from evomerge.campaign.setup import prepare, with_own_loss
 from evomerge.common.errors import CandidateError, InputError
-from evomerge.config import load_campaign
+from evomerge.config import load_campaign, parse_campaign
 from evomerge.fitness.tasks import surrogate_losses
 from evomerge.report.all_figures import view_of
 from evomerge.report.tables import proposed_rows
@@ -226,7 +226,46 @@ def test_where_targets_are_wrong_the_loss_falls_and_the_ends_do_not_win(tiny_fol
     assert Results(open_run(out)[1]).best()["digest"] == known.digest
 
 
+LOSS = {"include_path": "tasks", "tasks": [{"task": "pick"}], "select_top": 1}
+
+
+@pytest.mark.slow
+def test_adamerging_is_gradient_on_the_entropy(tiny_folder):
+    found = []
+    for name, kind, more in (
+        ("own", "adamerging", {}),
+        ("said", "gradient", {"surrogate_loss": {"kind": "entropy"}}),
+        ("right", "gradient", {}),
+    ):
+        save(tiny_folder, {**OPTIMIZER, "kind": kind}, fitness={**LOSS, **more})
+        found.append(descents(run(tiny_folder, tiny_folder / name)))
+    own, said, right = found
+    assert own == said
+    assert own[1].losses != right[1].losses
+    assert all(0 < loss <= np.log(4) for loss in own[1].losses)  # of four choices
+
+
+def test_the_loss_that_an_optimizer_is_named_for_is_refused_beside_another():
+    def given(name, **loss):
+        fitness = {**tiny.campaign_data()["fitness"], "surrogate_loss": loss}
+        return parse_campaign(tiny.campaign_data(optimizer={"kind": name}, fitness=fitness), "x")
+
+    assert with_own_loss(given("adamerging")).fitness.surrogate_loss.kind == "entropy"
+    assert with_own_loss(given("adamerging", tokens=8)).fitness.surrogate_loss.tokens == 8
+    assert with_own_loss(given("gradient", kind="entropy")).fitness.surrogate_loss.kind == "entropy"
+    for wrong in (given("adamerging", kind="supervised"), given("expert_merging", kind="entropy")):
+        with pytest.raises(
+            InputError, match=r"surrogate_loss\.kind: \w+ follows \w+, not \w+; leave"
+        ):
+            with_own_loss(wrong)
+
+
 REFUSALS = {
+    "teachers": (
+        {"optimizer": {"kind": "expert_merging"}},
+        {},
+        "fitness.surrogate_loss.teachers: pick has no expert to learn from",
+    ),
     "method": (
         {"optimizer": {"kind": "m2n2", "gradient": 0.5}},
         {"space": {"weights": {"method": "twin", "genes": {"weight": [0, 1]}}}},

@@ -21,7 +21,7 @@ SMALL = {
 
 OWN = [name for name in optimizers() if not name.startswith("optuna:")]
 
-DESCENTS = ("frank_wolfe", "gradient")
+DESCENTS = ("adamerging", "expert_merging", "frank_wolfe", "gradient")
 """Those whose every ask is a descent, in which alone asks and seeds may differ: no genome moves
 where none is made, as in these tests.
 """

@@ -67,9 +67,11 @@ class Optimizer(ABC):
 
     Attributes:
         all_goals: it maximises every goal of several, and not the value alone.
+        loss: the kind of `fitness.surrogate_loss` that its descents follow; None: the campaign's.
     """
 
     all_goals: ClassVar[bool] = False
+    loss: ClassVar[str | None] = None
 
     def __init__(self, domain: Domain, seed: int) -> None:
         """`domain`: the genes, where to begin, and how genomes recombine."""

@@ -143,3 +143,26 @@ class Gradient(Optimizer):
 
     def _from(self, origin: str, task: str | None = None, slower: float = 1.0) -> Descend:
         return replace(self._asked, origin=origin, task=task, rate=self._asked.rate * slower)
+
+
+@optimizer("adamerging")
+class AdaMerging(Gradient):
+    """`gradient` on how undecided the merge is: AdaMerging (Yang et al. 2023, arXiv:2310.02575).
+
+    It needs no labels for its steps: its loss is that of `surrogate_loss: {kind: entropy}`, which
+    rewards confidence, right or wrong. Scores decide all the same.
+    """
+
+    loss = "entropy"
+
+
+@optimizer("expert_merging")
+class ExpertMerging(Gradient):
+    """`gradient` towards the experts' own answers: Expert Merging (Zhang et al. 2025,
+    arXiv:2509.25712).
+
+    It needs no labels for its steps: its loss is that of `surrogate_loss: {kind: experts}`, which
+    names the expert of each task. `pull: 5, norm: l1` are its authors'.
+    """
+
+    loss = "experts"
