@@ -78,6 +78,7 @@ def test_an_end_that_is_better_on_select_is_the_winner_everywhere(polished, tmp_
     assert (shown["trial"], shown["accepted"]) == (origin.number, True)
     write_report(study, tmp_path / "report.html")
     assert f"polished from trial {origin.number}" in (tmp_path / "report.html").read_text()
+    assert f"Polish of trial {origin.number}: 4 steps" in (tmp_path / "report.html").read_text()
     # 4. the search knows nothing of it, and its budget neither
     assert len(own) == status["trials"] == TRIALS
     assert status["items_asked"] == TRIALS * 30

@@ -146,7 +146,9 @@ def _known(study: Study) -> tuple[Any, ...]:
     """Everything that differs when the page would differ."""
     notes = (study.note(key) for key in ("concluded", "test_opened", "sessions"))
     in_flight = [(m.slot, m.digest, m.split, m.attempt) for m in study.markers()]
-    return (study.name, len(study.evaluations()), study.driven, in_flight, *notes)
+    descents = [*study.descents(), *(one.descent for one in study.polished())]
+    steps = [(one.step, len(one.checks), one.done) for one in descents]
+    return (study.name, len(study.evaluations()), study.driven, in_flight, steps, *notes)
 
 
 def _answer(request: Request, text: str, kind: str) -> Response:

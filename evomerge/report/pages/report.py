@@ -24,6 +24,7 @@ from evomerge.report.tables import (
     export_hint,
     front_rows,
     listed_once,
+    polish_line,
     remarks,
     stage_lines,
     trials_line,
@@ -106,6 +107,7 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
         "estimates_line": estimates_line,
         "trials_line": trials_line,
         "trial_line": trial_line,
+        "polish_line": polish_line,
         "export_line": _with_command(export_hint(best, "RUN")) if best and best["verdict"] else "",
     }
 
