@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tiny
+import yaml
 from executors import crash
 from planted import choose_as
 from running import evaluations, facts, run
+from typer.testing import CliRunner
 
 from evomerge.campaign.setup import prepare
+from evomerge.cli import app
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.config import load_campaign, parse_campaign
 from evomerge.export.trial import export_trial
@@ -183,3 +186,27 @@ def test_stages_without_weights_have_nothing_to_polish():
     del data["space"]
     with pytest.raises(InputError, match="polish: no stage searches weights"):
         parse_campaign(data, "file.yaml")
+
+
+@pytest.mark.slow
+def test_a_stage_of_weights_is_polished_and_its_end_is_what_the_next_one_builds_on(tiny_folder):
+    choose_as(tiny_folder, answer="math")
+    path = {"kind": "indicator", "a": "blend", "others": ["math"], "repeats": 2}
+    stages = [
+        {"name": "blend", "space": tiny.campaign_data()["space"], "initial": ["base"]},
+        {"name": "flow", "space": {"path": path}, "optimizer": {"kind": "random"}},
+    ]
+    save(tiny_folder, stages=stages, initial=None)
+    file = tiny_folder / "campaign.yaml"
+    data = yaml.safe_load(file.read_text())
+    del data["space"]
+    file.write_text(yaml.safe_dump(data))
+    found = CliRunner().invoke(app, ["search", str(file), "--out", str(tiny_folder / "run")])
+    assert found.exit_code == 0, found.output
+    first, second = (open_run(tiny_folder / "run" / name)[1] for name in ("blend", "flow"))
+    best = Results(first).best()
+    assert best["polished"]["from"] is not None
+    blend = next(e for e in second.evaluations() if (e.name, e.split) == ("blend", "search"))
+    assert blend.value == best["scores"]["search"]["mean"]
+    assert second.polished() == []
+    assert first.note("test_opened") is None
