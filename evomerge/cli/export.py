@@ -87,8 +87,10 @@ def export(
                 )
         say(written)
         if format == "hf" and not (front or archive):
-            hint("its scores, with stock lm-eval:")
-            for command in scoring_commands(config, study, written):
+            commands = scoring_commands(config, study, written)
+            if commands:
+                hint("its scores, with stock lm-eval:")
+            for command in commands:
                 hint(f"  {command}")
         if push is not None:
             _push(written, push, public, dry_run)

@@ -39,6 +39,14 @@ def init(
             help="An lm-eval task, or a task file; repeatable.",
         ),
     ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts",
+            metavar="EXPERT=FILE",
+            help="Prompts without labels, to answer as the expert does; repeatable.",
+        ),
+    ] = None,
     goal: Annotated[Goal, typer.Option(help="The mean, the worst task, or the front.")] = "mean",
     hours: Annotated[float, typer.Option(min=0.01, help="Wall time of the search.")] = 8.0,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("campaign.yaml"),
@@ -69,7 +77,7 @@ def init(
         if from_ is not None and base is not None:
             raise InputError("--from: its models are the file's; give no others")
         if base is None and from_ is None:
-            base, experts, tasks, goal, hours = _ask(tasks or [], goal, hours)
+            base, experts, tasks, goal, hours = _ask(tasks or [], prompts or [], goal, hours)
         with waiting("reading configs and tasks"):
             from evomerge.preflight.from_mergekit import convert
             from evomerge.preflight.propose import Asked, propose
@@ -84,6 +92,7 @@ def init(
                 include_path=include_path,
                 download=download_configs,
                 measure=measure,
+                prompts=[_prompts(text) for text in prompts or []],
             )
             if from_ is None:
                 if not asked.experts:
@@ -112,7 +121,7 @@ def _show(draft: Draft, choices: list[Choice]) -> None:
 
 
 def _ask(
-    tasks: list[str], goal: Goal, hours: float
+    tasks: list[str], prompts: list[str], goal: Goal, hours: float
 ) -> tuple[str, list[str], list[str], Goal, float]:
     """Ask for what was not given.
 
@@ -124,7 +133,8 @@ def _ask(
     try:
         base = _prompt("base model (a folder or hub id)")
         experts = _many("expert, tuned from the base (or NAME=MODEL)")
-        tasks = tasks or _many("lm-eval task or task file (NAME, or NAME:METRIC)")
+        if not tasks and not prompts:
+            tasks = _many("lm-eval task or task file (NAME, or NAME:METRIC)")
         if len(tasks) > 1:
             asked = Prompt.ask("goal", console=stderr, choices=list(get_args(Goal)), default=goal)
             goal = cast(Goal, asked)
@@ -168,6 +178,18 @@ def _named(experts: list[str]) -> dict[str, str]:
             raise InputError(f"{text}: two experts are called {name!r}; write another NAME=MODEL")
         found[name] = model
     return found
+
+
+def _prompts(text: str) -> tuple[str, str]:
+    """Split `EXPERT=FILE`.
+
+    Raises:
+        InputError: the text is neither; says how it is written.
+    """
+    expert, separator, file = text.partition("=")
+    if not separator:
+        raise InputError(f"--prompts {text}: whose are they? write EXPERT={text}")
+    return expert, file
 
 
 def _task(text: str) -> tuple[str, str | None]:

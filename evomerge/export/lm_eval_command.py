@@ -11,7 +11,7 @@ from evomerge.config import FitnessConfig, TaskConfig
 
 
 def stock_commands(fitness: FitnessConfig, checkpoint: str, compute: str) -> list[str]:
-    """Return a command for each group of tasks that share their settings; callables have none.
+    """Return a command for each group of lm-eval's tasks that share their settings.
 
     lm-eval takes relative data files from the working directory, so a command begins with a `cd` to
     the tasks' folder.

@@ -169,8 +169,8 @@ class Experts:
             if found := self._store.find(path, ExpertAnswers):
                 return cast(ExpertAnswers, found)
             asked = self._asked(task, expert, prompts, question)
-            self._store.keep(path, asked)
-        return asked
+            kept = self._store.keep(path, asked) and self._store.find(path, ExpertAnswers)
+        return cast(ExpertAnswers, kept or asked)  # mapped, where they were kept
 
     def _asked(
         self, task: str, expert: str, prompts: Sequence[str], question: Question

@@ -69,6 +69,7 @@ class Asked:
         include_path: a folder of task files.
         download: whether configs may be downloaded.
         measure: whether seconds are reckoned with this machine's speed.
+        prompts: (expert, file of prompts) that merges should answer as the expert does.
     """
 
     base: str
@@ -80,6 +81,7 @@ class Asked:
     include_path: Path | None = None
     download: bool = False
     measure: bool = True
+    prompts: Sequence[tuple[str, str]] = ()
 
     @property
     def models(self) -> ModelsConfig:
@@ -163,7 +165,9 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
 def _rule_out_one_goal(asked: Asked, fitness: Mapping[str, Any]) -> Choice:
     """Say why the goal; refuse a front of one task."""
     if asked.goal == "pareto" and len(fitness["tasks"]) < 2:
-        raise InputError("--goal pareto: a front needs two tasks or more; give a second --task")
+        raise InputError(
+            "--goal pareto: a front needs two tasks or more; give a second --task or --prompts"
+        )
     why = {
         "mean": "the weighted mean of the tasks",
         "weakest_link": "the task on which a merge is worst counts",
@@ -196,11 +200,15 @@ def propose_fitness(
     include, names = _include_path(asked, section)
     tasks = [dict(task) for task in section.get("tasks", [])]
     tasks += [{"task": name, "metric": metric} for name, metric in names]
-    if not tasks:
-        raise InputError("no task: give --task NAME[:metric], which says what is good")
+    compared = _agreements(asked)
+    if not tasks and not compared:
+        raise InputError(
+            "no task: give --task NAME[:metric], which says what is good, or --prompts EXPERT=FILE "
+            "where there are no labels"
+        )
     config = FitnessConfig.model_validate(
         {
-            "tasks": [{**task, "metric": task["metric"] or "acc"} for task in tasks],
+            "tasks": [{**t, "metric": t["metric"] or "acc"} for t in tasks] + compared,
             "include_path": include,
             "allow_test_sets": True,
         }
@@ -208,8 +216,11 @@ def propose_fitness(
     index = open_manager(config).task_index
     for task in tasks:
         task["metric"] = task["metric"] or first_metric(task["task"], index)
-    config = FitnessConfig.model_validate({**config.model_dump(), "tasks": tasks})
-    found: dict[str, Any] = {**section, "tasks": tasks}
+    config = FitnessConfig.model_validate({**config.model_dump(), "tasks": [*tasks, *compared]})
+    for entry in compared:
+        about = entry["agreement"]
+        about["prompts"] = seen_from(asked.folder, about["prompts"])
+    found: dict[str, Any] = {**section, "tasks": [*tasks, *compared]}
     if include:
         found = {"include_path": seen_from(asked.folder, include), **found}
     choices: list[Choice] = []
@@ -226,7 +237,7 @@ def propose_fitness(
         why = f"{name} scores {data}, which others report: quote this campaign's test split alone"
         choices.append(Choice("fitness.allow_test_sets", "true", why))
     if asked.goal != "mean" and "objective" not in found:
-        names_of = [task["task"] for task in tasks]
+        names_of = [task.task for task in config.tasks]
         of = {"kind": "pareto", "of": names_of}
         found["objective"] = of if asked.goal == "pareto" else asked.goal
     if items:
@@ -243,6 +254,24 @@ def propose_fitness(
         why = f"shares of each task's documents, whose number is not known here ({missing})"
         choices.append(Choice("fitness.splits", ".5, .2, .3, the default", why))
     return found, choices
+
+
+def _agreements(asked: Asked) -> list[dict[str, Any]]:
+    """The entries of agreement with experts.
+
+    Raises:
+        InputError: no such expert or file; names both.
+    """
+    models = (BASE, *asked.experts)
+    for expert, file in asked.prompts:
+        if expert not in models:
+            raise InputError(
+                f"--prompts {expert}={file}: no model is called {expert!r}; write one of "
+                f"{', '.join(models)}"
+            )
+        if not Path(file).expanduser().is_file():
+            raise InputError(f"--prompts {expert}={file}: no such file")
+    return [{"agreement": {"expert": name, "prompts": file}} for name, file in asked.prompts]
 
 
 def _include_path(

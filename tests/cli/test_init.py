@@ -131,3 +131,24 @@ def test_the_first_hour_takes_five_commands(tmp_path):
     assert "Trial" in typed("search", "campaign.yaml", "--trials", "24")
     typed("report", "runs/math-lang")
     assert list((tmp_path / "try" / "runs" / "math-lang").rglob("*.html"))
+
+
+def test_prompts_are_enough_where_there_are_no_labels(here):
+    for name in ("math", "lang"):
+        lines = "".join(f'{{"prompt": "w{i} w{i + 1}"}}\n' for i in range(40))
+        (here / f"{name}.jsonl").write_text(lines)
+    command = ["init", "models/base", "models/math", "models/lang", "--no-measure"]
+    refused = evomerge(*command, "--prompts", "lang.jsonl", code=2)
+    assert "whose are they? write EXPERT=lang.jsonl" in refused.stderr
+    refused = evomerge(*command, "--prompts", "art=lang.jsonl", code=2)
+    assert "no model is called 'art'; write one of base, math, lang" in refused.stderr
+    refused = evomerge(*command, "--prompts", "math=none.jsonl", code=2)
+    assert "--prompts math=none.jsonl: no such file" in refused.stderr
+    prompts = ["--prompts", "math=math.jsonl", "--prompts", "lang=lang.jsonl"]
+    evomerge(*command, *prompts, "--out", "deep/c.yaml")
+    data = yaml.safe_load((here / "deep" / "c.yaml").read_text())
+    assert data["fitness"]["tasks"][1] == {
+        "agreement": {"expert": "lang", "prompts": "../lang.jsonl"}
+    }
+    result = evomerge("check", "deep/c.yaml")
+    assert "agreement with an expert is no accuracy" in " ".join(result.stdout.split())

@@ -7,7 +7,7 @@ off only; log-probabilities are computed in float32 whatever the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -204,7 +204,7 @@ class LogLikelihoods:
         @torch.inference_mode()
         def read(reading: _ReadOff) -> dict[int, Found]:
             readings = self._with_logits(reading, layer, self._forward.logits)
-            return {number: of(number, one) for number, one in readings.items()}
+            return {number: of(number, one) for number, one in readings}
 
         return self._each(asked, read)
 
@@ -282,7 +282,7 @@ class LogLikelihoods:
         found: dict[int, Reading] = {}
         for reading in self._planned(sorted({*asked}), 1 << 30, self._forward.packs()):
             run = self._forward.differentiable_logits
-            found |= self._with_logits(reading, layer, run, keep=logits)
+            found.update(self._with_logits(reading, layer, run, keep=logits))
         return found
 
     def _with_logits(
@@ -291,26 +291,33 @@ class LogLikelihoods:
         layer: nn.Module | None,
         run: Callable[[Batch, Tensor, Tensor], Tensor],
         keep: bool = True,
-    ) -> dict[int, Reading]:
-        """Run a pass, and give each continuation its reading; with logits to `keep`."""
+    ) -> Iterator[tuple[int, Reading]]:
+        """Run a pass, and yield each continuation's number and reading; with logits to `keep`."""
         # 1. the pass, and what comes out of the layer
         collected = nullcontext(list[Tensor]()) if layer is None else outputs_of(layer)
         with collected as outputs:
             logits = _at_least_float32(run(reading.batch, reading.rows, reading.places))
-        # 2. log-likelihoods, and the logits and hidden states at their tokens' places
-        at, targets = reading.at.to(logits.device), reading.targets.to(logits.device)
-        values = logits[at, targets] - logits.logsumexp(-1)[at]
-        sums = [value.sum() for value in values.split(reading.lengths)]
-        none: list[Tensor | None] = [None] * len(sums)
-        whole = logits[at].split(reading.lengths) if keep else none
-        hidden = none
-        for output in outputs:
-            own = output[reading.rows.to(output.device), reading.places.to(output.device)]
-            whole_states = _at_least_float32(own[at.to(own.device)]).to(logits.device)
-            hidden = whole_states.split(reading.lengths)
-        # 3. each continuation's own
-        columns = zip(reading.asked, sums, reading.lengths, whole, hidden, strict=True)
-        return {number: Reading(*one) for number, *one in columns}
+        device = logits.device
+        states = [
+            one[reading.rows.to(one.device), reading.places.to(one.device)] for one in outputs
+        ]
+        # 2. log p(token) = logit − logsumexp(logits)
+        at, targets = reading.at.to(device), reading.targets.to(device)
+        values = (logits[at, targets] - logits.logsumexp(-1)[at]).split(reading.lengths)
+        # 3. each continuation's own, one at a time: logits are large
+        for number, value, own in zip(
+            reading.asked, values, at.split(reading.lengths), strict=True
+        ):
+            hidden = [_at_least_float32(one[own.to(one.device)]).to(device) for one in states]
+            yield (
+                number,
+                Reading(
+                    loglikelihood=value.sum(),
+                    tokens=len(own),
+                    logits=logits[own] if keep else None,
+                    hidden=hidden[0] if hidden else None,
+                ),
+            )
 
     def _tokenize(self, context: str, continuation: Continuation) -> tuple[list[int], list[int]]:
         """Split a request into tokens exactly as `HFLM.loglikelihood` does.

@@ -59,6 +59,19 @@ def test_a_worker_measures_the_same_on_copies_when_the_files_are_gone(
     assert {start for _, file, start in driver.asked if file == "model.safetensors"} > {0, 1000}
 
 
+def test_prompts_come_along(spec, tiny_folder):
+    (tiny_folder / "p.jsonl").write_text("".join(f'{{"text": "w{i}"}}\n' for i in range(20)))
+    given = ["fitness.tasks=[{agreement: {expert: math, prompts: p.jsonl, tokens: 2}}]"]
+    setup = prepare(load_campaign(tiny_folder / "campaign.yaml", given))
+    config = setup.config.model_copy(update={"workers": spec.config.workers})
+    spec = replace(spec, config=config, items=setup.items, teachers=setup.teachers)
+    here = with_copies(spec, file_sets := file_sets_of(config), Driver(file_sets))
+    (tiny_folder / "p.jsonl").unlink()
+    worker = Worker(here, elsewhere=True)
+    found = worker.measure(setup.space.parents()["math"], "search").scores["agreement_math"]
+    assert found.tolist() == [1.0] * 10
+
+
 def test_callables_and_their_documents_come_along(spec, tiny_folder):
     (tiny_folder / "beside.py").write_text("FACTOR = 2.0\n")
     code = "import beside\ndef size(model, tokenizer, items):\n    "
