@@ -48,7 +48,7 @@ class CampaignConfig(Strict):
     Example: `fitness: {tasks: [{task: gsm8k, metric: exact_match}], objective: mean}`
     """
     dtype: DtypeConfig = DtypeConfig()
-    """The dtypes of weights and computing.
+    """The dtypes of candidates' weights, and of computing their scores.
 
     Example: `dtype: {weights: checkpoint, compute: bfloat16}`
     """
@@ -67,7 +67,7 @@ class CampaignConfig(Strict):
     Example: `initial: [uniform, {run: runs/last-night, trials: 3}]`
     """
     budget: BudgetConfig = BudgetConfig()
-    """The end of the search.
+    """The limits of the search: trials, items, hours.
 
     Example: `budget: {trials: 150, hours: 8}`
     """
@@ -78,7 +78,7 @@ class CampaignConfig(Strict):
     Example: `polish: {steps: 20}`
     """
     study: StudyConfig = StudyConfig()
-    """The place of the record.
+    """The place where trials are recorded.
 
     Example: `study: {storage: sqlite}`
     """

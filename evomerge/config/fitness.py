@@ -166,7 +166,7 @@ class EngineConfig(PlugConfig):
 
 
 class SurrogateLossConfig(Strict):
-    """The loss that gradients follow where the campaign file asks for some.
+    """The loss that gradients follow, where `initial` or `polish` asks for a descent.
 
     `supervised`: cross-entropy of the right choice, minus the log-likelihood of a target, and, for
     a task that generates, minus the mean log-likelihood of its target's tokens: a surrogate.
@@ -313,7 +313,7 @@ class FitnessConfig(Strict):
     """
     rungs: list[Annotated[int, Field(ge=1)] | Literal["all"]] = Field(default=["all"])
     """Numbers of items over all tasks, then `all`: a candidate that does badly on few is
-    pruned. Use them once a candidate takes longer than merging it does.
+    pruned. Use them where scoring a candidate takes longer than merging it.
 
     Example: `rungs: [32, 128, all]`
     """

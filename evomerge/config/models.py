@@ -173,7 +173,8 @@ class ModelsConfig(Strict):
     Example: `tokenizer: {source: union}`
     """
     allow_locked: bool = False
-    """Take experts that look locked against merging.
+    """Take experts that look locked against merging: their attention weights were transformed so
+    that the model works alone, and merges of it do not (MergeLock).
 
     Example: `allow_locked: true`
     """

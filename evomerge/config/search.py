@@ -22,21 +22,21 @@ class OptimizerConfig(PlugConfig):
     Example: `kind: m2n2`
     """
     plain: bool = Field(default=False, exclude_if=lambda plain: not plain)
-    """The bare algorithm, which is not told how parents and baselines did, nor begins at the best
-    of them. Turn it on to compare algorithms.
+    """Run the bare algorithm: it is not told how parents and baselines did and does not begin at
+    the best of them. Turn it on to compare algorithms.
 
     Example: `plain: true`
     """
     screen: int = Field(default=1, ge=1, le=1000, exclude_if=lambda among: among == 1)
-    """Of so many proposals the one is evaluated that a surrogate of the results prefers; 1
-    turns it off. Try 4 where a candidate takes minutes.
+    """The number of proposals from which a surrogate model of the results picks the one that is
+    evaluated; 1 turns it off. Try 4 where a candidate takes minutes.
 
     Example: `screen: 4`
     """
 
 
 class BudgetConfig(Strict):
-    """The end of the search: whichever limit is reached first."""
+    """Whichever limit is reached first ends the search."""
 
     trials: int = Field(default=200, ge=1)
     """The study's total of search trials. Twenty for each gene is a fair start.
@@ -44,8 +44,8 @@ class BudgetConfig(Strict):
     Example: `trials: 150`
     """
     items: int | None = Field(default=None, ge=1)
-    """The total of search items that trials are asked for, whatever the trials if only it is
-    given. Use it with rungs, to compare at equal cost.
+    """The total of items that search trials are scored on; given without `trials`, it alone ends
+    the search. Use it with rungs, to compare at equal cost.
 
     Example: `items: 20000`
     """
@@ -65,10 +65,10 @@ class BudgetConfig(Strict):
 
 
 class BestTrials(Strict):
-    """The best `trials` by search of another run's folder, their genes taken over by name."""
+    """`run` tries the best trials of another run first; genes are matched by their names."""
 
     run: str
-    """The folder of another run, its genes taken over by name.
+    """The folder of another run, whose best trials are tried first; genes are matched by name.
 
     Example: `run: runs/last-night, trials: 3`
     """
@@ -80,13 +80,14 @@ class BestTrials(Strict):
 
 
 class StudyTrials(Strict):
-    """The best `trials` of any Optuna study, its params taken over by name.
+    """`study` tries the best trials of any Optuna study first; params are matched by name.
 
-    Params that are no genes here are passed over, numbers out of bounds go to the nearest.
+    Params that are no genes here are left out. A number out of bounds becomes the nearest bound.
     """
 
     study: str
-    """The storage's URL of any Optuna study, whose params are taken over by name.
+    """The storage's URL of any Optuna study, whose best trials are tried first; params are matched
+    by name.
 
     Example: `study: 'sqlite:///other.db', name: night`
     """
@@ -224,9 +225,9 @@ Start = Annotated[
 
 
 class StageConfig(Strict):
-    """One of several searches, each with the winners of those before it among its experts.
+    """A stage is one of several searches; the winners of those before it are among its experts.
 
-    What is not given is the campaign's own; tasks, splits, models and seed always are.
+    Keys that a stage leaves out are the campaign's; tasks, splits, models and seed always are.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")

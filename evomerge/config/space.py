@@ -118,17 +118,17 @@ _OF_KIND |= {"breadcrumbs": ("gamma",)}
 
 
 class SparsifyConfig(_DensityConfig):
-    """The experts' task vectors made sparse before the method merges them.
+    """Entries of the experts' task vectors are dropped before the method merges them.
 
     `magnitude` keeps the largest share `density` of each, `breadcrumbs` that share below the
-    largest `gamma`, `dare` keeps entries at random, and `della` at random, the larger rather
-    (density ± `epsilon`, by rank within a row). `rescale` is as in the methods `dare_linear` and
-    `della`, or `none`.
+    largest `gamma`, `dare` keeps entries at random, and `della` at random with larger ones
+    likelier (density ± `epsilon`, by rank within a row). `rescale` is as in the methods
+    `dare_linear` and `della`, or `none`.
     """
 
     kind: Literal["magnitude", "dare", "della", "breadcrumbs"]
     """The rule by which entries are dropped: the smallest (`magnitude`), both ends
-    (`breadcrumbs`), at random (`dare`), or at random and small ones rather (`della`).
+    (`breadcrumbs`), at random (`dare`), or at random with small ones likelier (`della`).
 
     Example: `kind: magnitude, density: [0.2, 1]`
     """
@@ -181,7 +181,7 @@ class WeightsConfig(Strict):
     """
 
     method: str | Annotated[list[str], Field(min_length=1)]
-    """The merge method, or a list of which the search chooses (`evomerge list methods`).
+    """The merge method (`evomerge list methods`), or a list from which the search chooses.
 
     Example: `method: ties`
     """

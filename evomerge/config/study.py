@@ -8,7 +8,7 @@ from evomerge.config.base import Strict
 
 
 class StudyConfig(Strict):
-    """The storage of the record, an Optuna study."""
+    """Every trial is recorded in an Optuna study."""
 
     storage: str = "sqlite"
     """`sqlite` keeps the study in the run's folder; anything else is an Optuna storage URL.
@@ -22,7 +22,7 @@ class StudyConfig(Strict):
     Example: `name: night`
     """
     wait_minutes: float = Field(default=60.0, ge=0)
-    """A database server that goes away is waited for so long, each time.
+    """How many minutes a search waits for a database server that has gone away, each time.
 
     Example: `wait_minutes: 120`
     """

@@ -60,7 +60,7 @@ class WorkersConfig(Strict):
     Example: `kind: ray, gpus_per_worker: 2, model_parallel: true`
     """
     timeout: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
-    """Seconds after which an evaluation has hung; `auto`: derived from what others took.
+    """Seconds after which an evaluation counts as hung; `auto`: derived from what others took.
 
     Example: `timeout: 1800`
     """
@@ -72,8 +72,8 @@ class WorkersConfig(Strict):
     Example: `isolated: false`
     """
     memory: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
-    """GB of its own that an isolated worker may take until it is replaced; `auto`: twice what it
-    took after its first evaluation, and 2 GB more at least.
+    """The GB that an isolated worker may take, mapped models not counted, before a new process
+    takes its place; `auto`: twice what it took after its first evaluation, at least 2 GB more.
 
     Example: `memory: 16`
     """

@@ -87,7 +87,8 @@ def key_topics() -> dict[str, Topic]:
         holder = found.get(name, whole)
         prefix = f"{name}." if name else ""
         inner = [t for n, t in found.items() if n == prefix + t.last]
-        text = "\n\n".join([holder.text, *texts]).strip()
+        told = [holder.text, *(text for text in texts if text not in holder.text)]
+        text = "\n\n".join(told).strip()
         found[name or WHOLE] = replace(holder, text=text, options=tuple(inner))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -170,8 +171,14 @@ def _arguments(function: Any) -> Iterator[tuple[str, str]]:
             yield from dict.fromkeys(
                 options(function), f"As in Optuna's {sampler.__name__}."
             ).items()
-            yield from read(sampler).arguments.items()
+            yield from ((n, _without_roles(t)) for n, t in read(sampler).arguments.items())
         yield from read(inspect.getattr_static(function, "__init__")).arguments.items()
+
+
+def _without_roles(text: str) -> str:
+    """An argument's description without Sphinx's mark-up: roles, and what follows a directive."""
+    plain = re.sub(r":[\w:]+:`~?(?:[^`<]*<)?([\w.]*?)(\w+)(?:\(\))?>?`", r"`\2`", text)
+    return plain.partition(" .. ")[0].replace("``", "`")
 
 
 def _sentence(text: str) -> str:

@@ -37,13 +37,16 @@ def _plainly(annotation: Any, origin: Any, parts: tuple[Any, ...]) -> str:
     if origin is typing.Literal:
         return " or ".join(f"`{part}`" for part in parts)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(said, parts)))
+        kinds = dict.fromkeys(map(said, parts))
+        if "number" in kinds:
+            kinds.pop("whole number", None)
+        return " or ".join(kinds)
     if origin is tuple:
         return f"[{', '.join(map(said, parts))}]"
     if origin is dict:
-        return f"mapping of names to: {said(parts[1])}"
+        return f"{{name: {said(parts[1])}, …}}"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"list of: {said(parts[0])}"
+        return f"[{said(parts[0])}, …]"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         by_name = issubclass(annotation, NamedConfig | PathConfig)
         return "a name, or a section" if by_name else "a section"

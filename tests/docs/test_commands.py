@@ -31,6 +31,9 @@ ONLY_READ = {
     r"evomerge \w+ search_spaces/evollm_jp\.yaml": "its models are on the hub and need a GPU",
     r"evomerge compare search_spaces/quickstart/.*--items 67500.*": "takes an hour; the tutorial's "
     "comparison is run, with smaller budgets",
+    r"evomerge search search_spaces/gallery/.*": "tests/docs/test_gallery.py runs them",
+    r"evomerge report runs/(niches|front|layer-swap|lora|own-metric|gradient)": "it draws their "
+    "figures, too",
     r"evomerge dashboard .*": "serves until Ctrl-C; tests/report/pages/test_dashboard.py asks it",
     r"(\.venv/bin/)?python3? -m (pytest|venv) .*": "the whole suite, or an environment of its own",
     r"python benchmarks/coverage\.py": "takes minutes; tests/benchmarks/test_coverage.py runs it",

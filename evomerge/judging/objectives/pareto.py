@@ -121,7 +121,7 @@ def pareto(
     of: Of,
     prefer: Prefer = "knee",
 ) -> Values:
-    """The front over several goals; its scalar, for optimizers of one value, is the preference's.
+    """The front over several goals; optimizers of one value get the number that `prefer` gives.
 
     Use it, with nsga2, nsga3 or map, where you want to see what one goal costs the other.
 

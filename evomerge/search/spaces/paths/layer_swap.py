@@ -45,7 +45,7 @@ class LayerSwap(LayerPaths):
             inner: the model whose layers lie between.
             bottom: [low, high] of the number of first layers of `outer`; by default up to half of
                 the layers.
-            top: [low, high] of the number of its last layers; by default up to half.
+            top: [low, high] of the number of last layers of `outer`; by default up to half.
             transition: [low, high] of the layers inwards of each that are averaged; by default up
                 to 2.
 
