@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -10,6 +12,7 @@ from executors import TwoSlots, crash
 from planted import choose_as
 from running import evaluations, facts, run
 
+from evomerge.campaign.candidate import proposed_again
 from evomerge.campaign.setup import prepare, with_own_loss
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.config import load_campaign, parse_campaign
@@ -17,6 +20,8 @@ from evomerge.fitness.tasks import surrogate_losses
 from evomerge.report.all_figures import view_of
 from evomerge.report.tables import proposed_rows
 from evomerge.results.results import Results
+from evomerge.search.descent import begin, finished
+from evomerge.study.record import Descend, Evaluation
 from evomerge.study.run_folder import open_run
 from evomerge.workers.local import LocalExecutor
 from evomerge.workers.worker import Worker
@@ -66,6 +71,16 @@ def test_what_is_told_is_where_a_descent_ended(whole):
     assert proposed_rows(summary)["trials by gradient"] == f"2, of 6 steps in all; {spent} items"
     _, genes = view_of(study).sections["descents"]
     assert [len(trace.x) for trace in genes.figure.data] == [3] * len(study.identity["genes"])
+
+
+def test_a_withdrawn_trial_is_proposed_again_with_its_descent():
+    asked = Descend("uniform", 3)
+    start, end = np.array([0.5, 0.5]), np.array([0.2, 0.9])
+    record = finished(replace(begin("uniform", start, asked), best=end.tolist(), done="it failed"))
+    trial = Evaluation("search", "d", {}, genome=end, ask=4, tells=2, parents=(1,), descent=record)
+    again = proposed_again(trial, 7)
+    assert (again.ask, again.tells, again.parents, again.descent) == (4, 7, (1,), asked)
+    np.testing.assert_array_equal(again.genome, start)
 
 
 @pytest.mark.slow

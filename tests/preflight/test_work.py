@@ -38,6 +38,26 @@ def test_a_budget_of_items_bounds_the_work(unread):
     assert whole.items - some.items == 10 * 30 + finalists * 12
 
 
+def test_descents_of_proposals_are_counted_as_far_as_items_reach(unread):
+    optimizer = unread.config.optimizer
+    budget = unread.config.budget
+
+    def work(trials, items=None, **options):
+        own = optimizer.model_validate(options)
+        update = {"optimizer": own, "budget": budget.model_copy(update={"items": items})}
+        return work_of(unread.with_config(unread.config.model_copy(update=update)), trials)
+
+    plain = work(4, kind="random")
+    whole = work(4, kind="gradient", steps=10, batch=6, check=5)
+    # ten steps of 6 documents, three items each; three looks at most at 12
+    assert whole.items - plain.items == 4 * (10 * 3 * 6 + 3 * 12)
+    assert whole.merges - plain.merges == 4 * 11
+    half = work(4, kind="m2n2", gradient=0.5)
+    assert half.items - plain.items == 2 * 3 * 3 * 30
+    few = work(4, kind="gradient", steps=10, batch=6, check=5, items=100)
+    assert few.items < whole.items
+
+
 def test_paths_of_other_depths_take_time_and_memory_for_their_layers(tmp_path):
     found = {}
     for kind in ("none", "indicator"):

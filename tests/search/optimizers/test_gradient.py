@@ -101,6 +101,12 @@ def test_a_share_of_children_descends_on_the_task_that_their_parent_is_worst_at(
         told[index] = scored(ask.genome)
         for optimizer in (plain, mutated):
             optimizer.tell(ask, told[index])
+    screened = build(name, domain, gradient=0.5, screen=3, **options)
+    for index in range(30):
+        screened.tell(screened.ask(index), told[index])
+    asked = [screened.ask(index).descent for index in range(30, 60)]
+    assert any(asked), "screened proposals descend, too"
+    assert not all(asked)
     share = np.mean([mutated.ask(index).descent is not None for index in range(20, 220)])
     assert 0.35 < share < 0.65
     assert plain.descends() is None
