@@ -60,7 +60,7 @@ def descent_curves(study: Study, own: Sequence[Evaluation]) -> list[dict[str, An
     """Give every descent as a curve over the items that were spent by then, in their order.
 
     Returns:
-        Of each `from`, `trial` (its number in the study; None of those before the search), `items`
+        Of each `from`, `trial` (its number in the study; None of those that are none), `items`
         (spent when it began, and when it ended), `step_items` (when each step was made), `losses`,
         `look_items` (when each look was made), `held_back` (the losses found there), `look_steps`,
         `value` of its end, and `genes`: the genome at every look, of few genes.
@@ -75,7 +75,11 @@ def descent_curves(study: Study, own: Sequence[Evaluation]) -> list[dict[str, An
             one = _curve(trial.descent, spent)
             found.append({**one, "trial": trial.number, "value": trial.value})
         spent += trial.cost(whole)
-    return found
+    # those that go on, side by side, and those from finalists, which stand beside the budget
+    known = {trial.ask for trial in own}
+    markers = [m for m in study.markers() if m.descent and m.ask not in known]
+    going = [m.descent for m in markers] + [one.descent for one in study.polished()]
+    return found + [_curve(record, spent) for record in going if record]
 
 
 def score_curve(study: Study, own: Sequence[Evaluation]) -> dict[str, list[float]]:
