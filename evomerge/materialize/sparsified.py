@@ -33,7 +33,8 @@ def sparsified(
             them is added to the base.
         statistics: the sparsifier's, of each expert.
     """
-    kept, factors = as_tensors(sparsifier(view, {**arguments, "at": at}, statistics))
+    kept, factors = sparsifier(view, {**arguments, "at": at}, statistics)
+    kept, factors = as_tensors([kept, factors or [1.0] * len(kept)])
     left = _task_vector if relative else _expert
     experts = [torch.empty_like(view.base, dtype=view.dtype) for _ in view.experts]
     for part in view.parts():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from evomerge.methods.core.masks import At
 from evomerge.methods.core.parameters import Lambda, Parameter, Weight, parameters_of
 from evomerge.methods.core.registry import REGISTRY, Method
-from evomerge.methods.core.sparsify import Sparsifier
+from evomerge.methods.core.sparsify import Sparsifier, Whole
 from evomerge.methods.core.view import Tensor, View
 
 
@@ -98,7 +98,9 @@ class Kept(NamedTuple):
     """The entries that each expert keeps, and what they are multiplied by.
 
     Attributes:
+        experts: one `Sparse` per expert; none where nothing is dropped.
         shares: the combiner's, times the sparsifier's `factors`.
+        factors: one per expert; none for 1.
     """
 
     experts: Sequence[Any]
@@ -115,13 +117,16 @@ def product(
         about: the method's docstring.
     """
     common = parameters_of(combine.merge)
+    keywords = [parameter.keyword for parameter in common.values()]
 
     def measure(view: View, *, statistics: Any = None, **given: Any) -> Kept:
         kept, factors = sparsify(view, given, statistics)
         return shared(Kept(kept, (), factors), **given)
 
     def shared(kept: Kept, **given: Any) -> Kept:
-        plain = combine.shares(**{p.keyword: given[p.keyword] for p in common.values()})
+        plain = combine.shares(**{keyword: given[keyword] for keyword in keywords})
+        if not kept.factors:
+            return kept._replace(shares=plain)
         # 0, not −0, where a negative weight meets an expert of which nothing is kept
         own = [share * f if f else 0.0 for share, f in zip(plain, kept.factors, strict=True)]
         return kept._replace(shares=own)
@@ -136,10 +141,11 @@ def product(
     ) -> Tensor:
         parts = [
             kept.of(expert - base, at, i) * measured.shares[i]
-            for i, (kept, expert) in enumerate(zip(measured.experts, experts, strict=True))
+            for i, (kept, expert) in enumerate(
+                zip(measured.experts or [Whole()] * len(experts), experts, strict=True)
+            )
         ]
-        parameters = {p.keyword: given[p.keyword] for p in common.values()}
-        return combine.merge(base, parts, **parameters)
+        return combine.merge(base, parts, **{keyword: given[keyword] for keyword in keywords})
 
     merge.__name__ = merge.__qualname__ = name
     merge.__doc__ = about

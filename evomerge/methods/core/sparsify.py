@@ -55,8 +55,8 @@ class Sparsity(NamedTuple):
     """The result of a sparsifier for the tensors of one merge.
 
     Attributes:
-        experts: one `Sparse` per expert.
-        factors: what each expert's weight is multiplied by.
+        experts: one `Sparse` per expert; none where nothing is dropped.
+        factors: what each expert's weight is multiplied by; none for 1.
     """
 
     experts: Sequence[Any]
@@ -132,7 +132,7 @@ class Whole(NamedTuple):
 
 
 def _nothing_dropped(view: View) -> Sparsity:
-    return Sparsity([Whole() for _ in view.experts], [1.0 for _ in view.experts])
+    return Sparsity([], [])
 
 
 none = Sparsifier("none", _nothing_dropped, MappingProxyType({}), None, random=False)
@@ -148,7 +148,7 @@ def magnitude(
 ) -> Sparsity:
     """Keep the largest `density` share of each τ by |τ| (Yadav et al. 2023, TIES, step 1)."""
     found = trims(view, density=density, statistics=statistics)
-    return Sparsity(found, [1.0 for _ in found])
+    return Sparsity(found, [])
 
 
 @sparsifier(statistic=magnitude_histogram)
@@ -171,7 +171,7 @@ def breadcrumbs(
         ranks.append([last - wanted, last if wanted else 0])
     rankings = [by_magnitude(view, expert) for expert in range(len(density))]
     found = [Band(upper, lower) for upper, lower in cut(rankings, ranks, statistics)]
-    return Sparsity(found, [1.0 for _ in found])
+    return Sparsity(found, [])
 
 
 # --- at random ------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def dare(
             found[i] = own._replace(factor=1 / keep if keep > 0 else 0.0)
         elif rescale == "l1":
             found[i] = own._replace(factor=_l1_ratio(view, i, own, at))
-    return Sparsity(found, [1.0 for _ in found])
+    return Sparsity(found, [])
 
 
 @dataclass(frozen=True)
