@@ -35,9 +35,11 @@ from evomerge.search.descent import (
     pulled,
     scales,
     stepped,
+    with_slopes,
 )
 from evomerge.search.spaces.genes import Genome
 from evomerge.search.spaces.space import Space
+from evomerge.search.surrogates.loss_slopes import LossSlopes
 from evomerge.study.record import Descend, DescentRecord
 from evomerge.study.study import Study
 from evomerge.workers.job import Executor, Job, Outcome
@@ -267,6 +269,8 @@ class Chain:
         gradient = self._space.pull_back(genome, found.derivatives[MIXED])
         if not np.isfinite(gradient).all():
             return replace(record, done="the gradient was not finite")
+        if record.asked is None:
+            record = with_slopes(record, gradient)
         moved = self._stepped(record, gradient)
         if asked.check:
             return moved
@@ -381,7 +385,9 @@ def with_ends(setup: Setup, study: Study) -> Setup:
         for one, wanted in zip(records, options, strict=True)
         for genome in _sets(setup.space, one, wanted.sets)
     ]
-    return setup.with_starts([*ends, *sets], study.scales())
+    seen = study.slopes()
+    loss = LossSlopes.fit(round(seen[0][0]), seen[1:]) if seen else None
+    return setup.with_starts([*ends, *sets], study.scales(), loss)
 
 
 def _sets(space: Space, record: DescentRecord, count: int) -> list[Genome]:
@@ -402,14 +408,22 @@ def _sets(space: Space, record: DescentRecord, count: int) -> list[Genome]:
     return found
 
 
-def note_scales(record: Recorder) -> None:
-    """Note how far genes may vary at first around the descents' ends, unless all is to be plain.
+def note_gradients(record: Recorder) -> None:
+    """Note what the optimizer learns of the descents' gradients, unless all is to be plain.
 
-    Studies without the note were begun with nothing, and go on so.
+    How far genes may vary at first around their ends, and, where proposals are screened, the sums
+    of slopes. Studies without the notes were begun with nothing, and go on so.
     """
-    if not record.setup.config.optimizer.plain and record.study.scales() == []:
-        found = map(scales, record.study.descents())
-        record.study.set_scales([None if one is None else one.tolist() for one in found])
+    wanted, study = record.setup.config.optimizer, record.study
+    if wanted.plain or study.scales():
+        return
+    descents = study.descents()
+    told = [one.slopes for one in descents if one.slopes]
+    seen = [np.array(rows) for rows in zip(*told, strict=True)]
+    if wanted.screen > 1 and seen:
+        study.set_slopes([rows.sum(axis=0).tolist() for rows in seen])
+    found = map(scales, descents)
+    study.set_scales([None if one is None else one.tolist() for one in found])
 
 
 def _asked_by(options: DescentOptions) -> Descend:

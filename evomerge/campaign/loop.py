@@ -13,7 +13,7 @@ from itertools import chain, count
 
 from evomerge.campaign import choice
 from evomerge.campaign.candidate import Candidate, finalist, named, proposed_again
-from evomerge.campaign.descents import Descents, before_search, note_scales, with_ends
+from evomerge.campaign.descents import Descents, before_search, note_gradients, with_ends
 from evomerge.campaign.evaluator import Evaluator
 from evomerge.campaign.initial_points import descents_of
 from evomerge.campaign.listener import Listener
@@ -129,7 +129,7 @@ class Campaign:
             self._record.study.set_descents,
         )
         if work.run(deadline):
-            note_scales(self._record)
+            note_gradients(self._record)
             self._setup = self._record.setup = with_ends(self._setup, self._record.study)
 
     def _run_until_idle(

@@ -48,6 +48,7 @@ from evomerge.search.optimizers.base import REGISTRY
 from evomerge.search.spaces.build import build_space
 from evomerge.search.spaces.genes import Genome
 from evomerge.search.spaces.space import Space
+from evomerge.search.surrogates.loss_slopes import LossSlopes
 from evomerge.trackers.base import Tracker
 from evomerge.trackers.build import build_trackers
 from evomerge.workers.devices import check_device, compute_dtype
@@ -139,19 +140,24 @@ class Setup:
         return setup
 
     def with_starts(
-        self, genomes: Sequence[Genome], scales: Sequence[Sequence[float] | None] = ()
+        self,
+        genomes: Sequence[Genome],
+        scales: Sequence[Sequence[float] | None] = (),
+        loss: LossSlopes | None = None,
     ) -> Setup:
         """The same set-up with a new optimizer, which tries these genomes before all others.
 
         Args:
             genomes: to try first.
             scales: how far each gene may vary around each of them, where that is known.
+            loss: as gradients told it, for the surrogate that screens proposals.
         """
         space = copy.copy(self.space)
         unique = {genome.tobytes(): genome for genome in (*genomes, *space.starts)}
         space.starts = tuple(unique.values())
         known = zip(genomes, scales, strict=False)
         space.scales = {at.tobytes(): np.array(scale) for at, scale in known if scale}
+        space.loss = loss
         optimizer = build_optimizer(self.config.optimizer, space, self.config.seed)
         return replace(self, space=space, optimizer=optimizer)
 

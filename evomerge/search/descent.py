@@ -67,6 +67,15 @@ def stepped(record: DescentRecord, gradient: NDArray[np.float64], rate: float) -
     )
 
 
+def with_slopes(record: DescentRecord, gradient: NDArray[np.float64]) -> DescentRecord:
+    """Add a step's gradient, seen at the record's genome, to the sums of `slopes`."""
+    x = np.array(record.genome)
+    seen = [np.ones(1), x, gradient, x * gradient, x**2]
+    before = record.slopes or [[0.0] * len(one) for one in seen]
+    sums = [(np.array(old) + new).tolist() for old, new in zip(before, seen, strict=True)]
+    return replace(record, slopes=sums)
+
+
 def scales(record: DescentRecord) -> NDArray[np.float64] | None:
     """How far each gene may vary around a descent's end, relative to the others, (dimension,).
 

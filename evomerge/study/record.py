@@ -195,6 +195,8 @@ class DescentRecord:
         start: the genome where it began, (dimension,).
         gains: expert → by how much the loss falls, to first order, for each unit by which its
             weights are raised where the descent began.
+        slopes: of a descent before the search: [steps], Σ x, Σ g, Σ x g and Σ x² over these, of
+            genome x and gradient g, each (dimension,).
         held: documents held back; 0 before the first look at them.
         trail: the genome at every look, rounded, of few genes; for figures.
         seconds: wall time of its jobs.
@@ -215,6 +217,7 @@ class DescentRecord:
     done: str | None = None
     start: list[float] = field(default_factory=list)
     gains: dict[str, float] = field(default_factory=dict)
+    slopes: list[list[float]] = field(default_factory=list)
     held: int = 0
     trail: list[list[float]] = field(default_factory=list)
     seconds: float = field(default=0.0, compare=False)

@@ -38,6 +38,8 @@ EARLIER = "earlier_results"
 """The note that holds results of earlier searches."""
 SCALES = "scales_at_start"
 """The note that says how far genes vary at first around the ends of descents."""
+SLOPES = "slopes_at_start"
+"""The note that holds sums over the gradients of descents."""
 POLISH = "polish"
 """The note that holds gradient descents from finalists."""
 KNOWN_AT_START = "known_at_start"
@@ -378,6 +380,18 @@ class Study:
             InputError: the storage cannot be written.
         """
         self.set_note(SCALES, list(scales))
+
+    def slopes(self) -> list[list[float]]:
+        """What gradients told the surrogate, as in `DescentRecord.slopes`; empty: nothing."""
+        return self.note(SLOPES) or []
+
+    def set_slopes(self, slopes: Sequence[list[float]]) -> None:
+        """Keep what the surrogate learns of gradients.
+
+        Raises:
+            InputError: the storage cannot be written.
+        """
+        self.set_note(SLOPES, list(slopes))
 
     def polished(self) -> list[PolishRecord]:
         """The gradient descents from finalists, after the search."""

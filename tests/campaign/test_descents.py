@@ -17,6 +17,7 @@ from evomerge.common.errors import CandidateError, EvomergeError, InputError
 from evomerge.config import load_campaign
 from evomerge.fitness.tasks import surrogate_losses
 from evomerge.results.results import Results
+from evomerge.search.descent import scales
 from evomerge.study.run_folder import open_run
 from evomerge.workers.job import attempt, perform
 from evomerge.workers.worker import Worker
@@ -146,6 +147,27 @@ def test_sets_of_the_experts_that_the_gradient_favours_are_tried_after_the_end(t
     assert used == [{best: True, other: True}, {best: True, other: False}]
     np.testing.assert_array_equal(first.genome, record.best)
     assert np.count_nonzero(first.genome != second.genome) == 1
+
+
+@pytest.mark.slow
+def test_what_gradients_told_the_optimizer_is_noted_and_known_after_a_kill(
+    tiny_folder, monkeypatch, tmp_path
+):
+    save(tiny_folder, DESCENT, optimizer={"kind": "cma", "population": 4, "screen": 4})
+    whole = run(tiny_folder)
+    _, study = open_run(whole)
+    [record], [scale] = study.descents(), study.scales()
+    np.testing.assert_array_equal(scale, scales(record))
+    assert study.slopes() == record.slopes
+    assert record.slopes[0] == [4]
+    killed = tmp_path / "killed"
+    before = sum(e.split == "search" and not e.optimizers_own for e in evaluations(whole))
+    for jobs in (before + 3, 4 + 2):  # in the descent, and in the search
+        crash(tiny_folder, killed, monkeypatch, at=jobs)
+    run(tiny_folder, killed)
+    assert facts(killed) == facts(whole)
+    plain = run(tiny_folder, tmp_path / "plain", overrides=["optimizer.plain=true"])
+    assert (open_run(plain)[1].scales(), open_run(plain)[1].slopes()) == ([], [])
 
 
 REFUSALS = {

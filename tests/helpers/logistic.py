@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from evomerge.judging.scores import Scores
-from evomerge.search.descent import begin, looked, stepped
+from evomerge.search.descent import begin, looked, stepped, with_slopes
 
 
 class Logistic:
@@ -52,5 +52,6 @@ class Logistic:
             documents = np.take(
                 left, range(record.step * batch, (record.step + 1) * batch), mode="wrap"
             )
-            record = stepped(record, self.gradient(genome, documents), 0.05)
+            gradient = self.gradient(genome, documents)
+            record = stepped(with_slopes(record, gradient), gradient, 0.05)
         return record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -113,6 +113,7 @@ class Domain:
         seeds: source name → the genome that stands for it, where there is one.
         scales: of starts that gradients led to, by their bytes: how far each gene may vary there,
             shape (dimension,), relative to the others.
+        loss: a loss as gradients told it, genomes (n, dimension) → (n,); None where none did.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Domain:
         self.starts = tuple(starts)
         self.seeds = dict(seeds or {})
         self.scales: Mapping[bytes, NDArray[np.float64]] = {}
+        self.loss: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
 
     @property
     def dimension(self) -> int:

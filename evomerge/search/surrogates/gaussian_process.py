@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -56,11 +57,16 @@ class Surrogate:
     and where all fail nothing better is promised. A score of a larger standard error than the
     others, such as an estimate from a rung, has so much more noise. What is predicted depends on
     the results so far, in their order, and on nothing else.
+
+    Where gradients told of the loss (`LossSlopes`) and no gene has levels, the process runs through
+    what is left of the scores beside the line that the loss predicts best.
     """
 
     def __init__(self, domain: Domain, *, all_goals: bool) -> None:
         """`all_goals`: predict each objective of several, and not the value alone."""
         self._features = Features(domain)
+        # of genomes whose entries are the features
+        self._loss = None if all_goals or domain.discrete.any() else domain.loss
         self._all_goals = all_goals
         self._results: list[Result] = []
         self._successes = 0
@@ -91,8 +97,10 @@ class Surrogate:
         apart = cdist(points, np.stack([result.point for result in pool])).min(axis=0)
         nearest = np.sort(np.argsort(apart, kind="stable")[:MOST])
         # 2. a process through them with the kernel fitted last
-        model = _regression(self._kernel(), [pool[i] for i in nearest], fit=False)
-        return np.asarray(model.predict(points)).reshape(len(points), -1)
+        near = [pool[i] for i in nearest]
+        trend = _Trend.fit(self._loss, near)
+        model = _regression(self._kernel(), near, fit=False, trend=trend)
+        return np.asarray(model.predict(points)).reshape(len(points), -1) + trend(points)[:, None]
 
     def _kernel(self) -> Kernel:
         """Return the kernel of largest likelihood for the latest results, fitted now and then."""
@@ -106,6 +114,39 @@ class Surrogate:
         return self._kernels[1]
 
 
+@dataclass(frozen=True)
+class _Trend:
+    """What a loss predicts of the normal scores: a line, falling as the loss rises.
+
+    Attributes:
+        loss: points (n, coordinates) → (n,); None predicts 0.
+        level: at a loss of 0.
+        fall: for each unit of the loss.
+    """
+
+    loss: Callable[[Floats], Floats] | None
+    level: float = 0.0
+    fall: float = 0.0
+
+    @staticmethod
+    def fit(loss: Callable[[Floats], Floats] | None, results: Sequence[Result]) -> _Trend:
+        """Fit the line by least squares to the results that did not fail."""
+        known = np.array([bool(result.goals) for result in results])
+        if loss is None or known.sum() < FEWEST:
+            return _Trend(None)
+        losses = loss(np.stack([result.point for result in results])[known])
+        scores = _normal_scores(results)[known, 0]
+        away = losses - losses.mean()
+        fall = max(0.0, -float(away @ scores) / max(float(away @ away), 1e-12))
+        return _Trend(loss, float(scores.mean() + fall * losses.mean()), fall)
+
+    def __call__(self, points: Floats) -> Floats:
+        """Predict the normal scores of points, (n,)."""
+        if self.loss is None:
+            return np.zeros(len(points))
+        return np.asarray(self.level - self.fall * self.loss(points))
+
+
 def _prior(point: Floats) -> Kernel:
     """Make a Matérn-5/2 kernel and noise; lengths in units of the cube's diagonal."""
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
@@ -116,9 +157,11 @@ def _prior(point: Floats) -> Kernel:
 
 
 def _regression(
-    kernel: Kernel, results: Sequence[Result], *, fit: bool
+    kernel: Kernel, results: Sequence[Result], *, fit: bool, trend: _Trend | None = None
 ) -> GaussianProcessRegressor:
-    """Make the process through the results, its kernel as it is or fitted to them."""
+    """Make the process through the results, or through what a trend leaves of them; its kernel as
+    it is or fitted to them.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
 
@@ -126,7 +169,10 @@ def _regression(
     model = GaussianProcessRegressor(kernel, alpha=_excess_noise(results), optimizer=optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a bound is as good a value as any
-        return model.fit(np.stack([result.point for result in results]), _normal_scores(results))
+        points, scores = np.stack([result.point for result in results]), _normal_scores(results)
+        if trend is not None and trend.loss is not None:
+            scores = scores - trend(points)[:, None]
+        return model.fit(points, scores)
 
 
 def _normal_scores(results: Sequence[Result]) -> Floats:
