@@ -87,8 +87,8 @@ def key_topics() -> dict[str, Topic]:
         holder = found.get(name, whole)
         prefix = f"{name}." if name else ""
         inner = [t for n, t in found.items() if n == prefix + t.last]
-        told = [holder.text, *(text for text in texts if text not in holder.text)]
-        text = "\n\n".join(told).strip()
+        parts = [holder.text, *(text for text in texts if text not in holder.text)]
+        text = "\n\n".join(parts).strip()
         found[name or WHOLE] = replace(holder, text=text, options=tuple(inner))
     return found
 
