@@ -1,6 +1,6 @@
 """The time to make one candidate on a GPU whose memory holds the sources, against its bandwidth.
 
-Run `python benchmarks/materialize_gpu.py` on a machine with CUDA. Tensors of the shapes of a Llama
+Run `python benchmarks/materialize_gpu.py` on a machine with a GPU. Tensors of the shapes of a Llama
 of 1.5 B parameters (28 layers of hidden 1536, MLP 8960, 2 of 12 heads for keys and values,
 vocabulary 151,936, tied), a random base and three experts that are the base plus noise, all bf16
 and on the GPU; the candidate is bf16, too, as candidates on GPUs are. `plan` and `Kernel.fill_all`
@@ -24,6 +24,7 @@ from functools import partial
 import torch
 from transformers import LlamaConfig
 
+from evomerge.common.accelerator import available, device_name, synchronize
 from evomerge.materialize.feed import DeviceCache
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import plan
@@ -88,18 +89,17 @@ def recipe_of(method: str, layout: Layout, number: int) -> Recipe:
 
 
 def seconds(action: Callable[[], object], device: str) -> float:
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    wait()
+    synchronize(device)
     start = time.perf_counter()
     action()
-    wait()
+    synchronize(device)
     return time.perf_counter() - start
 
 
 def floor(layout: Layout, device: str) -> float:
     """Seconds to read four bf16 models and write one, at the best of ten copies."""
     entries = sum(torch.Size(spec.shape).numel() for spec in layout.tensors)
-    source = torch.ones(1 << 28 if device == "cuda" else 1 << 24, dtype=torch.bfloat16).to(device)
+    source = torch.ones(1 << 28 if entries > 1 << 28 else 1 << 22, dtype=torch.bfloat16).to(device)
     target = torch.empty_like(source)
     best = min(seconds(lambda: target.copy_(source), device) for _ in range(10))
     return best * (5 * entries) / (2 * source.numel())
@@ -124,15 +124,15 @@ def measured(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--device", default=available() or "none", help="torch's name, or cpu")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--hidden", type=int, default=1536)
     parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("no CUDA device here: candidates on a GPU are not timed")
+    if arguments.device == "none":
+        print("no GPU here: candidates on a GPU are not timed")
         return 0
     config = LlamaConfig(
         vocab_size=arguments.vocabulary,
@@ -153,7 +153,7 @@ def main() -> int:
         print(json.dumps({"floor": least, "seconds": found, "ratios": ratios}))
     else:
         entries = sum(torch.Size(spec.shape).numel() for spec in layout.tensors)
-        where = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
+        where = device_name(torch.device(arguments.device))
         print(f"{entries / 1e9:.2f} B parameters, base + 3 experts in bf16, {where}")
         print(f"floor {least * 1e3:.2f} ms")
         for name, value in found.items():

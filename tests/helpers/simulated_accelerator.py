@@ -93,10 +93,13 @@ class Block:
     late: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
+        self.run = self.device.run
         self.device.live += self.nbytes
         self.device.peak = max(self.device.peak, self.device.live)
 
     def __del__(self) -> None:
+        if self.run != self.device.run:
+            return
         self.device.live -= self.nbytes
         if unrecorded := self.used - self.recorded - {self.stream}:
             self.device.violations.append(f"memory freed that streams {unrecorded} may still use")
@@ -113,12 +116,13 @@ class Device:
 
     def __init__(self) -> None:
         self.active, self.default, self.stream = False, Stream(), None
-        self.live = 0
+        self.run = 0
         self.reset()
 
     def reset(self, capacity: int = 1 << 60, without: tuple[torch.dtype, ...] = ()) -> None:
-        """Begin anew; tensors that are still there keep counting."""
-        self.capacity, self.without, self.peak = capacity, without, self.live
+        """Begin anew; tensors of earlier runs that are still there count no more."""
+        self.run += 1
+        self.capacity, self.without, self.live, self.peak = capacity, without, 0, 0
         self.to_device = self.to_host = self.copies = self.ran_out = 0
         self.violations: list[str] = []
         self.asked: Counter = Counter()

@@ -15,6 +15,8 @@ from evomerge.materialize.plan import plan
 from evomerge.methods import methods
 from evomerge.methods.core.sparsify import sparsifiers
 
+QUICK = {"dare_ties", "model_stock", "opcm", "sce", "task_arithmetic", "ties", "tsvm"}
+"""One method of each kind; the others take long together and seldom fail alone."""
 ROOMY = 1 << 40
 SMALL = 1 << 16
 """Bytes of an element-wise merge's slices, which are small beside these models' tensors."""
@@ -59,7 +61,9 @@ def reads(models, recipe):
     return sum(models.sources[s].read(t.tensor.name).nbytes for t in steps for s in t.reads)
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in methods()]
+)
 def test_every_method_gives_the_cpus_bytes_in_the_memory_that_is_planned(models, name):
     recipe = random_recipe(models, name)
     expected, _ = merged(models, recipe)
@@ -86,6 +90,7 @@ def test_sources_on_the_device_and_no_float64_give_the_cpus_weights(models, monk
         assert peak <= needs(models, name).work + BLOCKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sparsifiers())
 def test_every_sparsifier_gives_the_cpus_bytes(models, kind):
     recipe = sparse(random_recipe(models, "task_arithmetic"), kind)
