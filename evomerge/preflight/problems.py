@@ -15,6 +15,7 @@ from evomerge.preflight.machine import free_disk, this_machine
 from evomerge.preflight.probe import ProbeFailed
 from evomerge.preflight.propose import TRIALS_A_GENE
 from evomerge.results.audit import OFTEN
+from evomerge.results.evidence import FEW
 
 NO_STAGES: Mapping[str, Setup] = {}
 MANY_GENES = 100
@@ -78,6 +79,11 @@ def notes(
         yield (f"an export ({size_of(forecast.export)}) has no room on the current folder's disk")
     for key, search in ({f"stages.{n}": s for n, s in stages.items()} or {"budget": setup}).items():
         yield from _few_trials(key, search)
+    if (test := sum(setup.sizes("test").values())) < FEW:
+        yield (
+            f"fitness.splits: test has {test} documents, too few to be sure of any lead: give "
+            f"{FEW} at least, better 400"
+        )
     limit, hours = config.budget.hours, forecast.hours(forecast.work)
     if limit and hours > limit:
         yield f"budget.hours: {limit:g} are enough for some {limit / hours:.0%} of the budget"

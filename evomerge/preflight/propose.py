@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evomerge.common.errors import InputError, ModelNotFoundError
+from evomerge.common.plugins import nearest
 from evomerge.config import (
     Draft,
     ModelsConfig,
@@ -36,6 +37,8 @@ MOST_GENES = 40
 """Genes beyond which fewer gain more; see docs/how-to/how-many-trials.md."""
 _BLOCKS = (2, 4, 8, 16)
 """Layers of a block, from fine to coarse."""
+_ENOUGH = 100
+"""Documents of a task, below which the file says that they are few."""
 _SEARCH, _SELECT, _TEST = 300, 100, 1000
 """Most documents of each task in a split."""
 _ALL_TASKS = 1200
@@ -122,6 +125,7 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
     Raises:
         InputError: models, tasks or goal cannot be used; names them.
     """
+    _rule_out_one_model_twice(asked)
     fitness, choices = propose_fitness(asked)
     choices = [_rule_out_one_goal(asked, fitness), *choices]
     with config_folders(asked.models, asked.download) as here:
@@ -162,14 +166,24 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
     return Draft(title, data, comments), choices
 
 
+def _rule_out_one_model_twice(asked: Asked) -> None:
+    """Refuse a model that is named twice, under its own name or another."""
+    named = {asked.base: "the base"}
+    for name, spec in asked.experts.items():
+        if spec in named:
+            raise InputError(f"{spec}: is {named[spec]} already; name a model once")
+        named[spec] = f"the expert {name}"
+
+
 def _rule_out_one_goal(asked: Asked, fitness: Mapping[str, Any]) -> Choice:
     """Say why the goal; refuse a front of one task."""
-    if asked.goal == "pareto" and len(fitness["tasks"]) < 2:
+    several = len(fitness["tasks"]) > 1
+    if asked.goal == "pareto" and not several:
         raise InputError(
             "--goal pareto: a front needs two tasks or more; give a second --task or --prompts"
         )
     why = {
-        "mean": "the weighted mean of the tasks",
+        "mean": "the weighted mean of the tasks" if several else "the score on the task",
         "weakest_link": "the task on which a merge is worst counts",
         "pareto": "the front: what one task gains and another loses",
     }
@@ -353,7 +367,11 @@ def propose_splits(
     except InputError:
         shares = FitnessConfig.model_fields["splits"].get_default(call_default_factory=True)
         return shares, "shares of the documents, since tasks share some, or have too few to count"
-    return splits, f"documents of each task; {name} has the fewest, {least}"
+    why = f"documents of {name}, which has {least}"
+    if len(counted) > 1:
+        why = f"documents of each task; {name} has the fewest, {least}"
+    few = f"; too few to be sure of a lead: see that there are {_ENOUGH} or more"
+    return splits, why + few * (least < _ENOUGH)
 
 
 def propose_rungs(search: int, tasks: int) -> tuple[list[int | str] | None, str]:
@@ -383,7 +401,7 @@ def propose_weights(
         genes = count_genes({"weights": weights}, layout, experts)
         if genes <= MOST_GENES and TRIALS_A_GENE * genes <= fit:
             break
-    of = f"{genes} genes for {layout.layers} layers and {len(experts)} experts"
+    of = f"{genes} genes for {layout.layers} layers and {_count_of(len(experts), 'expert')}"
     if TRIALS_A_GENE * genes > fit:
         return weights, genes, f"{of}, the fewest; {hours:g} hours are short even for these"
     if grain["granularity"] == "layer":
@@ -417,7 +435,8 @@ def _trials(
     if fit < wanted:
         return max(10, fit), f"as many as {hours:g} hours are enough for, reckoned on this machine"
     took = cost.before + wanted * cost.trial / workers
-    shown = f"{took:.1g} hours" if took >= 0.1 else f"{max(1, round(60 * took))} minutes"
+    minutes = max(1, round(60 * took))
+    shown = _count_of(minutes, "minute") if minutes < 90 else f"{took:.2g} hours"
     return wanted, f"{TRIALS_A_GENE} a gene, 100 at least: about {shown}, reckoned"
 
 
@@ -472,12 +491,14 @@ def config_folders(models: ModelsConfig, download: bool) -> Iterator[ModelsConfi
             try:
                 place = configs_of(name, spec, False, download=download)
             except InputError as error:
+                if near := _folders_beside(spec):
+                    raise type(error)(f"{spec}: no such folder; {nearest(spec, near)}") from None
                 hint = "" if download else "; or add --download-configs (no weights are fetched)"
                 raise type(error)(f"{error}{hint}") from None
             if place is None:
-                raise ModelNotFoundError(
-                    f"{spec}: no such folder, and not a hub id (org/model@revision)"
-                )
+                near = _folders_beside(spec)
+                way = f"; {nearest(spec, near)}" if near else ", and not a hub id (org/model)"
+                raise ModelNotFoundError(f"{spec}: no such folder{way}")
             found[name] = str(_without_weights(place, Path(scratch) / name))
         base, *experts = found
         try:
@@ -489,6 +510,14 @@ def config_folders(models: ModelsConfig, download: bool) -> Iterator[ModelsConfi
             for name, folder in found.items():
                 text = text.replace(folder, specs[name])
             raise InputError(text) from None
+
+
+def _folders_beside(spec: str) -> list[str]:
+    """The folders beside a path that is none itself; none where its parent is no folder either."""
+    path = Path(spec).expanduser()
+    if path.exists() or path.parent == Path() or not path.parent.is_dir():
+        return []
+    return [str(path.parent / one.name) for one in path.parent.iterdir() if one.is_dir()]
 
 
 def _without_weights(folder: Path, to: Path) -> Path:
@@ -554,6 +583,10 @@ def _cost(asked: Asked, here: ModelsConfig, fitness: Mapping[str, Any]) -> Cost 
 def _number(hours: float) -> float:
     """Return a whole number where it is one, as people write it."""
     return int(hours) if hours == int(hours) else hours
+
+
+def _count_of(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _grain(weights: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ def _found(setup: Setup, stages: Mapping[str, Setup]) -> Iterator[tuple[str, str
     alone = "in a process of its own" if config.workers.isolated else "in this process"
     kind = "Ray" if config.workers.on_ray else alone
     threads = threads_per_worker(config)
-    yield "workers", f"{config.workers.count}, {kind}, {threads} threads each"
+    yield "workers", f"{config.workers.count}, {kind}, {threads} thread{'s' * (threads > 1)} each"
     yield "sources", sources_line(config, setup.models.sources)
 
 
@@ -92,9 +92,10 @@ def _expected(setup: Setup, forecast: Forecast) -> Iterator[tuple[str, str]]:
         if probe.once >= 1:
             yield "once per campaign", f"{_seconds(probe.once)} s for what the models decide"
         if not math.isnan(hours := forecast.hours(work)):
+            minutes = f" ({max(1, round(60 * hours))} min)" if hours < 1 else ""
             yield (
                 "hours for the budget",
-                f"{hours:.2g}, at most: {work.merges:,} merges, {work.items:,} items",
+                f"{hours:.2g}{minutes}, at most: {work.merges:,} merges, {work.items:,} items",
             )
     yield (
         "an export",

@@ -27,7 +27,7 @@ from evomerge.study.record import Evaluation
 PLAIN_SECONDS = 30.0
 """The least number of seconds between two lines of a phase, where there is no terminal."""
 
-WIDE = 100
+WIDE = 120
 """Columns of a terminal that has room for bars and rates too."""
 _SHOWN = {
     "search": "best so far",
@@ -104,8 +104,8 @@ class ProgressDisplay:
             self._take_in(evaluation)
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Begin a phase; its bar shows what is the best on its own split."""
-        self._split = ""
+        """Begin a phase; its bar shows the best on its own split, and counts its own failures."""
+        self._split, self._failed, self._pruned = "", 0, 0
         self._phase, self._done, self._total = name, done, max(done, total)
         self._at_start, self._started = done, time.monotonic()
         self._task = self._bar.add_task(name, total=self._total, completed=done, facts="")

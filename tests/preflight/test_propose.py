@@ -72,6 +72,13 @@ def test_many_tasks_share_the_search_documents():
     assert splits["search"] == 60
 
 
+def test_few_documents_are_called_few():
+    assert "too few to be sure" in propose_splits([task("few", 20)])[1]
+    splits, why = propose_splits([task("enough", 300)])
+    assert why == "documents of enough, which has 300"
+    assert splits["test"] == 90
+
+
 def test_counts_that_were_wished_for_stay_where_there_are_so_many():
     wished = {"search": 40, "select": 10, "test": 40}
     assert propose_splits([task("a", 100)], wished)[0] == wished
@@ -131,6 +138,11 @@ def test_what_cannot_be_is_refused_by_name(tiny_folder):
         propose(asked(tiny_folder, base=str(tiny_folder / "nowhere")))
     with pytest.raises(InputError, match="--download-configs"):
         propose(asked(tiny_folder, base="some-org/not-cached"))
+    with pytest.raises(InputError, match=r"no such folder; did you mean '.*math'"):
+        propose(asked(tiny_folder, experts={"mat": str(tiny_folder / "models" / "maht")}))
+    same = str(tiny_folder / "models" / "base")
+    with pytest.raises(InputError, match="is the base already; name a model once"):
+        propose(asked(tiny_folder, base=same, experts={"again": same}))
 
 
 def test_experts_of_another_shape_are_refused_under_their_own_path(tiny_folder):

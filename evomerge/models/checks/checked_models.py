@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 
 from evomerge.common.errors import InputError
@@ -213,8 +212,9 @@ def _left_out_notes(model: Checkpoint) -> Iterator[str]:
 
 
 def _twin_notes(base: Checkpoint, experts: list[Checkpoint]) -> Iterator[str]:
-    for one, other in combinations(experts, 2):
-        if _merge_alike(one, other, base):
+    for place, other in enumerate(experts):
+        one = next((one for one in experts[:place] if _merge_alike(one, other, base)), None)
+        if one is not None:
             yield f"{campaign_key(other.name)}: the same weights as {campaign_key(one.name)}"
 
 
