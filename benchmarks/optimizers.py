@@ -26,7 +26,7 @@ from evomerge.judging.scores import Scores
 from evomerge.search.optimizers import Optimizer, Proposal, build_optimizer, optimizers
 from evomerge.search.spaces.genes import Domain, Gene, distribution
 from evomerge.study.record import Evaluation
-from evomerge.study.storage import sqlite_url
+from evomerge.study.storage_url import sqlite_url
 from evomerge.study.study import Study
 
 MEDIAN_BAR = 0.050

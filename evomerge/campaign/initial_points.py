@@ -31,7 +31,7 @@ from evomerge.search.spaces.space import Space
 from evomerge.study.best_trials import best_own_params, best_params
 from evomerge.study.record import Descend
 from evomerge.study.run_folder import open_run
-from evomerge.study.storage import describe
+from evomerge.study.storage_url import describe
 
 BEST_PARENT = "best_parent"
 """The origin of a descent that is the best of the parents on search."""

@@ -10,8 +10,8 @@ def best(folder: RunFolder, as_json: AsJson = False) -> None:
     """Say whether a merge beats every parent and baseline, and by how much."""
     from evomerge.report.tables import best_table
     from evomerge.results import Results
-    from evomerge.study.run_folder import open_run
+    from evomerge.study.run_folder import open_study
 
     with exit_codes():
-        _, study = open_run(folder)
+        study = open_study(folder)
         show(Results(study).best(), as_json, best_table)

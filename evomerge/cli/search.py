@@ -24,7 +24,6 @@ from evomerge.cli.shared import (
     waiting,
 )
 from evomerge.common.errors import InputError
-from evomerge.config import as_overrides
 
 if TYPE_CHECKING:
     from evomerge.config import CampaignConfig
@@ -44,6 +43,8 @@ def search(
     overrides: Override = None,
 ) -> None:
     """Run a campaign, or go on with what its folder already holds."""
+    from evomerge.config import as_overrides
+
     started = time.monotonic()
     given = as_overrides(trials=trials, hours=hours, workers=workers, seed=seed)
     with exit_codes():

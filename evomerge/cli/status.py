@@ -22,7 +22,7 @@ def status(
     """Show how far a campaign is."""
     from evomerge.report.tables import status_table
     from evomerge.results import Results
-    from evomerge.study.run_folder import FollowedRun, open_run
+    from evomerge.study.run_folder import FollowedRun, open_study
 
     with exit_codes():
         if watched:
@@ -33,5 +33,5 @@ def status(
             with suppress(KeyboardInterrupt):
                 watch(FollowedRun(folder), stdout)
             return
-        _, study = open_run(folder)
+        study = open_study(folder)
         show(Results(study).status(), as_json, status_table)

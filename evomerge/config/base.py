@@ -10,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 class Strict(BaseModel):
     """A frozen section of the campaign file that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), defer_build=True
+    )
 
 
 class PlugConfig(BaseModel):
     """`kind` names a plug-in of a registry; the other keys are its options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
     kind: str
     """The plug-in's name, or `module:Name` for one of yours."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import textwrap
@@ -135,6 +136,8 @@ def _comment(text: str, indent: str, mark: str = "") -> Iterator[str]:
 
 def in_one_line(value: Any) -> str:
     """Write a value as YAML in one line."""
+    if value is None or isinstance(value, bool | int):
+        return json.dumps(value)
     text = yaml.safe_dump(
         value, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True
     )

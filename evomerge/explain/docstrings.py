@@ -39,7 +39,8 @@ def parse(docstring: str) -> Docstring:
     """Take a docstring apart into prose, arguments and example."""
     # 1. the example, `key: value, …` between backticks, at the end
     prose, _, example = docstring.partition("Example: `")
-    data = yaml.safe_load("{" + " ".join(example.rpartition("`")[0].split()) + "}")
+    written = " ".join(example.rpartition("`")[0].split())
+    data = yaml.safe_load(f"{{{written}}}") if written else {}
     # 2. prose until the first section; of sections the arguments
     lines, arguments = [], ""
     section = ""

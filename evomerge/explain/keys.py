@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -54,7 +55,8 @@ class Section:
         return self.parent.around({**outer, self.key: inner})
 
 
-def sections() -> list[Section]:
+@cache
+def sections() -> tuple[Section, ...]:
     """Every section, breadth first; one of a class that stands in several places in its first."""
     found, waiting = [], deque([Section(CampaignConfig)])
     seen: set[type[BaseModel]] = {CampaignConfig}
@@ -67,7 +69,7 @@ def sections() -> list[Section]:
                     seen.add(model)
                     name = f"{section.name}.{key}".lstrip(".")
                     waiting.append(Section(model, name, section, key, inside))
-    return found
+    return tuple(found)
 
 
 def key_topics() -> dict[str, Topic]:

@@ -35,6 +35,7 @@ from evomerge.judging.intervals import (
     wilson,
 )
 from evomerge.judging.resampling import CorpusPair
+from evomerge.judging.root import root
 from evomerge.judging.scores import Judge, Values
 
 
@@ -188,8 +189,6 @@ def won_and_lost(won: int, lost: int, n: int) -> tuple[Values, Values]:
 
 def _p_value(value: float, means: Values, slopes: Values, ends: Sequence[Ends]) -> float:
     """Twice the tail at the z-score at which the interval's end that is nearer to 0 reaches it."""
-    from scipy.optimize import brentq
-
     if abs(value) <= TIE:
         return 1.0
 
@@ -199,7 +198,7 @@ def _p_value(value: float, means: Values, slopes: Values, ends: Sequence[Ends]) 
 
     if margin(0.0) <= 0:
         return 1.0
-    z = STEEPEST if margin(STEEPEST) > 0 else brentq(margin, 0.0, STEEPEST, xtol=1e-12)
+    z = STEEPEST if margin(STEEPEST) > 0 else root(margin, 0.0, STEEPEST, within=1e-12)
     return min(1.0, math.erfc(z / math.sqrt(2)))
 
 

@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 from evomerge.common.extras import require
 from evomerge.report.all_figures import Figure, view_of
 from evomerge.report.figures.style import COLORS, FAINT, shown
-from evomerge.study.storage import close, errors_explained, open_for_writing
+from evomerge.study.storage import close, open_for_writing
+from evomerge.study.storage_errors import errors_explained
 from evomerge.study.study import Study
 
 HEIGHT = 450

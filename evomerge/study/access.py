@@ -8,24 +8,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import optuna
-import tenacity
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from evomerge.common.errors import EvomergeError, InputError
-from evomerge.study.lock import ServerLock, TakenError, driver_lock, refusal, this_driver
-from evomerge.study.storage import (
+from evomerge.study.driver import refusal, this_driver
+from evomerge.study.sqlite_reader import open_reader
+from evomerge.study.storage_errors import (
     ConnectionLostError,
-    close,
-    describe,
     errors_explained,
     is_outage,
-    open_for_reading,
-    open_for_writing,
     reason_of,
-    sqlite_path,
 )
+from evomerge.study.storage_url import describe, sqlite_path
+
+if TYPE_CHECKING:
+    import optuna
+    import tenacity
+
+    from evomerge.study.lock import FileLock, ServerLock
 
 T = TypeVar("T")
 
@@ -47,7 +47,11 @@ class OutagePolicy:
 
 
 class Access:
-    """Opens the storage of one study; a writable one holds the driver's lock."""
+    """Opens the storage of one study; a writable one holds the driver's lock.
+
+    Attributes:
+        storage: Optuna's, or what reads a SQLite file in its place.
+    """
 
     def __init__(
         self, url: str, study: str, *, writable: bool, outages: OutagePolicy | None = None
@@ -61,30 +65,50 @@ class Access:
         self._outages = outages or OutagePolicy()
         self._signed: tuple[int, dict[str, Any]] | None = None
         self._ended: EvomergeError | None = None
-        self._lock = driver_lock(url, study) if writable else None
-        try:
-            self._rdb = self._open()
-        except BaseException:
-            if self._lock is not None:
-                self._lock.release()
-            raise
+        self._lock: FileLock | ServerLock | None = None
+        self._rdb: optuna.storages.RDBStorage | None = None
+        reader = None if writable else open_reader(url)
+        self.storage: Any = reader or self._opened_by_optuna(writable)
         self._file = sqlite_path(url) if writable else None
         self._opened = self._file and _inode(self._file)
-        self.engine = self._rdb.engine
-        self.storage = optuna.storages.get_storage(self._rdb)
 
-    def _open(self) -> optuna.storages.RDBStorage:
-        if self._lock is None:
-            return open_for_reading(self._url)
+    def _opened_by_optuna(self, writable: bool) -> optuna.storages.BaseStorage:
+        """Open Optuna's storage, under the driver's lock when `writable`."""
+        import optuna
+
+        from evomerge.study.lock import TakenError, driver_lock
+        from evomerge.study.storage import open_for_reading, open_for_writing
+
+        if not writable:
+            self._rdb = open_for_reading(self._url)
+            return optuna.storages.get_storage(self._rdb)
+        lock = driver_lock(self._url, self._study)
         try:
-            return open_for_writing(self._url, self._lock.on_connect)
+            self._rdb = open_for_writing(self._url, lock.on_connect)
         except TakenError:
+            lock.release()
             where = f"study {self._study!r} in {describe(self._url)}"
             raise refusal(where, self._holder()) from None
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
+        return optuna.storages.get_storage(self._rdb)
+
+    @property
+    def engine(self) -> Any:
+        """SQLAlchemy's engine; only of a storage that Optuna has opened."""
+        assert self._rdb is not None
+        return self._rdb.engine
 
     def close(self) -> None:
         """Close the storage and let another driver in."""
-        close(self._rdb)
+        if self._rdb is None:
+            self.storage.close()
+        else:
+            from evomerge.study.storage import close
+
+            close(self._rdb)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -95,6 +119,8 @@ class Access:
         Raises:
             InputError: the storage cannot be written.
         """
+        from evomerge.study.lock import ServerLock
+
         if isinstance(self._lock, ServerLock):
             signature = {"token": uuid.uuid4().hex, **this_driver()}
             self.do(lambda: self.storage.set_study_system_attr(study_id, DRIVER, signature))
@@ -152,6 +178,8 @@ class Access:
         return operation() if found is None else found
 
     def _wait(self, operation: Callable[[], T]) -> T:
+        import tenacity
+
         where, started = describe(self._url), time.monotonic()
         # Ctrl-C leaves it so: nothing more is tried.
         self._ended = EvomergeError(f"{where}: was away when the search was stopped")
@@ -193,6 +221,8 @@ class Access:
             EvomergeError: one has.
             ConnectionLostError: the server has not noticed yet that our own connection is lost.
         """
+        from evomerge.study.lock import ServerLock, TakenError
+
         assert isinstance(self._lock, ServerLock)
         assert self._signed is not None
         study_id, signature = self._signed
@@ -216,6 +246,8 @@ class Access:
 
     def _holder(self) -> Any:
         """Read the latest driver's signature by a separate connection; None if that fails."""
+        from evomerge.study.storage import close, open_for_reading
+
         with suppress(InputError, KeyError), errors_explained(self._url):
             rdb = open_for_reading(self._url)
             try:

@@ -14,7 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from evomerge.common.errors import InputError
 from evomerge.judging.selection import finalists
 from evomerge.study.record import POLISHED
-from evomerge.study.storage import close, describe, errors_explained, open_for_reading
+from evomerge.study.storage import close, open_for_reading
+from evomerge.study.storage_errors import errors_explained
+from evomerge.study.storage_url import describe
 from evomerge.study.study import Study
 
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
-import psutil
 import sqlalchemy
 import tenacity
 
 from evomerge.common.errors import InputError
-from evomerge.study.storage import ConnectionLostError, describe, sqlite_path
+from evomerge.study.driver import cannot_write, driver_file, refusal, this_driver
+from evomerge.study.storage_errors import ConnectionLostError
+from evomerge.study.storage_url import describe, sqlite_path
 
-_CLOCKS_DIFFER = 5.0
-"""Seconds by which a file's time and a process's may be off."""
 GRACE_SECONDS = 3
 """Time that a server is given to notice that a killed driver is gone."""
 
@@ -41,19 +38,19 @@ class FileLock:
             InputError: another driver holds it, or the folder cannot be written.
         """
         self._lock = filelock.FileLock(f"{path}.lock", thread_local=False)
-        self._driver = _driver_file(path)
+        self._driver = driver_file(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
         except filelock.Timeout:
             raise refusal(str(path), self._holder()) from None
         except OSError as error:
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error) from None
         try:
             self._driver.write_text(json.dumps(this_driver()))
         except OSError as error:
             self._lock.release()
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error) from None
 
     def release(self) -> None:
         """Let another driver in."""
@@ -148,71 +145,6 @@ def driver_lock(storage: str, study: str) -> FileLock | ServerLock:
     return ServerLock(storage, study)
 
 
-Driver = Literal["at work", "stopped", "dead"]
-"""A driver that ends in order says so; one that was killed, or whose machine went down, is dead."""
-
-
-def driver_of(storage: str) -> Driver | None:
-    """Tell whether a driver works on the study; None where that cannot be told from here."""
-    path = sqlite_path(storage)
-    return None if path is None else driver_at(path)
-
-
-def driver_at(path: Path) -> Driver | None:
-    """Tell whether the driver is at work that wrote its name beside `path`; see `driver_of`."""
-    place = _driver_file(path)
-    try:
-        named, written = json.loads(place.read_text()), place.stat().st_mtime
-        if named["host"] != socket.gethostname():
-            return None
-        # a process that began after the name was written has only the number of the driver's
-        begun = psutil.Process(named["pid"]).create_time()
-        return "at work" if begun < written + _CLOCKS_DIFFER else "dead"
-    except psutil.NoSuchProcess:
-        return "dead"
-    except psutil.Error:
-        return "at work"
-    except (OSError, ValueError, KeyError):
-        return "stopped"
-
-
-@contextmanager
-def driver_named(path: Path) -> Iterator[None]:
-    """Keep this driver's name beside `path`, where `driver_at` finds it; it locks nothing.
-
-    A folder that holds nothing afterwards is not left behind.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    place = _driver_file(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(json.dumps(this_driver()))
-    except OSError as error:
-        raise _cannot_write(path, error) from None
-    try:
-        yield
-    finally:
-        place.unlink(missing_ok=True)
-        with suppress(OSError):  # it holds something
-            path.parent.rmdir()
-
-
-def this_driver() -> dict[str, Any]:
-    """Name this driver by pid and host."""
-    return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def refusal(where: str, holder: Any) -> InputError:
-    """Say why a second driver may not start; `holder`: the first one's `this_driver`, if known."""
-    named = f" (pid {holder['pid']}, host {holder['host']})" if holder else ""
-    return InputError(
-        f"{where}: another evomerge search{named} is running on this study; "
-        "wait for it, stop it, or use another --out"
-    )
-
-
 def _postgresql(key: bytes) -> tuple[str, ...]:
     number = int.from_bytes(key[:8], "big", signed=True)
     # So that the lock of a driver whose machine is gone is free within two minutes.
@@ -231,11 +163,3 @@ LOCKS: dict[str, Callable[[bytes], tuple[str, ...]]] = {
     "mariadb": _mysql,
 }
 """Backend → statements that take a lock without waiting; the last one says whether it is ours."""
-
-
-def _driver_file(path: Path) -> Path:
-    return Path(f"{path}.driver")
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: the study's folder cannot be written ({error.strerror})")

@@ -9,30 +9,35 @@ from typing import Any
 
 import yaml
 
+from evomerge.common.data_files import read_text, yaml_data
 from evomerge.common.errors import InputError
 from evomerge.config import CampaignConfig, load_campaign
-from evomerge.study.lock import driver_at, driver_named
-from evomerge.study.storage import describe, sqlite_url
+from evomerge.config.paths import resolve_storage
+from evomerge.study.driver import driver_at, driver_named
+from evomerge.study.storage_url import describe, sqlite_url
 from evomerge.study.study import Study
 
 CAMPAIGN_FILE = "campaign.yaml"
 SEARCH = "search"
 """The search of a campaign with stages, which names its driver between these too."""
-STUDY_FILE = "study.db"
+SQLITE, STUDY_FILE = "sqlite", "study.db"
+"""The storage that is this file in the run's folder."""
 STATISTICS = "statistics"
 
 
 def study_place(config: CampaignConfig, folder: Path) -> tuple[str, str]:
     """The storage URL and the name of a campaign's study."""
-    storage = config.study.storage
-    url = sqlite_url(folder / STUDY_FILE) if storage == "sqlite" else storage
-    return url, config.study.name or config.name
+    return _url(config.study.storage, folder), config.study.name or config.name
+
+
+def _url(storage: str, folder: Path) -> str:
+    return sqlite_url(folder / STUDY_FILE) if storage == SQLITE else storage
 
 
 def shown_campaign(config: CampaignConfig) -> dict[str, Any]:
     """Return the campaign as JSON data for others: without passwords and addresses."""
     shown = config.model_dump(mode="json", exclude={"trackers", "notify"})
-    if config.study.storage != "sqlite":
+    if config.study.storage != SQLITE:
         shown["study"]["storage"] = describe(config.study.storage)
     return shown
 
@@ -110,6 +115,21 @@ def open_study_of(config: CampaignConfig, folder: Path) -> Study:
     return Study.read(*study_place(config, folder))
 
 
+def open_study(folder: Path) -> Study:
+    """Open the study of a run folder, or of its latest stage, for reading.
+
+    The campaign beside it is not checked: its models and tasks may have gone since.
+
+    Raises:
+        InputError: the folder holds no run, or its study cannot be read.
+    """
+    own = run_folder(folder)
+    campaign = _remembered(own)
+    held = campaign.get("study") or {}
+    storage = resolve_storage(held.get("storage", SQLITE), own)
+    return Study.read(_url(storage, own), held.get("name") or campaign["name"])
+
+
 def open_run(folder: Path) -> tuple[CampaignConfig, Study]:
     """Open a run folder for reading: its campaign and study, or those of its latest stage.
 
@@ -142,7 +162,7 @@ class FollowedRun:
         """
         self._folder = folder
         self._own = run_folder(folder)
-        self._study = open_run(self._own)[1]
+        self._study = open_study(self._own)
 
     @property
     def study(self) -> Study:
@@ -153,7 +173,7 @@ class FollowedRun:
         """
         own = run_folder(self._folder)
         if own != self._own:  # a stage is done, and the next has begun
-            latest = open_run(own)[1]
+            latest = open_study(own)
             self._study.close()
             self._own, self._study = own, latest
         return self._study
@@ -176,9 +196,28 @@ def run_folder(folder: Path) -> Path:
             f"{folder}: no run here (no {CAMPAIGN_FILE}); give the folder that "
             "`evomerge search` was run with: runs/<name>, or its --out"
         )
-    stages = load_campaign(path).stages
+    stages = [stage["name"] for stage in _remembered(folder).get("stages") or []]
     for stage in reversed(stages):
-        own = stage_folder(folder, stage.name)
-        if (own / CAMPAIGN_FILE).is_file() or stage is stages[0]:
+        own = stage_folder(folder, stage)
+        if (own / CAMPAIGN_FILE).is_file() or stage == stages[0]:
             return run_folder(own)
     return folder
+
+
+def _remembered(folder: Path) -> dict[str, Any]:
+    """Read the campaign of a run as plain data; it was checked when it was written.
+
+    Raises:
+        InputError: somebody has changed it, and it is no campaign any more.
+    """
+    path = folder / CAMPAIGN_FILE
+    data = yaml_data(read_text(path), str(path))
+    try:
+        held, stages = data.get("study") or {}, data.get("stages") or []
+        named = [data["name"], held.get("name", ""), held.get("storage", "")]
+        whole = [*named, *(stage["name"] for stage in stages)]
+        if all(text is None or isinstance(text, str) for text in whole):
+            return data
+    except (AttributeError, KeyError, TypeError):
+        pass
+    return load_campaign(path).model_dump(mode="json")  # says what is wrong with it

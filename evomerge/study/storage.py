@@ -1,8 +1,7 @@
-"""Opening Optuna's RDB storage: the engine's settings, and errors in the user's words."""
+"""Open Optuna's RDB storage: the engine's settings, and what to do where it cannot be opened."""
 
 from __future__ import annotations
 
-import os
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +15,9 @@ import sqlalchemy.pool
 import tenacity
 
 from evomerge.common.errors import InputError
-
-BUSY_SECONDS = 30
-"""Seconds that SQLite waits for another process's write."""
+from evomerge.study.sqlite_reader import BUSY_SECONDS, read_only_uri
+from evomerge.study.storage_errors import cause_of, errors_explained
+from evomerge.study.storage_url import describe, sqlite_path
 
 BEGINNING = "if its search has only just begun, look again in a moment"
 """Hint for a reader while the driver is still making the tables."""
@@ -37,41 +36,6 @@ LIBPQ = {
     "tcp_user_timeout": 90_000,
 }
 """libpq's parameters; seconds, but for the last, which is in milliseconds."""
-
-DATABASE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
-
-
-class ConnectionLostError(InputError):
-    """Raised when the connection to a server, and with it the driver's lock, is lost."""
-
-
-def sqlite_url(path: Path) -> str:
-    """The storage URL of a SQLite file; odd characters in the path are escaped."""
-    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
-
-
-def sqlite_path(storage: str) -> Path | None:
-    """The file behind a SQLite URL; None for servers and for SQLite in memory.
-
-    Raises:
-        InputError: not a database URL.
-    """
-    try:
-        url = sqlalchemy.make_url(storage)
-    except sqlalchemy.exc.ArgumentError:
-        raise InputError(
-            f"study.storage: {storage!r} is not a database URL; write 'sqlite', or a URL such as "
-            "sqlite:///runs/study.db or postgresql://user@host/database"
-        ) from None
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
-        return None
-    return Path(str(url.database))
-
-
-def describe(storage: str) -> str:
-    """The storage as messages name it: a file's path, or a URL without its password."""
-    path = sqlite_path(storage)
-    return sqlalchemy.make_url(storage).render_as_string() if path is None else str(path)
 
 
 def open_for_writing(
@@ -140,42 +104,6 @@ def open_for_reading(storage: str) -> optuna.storages.RDBStorage:
     )
 
 
-@contextmanager
-def errors_explained(storage: str, hint: str = "nothing recorded is lost") -> Iterator[None]:
-    """Turn what a database raises (disk full, read-only, unreachable) into one clear message.
-
-    Raises:
-        InputError: names the storage and the database's reason.
-    """
-    try:
-        yield
-    except DATABASE_ERRORS as error:
-        raise InputError(
-            f"{describe(storage)}: the study cannot be read or written ({reason_of(error)}); {hint}"
-        ) from error
-
-
-def reason_of(error: BaseException) -> str:
-    """The database's own reason, in one line."""
-    cause = _cause(error)
-    return " ".join(str(getattr(cause, "orig", None) or cause).split())
-
-
-def is_outage(error: BaseException) -> bool:
-    """Tell whether the same operation may succeed later: unreachable, restarting, full."""
-    cause = _cause(error)
-    if isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.connection_invalidated:
-        return True
-    passing = (ConnectionLostError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
-    return isinstance(cause, passing)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The SQLAlchemy error behind an error of Optuna's; any other error itself."""
-    ours = isinstance(error, optuna.exceptions.OptunaError)
-    return (ours and error.__cause__) or error
-
-
 def _open(
     storage: str, url: str | None = None, hint: str = "nothing is changed", **options: Any
 ) -> optuna.storages.RDBStorage:
@@ -192,7 +120,7 @@ def _open(
 
 
 def _statement_failed(error: BaseException) -> bool:
-    cause = _cause(error.__cause__ or error)
+    cause = cause_of(error.__cause__ or error)
     return isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.statement is not None
 
 
@@ -224,12 +152,10 @@ def _connect_args(storage: str) -> dict[str, Any]:
 
 
 def _read_only_url(path: Path) -> str:
-    query = {"mode": "ro", "uri": "true"}
-    if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
-        # A finished study in a folder we may not write: SQLite would fail to make its WAL files.
-        query["immutable"] = "1"
-    database = f"file:{urllib.parse.quote(str(path))}"
-    return sqlalchemy.URL.create("sqlite", database=database, query=query).render_as_string()
+    """SQLAlchemy's form of `read_only_uri`."""
+    uri, _, query = read_only_uri(path).partition("?")
+    given = {**dict(urllib.parse.parse_qsl(query)), "uri": "true"}
+    return sqlalchemy.URL.create("sqlite", database=uri, query=given).render_as_string()
 
 
 def _use_wal(connection: Any, _record: Any) -> None:

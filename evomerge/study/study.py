@@ -12,21 +12,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from types import TracebackType
-from typing import Any
-
-import optuna
-from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial
+from typing import TYPE_CHECKING, Any
 
 from evomerge.common.errors import InputError
 from evomerge.common.version import __version__
 from evomerge.study import codec
 from evomerge.study.access import Access, OutagePolicy
+from evomerge.study.driver import Driver, driver_of
+from evomerge.study.finished_trial import FINISHED, FinishedTrial, from_trial, utc
 from evomerge.study.identity import as_json, check_identity
-from evomerge.study.lock import Driver, driver_of
 from evomerge.study.record import DescentRecord, Evaluation, Marker, PolishRecord
-from evomerge.study.storage import describe, quiet
-from evomerge.study.trial import FINISHED, Genes, from_trial, to_trial, utc
+from evomerge.study.storage_url import describe
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
 SCHEMA = 1
 """Version of the layout of facts in a study; raised when older readers would misread them."""
@@ -62,7 +62,7 @@ class Study:
         self.name = name
         self._url = storage
         self._writable = writable
-        self._genes = Genes({})
+        self._genes: Mapping[str, BaseDistribution] = {}
         self._seen: dict[int, Evaluation | None] = {}
         self._withdrawn: Mapping[str, list[int]] = {}
         self._loaded = False
@@ -105,7 +105,7 @@ class Study:
         except BaseException:
             study.close()
             raise
-        study._genes = Genes(genes)
+        study._genes = genes
         return study
 
     @classmethod
@@ -191,7 +191,9 @@ class Study:
         Raises:
             InputError: the storage cannot be written; nothing of it is recorded then.
         """
-        trial = to_trial(evaluation, self._genes)
+        from evomerge.study.trial import Genes, to_trial
+
+        trial = to_trial(evaluation, Genes(self._genes))
         number = self._do(lambda: self._write(trial), lambda: self._arrived(trial))
         self._next = number + 1
         recorded = replace(evaluation, number=number, finished=utc(trial.datetime_complete))
@@ -430,6 +432,10 @@ class Study:
 
     def _adopt(self, identity: dict[str, Any], campaign: dict[str, Any]) -> None:
         """Make the study, or check that the existing one is this campaign's."""
+        import optuna
+
+        from evomerge.study.storage import quiet
+
         try:
             with quiet():
                 self._id = self._storage.create_new_study(
@@ -468,7 +474,7 @@ class Study:
         try:
             self._id = self._storage.get_study_id_from_name(self.name)
         except KeyError:
-            there = optuna.get_all_study_names(self._storage)
+            there = [study.study_name for study in self._storage.get_all_studies()]
             found = f"found {', '.join(map(repr, there))}" if there else "found none"
             raise InputError(f"{describe(self._url)}: no study {self.name!r}; {found}") from None
         if not self._is_ours():
@@ -491,8 +497,7 @@ class Study:
         return (
             not self._storage.get_study_user_attrs(self._id)
             and not self._has_trials()
-            and self._storage.get_study_directions(self._id)
-            == [optuna.study.StudyDirection.MAXIMIZE]
+            and [d.name for d in self._storage.get_study_directions(self._id)] == ["MAXIMIZE"]
         )
 
     def _has_trials(self) -> bool:
@@ -530,8 +535,9 @@ class Study:
                 return found.number
         return None
 
-    def _trials(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._id, deepcopy=False, states=FINISHED)
+    def _trials(self) -> list[FrozenTrial | FinishedTrial]:
+        found = self._storage.get_all_trials(self._id, deepcopy=False)
+        return [trial for trial in found if trial.state.name in FINISHED]
 
     def _load(self) -> None:
         """Decode the trials not seen yet."""

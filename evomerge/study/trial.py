@@ -1,4 +1,4 @@
-"""Convert an evaluation to an Optuna trial and back."""
+"""Convert an evaluation to an Optuna trial; `finished_trial` converts it back."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from evomerge.study import codec
 from evomerge.study.record import Evaluation
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-"""Measured on all items; pruned; failed."""
 REAL_PARAMS = 64
 """Up to so many genes are Optuna params; of more, a summary (500 params cost .4 s a trial)."""
 SUMMARIES: dict[str, Callable[[list[float]], float]] = {
@@ -69,18 +67,6 @@ def to_trial(evaluation: Evaluation, genes: Genes) -> FrozenTrial:
     return trial
 
 
-def from_trial(trial: FrozenTrial) -> Evaluation | None:
-    """Convert a finished trial to its evaluation; None if evomerge did not write it whole."""
-    return codec.decode_evaluation(
-        trial.user_attrs,
-        trial.system_attrs,
-        value=_value(trial),
-        params=trial.params,
-        number=trial.number,
-        finished=utc(trial.datetime_complete),
-    )
-
-
 def state_of(evaluation: Evaluation) -> TrialState:
     """The trial's state; only COMPLETE trials can be a study's best."""
     if evaluation.failed:
@@ -96,12 +82,6 @@ def intermediate_values(evaluation: Evaluation) -> dict[int, float]:
     return values
 
 
-def _value(trial: FrozenTrial) -> float | None:
-    if trial.state == TrialState.PRUNED and trial.intermediate_values:
-        return trial.intermediate_values[max(trial.intermediate_values)]
-    return trial.value if trial.state == TrialState.COMPLETE else None
-
-
 def constraints_of(evaluation: Evaluation) -> dict[str, float] | None:
     """Optuna's constraints, each violated when above 0."""
     if not evaluation.optimizers_own:
@@ -114,8 +94,3 @@ def clip(value: Any, distribution: BaseDistribution) -> Any:
     if not isinstance(distribution, FloatDistribution):
         return value
     return min(max(float(value), distribution.low), distribution.high)
-
-
-def utc(moment: datetime | None) -> datetime | None:
-    """Convert Optuna's local time, which has no zone, to UTC."""
-    return None if moment is None else moment.astimezone(UTC)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.report import watch as room
 from evomerge.report.watch import watch
-from evomerge.study.lock import driver_named
+from evomerge.study.driver import driver_named
 from evomerge.study.run_folder import FollowedRun
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evomerge.study.storage import sqlite_url
+from evomerge.study.storage_url import sqlite_url
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from drivers import open_study, refusal, scored
 from evomerge.common.errors import EvomergeError, InputError
 from evomerge.study.access import OutagePolicy
 from evomerge.study.record import Marker
-from evomerge.study.storage import close, describe, open_for_writing
+from evomerge.study.storage import close, open_for_writing
+from evomerge.study.storage_url import describe
 from evomerge.study.study import Study
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import sqlalchemy
 from drivers import open_study, refusal, scored
 
 from evomerge.common.errors import InputError
-from evomerge.study.storage import sqlite_url
+from evomerge.study.storage_url import sqlite_url
 from evomerge.study.study import Study
 
 

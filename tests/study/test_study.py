@@ -18,7 +18,7 @@ from werkzeug.test import Client
 
 from evomerge.common.errors import InputError
 from evomerge.study.record import RungResult
-from evomerge.study.storage import describe
+from evomerge.study.storage_url import describe
 from evomerge.study.study import Study
 
 # Optuna's own tools

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from cmaes import CMA, SepCMA
 from pydantic import Field
 from typing_extensions import override
 
@@ -16,6 +15,9 @@ from evomerge.judging.scores import Scores
 from evomerge.search.optimizers.base import Known, Optimizer, Proposal, optimizer
 from evomerge.search.optimizers.parts.mixed_cma import MixedCMA
 from evomerge.search.spaces.genes import Domain, Genome
+
+if TYPE_CHECKING:
+    from cmaes import CMA, SepCMA
 
 EDGE = 0.05
 """Distance that a beginning keeps from the walls, beyond which half of the samples would lie."""
@@ -135,6 +137,8 @@ class CmaEs(Optimizer):
         resampling = 10 if self.domain.dimension <= SEPARABLE_ABOVE else 1
         if self.domain.discrete.any():
             return MixedCMA(self.domain.genes, mean, sigma, self._population, resampling)
+        from cmaes import CMA, SepCMA  # late: they import scipy.stats, which takes .5 s
+
         scale = np.ones(self.domain.dimension) if self._scale is None else self._scale
         kind = SepCMA if self.domain.dimension > SEPARABLE_ABOVE else CMA
         return kind(

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import numpy as np
+import scipy  # its packages are imported when they are first used: they take .5 s
 from pydantic import Field
-from scipy.optimize import minimize
-from scipy.spatial.distance import cdist
-from scipy.stats import qmc
 from typing_extensions import override
 
 from evomerge.common.errors import InputError
@@ -186,7 +184,9 @@ class Map(Optimizer):
 
     def _spaced(self, index: int) -> Genome:
         """Return point `index` of a scrambled Sobol sequence."""
-        sequence = qmc.Sobol(self._genes, rng=np.random.default_rng(self._random(0, stream=1)))
+        sequence = scipy.stats.qmc.Sobol(
+            self._genes, rng=np.random.default_rng(self._random(0, stream=1))
+        )
         if index:
             sequence.fast_forward(index)
         return np.asarray(sequence.random(1)[0])
@@ -198,7 +198,9 @@ class Map(Optimizer):
         surfaces = self._through(max(count, NEIGHBOURS))
         pool = rng.random((POOL, self._genes))
         # 2. mean + ½ · standard deviation of the nearest results' squared errors
-        nearest = cdist(pool, surfaces.points).argsort(axis=1, kind="stable")[:, :NEIGHBOURS]
+        nearest = scipy.spatial.distance.cdist(pool, surfaces.points).argsort(
+            axis=1, kind="stable"
+        )[:, :NEIGHBOURS]
         near = surfaces.misses[nearest]
         wanted = near.mean(axis=1) + 0.5 * near.std(axis=1)
         # 3. draw by a softmax
@@ -260,5 +262,7 @@ def _peak(goals: Goals, weights: Values, start: Genome) -> Genome:
 
     bounds = [(0.0, 1.0)] * len(start)
     options = {"maxiter": STEPS}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    found = scipy.optimize.minimize(
+        loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )
     return np.clip(found.x, 0.0, 1.0)

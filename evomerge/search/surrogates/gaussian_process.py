@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.spatial.distance import cdist
-from scipy.special import ndtri
-from scipy.stats import rankdata
+import scipy  # its packages are imported when they are first used: they take .5 s
 
 from evomerge.judging.scores import Scores
 from evomerge.search.spaces.genes import Domain, Genome
@@ -94,7 +92,9 @@ class Surrogate:
         # 1. the results nearest to any of the genomes, in the order of the record
         points = np.stack([self._features(genome) for genome in genomes])
         pool = self._results[-LATEST:]
-        apart = cdist(points, np.stack([result.point for result in pool])).min(axis=0)
+        apart = scipy.spatial.distance.cdist(
+            points, np.stack([result.point for result in pool])
+        ).min(axis=0)
         nearest = np.sort(np.argsort(apart, kind="stable")[:MOST])
         # 2. a process through them with the kernel fitted last
         near = [pool[i] for i in nearest]
@@ -182,7 +182,8 @@ def _normal_scores(results: Sequence[Result]) -> Floats:
     if not known.any():
         return np.zeros((len(results), 1))
     scores = np.zeros((len(results), goals.shape[1]))
-    scores[known] = ndtri((rankdata(goals, axis=0) - 0.5) / len(goals))
+    ranks = scipy.stats.rankdata(goals, axis=0)
+    scores[known] = scipy.special.ndtri((ranks - 0.5) / len(goals))
     return scores
 
 

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import scipy  # its packages are imported when they are first used: they take .5 s
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
 from evomerge.search.spaces.genes import Genome
 
@@ -75,7 +75,7 @@ class Quadratic:
         if share is not None:
             edge = 0.5 / (share + 1)
             shares = np.clip(means, edge, 1 - edge)
-            targets, weights = logit(shares), weights * shares * (1 - shares)
+            targets, weights = scipy.special.logit(shares), weights * shares * (1 - shares)
         # 2. Bayesian ridge regression on the terms
         weights, x = weights / weights.mean(), basis(genomes, interactions=interactions)
         ridge = BayesianRidge().fit(x, targets, sample_weight=weights)
@@ -116,7 +116,7 @@ def _leverage(ridge: BayesianRidge, x: Floats, weights: Floats) -> Floats:
 
 
 def _linked(found: Floats, bounded: bool) -> Floats:
-    return np.asarray(expit(found) if bounded else found)
+    return np.asarray(scipy.special.expit(found) if bounded else found)
 
 
 class Result(NamedTuple):

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from cmaes import CatCMAwM
 from numpy.typing import NDArray
 
 from evomerge.search.spaces.genes import Gene, Genome
+
+if TYPE_CHECKING:
+    from cmaes import CatCMAwM
 
 CMAES = "0.13"
 """The minor version of cmaes that this file holds for."""
@@ -67,6 +70,8 @@ class MixedCMA:
 
     def _start(self, sigma: float, covariance: NDArray[np.float64]) -> CatCMAwM:
         """Make a strategy over the genes that do not rest."""
+        from cmaes import CatCMAwM  # late: it imports scipy.stats, which takes .5 s
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             return CatCMAwM(
@@ -132,7 +137,7 @@ class MixedCMA:
         levels = self._levels[self._choices]
         chosen = np.minimum((entries * levels).astype(int), levels - 1)
         one_hot = np.arange(levels.max(initial=0)) == chosen[:, None]
-        return CatCMAwM.Solution(c=one_hot, _v_raw=genome[self._gaussian])
+        return self._strategy.Solution(c=one_hot, _v_raw=genome[self._gaussian])
 
     def _counts(self, gene: int) -> bool:
         """Say whether a gene is searched: no condition is closed; of one at rest, all are open."""
