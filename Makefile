@@ -42,6 +42,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/rungs.py
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/surrogates.py
+	$(BIN)/python benchmarks/gradient_uses.py
 	$(BIN)/python benchmarks/coverage.py
 
 $(VENV)/.run: pyproject.toml constraints.txt
