@@ -2,7 +2,7 @@
 
 `python docs/first_hour.py` copies the quickstart into a new folder, as it lies in a fresh clone,
 and runs each of `COMMANDS` there in a terminal. The picture is what then stands on the screen;
-nothing of it is typed by hand. It takes about two minutes.
+nothing of it is typed by hand. It takes a few minutes.
 """
 
 from __future__ import annotations
@@ -82,12 +82,11 @@ def screen(written: str) -> list[str]:
     return lines
 
 
-def picture(shown: str, seconds: float) -> str:
+def picture(shown: str) -> str:
     """Draw a terminal that shows the text, as SVG that needs no font from elsewhere."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(shown))
-    title = f"{len(COMMANDS)} commands, {seconds:.0f} seconds on two cores"
-    drawn = console.export_svg(title=title, unique_id="first-hour")
+    drawn = console.export_svg(title="from models to a report", unique_id="first-hour")
     return re.sub(r"@font-face \{[^}]*\}\s*", "", drawn)
 
 
@@ -98,10 +97,10 @@ def main() -> None:
         folder = Path(scratch) / "evomerge"
         shutil.copytree(DOCS.parent / QUICKSTART, folder / QUICKSTART)
         for command in COMMANDS:
-            lines = screen(typed(command, folder).decode())
-            shown += [f"\x1b[1;32m$\x1b[0m \x1b[1m{command}\x1b[0m", *lines]
-            print(command, f"{time.monotonic() - began:.0f} s", file=sys.stderr)
-    PICTURE.write_text(picture("\n".join(shown).rstrip(), time.monotonic() - began))
+            written = "\n".join(screen(typed(command, folder).decode())).rstrip()
+            shown += [f"\x1b[1;32m$\x1b[0m \x1b[1m{command}\x1b[0m", written, ""]
+            print(f"{time.monotonic() - began:.0f} s: {command}", file=sys.stderr)
+    PICTURE.write_text(picture("\n".join(shown).rstrip()), encoding="utf-8")
 
 
 if __name__ == "__main__":
