@@ -22,10 +22,10 @@ def list_(
 
     from evomerge.explain.plugins import REGISTRIES, plugin_topics
 
-    table = Table.grid(padding=(0, 2, 0, 0))
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
     found = {n: t for n, t in plugin_topics(what).items() if t.kind != "option"}
-    table.add_column(no_wrap=True, min_width=max(map(len, found), default=0))
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for name, topic in found.items():
         table.add_row(name, Text(topic.summary))
     stdout.print(table)

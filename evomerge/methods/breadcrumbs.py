@@ -8,9 +8,10 @@ breadcrumbs = product(
     sparsify.breadcrumbs,
     weighted_sum,
     reference="Davari & Belilovsky 2023, arXiv:2312.06795, eq. 2",
-    about="""θ₀ + λ Σ wᵢ(mᵢ ⊙ τᵢ): of |τᵢ| the top `gamma` share is dropped, then the smallest.
+    about="""Drop the largest entries of each τᵢ and then the smallest: θ₀ + λ Σ wᵢ(mᵢ ⊙ τᵢ).
 
-    int(density·n) entries remain, per tensor; where γ and density exceed 1 together, fewer large
-    ones are dropped. Of tied entries the lower index counts as larger.
+    Of |τᵢ| the top `gamma` share is dropped. int(density·n) entries remain, per tensor; where γ
+    and density exceed 1 together, fewer large ones are dropped. Of tied entries the lower index
+    counts as larger.
     """,
 )

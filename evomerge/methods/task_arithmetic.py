@@ -8,5 +8,5 @@ task_arithmetic = product(
     none,
     weighted_sum,
     reference="Ilharco et al. 2023, arXiv:2212.04089",
-    about="""θ₀ + λ Σ wᵢτᵢ; with `normalize`, the sum is divided by Σ wᵢ.""",
+    about="""Add weighted task vectors to the base: θ₀ + λ Σ wᵢτᵢ; `normalize` divides by Σ wᵢ.""",
 )

@@ -10,5 +10,5 @@ from evomerge.judging.objectives import objective
 
 @objective
 def mean(means: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Σ wₜ mₜ / Σ wₜ over tasks: every task counts by its weight, whatever its number of items."""
+    """The weighted mean of the tasks' scores, Σ wₜ mₜ / Σ wₜ, whatever their numbers of items."""
     return means @ weights / weights.sum()

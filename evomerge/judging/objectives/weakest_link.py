@@ -18,9 +18,9 @@ def weakest_link(
     *,
     temperature: Annotated[float, Field(ge=0)] = 0.0,
 ) -> NDArray[np.float64]:
-    """minₜ mₜ, or its soft form −T log Σ wₜ exp(−mₜ/T) / Σ wₜ, in which every task counts a little.
+    """The score of the worst task, minₜ mₜ. Use it where no task may fall behind.
 
-    Use it where no task may fall behind.
+    With a temperature it is softer, −T log Σ wₜ exp(−mₜ/T) / Σ wₜ: every task counts a little.
 
     Args:
         temperature: T, in units of the metric. The soft form tends to the minimum as T → 0 and to
