@@ -15,6 +15,7 @@ from simulated_accelerator import NAME, running
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig
 
+import evomerge
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
@@ -263,3 +264,20 @@ def test_workers_of_large_models_do_what_the_plan_says(name, tmp_path, to_scale)
             assert copied < sources / 10 if wanted == "cached" else copied >= sources
             del worker
             gc.collect()
+
+
+@pytest.mark.slow
+def test_a_search_is_the_cpus_and_goes_on_where_it_was_stopped(tmp_path):
+    file = tiny.save_campaign(tmp_path, dtype={"weights": "float32", "compute": "float32"})
+    splits = ["fitness.splits={search: 8, select: 4, test: 4}"]
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = evomerge.search(file, tmp_path / "cpu", trials=6, overrides=splits)
+    with running() as device:
+        for trials in (3, 6):
+            before = device.to_device
+            found = evomerge.search(file, tmp_path / "gpu", trials=trials, overrides=splits)
+            assert device.to_device > before
+    wanted, got = expected.trials(), found.trials()
+    assert list(got["digest"]) == list(wanted["digest"])
+    assert list(got["value"]) == list(wanted["value"])
+    assert found.best()["scores"] == expected.best()["scores"]
