@@ -32,6 +32,8 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/materialize.py
 	$(BIN)/python benchmarks/materialize_gpu.py
+	$(BIN)/python benchmarks/memory_gpu.py
+	$(BIN)/python benchmarks/scoring_gpu.py
 	$(BIN)/python benchmarks/source_statistics.py
 	$(BIN)/python benchmarks/merge_command.py
 	$(BIN)/python benchmarks/scoring.py
@@ -44,6 +46,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/surrogates.py
 	$(BIN)/python benchmarks/gradient_uses.py
 	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/repeated_groups.py
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "Installing evomerge into $(VENV): 1 to 5 minutes, torch is the largest part."

@@ -33,7 +33,10 @@ SPACES = {
     "method chosen a layer": [
         "space.weights={method: [linear, ties, slerp], methods_per: group, granularity: layer}"
     ],
-    "layers swapped": ["space.weights=null", "space.path={kind: layer_swap, outer: base, inner: math}"],
+    "layers swapped": [
+        "space.weights=null",
+        "space.path={kind: layer_swap, outer: base, inner: math}",
+    ],
 }
 """Name → the campaign's overrides."""
 
