@@ -37,6 +37,8 @@ ONLY_READ = {
     r"evomerge dashboard .*": "serves until Ctrl-C; tests/report/pages/test_dashboard.py asks it",
     r"(\.venv/bin/)?python3? -m (pytest|venv) .*": "the whole suite, or an environment of its own",
     r"python benchmarks/coverage\.py": "takes minutes; tests/benchmarks/test_coverage.py runs it",
+    r"python benchmarks/gpu\.py .*": "needs a GPU, or takes minutes; tests/benchmarks/test_gpu.py "
+    "runs it",
 }
 """Commands of shell blocks that no test runs from the page, and why."""
 
