@@ -203,12 +203,7 @@ class Descents:
     def _say(self, index: int) -> None:
         record, options = self._records[index], self._planned[index].options
         sets = isinstance(options, DescentConfig) and options.sets
-        losses = [loss for _, loss in record.checks]
-        fell = f": loss held back {losses[0]:.4g} → {min(losses):.4g}" if losses else ""
-        self._listener.said(
-            f"gradient descent from {record.origin}{fell} at step {record.best_step} of "
-            f"{record.step} ({record.items:,} items); {record.done}"
-        )
+        self._listener.said(_ended_line(record))
         if sets:
             order = ", ".join(f"{name} {gain:.3g}" for name, gain in record.gains.items())
             self._listener.said(f"experts by what raising them promised at first: {order}")
@@ -289,12 +284,22 @@ class Chain:
         return replace(record, step=record.step + 1, genome=moved.tolist())
 
 
+def _ended_line(record: DescentRecord) -> str:
+    """Say how a descent went that has ended."""
+    losses = [loss for _, loss in record.checks]
+    fell = f": loss held back {losses[0]:.4g} → {min(losses):.4g}" if losses else ""
+    return (
+        f"gradient descent from {record.origin}{fell} at step {record.best_step} of {record.step} "
+        f"({record.items:,} items); {record.done}"
+    )
+
+
 class ProposedDescents:
     """Brings the candidates whose proposals ask for a descent to its end."""
 
-    def __init__(self, record: Recorder, in_flight: InFlight) -> None:
-        """Begin with what the study knows of those in flight."""
-        self._record, self._in_flight = record, in_flight
+    def __init__(self, record: Recorder, in_flight: InFlight, listener: Listener) -> None:
+        """Begin with what the study knows of those in flight; `listener` is told of long ones."""
+        self._record, self._in_flight, self._listener = record, in_flight, listener
 
     def begin(self, candidate: Candidate) -> Candidate:
         """Put a candidate where its descent has come to, which may be in flight from before."""
@@ -340,6 +345,8 @@ class ProposedDescents:
             others = [one.descent for one in self._record.trials if one.descent]
             if record.done is None and is_behind(record, others):
                 record = replace(record, done=BEHIND)
+        if record.done and record.asked and record.asked.check:
+            self._listener.said(_ended_line(record))
         self._in_flight.keep(self._at(replace(candidate, attempt=1), record))
 
     def _chain(self, candidate: Candidate) -> Chain:

@@ -42,7 +42,7 @@ class Evaluator:
         self.rungs = AllItems()
         self._record, self._elsewhere = record, elsewhere
         self._streak = FailureStreak(record)
-        self._descents = ProposedDescents(record, self.in_flight)
+        self._descents = ProposedDescents(record, self.in_flight, listener)
 
     @property
     def begun_items(self) -> int:
