@@ -39,8 +39,8 @@ class MLflow(Tracker):
         """Choose where.
 
         Args:
-            uri: the tracking server's; MLFLOW_TRACKING_URI when not given, then the run's folder.
-            experiment: its name; the campaign's when not given.
+            uri: the tracking server's URI; by default MLFLOW_TRACKING_URI, else the run's folder.
+            experiment: the experiment's name; by default the campaign's.
         """
         self._uri, self._experiment = uri, experiment
 

@@ -34,9 +34,9 @@ class WandB(Tracker):
         """Choose where; what is not given is as wandb's own environment variables say.
 
         Args:
-            project: its name; WANDB_PROJECT, or the campaign's name.
-            entity: whose.
-            mode: WANDB_MODE, or online.
+            project: the project's name; by default WANDB_PROJECT, else the campaign's name.
+            entity: the user or team that the project belongs to.
+            mode: whether to send or only to keep; by default WANDB_MODE, else online.
         """
         self._project, self._entity, self._mode = project, entity, mode
 

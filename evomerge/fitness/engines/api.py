@@ -43,8 +43,9 @@ class Api(Engine):
     Use it where a server such as vLLM answers faster than transformers does.
 
     Args:
-        url: the server's, of completions (`…/v1/completions`) or chats (`…/v1/chat/completions`).
-        checkpoint: the folder that candidates are written to, one in the place of the other.
+        url: the server's URL of completions (`…/v1/completions`) or of chats
+            (`…/v1/chat/completions`).
+        checkpoint: the folder that candidates are written to, each in place of the one before.
         reload: a shell command in which {checkpoint} stands for the folder, or a URL that gets
             {"checkpoint": folder} as JSON; it must not return before the candidate answers.
         model: the name that the server knows the model by.

@@ -40,7 +40,7 @@ class FrankWolfe(Gradient):
         Args:
             domain: the genes, where to begin, and how genomes recombine.
             seed: of every draw.
-            steps: of a descent, at most.
+            steps: the most steps of a descent.
             rate: the share of the way to the chosen models that a descent's first step goes.
             batch: fresh documents for each step; a document costs three items. A step is a choice
                 among models, which takes more of them than a small step does.

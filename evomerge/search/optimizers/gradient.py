@@ -52,7 +52,7 @@ class Gradient(Optimizer):
         Args:
             domain: the genes, where to begin, and how genomes recombine.
             seed: of every draw.
-            steps: of a descent, at most.
+            steps: the most steps of a descent.
             rate: Adam's step, as a share of each gene's range.
             batch: fresh documents for each step; a document costs three items.
             held_back: share of the search split that is kept aside, to see when to stop.
@@ -60,8 +60,8 @@ class Gradient(Optimizer):
             patience: a descent stops when so many looks brought nothing better.
             pull: weight in the loss of the distance to the start, a mean over genes. Raise it where
                 there are more genes than documents.
-            norm: of that distance: `l1` its absolute value, as Expert Merging has it, `l2` its
-                square.
+            norm: how that distance is measured: `l1` by its absolute value, as in Expert Merging,
+                `l2` by its square.
         """
         super().__init__(domain, seed)
         self._asked = Descend(

@@ -34,7 +34,7 @@ class Given(LayerPaths):
         Args:
             layers: the layers' numbers, from 0; in a campaign with stages, also the name of an
                 earlier stage that searched a path.
-            scales: of what enters each layer; by default 1.
+            scales: the factors of what enters each layer; by default 1.
 
         Raises:
             InputError: weights are not searched, a layer that the models have not, or another

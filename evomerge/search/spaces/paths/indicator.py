@@ -56,10 +56,10 @@ class Indicator(LayerPaths):
         Args:
             a: model A; by default the searched merge, and needed where weights are not searched.
             others: the models beside it; by default every expert.
-            repeats: how often the row is repeated.
+            repeats: how often the row of all models' layers is repeated.
             scales: [low, high] of input scales. A checkpoint cannot be written of a path with
                 scales, except on its first layer.
-            max_depth: slots beyond it are left out.
+            max_depth: the most slots; those beyond are left out.
 
         Raises:
             InputError: no such model, one twice, too few layers or repetitions, bounds that cross.

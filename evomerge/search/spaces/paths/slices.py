@@ -37,12 +37,13 @@ class Slices(LayerPaths):
         """Set the ranges up.
 
         Args:
-            outside: by default the searched merge, and the first of `sources` without one.
+            outside: the model of embeddings, final norm and head; by default the searched merge
+                or, without one, the first of `sources`.
             sources: models to take layers from; by default the searched merge and every expert.
             count: how many ranges, 2 or more.
             length: [low, high] of the ranges' lengths, but for the last; by default [0, depth].
-            max_depth: longer paths lose the ends of their middle ranges, then of the first, and
-                then the beginning of the last; by default twice the models' depth.
+            max_depth: the most layers, by default twice the models' depth. Longer paths lose the
+                ends of their middle ranges, then of the first, and then the beginning of the last.
 
         Raises:
             InputError: no such model, too few ranges, bounds outside the depth.
