@@ -80,10 +80,15 @@ def test_a_killed_campaign_goes_on_without_asking_again(tiny_folder, asked, monk
     assert [len(prompts) for prompts in asked] == [20, 20]
 
 
-def test_agreement_with_one_expert_is_said_to_be_capped_by_it(tiny_folder):
-    save(tiny_folder, [entry("math")], budget={"trials": 2})
+def test_check_says_that_one_expert_caps_agreement_with_it(tiny_folder):
+    save(tiny_folder, [entry("math")])
     setup = prepare(load_campaign(tiny_folder / "campaign.yaml"))
     assert any("math itself scores 1: no merge can beat it" in note for note in setup.models.notes)
+
+
+@pytest.mark.slow
+def test_agreement_with_one_expert_is_said_to_be_capped_by_it(tiny_folder):
+    save(tiny_folder, [entry("math")], budget={"trials": 2})
     _, study = open_run(run(tiny_folder))
     verdict = Results(study).best()["verdict"]
     assert not verdict["beats"]
@@ -157,6 +162,21 @@ def test_an_expert_whose_tokens_the_merge_lacks_is_refused(tiny_folder):
     tokenizer.write_text(json.dumps(data))
     with pytest.raises(InputError, match=r"expert: math has a token 'more' \(id 64\) beyond the"):
         prepare(load_campaign(tiny_folder / "campaign.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("base", "a token 'more' that the merge lacks"), ("union", "no token 'w59', which the merge")],
+)
+def test_where_tokens_are_matched_all_must_be_shared(source, message, tiny_folder):
+    save(tiny_folder)
+    tokenizer = tiny_folder / "models" / "math" / "tokenizer.json"
+    data = json.loads(tokenizer.read_text())
+    data["model"]["vocab"]["more"] = data["model"]["vocab"].pop("w59")
+    tokenizer.write_text(json.dumps(data))
+    given = [f"models.tokenizer={{source: {source}}}"]
+    with pytest.raises(InputError, match=message):
+        prepare(load_campaign(tiny_folder / "campaign.yaml", given))
 
 
 def test_a_prompts_file_may_move_and_not_change(tiny_folder, tmp_path):

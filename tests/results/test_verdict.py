@@ -201,6 +201,31 @@ def test_what_was_not_measured_on_all_items_has_no_verdict():
     assert verdict_on(evidence, trial) is None
 
 
+# Agreement with experts
+
+
+def test_several_experts_are_said_to_be_no_judges_of_what_is_right():
+    case = Case().merge(all=0.9).parent("math", all=0.6).parent("lang", all=0.5)
+    case.facts = {"agreements": {"sums": "math", "words": "lang"}}
+    found = case.verdict()
+    assert found.kind == "wins"
+    assert found.notes == [
+        "Agreement with an expert is no accuracy: `math` scores 1 on sums and `lang` scores 1 on "
+        "words, whatever is right, and no merge scores more there."
+    ]
+
+
+def test_where_one_expert_is_the_measure_no_search_is_advised():
+    case = Case().merge(all=0.9).parent("math", all=1.0)
+    case.facts = {"agreements": {"sums": "math"}, "capped": "math"}
+    found = case.verdict()
+    assert not found.beats
+    assert "no merge can beat it" in found.notes[-1]
+    assert found.advice == (
+        "To find a merge that is more than a copy, add prompts of another expert, or a task."
+    )
+
+
 # Stages
 
 
