@@ -33,7 +33,7 @@ def trial_line(found: Mapping[str, Any]) -> str:
     The number is what `--trial` takes; parents, baselines and finalists have numbers too.
     """
     if origin := found.get("polished"):
-        on_select = "" if origin["select"] is None else f", {short(origin['select'])} on select"
+        on_select = "" if origin["select"] is None else f" ({short(origin['select'])} on select)"
         begun = f"polished from trial {origin['from']}{on_select}"
         return f"trial {found['trial']} of the study, {begun}"
     if not found["tried"]:
