@@ -27,6 +27,7 @@ from evomerge.materialize.memory.gpu_memory import (
     spread,
 )
 from evomerge.materialize.memory.resident import Resident
+from evomerge.methods import methods
 from evomerge.models.open_models import open_models
 from evomerge.recipe import Merge
 
@@ -55,6 +56,12 @@ def test_sources_are_prefetched_as_long_as_a_candidate_fits():
     assert plan(enough - 1).placement == "too large"
 
 
+def test_a_gpu_on_which_no_candidate_fits_is_refused():
+    GpuMemoryPlan(NEEDS, 15 + 2, 0).check()
+    with pytest.raises(InputError, match=r"needs 0\.0 GB of its GPU before anything is scored"):
+        GpuMemoryPlan(NEEDS, 15 + 1, 0).check()
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
@@ -72,6 +79,20 @@ def test_needs_are_the_models_own_sizes(sources):
     assert found.step == len(sources) * largest * 2
     assert found.work == (len(sources) + 1) * largest * 4
     assert found.scoring == 4 * needs_of(sources, layout, torch.float32, batch_size=1).scoring
+
+
+def test_a_merge_needs_what_its_method_holds(sources):
+    layout = sources["base"].layout
+
+    def work(*names):
+        known = [methods()[name] for name in names]
+        return needs_of(sources, layout, torch.float32, 1, known).work
+
+    entries = max(torch.Size(t.shape).numel() for t in layout.tensors)
+    columns = max(t.shape[-1] for t in layout.tensors if len(t.shape) > 1)
+    assert work("ties") == work() == 4 * entries * (len(sources) + 1)
+    assert work("ties", "tsvm") == 4 * entries * (3 * len(sources) + 1)
+    assert work("wudi") >= 4 * len(sources) * 5 * columns**2
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "mamba", "gemma3n", "gpt_neox", "qwen3_moe"])
