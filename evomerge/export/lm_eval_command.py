@@ -9,6 +9,14 @@ from typing import Any
 
 from evomerge.config import FitnessConfig, TaskConfig
 
+ROLLING = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+"""lm-eval's metrics of rolling log-likelihoods.
+
+lm-eval (0.4.13) groups the windows of a batch that read the same tokens, and reads a shorter
+window's log-probabilities off the wrong end of a longer one's: a text that repeats itself over more
+than a window gets another figure with every batch size. One window at a time is right.
+"""
+
 
 def stock_commands(fitness: FitnessConfig, checkpoint: str, compute: str) -> list[str]:
     """Return a command for each group of lm-eval's tasks that share their settings.
@@ -32,7 +40,9 @@ def _command(
     names = ",".join(dict.fromkeys(task.task for task in tasks))
     model = f"pretrained={checkpoint},dtype={compute},softmax_dtype=float32"
     words = ["lm_eval", "--model", "hf", "--model_args", model, "--tasks", names]
-    words += ["--batch_size", str(fitness.batch_size)]
+    metrics = {name.partition(",")[0] for task in tasks for name in (task.metric, *task.measures)}
+    size = 1 if metrics & {*ROLLING} else fitness.batch_size
+    words += ["--batch_size", str(size)]
     if fitness.include_path:
         words += ["--include_path", fitness.include_path]
     for option, value in _settings(tasks[0]).items():

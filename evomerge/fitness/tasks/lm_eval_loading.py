@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from evomerge.fitness.tasks.test_sets import (
 )
 
 _SPLIT_KEYS = ("test_split", "validation_split", "training_split", "fewshot_split")
+_MISSING_METRIC = re.compile(r"Module '([\w-]+)' doesn't exist on the Hugging Face Hub")
+"""The end of what `evaluate` says of a metric whose script it neither has nor can fetch."""
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 _USUAL = {"multiple_choice": "acc", "loglikelihood": "acc", "generate_until": "exact_match"}
 """lm-eval's metrics of tasks that name none."""
@@ -174,6 +177,8 @@ def load_tasks(
             loaded = manager.load([spec.task])
     # Loading runs the task author's own code and reads their data: anything can come out of it.
     except (ConnectionError, FileNotFoundError) as error:
+        if missing := _MISSING_METRIC.search(str(error)):
+            raise InputError(f"{where}: {_fetch_metric(missing[1])}") from error
         raise InputError(
             f"{where}: its data cannot be read: {error}. Nothing is fetched while offline: "
             "load the data set once on line, or give local files as data_files"
@@ -251,6 +256,17 @@ def _refused_code(where: str, name: str) -> str:
         f"{where}: {name} runs code that the model writes, on this machine, with your rights. Set "
         "fitness.run_unsafe_code: true if you mean it, best inside a container without anything "
         "of value, or choose another task"
+    )
+
+
+def _fetch_metric(name: str) -> str:
+    """Say how to get a metric of the `evaluate` package that a task's functions load."""
+    return (
+        f"it needs the metric {name!r} of the package `evaluate`, whose script is not here, and "
+        'nothing is fetched while offline. Load it once on line, with python -c "import evaluate; '
+        f"evaluate.load('{name}')\", which keeps it in modules/evaluate_modules of Hugging Face's "
+        f"cache; or put its folder {name}, with {name}.py, into the folder that the command is "
+        "run in"
     )
 
 

@@ -10,7 +10,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from evomerge.common.errors import InputError
-from evomerge.fitness.inference.local_model import Local
+from evomerge.fitness.inference.local_model import Local, make_lm
 from evomerge.fitness.tasks.corpus_metrics import by_own_function, parts_of
 from evomerge.fitness.tasks.lm_eval_quirks import quiet
 from evomerge.fitness.tasks.task_set import TaskSet
@@ -81,6 +81,36 @@ def test_corpus_scores_equal_lm_eval_on_all_documents_and_on_some(kind, metrics,
         assert found[name][SOME].mean() == pytest.approx(float(few[name].mean()), rel=1e-6)
         assert is_corpus(found[name]) == (metric != "brier_score")
         assert whole[metric] != some[metric] != 0
+
+
+LENGTHS = (1, 31, 32, 33, 63, 64, 65, 96, 97, 200)
+"""Words of a text: fewer than the model reads, as many, one more, several windows."""
+
+
+@pytest.mark.parametrize("words", ["tokenizer", "tokenizer_without_bos"])
+def test_rolling_figures_equal_lm_eval_at_any_length_of_text(words, tasks, llama, request):
+    """Also of texts that repeat themselves, where lm-eval errs with windows side by side.
+
+    Its `Collator` groups windows of the same tokens, and gathers a shorter window's
+    log-probabilities from the beginning of the group's longest: one window at a time it cannot.
+    """
+    texts = [" ".join(f"w{i % period}" for i in range(n)) for period in (8, 7) for n in LENGTHS]
+    texts += ["", " ", "w1", "w1 é w2", "w3 日本語 🙂 w4", "w5\nw6\tw7  w8", "w1 w2 " * 40]
+    keys = {"doc_to_text": "", "doc_to_target": "{{text}}", "metric_list": listed(ROLLING)}
+    docs = [{"text": text, "number": i} for i, text in enumerate(texts)]
+    tasks.write("t", "loglikelihood_rolling", test=docs, **keys)
+    config = tasks.config({"task": "t", "metric": ROLLING[0], "measures": list(ROLLING[1:])})
+    tokenizer = request.getfixturevalue(words)
+    many, alone = (make_lm(llama(length=32), tokenizer, batch_size=size) for size in (16, 1))
+    scored = TaskSet(config, Local(many))
+    names = [items.task for items in scored.items]
+    ids = scored.items[0].ids
+    some = range(len(texts))[::3]
+    for places in (range(len(texts)), some):
+        found = scored.score({name: [ids[place] for place in places] for name in names})
+        expected = figures(alone, config, list(places))
+        for metric, name in zip(ROLLING, names, strict=True):
+            assert found[name].mean() == pytest.approx(expected[metric], rel=1e-6), metric
 
 
 def test_directions_are_those_of_the_metrics(lm, tasks, docs):
