@@ -35,6 +35,8 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError(f"sections within sections, more than {DEPTH} deep")
         node = super().compose_node(parent, index)
         self._depth -= 1
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
         return node
 
     def construct_document(self, node: yaml.Node) -> Any:
@@ -45,6 +47,23 @@ class _Loader(yaml.SafeLoader):
                 f"{_NODES} and {DEPTH} are read"
             )
         return super().construct_document(node)
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Refuse a key that stands twice in a section: PyYAML would silently take the last.
+
+    Raises:
+        yaml.YAMLError: says which, and on which lines.
+    """
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+        if name in lines and key.value != "<<":
+            places = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line}"
+            raise yaml.YAMLError(
+                f"the key {key.value!r} stands twice in one section, on {places}; leave one out"
+            )
+        lines[name] = line
 
 
 def _written_out(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tuple[float, float]:

@@ -78,7 +78,19 @@ def _wrong(place: Sequence[str], problems: Sequence[Mapping[str, Any]]) -> str:
         return f"{where}: unknown key; {hint}"
     if "missing" in kinds:
         return f"{where}: required, but not given"
-    return f"{where}: {what_was_expected(problems)}"
+    return f"{where}: {what_was_expected(problems)}{_instead(place, problems[0].get('input'))}"
+
+
+def _instead(place: Sequence[str], given: Any) -> str:
+    """Show how to write what was meant where a section is written in a shorter form."""
+    if place[:2] == ("fitness", "tasks") and len(place) == 3 and isinstance(given, str):
+        return f"; write {{task: {given}}}"
+    if tuple(place) == ("models", "experts") and given and isinstance(given, str | list):
+        paths = [given] if isinstance(given, str) else given
+        plain = [(str(path).partition("@")[0].rstrip("/"), path) for path in paths]
+        named = ", ".join(f"{name.rpartition('/')[2]}: {path}" for name, path in plain)
+        return f"; give each a name: {{{named}}}"
+    return ""
 
 
 def _topic(location: Sequence[str]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from evomerge.common.errors import InputError
 from evomerge.config import resolve_spec, template_at
 from evomerge.export.folder import export_recipe, holds
 from evomerge.export.weights_check import compare_with_export
@@ -55,11 +57,24 @@ def merge_file(
         NonFiniteError: a merged tensor is not finite.
     """
     if path.suffix in (".yaml", ".yml"):
-        return _merge_stages(load_stages(path), path, to, given, weights, shard_bytes, trust)
+        with _named_by(path):
+            return _merge_stages(load_stages(path), path, to, given, weights, shard_bytes, trust)
     recipe, inputs, before = open_recipe(path, given, weights, trust)
-    folder = export_recipe(recipe, inputs, to, shard_bytes=shard_bytes)
+    with _named_by(path):
+        folder = export_recipe(recipe, inputs, to, shard_bytes=shard_bytes)
     told = compare_with_export(folder, recipe, before)
     return folder, [*inputs.models.notes, *([told] if told else [])]
+
+
+@contextmanager
+def _named_by(path: Path) -> Iterator[None]:
+    """Name the file in what is said of its recipe."""
+    try:
+        yield
+    except InputError as error:
+        if not str(error).startswith("recipe: "):
+            raise
+        raise InputError(f"{path}: {str(error).removeprefix('recipe: ')}") from None
 
 
 def _merge_stages(

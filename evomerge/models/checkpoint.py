@@ -224,8 +224,15 @@ def find_folder(
     key = campaign_key(name)
     match = _HUB_ID.match(spec)
     if match is None:
+        if Path(spec).is_file():
+            gguf = "; GGUF is not read" if Path(spec).suffix == ".gguf" else ""
+            raise InputError(
+                f"{key}: {spec}: a file; give the folder of a transformers model, with its "
+                f"config.json and safetensors{gguf}"
+            )
+        slashes = "; write / between folders" if "\\" in spec else ""
         raise ModelNotFoundError(
-            f"{key}: {spec}: no such folder, and not a hub id (org/model@revision)"
+            f"{key}: {spec}: no such folder, and not a hub id (org/model@revision){slashes}"
         )
     patterns = [*_HUB_FILES, *["*.bin"] * allow_pickle, *["*.py"] * trust_remote_code]
     return _snapshot(key, spec, match["repo"], match["revision"], patterns, _HUB_IGNORED)
@@ -301,7 +308,9 @@ def load_config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise InputError(f"{folder}: an adapter; only experts can be, give a whole model here")
     if not path.is_file():
-        raise InputError(f"{folder}: no config.json; give the folder of a transformers model")
+        inner = sorted(one.parent.name for one in folder.glob("*/config.json"))
+        hint = f"; there is one in {', '.join(inner[:3])}" if inner else ""
+        raise InputError(f"{folder}: no config.json; give the folder of a transformers model{hint}")
     raw = json_data(read_text(path), str(path))
     if not isinstance(raw, dict):
         raise InputError(f"{path}: not a mapping; give the folder of a transformers model")

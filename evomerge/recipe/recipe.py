@@ -19,6 +19,7 @@ from typing_extensions import override
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import canonical_json, content_digest
 from evomerge.common.errors import InputError
+from evomerge.common.wrong_values import what_was_expected
 from evomerge.config import Strict, TokenizerConfig
 
 BASE = "base"
@@ -223,8 +224,7 @@ class Recipe(Strict):
             return cls.model_validate(data)
         except ValidationError as error:
             problems = [
-                ": ".join([".".join(map(str, p["loc"])), p["msg"].removeprefix("Value error, ")])
-                for p in error.errors()
+                ": ".join([".".join(map(str, p["loc"])), _problem(p)]) for p in error.errors()
             ]
             raise InputError("\n".join(f"{where}: {p.lstrip(': ')}" for p in problems)) from None
 
@@ -233,6 +233,17 @@ class Recipe(Strict):
         used = {slot.source for slot in self.path}
         used.update(name for merge in self.merges for name in merge.experts)
         return (name for name in self.sources if name in used and name != BASE)
+
+
+def _problem(found: Mapping[str, Any]) -> str:
+    """Say in plain words what is wrong with a value of a recipe, given pydantic's entry."""
+    if found["type"] == "missing":
+        return "required, but not given; is it a recipe.json that evomerge wrote?"
+    if found["type"] == "extra_forbidden":
+        return "a key that recipes do not have"
+    if found["type"] == "value_error":
+        return str(found["msg"]).removeprefix("Value error, ")
+    return what_was_expected([found])
 
 
 def merge_name(merge: Merge) -> str:

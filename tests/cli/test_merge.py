@@ -182,6 +182,15 @@ def test_a_model_with_nan_is_named_by_every_command(command, family):
     assert "models.experts.lang: model.norm.weight holds NaN" in told
 
 
+def test_a_value_out_of_range_is_named_with_the_file(family):
+    path = family / "file.yaml"
+    data = yaml.safe_load(path.read_text()) | {"merge_method": "ties", "parameters": {"density": 2}}
+    path.write_text(yaml.safe_dump(data))
+    found = refused(family, "merge")
+    assert "file.yaml: merge of slot 0, layer: " in found
+    assert "density is 2, outside [0, 1]" in found
+
+
 @pytest.mark.slow
 def test_an_option_may_name_the_base_with_an_adapter(family):
     tiny.save_adapter(family / "models/base", family / "tuned", r=2)

@@ -15,6 +15,16 @@ def file(tmp_path):
     return path
 
 
+def test_a_key_that_stands_twice_in_a_section_is_refused_with_its_lines(file):
+    lines = len(file.read_text().splitlines())
+    file.write_text(file.read_text() + "<<: &seeded {seed: 1}\nseed: 2\nseed: 3\n")
+    with pytest.raises(InputError) as caught:
+        load_campaign(file)
+    assert f"the key 'seed' stands twice in one section, on lines {lines + 2} and {lines + 3}" in (
+        str(caught.value)
+    )
+
+
 def test_overrides_reach_keys_positions_and_named_sections(file):
     config = load_campaign(
         file,

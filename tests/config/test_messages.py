@@ -51,6 +51,15 @@ def test_every_problem_has_a_line_and_each_is_said_once():
         ({"workers": {"count": 0}}, "workers.count: expected at least 1 or 'auto' (found 0)"),
         ({"fitness": {"tasks": "arc"}}, "fitness.tasks: expected a list [...] (found 'arc')"),
         ({"initial": [{"run": 3}]}, "initial.0.run: expected text (found 3)"),
+        (
+            {"fitness": {"tasks": ["arc"]}},
+            "fitness.tasks.0: expected a section with keys of its own (found 'arc'); write {task",
+        ),
+        (
+            {"models": {"base": "b", "experts": ["zoo/math", "org/code@v1"]}},
+            "models.experts: expected a section with keys of its own (found ['zoo/math', "
+            "'org/code@v1']); give each a name: {math: zoo/math, code: org/code@v1}",
+        ),
     ],
 )
 def test_no_words_of_pydantics_are_left(keys, said):

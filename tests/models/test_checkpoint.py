@@ -284,6 +284,39 @@ def test_a_folder_without_config_or_weights_is_refused(saved, tmp_path):
         open_checkpoint("base", str(folder))
 
 
+def refusal(place, name="base"):
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(name, str(place))
+    return str(caught.value)
+
+
+def test_what_a_folder_has_in_the_place_of_weights_is_said(saved, sharded):
+    folder = saved("a")
+    (folder / "model.safetensors").rename(folder / "tuned-Q4.gguf")
+    assert "only weights in GGUF (tuned-Q4.gguf), which are not read" in refusal(folder)
+    (sharded / "model.safetensors.index.json").unlink()
+    found = refusal(sharded)
+    assert "has model-00001-of-" in found
+    assert "download model.safetensors.index.json too" in found
+
+
+def test_a_pointer_of_git_lfs_is_told_from_damaged_weights(saved):
+    path = saved("a") / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "model.safetensors: a pointer of Git LFS" in refusal(path.parent)
+
+
+def test_a_folder_above_a_model_or_a_file_in_it_is_said_to_be_one(saved):
+    folder = saved("a")
+    assert "no config.json; give the folder of a transformers model; there is one in a" in refusal(
+        folder.parent
+    )
+    with pytest.raises(InputError, match=r"model\.safetensors: a file; give the folder of"):
+        find_folder("math", str(folder / "model.safetensors"))
+    with pytest.raises(InputError, match="write / between folders"):
+        find_folder("math", "models\\math")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": "nonesuch"}', "{}"])
 def test_a_config_that_cannot_be_used_is_named(saved, text):
     folder = saved("a")

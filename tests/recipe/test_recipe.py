@@ -120,6 +120,15 @@ def test_a_file_that_is_no_recipe_is_refused_with_its_name(tmp_path):
     path.write_text("[1]")
     with pytest.raises(InputError, match=r"recipe\.json"):
         load_recipe(path)
+    path.write_text('{"models": [], "path": [], "seed": "x"}')
+    with pytest.raises(InputError) as caught:
+        load_recipe(path)
+    assert str(caught.value).replace(f"{path}: ", "").splitlines() == [
+        "sources: required, but not given; is it a recipe.json that evomerge wrote?",
+        "path: expected at least 1 entry (found [])",
+        "seed: expected a whole number (found 'x')",
+        "models: a key that recipes do not have",
+    ]
 
 
 def test_a_changed_copy_of_a_recipe_has_a_digest_of_its_own():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lm_eval.utils
+from jinja2 import TemplateError
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
@@ -138,6 +141,8 @@ def open_manager(config: FitnessConfig) -> TaskManager:
     index = manager.task_index
     if folder is not None:
         _add_yml(index, Path(folder))
+        for position, name in named.items():
+            _refuse_unreadable(position, name, index, Path(folder))
     # 2. Of names that are missing: the built-in folder that begins the name, then all built-in.
     for name in _unresolved(names, index):
         _add(index, _folder_index(name))
@@ -179,17 +184,24 @@ def load_tasks(
     except (ConnectionError, FileNotFoundError) as error:
         if missing := _MISSING_METRIC.search(str(error)):
             raise InputError(f"{where}: {_fetch_metric(missing[1])}") from error
-        raise InputError(
-            f"{where}: its data cannot be read: {error}. Nothing is fetched while offline: "
-            "load the data set once on line, or give local files as data_files"
-        ) from error
+        advice = (
+            "Correct data_files in the task's file; relative paths start at its folder"
+            if str(error).startswith("Unable to find '/")
+            else "Nothing is fetched while offline: load the data set once on line, or give local "
+            "files as data_files"
+        )
+        raise InputError(f"{where}: its data cannot be read: {error}. {advice}") from error
     except Exception as error:
-        reason = missing_split(opened[-1], error) if opened else None
+        reason = _why_not_loaded(opened[-1], error) if opened else None
+        if not opened and isinstance(error, StopIteration):  # what `datasets` makes of it
+            reason = "a file of its data is empty; give at least one document a split"
         if reason is None:
             reason = f"{type(error).__name__}: {error}"
             if error.__cause__ is not None:  # what is wrong with a file `datasets` says only there
                 reason += f" ({error.__cause__})"
-        raise InputError(f"{where} cannot be loaded: {reason}") from error
+        entry = index[spec.task]
+        file = "" if is_built_in(entry) or entry.yaml_path is None else f" ({entry.yaml_path})"
+        raise InputError(f"{where}{file} cannot be loaded: {reason}") from error
     for name, task in loaded["tasks"].items():
         _refuse_what_cannot_be_scored(where, name, task, config.run_unsafe_code)
     test_sets = {name: test_set_of(name, task, index) for name, task in loaded["tasks"].items()}
@@ -240,6 +252,41 @@ def missing_split(task: Any, error: Exception) -> str | None:
     if task.DATASET_PATH in FILE_FORMATS:
         text += f", or give the file as data_files: {{{name}: …}}"
     return text
+
+
+def _why_not_loaded(task: Any, error: Exception) -> str | None:
+    """Say what is wrong with a task whose data was read: a split, a template, its first document.
+
+    None where that does not show.
+    """
+    # 1. Splits that are not there, or empty.
+    if reason := missing_split(task, error):
+        return reason
+    splits = getattr(task, "dataset", None)
+    if isinstance(splits, Mapping):
+        for name in [getattr(task.config, key, None) for key in _SPLIT_KEYS]:
+            if name in splits and not len(splits[name]):
+                return f"its split {name!r} has no documents"
+    # 2. Templates.
+    for key in ("doc_to_text", "doc_to_target", "doc_to_choice", "description"):
+        template = getattr(task.config, key, None)
+        try:
+            if isinstance(template, str):
+                lm_eval.utils.env.from_string(template)
+        except TemplateError as wrong:
+            return f"its {key} is not a template: {wrong}"
+    # 3. The first document, on which lm-eval tries the templates.
+    with suppress(Exception):
+        document = task.task_docs[0]
+        choices, answer = task.doc_to_choice(document), task.doc_to_target(document)
+        if "" in choices:
+            return f"an empty choice in its first document: {choices}"
+        if isinstance(answer, int) and answer not in range(len(choices)):
+            return (
+                f"the answer of its first document, {answer}, is none of its {len(choices)} "
+                "choices, which are counted from 0"
+            )
+    return None
 
 
 def _runs_code(entry: Entry) -> bool:
@@ -340,6 +387,21 @@ def _folder_index(name: str) -> dict[str, Entry]:
 def _built_in_index() -> Mapping[str, Entry]:
     """Index every built-in name; 10 s, so once in a process."""
     return TaskManager(include_defaults=True).task_index
+
+
+def _refuse_unreadable(position: int, name: str, index: Mapping[str, Entry], folder: Path) -> None:
+    """Refuse a task whose own file, by its name, cannot be read: it is looked for nowhere else.
+
+    Raises:
+        InputError: names the file.
+    """
+    for path in sorted(folder.glob(f"**/{glob.escape(name)}.y*ml")) if name not in index else ():
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:  # whatever YAML, an include or a tag makes of it
+            raise InputError(
+                f"fitness.tasks[{position}].task: {name!r}: {path} cannot be read: {error}"
+            ) from None
 
 
 def _unknown(position: int, name: str, index: Mapping[str, Entry], folder: str | None) -> str:

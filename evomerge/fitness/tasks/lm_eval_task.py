@@ -19,8 +19,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from lm_eval.api.instance import Instance
+from lm_eval.api.registry import aggregation_registry
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from typing_extensions import override
@@ -231,6 +232,7 @@ def _build(
         _check_every_document_is_asked(where, name, task)
         if lm is None:  # where documents are listed; workers need not say it again
             _tell_of_answers_without_a_choice(where, name, task)
+            _tell_of_missing_values(where, name, task)
     requests = {name: _by_document(task.instances) for name, task in loaded.tasks.items()}
     documents = {name: tuple(group[0].doc for group in requests[name]) for name in loaded.tasks}
     ids = {name: item_ids(documents[name]) for name in loaded.tasks}
@@ -326,8 +328,8 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> Metric:
     usable = [key for key, function in aggregation.items() if aggregate_of(function)]
     if metric not in usable:
         raise InputError(
-            f"{where}: {metric!r} of {name} is not aggregated to a score; "
-            f"usable: {', '.join(usable) or 'none'}"
+            f"{where}: {metric!r} of {name} is not aggregated to a score"
+            f"{_aggregation_hint(task, metric)}; usable: {', '.join(usable) or 'none'}"
         )
     # 4. Filter and direction must be known.
     if not wanted and len(filters) > 1:
@@ -343,6 +345,17 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> Metric:
             "set higher_is_better in its metric_list"
         )
     return metric, wanted or filters[0], bool(higher)
+
+
+def _aggregation_hint(task: Any, metric: str) -> str:
+    """Name the aggregation of a metric that its task's file gives and lm-eval does not have."""
+    listed = [one for one in task.config.metric_list or () if one.get("metric") == metric]
+    named = listed[0].get("aggregation") if listed else None
+    if not isinstance(named, str) or named in aggregation_registry:
+        return ""
+    near = difflib.get_close_matches(named, list(aggregation_registry.keys()), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f": lm-eval has no aggregation {named!r} (metric_list in the task's file){hint}"
 
 
 def _source_of(task: Any) -> dict[str, str]:
@@ -383,6 +396,11 @@ def _request(where: str, name: str, task: Any, spec: TaskConfig, lm: Any | None)
         # Building runs the task author's own code and templates: anything can come out of it.
         except Exception as error:
             reason = missing_split(task, error)
+            if "Sample larger than population" in str(error):
+                raise InputError(
+                    f"{where}.num_fewshot: {task.config.num_fewshot} examples are asked for, and "
+                    f"{name!r} has fewer documents to draw them from; ask for fewer"
+                ) from None
             if reason is None:
                 reason = f"{type(error).__name__}: {error}{_failing_document(task)}"
             raise InputError(
@@ -416,7 +434,14 @@ def _chat_template(where: str, name: str, spec: TaskConfig, lm: Any) -> Callable
                         "the task's doc_to_text"
                     ) from None
                 _LOGGER.warning("%s: %s: the description of %s is left out", where, refused, name)
-        return lm.apply_chat_template(history, **kwargs)
+        try:
+            return lm.apply_chat_template(history, **kwargs)
+        except TemplateSyntaxError as error:
+            raise InputError(
+                f"{where}.apply_chat_template: the base model's chat template is no template "
+                f"(line {error.lineno}: {error.message}); mend it (chat_template.jinja, or "
+                "chat_template in tokenizer_config.json), or leave apply_chat_template out"
+            ) from None
 
     return apply
 
@@ -454,7 +479,7 @@ def _tell_of_answers_without_a_choice(where: str, name: str, task: Any) -> None:
     """
     if task.OUTPUT_TYPE != "multiple_choice" or getattr(task, "multiple_input", 0):
         return
-    found = []
+    found, twice = [], []
     documents = task.eval_docs
     for place, document in enumerate(documents):
         with suppress(Exception):  # the task author's own code; scoring will name what fails
@@ -464,6 +489,21 @@ def _tell_of_answers_without_a_choice(where: str, name: str, task: Any) -> None:
                 a in (choices if isinstance(a, str) else range(len(choices))) for a in answers
             ):
                 found.append((place + 1, given, len(choices)))
+            elif isinstance(given, int) and choices[given] in choices[:given]:
+                twice.append((place + 1, choices[given]))
+    if twice:
+        more = f" (and {len(twice) - 1} more)" if len(twice) > 1 else ""
+        _LOGGER.warning(
+            "%s: the right answer of document %d of %d of %r%s, %r, stands among its choices "
+            "before, too, and of equal choices the first is taken: whatever a model says counts "
+            "as wrong",
+            where,
+            twice[0][0],
+            len(documents),
+            name,
+            more,
+            twice[0][1],
+        )
     if found:
         place, given, count = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -478,6 +518,32 @@ def _tell_of_answers_without_a_choice(where: str, name: str, task: Any) -> None:
             given,
             count,
         )
+
+
+def _tell_of_missing_values(where: str, name: str, task: Any) -> None:
+    """Warn of documents that lack a value which others have and their prompt names.
+
+    Data sets hold None there, and a template writes it as the word.
+    """
+    keys = ("doc_to_text", "doc_to_target", "doc_to_choice")
+    templates = [text for key in keys if isinstance(text := getattr(task.config, key, None), str)]
+    documents = [document for document in task.eval_docs if isinstance(document, dict)]
+    for field in dict.fromkeys(key for document in documents for key in document):
+        pattern = re.compile(rf"\b{re.escape(str(field))}\b")
+        lacking = [n for n, document in enumerate(documents, 1) if document.get(field) is None]
+        named = any(pattern.search(text) for text in templates)
+        if named and lacking and len(lacking) < len(documents):
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            _LOGGER.warning(
+                "%s: document %d of %d of %r%s has no %r, for which its prompt or answer would say "
+                "'None'; correct it, or leave it out (process_docs in the task's file can)",
+                where,
+                lacking[0],
+                len(documents),
+                name,
+                more,
+                field,
+            )
 
 
 def _check_limits(where: str, name: str, task: Any, spec: TaskConfig, lm: Any) -> None:

@@ -17,6 +17,7 @@ from evomerge.models.messages import reason
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+_LFS = b"version https://git-lfs."
 ALLOW_PICKLE = (
     "convert them to safetensors or, if you trust them, set models.allow_pickle: true (campaign "
     "file) or add --allow-pickle (evomerge merge)"
@@ -57,7 +58,25 @@ def read_stored(folder: Path, allow_pickle: bool) -> dict[str, StoredTensor]:
         if (folder / file).is_file():
             return open_weights(folder / file)
         return _open_indexed(index)
-    raise InputError(f"{folder}: no weights; expected {SAFETENSORS} or {SAFETENSORS}.index.json")
+    raise InputError(f"{folder}: {_no_weights(folder)}")
+
+
+def _no_weights(folder: Path) -> str:
+    """Say that a folder has no weights that are read, and what it has in their place."""
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    if shards:
+        more = f" and {len(shards) - 1} more" if len(shards) > 1 else ""
+        index = f"{SAFETENSORS}.index.json"
+        return (
+            f"has {shards[0]}{more}, but neither {SAFETENSORS} nor {index}, which says what is in "
+            f"which file; download {index} too, or rename a single file to {SAFETENSORS}"
+        )
+    if found := sorted(path.name for path in folder.glob("*.gguf")):
+        return (
+            f"only weights in GGUF ({found[0]}), which are not read; give the model that they were "
+            "made of, in safetensors"
+        )
+    return f"no weights; expected {SAFETENSORS} or {SAFETENSORS}.index.json"
 
 
 def _open_indexed(index: Path) -> dict[str, StoredTensor]:
@@ -112,9 +131,23 @@ def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
             # Each tensor is a view that keeps the mapping alive after the handle is closed.
             return {name: StoredTensor(opened.get_tensor(name), file) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as error:
+        if _is_lfs_pointer(file):
+            raise InputError(
+                f"{file}: a pointer of Git LFS and not the weights themselves; fetch them with "
+                "`git lfs pull` in its folder, or download the model with `hf download`"
+            ) from None
         raise InputError(
             f"{file}: truncated or not a safetensors file ({reason(error)}); download it again"
         ) from None
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    """Say whether a clone left the pointer to a file in the file's place."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
 
 
 def _open_pickled(file: Path) -> dict[str, StoredTensor]:

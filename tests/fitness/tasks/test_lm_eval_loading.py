@@ -74,22 +74,38 @@ def test_built_in_tasks_are_found_without_the_full_scan(tasks, monkeypatch):
 def test_a_missing_data_file_is_one_message(tasks):
     tasks.write("t")
     (tasks.folder / "t_test.jsonl").unlink()
-    assert "its data cannot be read" in refused(tasks.config({"task": "t"}))
+    message = refused(tasks.config({"task": "t"}))
+    assert f"its data cannot be read: Unable to find '{tasks.folder}/t_test.jsonl'" in message
+    assert "Correct data_files in the task's file" in message
+
+
+def test_a_data_file_without_documents_is_said_to_be_empty(tasks):
+    tasks.write("t", test=[])
+    assert "a file of its data is empty" in refused(tasks.config({"task": "t"}))
+
+
+def test_a_task_whose_own_file_cannot_be_read_is_looked_for_nowhere_else(tasks, monkeypatch):
+    monkeypatch.setattr("evomerge.fitness.tasks.lm_eval_loading._built_in_index", pytest.fail)
+    (tasks.folder / "own.yaml").write_text("task: own\n\tdataset_path: json\n")
+    message = refused(tasks.config({"task": "own"}))
+    assert message.startswith(f"fitness.tasks[0].task: 'own': {tasks.folder}/own.yaml cannot be re")
 
 
 def test_a_damaged_data_file_is_one_message_with_the_reason(tasks):
     tasks.write("t")
     (tasks.folder / "t_test.jsonl").write_text('{"question": "w1"')
     message = refused(tasks.config({"task": "t"}))
-    assert "fitness.tasks[0].task: 't' cannot be loaded: DatasetGenerationError" in message
+    where = f"fitness.tasks[0].task: 't' ({tasks.folder}/t.yaml)"
+    assert f"{where} cannot be loaded: DatasetGenerationError" in message
     assert "JSON parse error" in message
 
 
 def test_a_split_that_the_data_lacks_is_named_with_those_there_are(tasks, docs):
     tasks.write("t", train=docs(5), test_split="test2")
     assert refused(tasks.config({"task": "t"})) == (
-        "fitness.tasks[0].task: 't' cannot be loaded: test_split is 'test2', but the data has "
-        "'test', 'train' only; name one that is there, or give the file as data_files: {test2: …}"
+        f"fitness.tasks[0].task: 't' ({tasks.folder}/t.yaml) cannot be loaded: test_split is "
+        "'test2', but the data has 'test', 'train' only; name one that is there, or give the "
+        "file as data_files: {test2: …}"
     )
 
 
@@ -112,7 +128,15 @@ def test_a_missing_include_path_is_named(tasks, tmp_path):
     [
         ({"unsafe_code": True}, "Set fitness.run_unsafe_code: true if you mean it"),
         ({"doc_to_text": "{{missing.field}}"}, "cannot be loaded: UndefinedError"),
-        ({"num_fewshot": 99}, "requests of 't' cannot be built: ValueError"),
+        ({"num_fewshot": 99}, "tasks[0].num_fewshot: 99 examples are asked for, and 't' has few"),
+        ({"doc_to_text": "{{question"}, "its doc_to_text is not a template: unexpected end of"),
+        ({"doc_to_choice": "{{choices | pick}}"}, "its doc_to_choice is not a template: No filter"),
+        ({"doc_to_target": 7}, "the answer of its first document, 7, is none of its 4 choices"),
+        ({"doc_to_choice": ["", "a", "b", "c"]}, "an empty choice in its first document: ['', 'a"),
+        (
+            {"metric_list": [{"metric": "acc", "aggregation": "meen"}]},
+            "lm-eval has no aggregation 'meen' (metric_list in the task's file); did you mean 'm",
+        ),
     ],
 )
 def test_tasks_that_cannot_be_scored_are_refused(keys, message, tasks):

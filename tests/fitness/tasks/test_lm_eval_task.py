@@ -105,6 +105,46 @@ def test_an_answer_that_is_none_of_the_choices_is_told(answer, tasks, docs, capl
     assert "fitness.tasks[0]: the answer of document 4 of 24 of 't' (and 1 more), " in told
 
 
+def told_of(caplog, words):
+    return [record.message for record in caplog.records if words in record.message]
+
+
+def test_a_value_that_some_documents_lack_is_told_if_the_prompt_names_it(tasks, docs, caplog):
+    test = docs(24)
+    tasks.write("t", test=[{**one, "beside": None if i else 1} for i, one in enumerate(test)])
+    list_items(tasks.config({"task": "t"}))
+    assert not told_of(caplog, "has no")
+    del test[3]["question"], test[9]["question"]
+    tasks.write("t", test=test)
+    list_items(tasks.config({"task": "t"}))
+    (message,) = told_of(caplog, "has no")
+    assert "document 4 of 24 of 't' (and 1 more) has no 'question', for which" in message
+
+
+def test_a_right_answer_that_stands_before_itself_is_told(tasks, docs, caplog):
+    test = docs(24)
+    test[5].update(choices=["w1", "w2", "w1", "w3"], gold=0)
+    tasks.write("t", test=test)
+    list_items(tasks.config({"task": "t"}))
+    assert not told_of(caplog, "stands among its choices")
+    test[5]["gold"] = 2
+    tasks.write("t", test=test)
+    list_items(tasks.config({"task": "t"}))
+    (message,) = told_of(caplog, "stands among its choices")
+    assert "the right answer of document 6 of 24 of 't', 'w1'" in message
+
+
+def test_a_chat_template_that_is_no_template_is_named_with_its_line(lm, tasks):
+    tasks.write("t")
+    lm.tokenizer.chat_template = "{% for m in messages %}\n{{ m['content'] }"
+    with pytest.raises(InputError) as caught:
+        TaskSet(tasks.config({"task": "t", "apply_chat_template": True}), Local(lm))
+    assert str(caught.value).startswith(
+        "fitness.tasks[0].apply_chat_template: the base model's chat template is no template (line "
+        "2: unexpected '}'); mend it"
+    )
+
+
 def test_an_instruction_that_the_chat_template_refuses_is_refused(lm, tasks):
     tasks.write("t")
     lm.tokenizer.chat_template = REFUSING
