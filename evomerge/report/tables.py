@@ -235,8 +235,8 @@ def front_rows(best: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         for each `name` (its trials, or the parent's name), `role` ("merge" | "parent"),
-        `preferred`, `trial` (its first; None of a parent), `digest`, and on every split goal →
-        mean, or null where it was not measured.
+        `preferred`, `trial` (the preferred, or its first; None of a parent), `digest`, and on every
+        split goal → mean, or null where it was not measured.
     """
     # 1. recipes that are equal in all goals on search are one point
     found: dict[tuple[float, ...], dict[str, Any]] = {}
@@ -246,8 +246,9 @@ def front_rows(best: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
         if row["trial"] != point["trial"]:
             row["also"].append(point["trial"])
-        if point["digest"] == best["digest"]:
-            row.update({key: point[key] for key in ("digest", *SPLITS)})
+        if point["digest"] == best["digest"] != row["digest"]:
+            row["also"][-1] = row["trial"]
+            row.update({key: point[key] for key in ("trial", "digest", *SPLITS)})
         row["preferred"] = row["digest"] == best["digest"]
     for row in found.values():
         also = row.pop("also")

@@ -81,7 +81,9 @@ def test_the_front_has_every_point_once_and_the_parents():
     front = [point(7, "x", 0.5, 0.5), point(9, "y", 0.5, 0.5), point(8, "z", 0.9, 0.1)]
     best = {"front": front, "digest": "y", "parents": {"base": scored(0.2, 0.3)}}
     rows = front_rows(best)
-    assert [row["name"] for row in rows] == ["7 (+1 alike)", "8", "base"]
+    # the row of the preferred trial has its number, by which it is exported
+    assert [row["name"] for row in rows] == ["9 (+1 alike)", "8", "base"]
+    assert [row["trial"] for row in rows] == [9, 8, None]
     assert [row["preferred"] for row in rows] == [True, False, False]
     assert rows[-1]["test"] == {"a": 0.2, "b": 0.3}
 
