@@ -115,7 +115,9 @@ def left_line(status: dict[str, Any]) -> str:
         return "not known yet"
     if not status["left"]:
         return "none: the budget is spent; the winner is chosen and tested next"
-    return f"about {duration(status['left'])}, at {60 * status['rate']:.3g} trials a minute"
+    resumed = " once it goes on" if status.get("state") in ("stopped", "dead") else ""
+    pace = f"at {60 * status['rate']:.3g} trials a minute"
+    return f"about {duration(status['left'])}{resumed}, {pace}"
 
 
 def events_line(events: dict[str, Any]) -> str:

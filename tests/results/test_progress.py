@@ -221,4 +221,5 @@ def test_times_are_told_in_words():
     assert told == ["8 s", "89 s", "12 min", "3 h 05 min", "3 d 2 h"]
     status = {"left": 1200.0, "rate": 0.05}
     assert left_line(status) == "about 20 min, at 3 trials a minute"
+    assert left_line({**status, "state": "dead"}).startswith("about 20 min once it goes on, at 3 ")
     assert left_line({"left": None, "rate": None}) == "not known yet"
