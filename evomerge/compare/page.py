@@ -72,6 +72,7 @@ def rows(comparison: Mapping[str, Any]) -> dict[str, list[str]]:
 def remarks(comparison: Mapping[str, Any]) -> list[str]:
     """Say how to read the table."""
     trials, items = comparison["trials"], comparison["search_items"]
+    found = comparison["optimizers"]
     each = f"{trials} trials of {items} search items, {trials * items:,} item evaluations"
     if comparison.get("items"):
         each = f"{comparison['items']:,} evaluations of {items} search items"
@@ -80,6 +81,14 @@ def remarks(comparison: Mapping[str, Any]) -> list[str]:
         "The best by search so far is scored on select "
         f"({comparison['select_items']} items) in hindsight; no optimizer is told.",
     ]
+    spent = {label: max(c["curve"]["spent"], default=0) for label, c in found.items()}
+    beyond = [label for label, most in spent.items() if most > trials * items]
+    if beyond and not comparison.get("items"):
+        lines.append(
+            f"Gradient descents come on top: {', '.join(beyond)} spent up to "
+            f"{max(spent.values()):,.0f}. To compare at equal cost give the budget in items "
+            "(budget.items)."
+        )
     if comparison["target"] is not None:
         lines.append(
             f"Target: .95 of the best known score, {short(comparison['best_known'])} (the highest "
