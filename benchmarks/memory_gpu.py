@@ -2,9 +2,9 @@
 
 Run `python benchmarks/memory_gpu.py` on a machine with a GPU. A worker's merges with its sources
 kept on the GPU, and with its sources copied there for every candidate, of the shapes of a Llama of
-1.5 B parameters with base and three experts in bf16; the candidate is a model in bf16, and then
-answers a batch of requests. For each, bytes as planned and as measured, and their ratio: above 1
-the plan was too small. Random tensors; the sources lie in the host's memory.
+1.5 B parameters (8 of its 28 layers) with base and three experts in bf16; the candidate is a model
+in bf16, and then answers a batch of requests. For each, bytes as planned and as measured, and their
+ratio: above 1 the plan was too small. Random tensors; the sources lie in the host's memory.
 
 `--device cpu` cannot be measured; `--small` makes it quick.
 """
@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from materialize_gpu import invented, recipe_of
+from materialize_gpu import Invented, invented, recipe_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evomerge.common.accelerator import Accelerator, available, synchronize
@@ -53,14 +53,17 @@ def measured(device: str, small: bool) -> dict[str, Any]:
         vocab_size=512 if small else 151936,
         hidden_size=width,
         intermediate_size=width * 35 // 6,
-        num_hidden_layers=2 if small else 28,
+        num_hidden_layers=2 if small else 8,
         num_attention_heads=4 if small else 12,
         num_key_value_heads=2,
         tie_word_embeddings=True,
         max_position_embeddings=TOKENS,
     )
     layout = layout_of(build_skeleton(config, trust_remote_code=False))
-    sources: dict[str, Any] = invented(layout, "cpu")
+    sources: dict[str, Any] = {
+        name: Invented(name, {key: tensor.cpu() for key, tensor in drawn.tensors.items()})
+        for name, drawn in invented(layout, device).items()  # drawn there, which is faster
+    }
     known = {
         name: SimpleNamespace(dtype=source.dtype, config=config) for name, source in sources.items()
     }

@@ -119,13 +119,24 @@ def _instance(kind: Any, arguments: tuple[Any, ...], number: int) -> Instance:
 
 
 @torch.inference_mode()
-def plain_scores(model: Any, tokenizer: Any, asked: Sequence[Instance]) -> list[float]:
-    """Log-likelihoods by padded batches of whole rows, the longest first."""
+def plain_scores(
+    model: Any, tokenizer: Any, asked: Sequence[Instance], count: int = ROWS
+) -> list[float]:
+    """Log-likelihoods by padded batches of whole rows, the longest first; halved if need be."""
+    try:
+        return _plain_scores(model, tokenizer, asked, count)
+    except torch.OutOfMemoryError:
+        if count == 1:
+            raise
+    return plain_scores(model, tokenizer, asked, count // 2)
+
+
+def _plain_scores(model: Any, tokenizer: Any, asked: Sequence[Instance], count: int) -> list[float]:
     device, found = model.device, [0.0] * len(asked)
     split = [[tokenizer.encode(t, add_special_tokens=False) for t in one.args] for one in asked]
     order = sorted(range(len(asked)), key=lambda place: -len(split[place][0]))
-    for first in range(0, len(order), ROWS):
-        places = order[first : first + ROWS]
+    for first in range(0, len(order), count):
+        places = order[first : first + count]
         rows = [(split[place][0] + split[place][1])[:-1] for place in places]
         longest = max(map(len, rows))
         tokens = torch.tensor([row + [1] * (longest - len(row)) for row in rows], device=device)
@@ -213,7 +224,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default=available() or "none", help="torch's name, or cpu")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.device == "none":
