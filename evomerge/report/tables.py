@@ -323,10 +323,8 @@ def duration(seconds: float) -> str:
 
 def remarks(best: Mapping[str, Any]) -> list[str]:
     """Say how to read the table, and what the reader must not overlook."""
-    lines = [
-        "[95 % intervals], on the test split once it is open, on search before; "
-        f"{tests_line(best, shown_split(best))}."
-    ]
+    split = shown_split(best)
+    lines = [f"In brackets: 95 % intervals, on {split}; {tests_line(best, split)}."]
     if best["choice"]:
         lines.append(choice_line(best["choice"], short))
     if best["test_sets"]:
