@@ -28,6 +28,9 @@ def test_yaml_is_a_campaign_a_part_of_one_a_task_or_mergekits(block):
     if "merge_method" in data:
         from_mergekit(text, "the page")
         return
+    if "include" in data:  # a task that changes another
+        assert data["include"].endswith(".yaml")
+        return
     if "task" in data:
         assert {"dataset_path", "output_type", "metric_list"} <= set(data)
         return
