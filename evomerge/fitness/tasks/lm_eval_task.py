@@ -530,9 +530,13 @@ def _tell_of_missing_values(where: str, name: str, task: Any) -> None:
     documents = [document for document in task.eval_docs if isinstance(document, dict)]
     for field in dict.fromkeys(key for document in documents for key in document):
         pattern = re.compile(rf"\b{re.escape(str(field))}\b")
+        if not any(pattern.search(text) for text in templates):
+            continue
         lacking = [n for n, document in enumerate(documents, 1) if document.get(field) is None]
-        named = any(pattern.search(text) for text in templates)
-        if named and lacking and len(lacking) < len(documents):
+        # a template may well ask first whether there is one
+        if len(lacking) < len(documents):
+            lacking = [n for n in lacking if _says_none(task, documents[n - 1])]
+        if lacking and len(lacking) < len(documents):
             more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
             _LOGGER.warning(
                 "%s: document %d of %d of %r%s has no %r, for which its prompt or answer would say "
@@ -544,6 +548,16 @@ def _tell_of_missing_values(where: str, name: str, task: Any) -> None:
                 more,
                 field,
             )
+
+
+def _says_none(task: Any, document: Any) -> bool:
+    """Say whether a document's prompt, answer or choices hold the word for a missing value."""
+    with suppress(Exception):  # the task author's own code; scoring will name what fails
+        asked = [task.doc_to_text(document), task.doc_to_target(document)]
+        if task.config.doc_to_choice is not None:
+            asked.append(task.doc_to_choice(document))
+        return re.search(r"\bNone\b", str(asked)) is not None
+    return False
 
 
 def _check_limits(where: str, name: str, task: Any, spec: TaskConfig, lm: Any) -> None:

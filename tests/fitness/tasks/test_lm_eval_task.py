@@ -119,6 +119,10 @@ def test_a_value_that_some_documents_lack_is_told_if_the_prompt_names_it(tasks, 
     list_items(tasks.config({"task": "t"}))
     (message,) = told_of(caplog, "has no")
     assert "document 4 of 24 of 't' (and 1 more) has no 'question', for which" in message
+    caplog.clear()
+    tasks.write("t", test=test, doc_to_text="q {% if question %}: {{question}}{% endif %}")
+    list_items(tasks.config({"task": "t"}))
+    assert not told_of(caplog, "has no")
 
 
 def test_a_right_answer_that_stands_before_itself_is_told(tasks, docs, caplog):
