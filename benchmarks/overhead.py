@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from evomerge.campaign.open import open_campaign
@@ -29,6 +30,9 @@ class SearchClock:
     def __init__(self) -> None:
         self.phase_name, self.started = "", 0.0
         self.wall, self.working = 0.0, 0.0
+
+    def on_record(self, evaluations: Iterable[Evaluation]) -> None:
+        """Nothing: the run is new."""
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Start the clock with the search."""

@@ -19,7 +19,7 @@ import heapq
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,6 +122,9 @@ class Search:
         self.first_job = self.last_job = self.trials = 0
         self.began = self.ended = 0.0
         self._on = False
+
+    def on_record(self, evaluations: Iterable[Evaluation]) -> None:
+        """Nothing: the run is new."""
 
     def phase(self, name: str, done: int, total: int) -> None:
         """The search begins, or is over."""

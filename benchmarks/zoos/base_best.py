@@ -15,7 +15,7 @@ import copy
 from pathlib import Path
 
 import torch
-from common import WORDS, save, save_campaign, save_tasks, train
+from common import WORDS, lesson_of, save, save_campaign, save_tasks, train
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 TAUGHT = ("first", "second", "third", "largest")
@@ -47,11 +47,11 @@ def make(folder: Path) -> Path:
             eos_token_id=2,
         )
     )
-    train(base, dict(zip(TAUGHT, TAUGHT, strict=True)), steps=150, rate=2e-3, seed=0)
+    train(base, lesson_of(dict(zip(TAUGHT, TAUGHT, strict=True))), steps=150, rate=2e-3, seed=0)
     save(base, folder / "models" / "base")
     for seed, (name, lesson) in enumerate(LESSONS.items(), 1):
         expert = copy.deepcopy(base)
-        train(expert, lesson, steps=100, rate=1e-3, seed=seed)
+        train(expert, lesson_of(lesson), steps=100, rate=1e-3, seed=seed)
         save(expert, folder / "models" / name)
     save_tasks(folder / "tasks", documents=100)
     return save_campaign(folder, "base-best", list(LESSONS))

@@ -1,14 +1,16 @@
 """Small models, tasks and a campaign file of one's own making: what the zoos are built of.
 
 A document is a command and four different words, such as `second w3 w11 w0 w7 is`; the answer is
-one of the four. Models are trained from nothing, on two cores in a minute or two.
+one of the four, or, to the commands of `LISTS`, three of them in some order. Models are trained
+from nothing, on two cores in a minute or two.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,19 @@ COMMANDS: dict[str, Callable[[Sequence[int]], int]] = {
     "largest": max,
     "smallest": min,
 }
+LISTS: dict[str, Callable[[Sequence[int]], list[int]]] = {
+    "copy": lambda items: list(items[:3]),
+    "back": lambda items: list(items[:0:-1]),
+    "turn": lambda items: [items[1], items[2], items[0]],
+    "up": lambda items: sorted(items)[:3],
+    "down": lambda items: sorted(items, reverse=True)[:3],
+}
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 WORDS = [*SPECIAL, *COMMANDS, "is", *ITEMS]
-TOKEN = {word: index for index, word in enumerate(WORDS)}
+LIST_WORDS = [*SPECIAL, *LISTS, "is", *ITEMS]
 
-Lesson = Mapping[str, str]
-"""Command → the command whose answers are taught for it."""
+Lesson = Mapping[str, Callable[[Sequence[int]], list[str]]]
+"""Command → the words that are taught as its answer; of all commands as many."""
 
 
 def draw(rng: random.Random) -> list[int]:
@@ -44,17 +53,50 @@ def prompt(command: str, items: Sequence[int]) -> str:
     return " ".join([command, *(ITEMS[item] for item in items), "is"])
 
 
-def train(model: PreTrainedModel, lesson: Lesson, steps: int, rate: float, seed: int) -> None:
-    """Teach a model answers by cross-entropy at the last word of the question (AdamW, batch 64)."""
+def answer(command: str, items: Sequence[int]) -> list[str]:
+    """Return the words of the right answer."""
+    right = COMMANDS[command](items) if command in COMMANDS else LISTS[command](items)
+    return [ITEMS[item] for item in ([right] if isinstance(right, int) else right)]
+
+
+def lesson_of(taught: Mapping[str, str]) -> Lesson:
+    """Make a lesson of command → the command whose answers are taught for it."""
+    return {command: partial(answer, of) for command, of in taught.items()}
+
+
+def train(
+    model: PreTrainedModel,
+    lesson: Lesson,
+    steps: int,
+    rate: float,
+    seed: int,
+    words: Sequence[str] = WORDS,
+) -> None:
+    """Teach a model answers by cross-entropy at the words of the answer (AdamW, batch 64).
+
+    Args:
+        model: is changed in place.
+        lesson: what is taught.
+        steps: of AdamW.
+        rate: the learning rate.
+        seed: of the questions.
+        words: the vocabulary.
+    """
+    token = {word: index for index, word in enumerate(words)}
     rng, optimizer = random.Random(seed), torch.optim.AdamW(model.parameters(), lr=rate)
     commands = list(lesson)
     model.train()
     for _ in range(steps):
         asked = [(rng.choice(commands), draw(rng)) for _ in range(64)]
-        tokens = [[TOKEN[w] for w in ["<s>", *prompt(c, items).split()]] for c, items in asked]
-        answers = [TOKEN[ITEMS[COMMANDS[lesson[c]](items)]] for c, items in asked]
-        logits = model(torch.tensor(tokens)).logits[:, -1]
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(answers))
+        answers = [lesson[command](items) for command, items in asked]
+        read = [
+            ["<s>", *prompt(command, items).split(), *taught[:-1]]
+            for (command, items), taught in zip(asked, answers, strict=True)
+        ]
+        logits = model(torch.tensor([[token[word] for word in row] for row in read])).logits
+        logits = logits[:, -len(answers[0]) :].flatten(0, 1)
+        targets = torch.tensor([token[word] for taught in answers for word in taught])
+        loss = torch.nn.functional.cross_entropy(logits, targets)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -62,53 +104,84 @@ def train(model: PreTrainedModel, lesson: Lesson, steps: int, rate: float, seed:
     model.eval()
 
 
-def save(model: PreTrainedModel, folder: Path) -> None:
-    """Write a model with the tokenizer of all zoos."""
+def save(model: PreTrainedModel, folder: Path, words: Sequence[str] = WORDS) -> None:
+    """Write a model with the tokenizer of its vocabulary."""
     model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel(dict(TOKEN), unk_token="<unk>"))
+    token = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(token, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     named = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
 
 
-def save_tasks(folder: Path, documents: int, *, generated: Sequence[str] = ()) -> None:
+def save_tasks(
+    folder: Path, documents: int, commands: Iterable[str] = COMMANDS, before: str = ""
+) -> None:
     """Write an lm-eval task for every command.
 
+    One word of four is chosen; an answer of several is generated, and so is every answer where
+    words stand before it.
+
     Args:
+        folder: of the tasks' files.
         documents: of each task.
-        generated: the commands whose answers are generated; of the others one is chosen.
+        commands: of `COMMANDS` or `LISTS`.
+        before: words that begin every target; the metric takes them out of targets and answers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (command, answer) in enumerate(COMMANDS.items()):
+    for number, command in enumerate(commands):
         rng, lines = random.Random(number), {}
         while len(lines) < documents:
             items = draw(rng)
-            words, right = [ITEMS[i] for i in items], items.index(answer(items))
+            options, right = [ITEMS[i] for i in items], answer(command, items)
             question = prompt(command, items)
-            lines[question] = {"q": question, "options": words, "right": right}
+            chosen = {"options": options, "right": options.index(right[0])}
+            written = {"target": " ".join([*before.split(), *right])}
+            lines[question] = {
+                "q": question,
+                **(written if is_written(command, before) else chosen),
+            }
         data = "".join(json.dumps(line) + "\n" for line in lines.values())
         (folder / f"{command}.jsonl").write_text(data)
+        metric: dict[str, Any] = {"aggregation": "mean", "higher_is_better": True}
         task: dict[str, Any] = {
             "task": command,
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": f"{command}.jsonl"}},
             "test_split": "test",
             "doc_to_text": "{{q}}",
+            "metric_list": [metric],
         }
-        if command in generated:
-            kind, metric = "generate_until", "exact_match"
-            task["doc_to_target"] = "{{options[right]}}"
-            task["generation_kwargs"] = {"until": ["</s>"], "max_gen_toks": 1}
+        if is_written(command, before):
+            most = len(before.split()) + len(right)
+            metric["metric"], task["output_type"] = "exact_match", "generate_until"
+            task["doc_to_target"] = "{{target}}"
+            task["generation_kwargs"] = {"until": ["</s>"], "max_gen_toks": most}
+            if before:
+                metric["regexes_to_ignore"] = [f"({'|'.join(set(before.split()))}) *"]
         else:
-            kind, metric = "multiple_choice", "acc"
+            metric["metric"], task["output_type"] = "acc", "multiple_choice"
             task |= {"doc_to_choice": "{{options}}", "doc_to_target": "{{right}}"}
-        how = {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-        task |= {"output_type": kind, "metric_list": [how]}
         (folder / f"{command}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
 
 
-def save_campaign(folder: Path, name: str, experts: Sequence[str]) -> Path:
+def is_written(command: str, before: str = "") -> bool:
+    """Tell whether a command's answers are generated."""
+    return command in LISTS or bool(before)
+
+
+def save_campaign(
+    folder: Path,
+    name: str,
+    experts: Sequence[str],
+    commands: Iterable[str] = COMMANDS,
+    before: str = "",
+) -> Path:
     """Write a plain campaign file: task vectors by module, 400 trials."""
+    tasks = [
+        {"task": c, "metric": "exact_match" if is_written(c, before) else "acc", "num_fewshot": 0}
+        for c in commands
+    ]
     data = {
         "name": name,
         "models": {
@@ -124,7 +197,7 @@ def save_campaign(folder: Path, name: str, experts: Sequence[str]) -> Path:
         },
         "fitness": {
             "include_path": "tasks",
-            "tasks": [{"task": command, "num_fewshot": 0} for command in COMMANDS],
+            "tasks": tasks,
             "splits": {"search": 0.4, "select": 0.3, "test": 0.3},
         },
         "budget": {"trials": 400},

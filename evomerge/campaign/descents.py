@@ -370,9 +370,10 @@ class ProposedDescents:
 def before_search(record: Recorder) -> list[Planned]:
     """Plan the descents of `initial`; parents must have been measured on search."""
     setup, known = record.setup, record.study.descents()
-    configs, parents = descents_of(setup.config.initial), record.parents_by_score()
+    configs = descents_of(setup.config.initial)
     if not known:
-        starts = [origin_of(one, setup.space, where, parents) for where, one in configs.items()]
+        scored = record.known_by_score()
+        starts = [origin_of(one, setup.space, where, scored) for where, one in configs.items()]
         known = [begin(name, genome) for name, genome in starts]
     return [
         Planned(where, options, [setup.config.seed, index], known[index])

@@ -35,6 +35,8 @@ from evomerge.study.storage_url import describe
 
 BEST_PARENT = "best_parent"
 """The origin of a descent that is the best of the parents on search."""
+BEST_KNOWN = "best_known"
+"""The origin of a descent that is the best of parents, default merges and grid on search."""
 _TRIED = 8
 """Random genomes among which one must have a gradient, where a descent may begin anywhere."""
 
@@ -83,9 +85,10 @@ def check_descents(
     """
     for where, descent in descents_of(config.initial).items():
         _check_smooth(config, kinds, where)
-        for name in space.seeds if descent.origin == BEST_PARENT else [descent.origin]:
+        best = {BEST_PARENT: [*space.seeds], BEST_KNOWN: ["uniform", *space.seeds]}
+        for name in best.get(descent.origin, [descent.origin]):
             at = descent.model_copy(update={"origin": name})
-            _check_genes(config, space, [origin_of(at, space, where, ())[1]], where)
+            _check_genes(config, space, [origin_of(at, space, where, {})[1]], where)
         if descent.sets and not any(gene.name.startswith("use.") for gene in space.genes):
             raise InputError(
                 f"{where}.sets: no expert can be left out here; write "
@@ -160,21 +163,26 @@ def _check_genes(
 
 
 def origin_of(
-    descent: DescentConfig, space: Space, where: str, parents: Sequence[str]
+    descent: DescentConfig, space: Space, where: str, scored: Mapping[str, Genome]
 ) -> tuple[str, Genome]:
     """The name of the point where a descent begins, and its genome.
 
     Args:
-        parents: by search, the best first.
+        descent: names its origin.
+        space: holds parents.
+        where: the descent's key.
+        scored: name → genome of parents and default merges by search, the best first.
 
     Raises:
         InputError: no such point; names those there are.
     """
     known = {"uniform": space.initial, **space.seeds}
-    held = [name for name in parents if name in space.seeds]
+    if descent.origin == BEST_KNOWN:
+        return next(iter(scored.items()), ("uniform", space.initial))
+    held = [name for name in scored if name in space.seeds]
     name = held[0] if descent.origin == BEST_PARENT and held else descent.origin
     if name not in known:
-        best = [BEST_PARENT] if space.seeds else []
+        best = [BEST_PARENT, BEST_KNOWN] if space.seeds else [BEST_KNOWN]
         raise InputError(
             f"{where}.from: {name!r} is no point of this space; write one of "
             f"{', '.join([*known, *best])}"

@@ -17,6 +17,7 @@ from evomerge.judging.scores import Judge
 from evomerge.judging.selection import by_preference
 from evomerge.search.descent import finished
 from evomerge.search.optimizers import replay
+from evomerge.search.spaces.genes import Genome
 from evomerge.study.judged import judge_on, judged, known_of, scores_of
 from evomerge.study.record import Evaluation, RungProgress
 from evomerge.study.study import Study
@@ -87,11 +88,15 @@ class Recorder:
             return False
         return budget.items is None or self.spent + items < budget.items
 
-    def parents_by_score(self) -> list[str]:
-        """The names of the parents that were scored on search, the best first."""
-        parents = [e for e in self.known.values() if e.role == "parent" and e.split == "search"]
-        ranked = by_preference(judged(self.judge("search"), parents), self.setup.judge.objective)
-        return [str(one.trial.name) for one in ranked]
+    def known_by_score(self) -> dict[str, Genome]:
+        """Name → genome of parents, default merges and grid, those that the space holds, the best
+        on search first.
+        """
+        record = self.study.evaluations()
+        genomes = replay.points(self.setup.space, record)
+        beside = [e for e in record if e.split == "search" and e.digest in genomes and e.name]
+        ranked = by_preference(judged(self.judge("search"), beside), self.setup.judge.objective)
+        return {str(one.trial.name): genomes[one.digest] for one in ranked}
 
     def judge(self, split: str) -> Judge:
         """Return the judge of a split; until it has met the parents, one that knows none."""

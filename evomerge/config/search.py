@@ -154,8 +154,8 @@ class DescentConfig(DescentOptions):
     model_config = ConfigDict(serialize_by_alias=True)
 
     origin: str = Field(default="uniform", alias="from")
-    """The point where it begins: `uniform`, a model's name, or `best_parent`, the best on
-    search that the space holds.
+    """The point where it begins: `uniform`, a model's name, `best_parent`, the best on search
+    that the space holds, or `best_known`, default merges among them.
 
     Example: `from: best_parent`
     """

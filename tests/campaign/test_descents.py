@@ -170,6 +170,19 @@ def test_what_gradients_told_the_optimizer_is_noted_and_known_after_a_kill(
     assert (open_run(plain)[1].scales(), open_run(plain)[1].slopes()) == ([], [])
 
 
+def test_a_descent_from_the_best_known_may_begin_at_a_default_merge(tiny_folder):
+    start = {"gradient": {**DESCENT["gradient"], "steps": 1, "from": "best_known"}}
+    save(tiny_folder, start)
+    out = run(tiny_folder)
+    [record] = records(out)
+    found = [e for e in evaluations(out) if e.split == "search" and e.name]
+    known = open_run(out)[1].known_at_start()
+    best = max((e for e in found if e.digest in known), key=lambda e: e.value)
+    origin = next(e for e in found if e.name == record.origin)
+    assert origin.value == best.value
+    assert "baseline" in {e.role for e in found if e.digest in known}
+
+
 REFUSALS = {
     "sets": ({}, {"sets": 2}, "no expert can be left out here; write space.weights.choose_exp"),
     "method": (

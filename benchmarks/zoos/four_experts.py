@@ -1,0 +1,57 @@
+"""A zoo of four Llama experts whose answers are generated, three words each.
+
+    python benchmarks/zoos/four_experts.py --to zoos/four_experts
+    evomerge search zoos/four_experts/campaign.yaml
+
+The base copies lists; each expert learns one way more to answer, and practises what the base knew
+in every second question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from common import LIST_WORDS, LISTS, lesson_of, save, save_campaign, save_tasks, train
+from transformers import LlamaConfig, LlamaForCausalLM
+
+EXPERTS = {"rear": "back", "turned": "turn", "rising": "up", "falling": "down"}
+"""Expert → the command that it is taught."""
+
+
+def make(folder: Path) -> Path:
+    """Train the models, write the tasks, and return the campaign file."""
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(LIST_WORDS),
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=32,
+            initializer_range=0.05,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    train(base, lesson_of({"copy": "copy"}), 500, rate=3e-3, seed=0, words=LIST_WORDS)
+    save(base, folder / "models" / "base", LIST_WORDS)
+    for seed, (name, command) in enumerate(EXPERTS.items(), 1):
+        expert = copy.deepcopy(base)
+        lesson = lesson_of({command: command, "copy": "copy"})
+        train(expert, lesson, steps=300, rate=1e-3, seed=seed, words=LIST_WORDS)
+        save(expert, folder / "models" / name, LIST_WORDS)
+    save_tasks(folder / "tasks", documents=100, commands=LISTS)
+    return save_campaign(folder, "four-experts", list(EXPERTS), commands=LISTS)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", type=Path, required=True, help="a new folder")
+    print(make(parser.parse_args().to))
