@@ -242,7 +242,7 @@ def table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
                 f"{statistics.median(found['search']):.3f}",
                 f"{statistics.median(found['test']):.3f}",
                 f"{statistics.median(found['parent']):.3f}",
-                f"{mean:+.3f} [{low:.3f}, {high:.3f}]",
+                f"{mean:+.3f}" + ("" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"),
             )
     return shown
 
