@@ -184,8 +184,8 @@ EXHIBITS = (
         figure="figure-progress",
         alt="Scores by trial. The first trial is at .98 already, above every parent and default "
         "merge; the later trials lie around it.",
-        seen="The first trial scores .98 on `search`. Without a gradient, 80 trials of plain `cma` "
-        "ended at .918 and .958, with two seeds ([more of it](how-to/gradients.md)).",
+        seen="The first trial scores .98 on `search` already. [Begin with a "
+        "gradient](how-to/gradients.md) says what a search without one needs for that.",
     ),
 )
 
