@@ -333,8 +333,8 @@ class _Converter:
         said = {
             "random_init: the search begins at the uniform merge": file.random_init,
             "shuffle: documents are dealt to the splits by their hash, always": file.shuffle,
-            "--vllm: candidates are scored in place; a server of yours is fitness.engine: "
-            "{kind: api}": options.vllm,
+            "--vllm: transformers scores candidates in place; where evomerge[vllm] is installed, "
+            "write fitness.engine: {kind: vllm}": options.vllm,
             "--load-in-8bit, --load-in-4bit: what is scored is what is exported": (
                 options.load_in_8bit or options.load_in_4bit
             ),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
-from transformers.core_model_loading import apply_renamings
 
 from evomerge.common.errors import InputError
 from evomerge.models.files.conversion import Pieces, rules_of
@@ -207,7 +206,11 @@ def _candidates(name: str, renamings: Sequence[Any], prefix: str) -> Iterator[st
 
 
 def _renamed(name: str, renamings: Sequence[Any]) -> tuple[str, str]:
-    return name, apply_renamings(name, renamings)
+    """Return a name, and what transformers' renamings make of it, one after the other."""
+    renamed = name
+    for renaming in renamings:
+        renamed, _ = renaming.rename_source_key(renamed)
+    return name, renamed
 
 
 def _refuse(name: str, entry: StoredTensor, model: PreTrainedModel) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -78,10 +78,37 @@ def write_weights(
     return [folder / name for name in names]
 
 
+def saved_parts(
+    recipe: Recipe, layout: Layout, kernel: Kernel
+) -> list[Callable[[], list[tuple[str, Tensor]]]]:
+    """Return what makes the tensors of the recipe's checkpoint, under their names there.
+
+    Each gives the tensors that one merged tensor is saved as, in the dtype of the checkpoint, on
+    the kernel's device. The sources' pages stay in memory.
+
+    Raises:
+        InputError: the recipe does not fit the models, or scales in a way that no checkpoint can
+            say.
+        NonFiniteError: when one is called, and the merged tensor is not finite.
+    """
+    factor = embedding_factor(recipe, layout)
+
+    def part(step: TensorStep) -> list[tuple[str, Tensor]]:
+        with torch.no_grad():
+            entries = _entries(step, kernel, recipe, factor)
+            return [(entry.name, entry.make()) for entry in entries]
+
+    return [partial(part, step) for step in plan(recipe, layout, kernel.sources)]
+
+
 def _entries(
-    step: TensorStep, kernel: Kernel, recipe: Recipe, factor: float, read: PageReleaser
+    step: TensorStep,
+    kernel: Kernel,
+    recipe: Recipe,
+    factor: float,
+    read: PageReleaser | None = None,
 ) -> list[Entry]:
-    """Return a step's entries in a shard; the sources' pages are released once it is merged."""
+    """Return a step's entries in a shard; `read` releases the sources' pages once it is merged."""
     dtype, base = kernel.dtype(step.tensor.name), kernel.sources[BASE]
     pending: dict[str, Tensor] = {}  # pieces of the merged tensor that are not written yet
 
@@ -91,12 +118,13 @@ def _entries(
         return pending.pop(name)
 
     def merged() -> Tensor:
-        out = torch.empty(step.tensor.shape, dtype=dtype)
+        out = torch.empty(step.tensor.shape, dtype=dtype, device=kernel.device)
         kernel.fill(out, step, recipe.seed)
         if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
             out.mul_(factor)
-        for name in step.reads:
-            read.add(kernel.sources[name].mapped(step.tensor.name))
+        if read is not None:
+            for name in step.reads:
+                read.add(kernel.sources[name].mapped(step.tensor.name))
         return out
 
     pieces = base.as_saved({step.name: torch.empty(step.tensor.shape, dtype=dtype, device="meta")})
