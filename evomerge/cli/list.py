@@ -20,14 +20,14 @@ def list_(
     from rich.table import Table
     from rich.text import Text
 
-    from evomerge.explain.plugins import REGISTRIES, plugin_topics
+    from evomerge.explain.plugins import REGISTRIES, summaries
 
     table = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    found = {n: t for n, t in plugin_topics(what).items() if t.kind != "option"}
+    found = summaries(what)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for name, topic in found.items():
-        table.add_row(name, Text(topic.summary))
+    for name, summary in found.items():
+        table.add_row(name, Text(summary))
     stdout.print(table)
     hint("their options and an example: evomerge explain NAME")
     for reason in REGISTRIES[what].refused.values():

@@ -9,7 +9,7 @@ from evomerge.common.errors import InputError
 from evomerge.common.plugins import check_options, options
 from evomerge.config import CampaignConfig, parse_campaign
 from evomerge.explain import REGISTRIES, find_topics, topics
-from evomerge.explain.plugins import KEYS
+from evomerge.explain.plugins import KEYS, plugin_topics, summaries
 from evomerge.explain.topics import glossary
 from evomerge.explain.types import models_in
 from evomerge.methods import Method
@@ -142,3 +142,9 @@ def test_a_topic_is_written_with_its_options_example_and_source():
     text = named("ties", "merge method").markdown()
     for part in ("# ties", "| `density` |", "method: ties", "2306.01708"):
         assert part in text
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_summaries_are_those_of_the_topics(kind):
+    found = {n: t.summary for n, t in plugin_topics(kind).items() if t.kind != "option"}
+    assert summaries(kind) == found
