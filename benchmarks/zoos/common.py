@@ -71,6 +71,7 @@ def train(
     rate: float,
     seed: int,
     words: Sequence[str] = WORDS,
+    first: Sequence[str] = ("<s>",),
 ) -> None:
     """Teach a model answers by cross-entropy at the words of the answer (AdamW, batch 64).
 
@@ -81,6 +82,7 @@ def train(
         rate: the learning rate.
         seed: of the questions.
         words: the vocabulary.
+        first: words before the question; lm-eval's requests have none.
     """
     token = {word: index for index, word in enumerate(words)}
     rng, optimizer = random.Random(seed), torch.optim.AdamW(model.parameters(), lr=rate)
@@ -90,7 +92,7 @@ def train(
         asked = [(rng.choice(commands), draw(rng)) for _ in range(64)]
         answers = [lesson[command](items) for command, items in asked]
         read = [
-            ["<s>", *prompt(command, items).split(), *taught[:-1]]
+            [*first, *prompt(command, items).split(), *taught[:-1]]
             for (command, items), taught in zip(asked, answers, strict=True)
         ]
         logits = model(torch.tensor([[token[word] for word in row] for row in read])).logits

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import LIST_WORDS, LISTS, lesson_of, save, save_campaign, save_tasks, train
@@ -19,6 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 EXPERTS = {"rear": "back", "turned": "turn", "rising": "up", "falling": "down"}
 """Expert → the command that it is taught."""
+READ: dict[str, Any] = {"words": LIST_WORDS, "first": ()}
+"""What questions are made of, as lm-eval asks them."""
 
 
 def make(folder: Path) -> Path:
@@ -40,12 +43,12 @@ def make(folder: Path) -> Path:
             eos_token_id=2,
         )
     )
-    train(base, lesson_of({"copy": "copy"}), 500, rate=3e-3, seed=0, words=LIST_WORDS)
+    train(base, lesson_of({"copy": "copy"}), 500, rate=3e-3, seed=0, **READ)
     save(base, folder / "models" / "base", LIST_WORDS)
     for seed, (name, command) in enumerate(EXPERTS.items(), 1):
         expert = copy.deepcopy(base)
         lesson = lesson_of({command: command, "copy": "copy"})
-        train(expert, lesson, steps=300, rate=1e-3, seed=seed, words=LIST_WORDS)
+        train(expert, lesson, steps=300, rate=1e-3, seed=seed, **READ)
         save(expert, folder / "models" / name, LIST_WORDS)
     save_tasks(folder / "tasks", documents=100, commands=LISTS)
     return save_campaign(folder, "four-experts", list(EXPERTS), commands=LISTS)
