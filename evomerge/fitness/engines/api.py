@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import inspect
 import math
-import shlex
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
 from typing_extensions import override
 
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.common.plugins import nearest
 from evomerge.config import CampaignConfig
 from evomerge.fitness.engines import Engine, EngineContext, Response, engine
+from evomerge.fitness.inference.server_reload import InPlace, reason, reload_server
 from evomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -40,20 +40,25 @@ _OF_SPEED = {
 class Api(Engine):
     """A model served elsewhere, OpenAI style; every candidate is written to a folder and reloaded.
 
-    Use it where a server such as vLLM answers faster than transformers does.
+    Use it where a server such as vLLM answers faster than transformers does, and cannot run in the
+    worker, as engine `vllm` does.
 
     Args:
         url: the server's URL of completions (`…/v1/completions`) or of chats
             (`…/v1/chat/completions`).
-        checkpoint: the folder that candidates are written to, each in place of the one before.
-        reload: a shell command in which {checkpoint} stands for the folder, or a URL that gets
-            {"checkpoint": folder} as JSON; it must not return before the candidate answers.
+        checkpoint: the folder that candidates are written to, each in place of the one before; in
+            /dev/shm, which is memory, where server and worker share a machine.
+        reload: for servers that take weights in place their root address, by kind:
+            `{vllm: 'http://localhost:8000'}` (with VLLM_SERVER_DEV_MODE=1 in its environment) or
+            `{sglang: 'http://localhost:30000'}`; for others a shell command in which {checkpoint}
+            stands for the folder, or a URL that gets {"checkpoint": folder} as JSON. It must not
+            return before the candidate answers.
         model: the name that the server knows the model by.
         timeout: the most seconds that a reload may take.
         args: further arguments of lm-eval's `local-completions`: num_concurrent, max_length, …
 
-    Example: `kind: api, url: 'http://localhost:8000/v1/completions', checkpoint: candidate,
-    reload: './restart.sh {checkpoint}', args: {num_concurrent: 32}`
+    Example: `kind: api, url: 'http://localhost:8000/v1/completions', checkpoint:
+    /dev/shm/candidate, reload: {vllm: 'http://localhost:8000'}, args: {num_concurrent: 32}`
     """
 
     here = False
@@ -64,7 +69,7 @@ class Api(Engine):
         *,
         url: str,
         checkpoint: str,
-        reload: str,
+        reload: str | Annotated[dict[InPlace, str], Field(min_length=1, max_length=1)],
         model: str = "candidate",
         timeout: float = 600.0,
         args: dict[str, Any] | None = None,
@@ -95,6 +100,16 @@ class Api(Engine):
         for name in options.get("args") or {}:
             if name not in (known := _arguments()):
                 raise InputError(f"{where}.args.{name}: no such argument; {nearest(name, known)}")
+        if not isinstance(reload := options["reload"], str):
+            [(server, root)] = reload.items()
+            if not root.startswith(("http://", "https://")):
+                raise InputError(f"{where}.reload.{server}: {root} is no http(s) address")
+            if config.space.path.kind != "none":
+                raise InputError(
+                    f"{where}.reload: {server} takes weights in place only for as many layers as "
+                    "it started with, so paths cannot be searched so; give a command that "
+                    "restarts it, or path: none"
+                )
         if config.workers.count != 1:
             raise InputError(
                 f"{where}: a server holds one candidate at a time, so there can be one worker, not "
@@ -145,16 +160,24 @@ class Api(Engine):
         """
         if self._folder.exists() and _is_ours(self._folder):
             shutil.rmtree(self._folder)
+        self._check_room(recipe)
         self.context.write(recipe, self._folder)
-        try:
-            if self._reload.startswith(("http://", "https://")):
-                self._post()
-            else:
-                self._run()
-        except Exception as error:
+        reload_server(self._reload, self._folder, self._timeout)
+
+    def _check_room(self, recipe: Recipe) -> None:
+        """Refuse a folder without room for the candidate; /dev/shm is often small."""
+        from evomerge.materialize.disk.checkpoint import checkpoint_size
+        from evomerge.models.checks.checked_models import CheckedModels
+
+        kernel, dtype = self.context.kernel, self.context.config.dtype
+        models = CheckedModels(self.context.base.layout, kernel.sources, ())
+        needed = checkpoint_size(recipe, models, dtype)
+        place = next(folder for folder in self._folder.parents if folder.exists())
+        if needed > (free := shutil.disk_usage(place).free):
             raise InputError(
-                f"fitness.engine.reload: {self._reload!r} failed: {_reason(error)}"
-            ) from error
+                f"fitness.engine.checkpoint: {self._folder} needs {needed / 1e9:.3g} GB, and "
+                f"{free / 1e9:.3g} GB are free there; make room, or choose another folder"
+            )
 
     @override
     def prepare(self, requests: Sequence[Instance]) -> None:
@@ -178,7 +201,7 @@ class Api(Engine):
             except Exception as error:
                 raise InputError(
                     f"fitness.engine.url: {self._url} did not answer as an OpenAI server does: "
-                    f"{_reason(error)}"
+                    f"{reason(error)}"
                 ) from error
             answers = map(partial(self._response, counted), found)
             responses.update(zip(places, answers, strict=True))
@@ -233,20 +256,6 @@ class Api(Engine):
             "add_bos_token": begins and not templated,  # templates begin a text themselves
         }
 
-    def _post(self) -> None:
-        import requests
-
-        answer = requests.post(
-            self._reload, json={"checkpoint": str(self._folder)}, timeout=self._timeout
-        )
-        answer.raise_for_status()
-
-    def _run(self) -> None:
-        command = self._reload.replace("{checkpoint}", shlex.quote(str(self._folder)))
-        subprocess.run(
-            command, shell=True, check=True, timeout=self._timeout, capture_output=True, text=True
-        )
-
 
 def _lm_name(chat: bool) -> str:
     return "local-chat-completions" if chat else "local-completions"
@@ -274,10 +283,10 @@ def _with_reasons(parse: Callable[..., list[Any]], outputs: Any, **kwargs: Any) 
     if len(reasons) != len(texts):
         return texts
     found = []
-    for text, reason in zip(texts, reasons, strict=True):
-        if isinstance(text, str) and isinstance(reason, str):
+    for text, ended in zip(texts, reasons, strict=True):
+        if isinstance(text, str) and isinstance(ended, str):
             text = _Finished(text)
-            text.cut = reason == "length"
+            text.cut = ended == "length"
         found.append(text)
     return found
 
@@ -293,12 +302,6 @@ def _arguments() -> list[str]:
 
     known = inspect.signature(TemplateAPI.__init__).parameters
     return [name for name in known if name not in _OURS]
-
-
-def _reason(error: Exception) -> str:
-    """The error, and what a command that failed said last."""
-    said = getattr(error, "stderr", None) or str(error)
-    return f"{type(error).__name__}: {said.strip().splitlines()[-1] if said.strip() else ''}"
 
 
 @contextmanager

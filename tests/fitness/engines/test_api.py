@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -135,6 +137,64 @@ def test_a_command_may_load_it(server, folder):
     setup = opened(folder, engine(server, folder, reload=command))
     worker_of(setup).measure(parent(setup), "search")
     assert server.loaded == [str(folder / "candidate")]
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_server_may_take_the_weights_in_place(server, folder, kind):
+    here = opened(folder, None)
+    there = opened(folder, engine(server, folder, reload={kind: server.address("")}))
+    ours, theirs = worker_of(here), worker_of(there)
+    for name in ("math", "lang"):
+        for worker in (ours, theirs):
+            worker.measure(parent(here, name), "search")
+        found = [[one[0][0] for one in values(w, "pick") if one] for w in (ours, theirs)]
+        assert found[1] == pytest.approx(found[0], abs=1e-4), "else they are the last candidate's"
+    place = str(folder / "candidate")
+    reload = {"method": "reload_weights", "kwargs": {"weights_path": place}}
+    update = {"model_path": place, "flush_cache": True}
+    assert (
+        server.told
+        == 2
+        * {
+            "vllm": [("/collective_rpc", reload), ("/reset_prefix_cache", None)],
+            "sglang": [("/update_weights_from_disk", update)],
+        }[kind]
+    )
+    assert server.loaded == [place] * 2
+
+
+def test_a_prefix_cache_that_is_in_use_is_emptied_when_it_is_free(server, folder):
+    server.held = 2
+    setup = opened(folder, engine(server, folder, reload={"vllm": server.address("")}))
+    worker_of(setup).measure(parent(setup), "search")
+    assert [path for path, _ in server.told] == ["/collective_rpc"] + ["/reset_prefix_cache"] * 3
+    server.held = 10**6
+    setup = opened(folder, engine(server, folder, reload={"vllm": server.address("")}, timeout=0.1))
+    with pytest.raises(InputError, match=r"vllm at http.* failed: .*other requests use it"):
+        worker_of(setup).measure(parent(setup), "search")
+
+
+def test_weights_that_are_not_taken_say_why(server, folder):
+    for kind, refuses, said in (
+        ("vllm", None, r"/collective_rpc is not there \(404\); .*VLLM_SERVER_DEV_MODE=1"),
+        ("vllm", (500, {"error": "EngineCore died"}), "answered 500: .*EngineCore died.*its log"),
+        ("sglang", (404, {}), "is not there .*give the root of an SGLang server"),
+        ("sglang", (400, {"success": False, "message": "no such folder"}), "400: .*no such folder"),
+        ("sglang", (200, {"success": False, "message": "busy"}), "failed: busy"),
+    ):
+        server.refuses, server.dev = refuses, refuses is not None
+        setup = opened(folder, engine(server, folder, reload={kind: server.address("")}))
+        with pytest.raises(InputError, match=rf"fitness.engine.reload: {kind} at http.*{said}"):
+            worker_of(setup).measure(parent(setup), "search")
+
+
+def test_a_folder_without_room_is_said_before_anything_is_written(server, folder, monkeypatch):
+    setup = opened(folder, engine(server, folder))
+    worker = worker_of(setup)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"checkpoint: .*candidate needs .* GB, and 1e-06 GB are"):
+        worker.measure(parent(setup), "search")
+    assert not (folder / "candidate").exists()
 
 
 def test_requests_may_be_sent_side_by_side(server, folder):
@@ -269,6 +329,8 @@ def test_an_answer_that_is_none_says_so(server, folder):
         ({"args": {"num_concurent": 2}}, "args.num_concurent: no such argument; did you mean"),
         ({"args": {"model": "x"}}, "args.model: no such argument"),
         ({"reload": None}, "reload: "),
+        ({"reload": {"vlm": "http://x"}}, r"reload: expected 'vllm' or 'sglang' \(found 'vlm'\)"),
+        ({"reload": {"vllm": "x:8000"}}, r"reload.vllm: x:8000 is no http\(s\) address"),
         ({"retries": 3}, "retries: unknown option of api"),
         ({"url": "http://x/v1/chat/completions"}, r"fitness.tasks: pick asks for log-likelihoods"),
         ({"kind": "vlm"}, "kind: no engine is called 'vlm'"),
@@ -282,6 +344,15 @@ def test_what_cannot_work_is_said_before_any_work(change, said, server, folder):
     with pytest.raises(InputError, match=rf"(fitness.engine.)?{said}"):
         opened(folder, {**engine(server, folder), **change})
     assert not server.loaded
+
+
+def test_weights_in_place_keep_the_number_of_layers(server, folder):
+    with pytest.raises(InputError, match=r"reload: vllm takes weights in place only for as many"):
+        opened(
+            folder,
+            engine(server, folder, reload={"vllm": "http://x"}),
+            space={"path": {"kind": "slices"}},
+        )
 
 
 def test_chats_need_their_templates_asked_for(server, folder):
