@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field
 from typing_extensions import override
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from evomerge.materialize.disk.weight_record import WeightsRecord
+    from evomerge.models.checkpoint import Checkpoint
 
 CHAT = "/chat/completions"
 RECIPE = "recipe.json"
@@ -170,7 +171,9 @@ class Api(Engine):
         from evomerge.models.checks.checked_models import CheckedModels
 
         kernel, dtype = self.context.kernel, self.context.config.dtype
-        models = CheckedModels(self.context.base.layout, kernel.sources, ())
+        # a worker opens files, and gives its kernel just these
+        sources = cast("Mapping[str, Checkpoint]", kernel.sources)
+        models = CheckedModels(self.context.base.layout, sources, ())
         needed = checkpoint_size(recipe, models, dtype)
         place = next(folder for folder in self._folder.parents if folder.exists())
         if needed > (free := shutil.disk_usage(place).free):
