@@ -21,8 +21,9 @@ from evomerge.cli import app
 EVOMERGE = typer.main.get_command(app)
 FOREIGN = {
     "convert_hf_to_gguf.py": "llama.cpp's",
+    "sglang.launch_server": "SGLang's server",
 }
-"""Scripts that are not evomerge's, and whose they are."""
+"""Scripts and modules that are not evomerge's, and whose they are."""
 OTHERS = ("cd", "export", "source", ".", "pip", "pipx", "uv", "docker", "ray", "hf")
 """Programs of others."""
 ONLY_READ = {
@@ -64,7 +65,7 @@ def read_python(command: Command) -> None:
     first, *arguments = command.words[1:]
     if first == "-m":
         module, *paths = arguments
-        assert importlib.util.find_spec(module), command
+        assert module in FOREIGN or importlib.util.find_spec(module), command
         for path in paths if module == "pytest" else []:
             assert not path.startswith("tests") or (ROOT / path).exists(), command
         return
