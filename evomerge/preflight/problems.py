@@ -61,6 +61,11 @@ def notes(
     if not scores_here(config):
         unknown = ", in seconds not known here" if math.isnan(forecast.item_seconds) else ""
         yield f"fitness.engine: scoring happens elsewhere, in memory of its own{unknown}"
+    if config.fitness.engine.kind == "vllm" and not _generates(setup):
+        yield (
+            "fitness.engine: no task generates answers, at which alone vllm is the quicker one; "
+            "hf takes less memory, and no more time"
+        )
     if probe and probe.failed:
         yield f"the uniform merge cannot be scored ({probe.failed}); the base was timed instead"
     if probe:
@@ -87,6 +92,10 @@ def notes(
     limit, hours = config.budget.hours, forecast.hours(forecast.work)
     if limit and hours > limit:
         yield f"budget.hours: {limit:g} are enough for some {limit / hours:.0%} of the budget"
+
+
+def _generates(setup: Setup) -> bool:
+    return any(task.kind == "generate_until" for task in setup.tasks)
 
 
 def _few_trials(key: str, setup: Setup) -> Iterator[str]:

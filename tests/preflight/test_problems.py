@@ -201,6 +201,17 @@ def test_a_base_that_cannot_be_scored_is_a_reason_and_an_estimate_that_fails_is_
     assert "no way" in next(problems.notes(unread, found))
 
 
+@pytest.mark.parametrize(("kind", "noted"), [("generate_until", False), ("multiple_choice", True)])
+def test_vllm_is_for_answers_that_are_generated(unread, tmp_path, kind, noted):
+    found = foresee(unread, tmp_path, 12, lambda spec: FOUND)
+    engine = unread.config.fitness.engine.model_copy(update={"kind": "vllm"})
+    fitness = unread.config.fitness.model_copy(update={"engine": engine})
+    tasks = tuple(replace(task, kind=kind) for task in unread.tasks)
+    config = unread.config.model_copy(update={"fitness": fitness})
+    notes = problems.notes(replace(unread, config=config, tasks=tasks), found)
+    assert any("no task generates answers" in note for note in notes) == noted
+
+
 @pytest.mark.parametrize(("tokens", "warned"), [(12, True), (40, False)])
 def test_parents_whose_answers_the_limit_cuts_off_are_told(tmp_path, tokens, warned):
     path = chains.save_campaign(tmp_path, {"long": 20, "known": 20}, tokens)

@@ -35,7 +35,7 @@ GENERATE = "generate_until"
 class Vllm(Engine):
     """vLLM in the worker's own process; candidates' weights go into it without a checkpoint.
 
-    Use it for tasks whose answers are generated, on GPUs above all; for small models use `hf`.
+    Use it for tasks whose answers are generated; where none are, use `hf`.
 
     Args:
         loglikelihoods: who answers log-likelihood tasks: `own`, a second copy of the model that
