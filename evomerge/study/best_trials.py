@@ -40,9 +40,10 @@ def best_params(storage: str, name: str | None, count: int) -> list[Mapping[str,
         found = [] if own is None else best_own_params(own, count)
     if own is None:
         with _opened(storage, name) as study:
-            found = [trial.params for trial in _ranked(study)[:count]]
+            found, name = [trial.params for trial in _ranked(study)[:count]], study.study_name
     if not found:
-        raise InputError(f"{describe(storage)}: study {name!r} has no trial that succeeded")
+        whose = f"study {name!r}" if name else "the study"
+        raise InputError(f"{describe(storage)}: {whose} has no trial that succeeded")
     return found
 
 

@@ -87,7 +87,7 @@ def test_other_sparsifiers_are_part_of_the_digest_and_only_random_ones_of_the_se
     [
         ({"drop": {"density": 0.5}, "sparsify": {"kind": "magnitude", "density": 0.5}}, "once"),
         ({"drop": {"density": 0.5}, "sparsify": {"kind": "dare", "density": 0.5}}, "give one"),
-        ({"sparsify": {"kind": "magnitude", "density": 0.0}}, "greater than 0"),
+        ({"sparsify": {"kind": "magnitude", "density": 0.0}}, "more than 0"),
         ({"sparsify": {"kind": "magnitude", "density": 0.5, "gamma": 0.1}}, "gamma"),
         ({"sparsify": {"kind": "trim", "density": 0.5}}, "'magnitude', 'breadcrumbs', 'della'"),
     ],
