@@ -121,6 +121,7 @@ def test_what_was_forgotten_is_measured_on_tasks_the_search_never_used(tmp_path)
     assert load_campaign(tmp_path / "campaign.yaml") != config
 
 
+@pytest.mark.slow
 def test_an_audit_task_must_exist_and_not_be_searched_on(tmp_path):
     def refused(task):
         others = [{"task": task, "metric": "exact_match"}]

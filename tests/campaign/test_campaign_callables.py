@@ -128,6 +128,7 @@ def test_paths_are_taken_from_the_campaigns_folder_and_may_move(folder, tmp_path
     assert str(tmp_path) not in json.dumps(identity["fitness"])
 
 
+@pytest.mark.slow
 def test_other_code_is_another_campaign(folder):
     run(folder, trials=2)
     (folder / "metrics.py").write_text(METRIC.replace("/ 64", "/ 65"))

@@ -85,6 +85,7 @@ def test_normalized_values_rest_on_the_parents_of_their_own_split(normalized):
                 assert e.value == pytest.approx(np.mean(shares))
 
 
+@pytest.mark.slow
 def test_a_resumed_campaign_judges_and_asks_as_if_it_had_not_stopped(
     normalized, tmp_path, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import tiny
 from running import facts, run
 
@@ -12,6 +13,7 @@ from evomerge.study.run_folder import open_run, run_folder, statistics_folder
 TIES = ["space.weights={method: ties, genes: {weight: [0, 1.5]}}"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_its_export_compute_no_statistic_again(tmp_path, monkeypatch):
     tiny.save_campaign(tmp_path)
     whole = run(tmp_path, tmp_path / "whole", [*TIES, "budget.trials=3"])

@@ -371,6 +371,7 @@ def trials_of(out):
     return [fact for fact in facts(out) if fact[0] == "search"]
 
 
+@pytest.mark.slow
 def test_a_campaign_over_paths_scores_models_of_many_depths_and_resumes_exactly(tiny_folder):
     path = {"kind": "slices", "count": 3, "max_depth": 5}
     tiny.save_campaign(tiny_folder, space={"path": path})

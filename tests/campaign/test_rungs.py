@@ -125,6 +125,7 @@ def test_dying_on_a_rung_repeats_at_most_that_rung(pruned_run, tmp_path, monkeyp
     assert repeated == asked[killed_at:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [12, pytest.param(19, marks=pytest.mark.slow)])
 def test_with_several_workers_a_death_repeats_only_the_rungs_in_flight(
     pruned_run, tmp_path, monkeypatch, at

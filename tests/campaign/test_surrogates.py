@@ -45,7 +45,9 @@ def save(folder, rungs=False, pareto=False, **sections):
     return folder
 
 
-@pytest.fixture(scope="module", params=["screened on rungs", "mapped"])
+@pytest.fixture(
+    scope="module", params=["screened on rungs", pytest.param("mapped", marks=pytest.mark.slow)]
+)
 def whole(request, tmp_path_factory):
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")

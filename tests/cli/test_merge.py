@@ -29,6 +29,7 @@ def test_the_exports_recipe_merges_to_the_same_bytes(done, tmp_path):
     assert weights(tmp_path / "again") == weights(done / "out")
 
 
+@pytest.mark.slow
 def test_the_exports_mergekit_file_gives_the_same_tensors_by_either_tool(done, tmp_path):
     file = done / "out" / "mergekit.yaml"
     evomerge("merge", file, "--to", tmp_path / "ours")

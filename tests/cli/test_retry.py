@@ -61,6 +61,7 @@ def test_what_failed_for_a_reason_is_made_again_and_the_rest_stays(failed):
     assert facts(out) == before, "replayed, with nothing left to do"
 
 
+@pytest.mark.slow
 def test_all_are_made_again_when_no_reason_is_given_and_a_kill_in_between_changes_nothing(failed):
     out = failed / "run"
     assert "3 failed evaluations" in evomerge("retry", out).stdout

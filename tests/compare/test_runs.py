@@ -98,6 +98,7 @@ def test_a_finished_comparison_is_not_repeated_and_says_the_same(compared, monke
     assert run(folder) == comparison
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on_and_ends_as_if_it_had_not(compared, tmp_path, monkeypatch):
     _, comparison = compared
     tiny.save_campaign(tmp_path)

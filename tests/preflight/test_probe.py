@@ -146,6 +146,7 @@ def check(folder, *options, code=0):
     return result
 
 
+@pytest.mark.slow
 def test_check_prints_what_it_found_and_what_it_expects(family):
     text = check(family / "configs").stdout
     for row in (

@@ -82,6 +82,7 @@ def wandb_summary(study):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "said"), [(0.05, "No merge beats `lang`: trial 5"), (0.95, "Trial 5 beats the best")]
 )
