@@ -1,7 +1,7 @@
 """A candidate's turn-around, weights in and answers out, by engines that keep a model and without.
 
-Run `python benchmarks/serving_engines.py` in the environment of `make test-vllm`. A random Llama of four
-layers of width 256 with heads of 32, float32, a base and two experts, task arithmetic; every
+Run `python benchmarks/serving_engines.py` in the environment of `make test-vllm`. A random Llama of
+four layers of width 256 with heads of 32, float32, a base and two experts, task arithmetic; every
 candidate is new. In turn, on the same recipes and prompts:
 
 - `vllm`, `hf`: those engines, in this process;
