@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import evaluate
 import pytest
 import tiny
 import yaml
+from executors import die_after, kill_at
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
-from running import evaluations, facts, run
+from running import facts, run
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -31,7 +29,6 @@ from evomerge.fitness.tasks.task_set import list_items
 from evomerge.fitness.tasks.test_sets import BUILT_IN
 from evomerge.results import Results
 from evomerge.study.run_folder import open_run
-from evomerge.workers.worker import Worker
 
 METRIC = Path(__file__).parents[1] / "helpers" / "code_eval"
 STATEMENTS = [f"x={i};" for i in range(60)]
@@ -152,36 +149,14 @@ def test_the_scores_are_those_of_lm_eval_on_the_export_split_by_split(whole, tmp
 @pytest.mark.slow
 def test_killed_and_resumed_it_is_the_uninterrupted_run(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(whole.parent)
-    measure, left = Worker.measure, [7]
-
-    def dies(self, recipe, split, items=None, counted=False):
-        if not left[0]:
-            raise SystemExit("killed")
-        left[0] -= 1
-        return measure(self, recipe, split, items, counted)
-
-    monkeypatch.setattr(Worker, "measure", dies)
-    with pytest.raises(SystemExit):
-        run(whole.parent, tmp_path / "run")
-    assert evaluations(tmp_path / "run")
-    monkeypatch.setattr(Worker, "measure", measure)
+    die_after(7, whole.parent, tmp_path / "run", monkeypatch)
     assert facts(run(whole.parent, tmp_path / "run")) == facts(whole)
 
 
 @pytest.mark.slow
 def test_in_a_process_of_its_own_killed_by_the_system_it_is_the_same_run(whole, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "evomerge", "search", "campaign.yaml", "--out", str(out)]
-    command += ["--set", "workers.isolated=true"]
-    for recorded in (4, None):
-        process = subprocess.Popen(command, cwd=whole.parent, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            with suppress(Exception):  # the study is not there yet
-                if recorded is not None and len(evaluations(out)) >= recorded:
-                    process.send_signal(signal.SIGKILL)
-            time.sleep(0.05)
-        # On a busy machine it may be done before it is killed.
-        assert process.returncode in ([0] if recorded is None else [0, -signal.SIGKILL])
+    kill_at([4], whole.parent, out, "--set", "workers.isolated=true")
     assert facts(out) == facts(whole)
 
 
@@ -192,6 +167,8 @@ def test_a_metric_that_is_not_here_is_named_with_the_way_to_get_it(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "no metrics")
     monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+    for name in [name for name in sys.modules if re.search(r"\.(humaneval|mbpp)\.utils$", name)]:
+        monkeypatch.delitem(sys.modules, name)  # lm-eval keeps what an earlier test has loaded
     with pytest.raises(InputError, match="needs the metric 'code_eval' of the package") as error:
         list_items(fitness)
     assert "fitness.tasks[0].task: 'humaneval'" in str(error.value)

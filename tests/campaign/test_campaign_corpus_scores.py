@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 
 import pytest
 import tiny
 import yaml
+from executors import die_after, kill_at
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
-from running import evaluations, facts, run
+from running import facts, run
 
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
@@ -26,7 +22,6 @@ from evomerge.judging.corpus_values import is_corpus
 from evomerge.report.pages.report import write_report
 from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
-from evomerge.workers.worker import Worker
 
 FITNESS = {
     "include_path": "tasks",
@@ -146,19 +141,7 @@ def test_documents_are_recorded_and_comparisons_permute_them(whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [3, 12])
 def test_killed_and_resumed_it_is_the_uninterrupted_run(whole, tmp_path, monkeypatch, killed_at):
-    measure, left = Worker.measure, [killed_at]
-
-    def dies(self, recipe, split, items=None, counted=False):
-        if not left[0]:
-            raise SystemExit("killed")
-        left[0] -= 1
-        return measure(self, recipe, split, items, counted)
-
-    monkeypatch.setattr(Worker, "measure", dies)
-    with pytest.raises(SystemExit):
-        run(whole.parent, tmp_path / "run")
-    assert evaluations(tmp_path / "run")
-    monkeypatch.setattr(Worker, "measure", measure)
+    die_after(killed_at, whole.parent, tmp_path / "run", monkeypatch)
     assert facts(run(whole.parent, tmp_path / "run")) == facts(whole)
     ours, theirs = (Results(open_run(out)[1]).best() for out in (tmp_path / "run", whole))
     assert ours == theirs
@@ -167,16 +150,7 @@ def test_killed_and_resumed_it_is_the_uninterrupted_run(whole, tmp_path, monkeyp
 @pytest.mark.slow
 def test_a_driver_killed_by_the_system_goes_on_as_if_nothing_had_happened(whole, tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "evomerge", "search", "campaign.yaml", "--out", str(out)]
-    for recorded in (5, 11, None):
-        process = subprocess.Popen(command, cwd=whole.parent, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            with suppress(Exception):  # the study is not there yet
-                if recorded is not None and len(evaluations(out)) >= recorded:
-                    process.send_signal(signal.SIGKILL)
-            time.sleep(0.05)
-        # On a busy machine it may be done before it is killed.
-        assert process.returncode in ([0] if recorded is None else [0, -signal.SIGKILL])
+    kill_at([5, 11], whole.parent, out)
     assert facts(out) == facts(whole)
 
 

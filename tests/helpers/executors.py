@@ -1,11 +1,16 @@
-"""Executors that crash, hold two slots, or answer at once."""
+"""Executors that crash, hold two slots, or answer at once, and runs that are killed."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import pytest
-from running import run
+from running import evaluations, run
 
 from evomerge.workers.local import LocalExecutor
 from evomerge.workers.worker import Worker
@@ -32,6 +37,39 @@ def crash(folder, out, monkeypatch, at):
         )
         with pytest.raises(SystemError):
             run(folder, out)
+
+
+def die_after(measured, folder, out, monkeypatch):
+    """Run the folder's campaign until its process ends, after so many measurements."""
+    measure, left = Worker.measure, [measured]
+
+    def dies(self, recipe, split, items=None, counted=False):
+        if not left[0]:
+            raise SystemExit("killed")
+        left[0] -= 1
+        return measure(self, recipe, split, items, counted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "measure", dies)
+        with pytest.raises(SystemExit):
+            run(folder, out)
+    assert evaluations(out)
+
+
+def kill_at(recorded, folder, out, *options):
+    """Search as the command does, killed each time that so many evaluations are on record; then
+    once more, to the end.
+    """
+    command = [sys.executable, "-m", "evomerge", "search", "campaign.yaml", "--out", str(out)]
+    for wanted in (*recorded, None):
+        process = subprocess.Popen([*command, *options], cwd=folder, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            with suppress(Exception):  # the study is not there yet
+                if wanted is not None and len(evaluations(out)) >= wanted:
+                    process.send_signal(signal.SIGKILL)
+            time.sleep(0.05)
+        # On a busy machine it may be done before it is killed.
+        assert process.returncode in ([0] if wanted is None else [0, -signal.SIGKILL])
 
 
 class TwoSlots(LocalExecutor):
