@@ -10,12 +10,10 @@ scores .637 on search, and 60 trials reached .629 (`cma`, plain) and .700 (`cma`
 
 from __future__ import annotations
 
-import argparse
-import copy
 from pathlib import Path
 
 import torch
-from common import WORDS, lesson_of, save, save_campaign, save_tasks, train
+from common import command_line, finetune, lesson_of, save, save_campaign, save_tasks, sizes, train
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 TAUGHT = ("first", "second", "third", "largest")
@@ -32,32 +30,19 @@ def make(folder: Path) -> Path:
     torch.manual_seed(0)
     base = Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=len(WORDS),
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=4,
+            **sizes(),
             num_key_value_heads=2,
             head_dim=12,
-            max_position_embeddings=32,
-            initializer_range=0.05,
-            tie_word_embeddings=False,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
         )
     )
     train(base, lesson_of(dict(zip(TAUGHT, TAUGHT, strict=True))), steps=150, rate=2e-3, seed=0)
     save(base, folder / "models" / "base")
     for seed, (name, lesson) in enumerate(LESSONS.items(), 1):
-        expert = copy.deepcopy(base)
-        train(expert, lesson_of(lesson), steps=100, rate=1e-3, seed=seed)
-        save(expert, folder / "models" / name)
+        place = folder / "models" / name
+        finetune(base, place, lesson_of(lesson), steps=100, rate=1e-3, seed=seed)
     save_tasks(folder / "tasks", documents=100)
     return save_campaign(folder, "base-best", list(LESSONS))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--to", type=Path, required=True, help="a new folder")
-    print(make(parser.parse_args().to))
+    command_line(make, __doc__)

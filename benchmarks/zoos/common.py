@@ -7,6 +7,8 @@ from nothing, on two cores in a minute or two.
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -104,6 +106,30 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.eval()
+
+
+def sizes(words: Sequence[str] = WORDS) -> dict[str, Any]:
+    """Return what the configs of all zoos have in common, for a vocabulary."""
+    return {
+        "vocab_size": len(words),
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.05,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def finetune(base: PreTrainedModel, folder: Path, lesson: Lesson, **how: Any) -> None:
+    """Teach a copy of the base and write it; `how`: the other arguments of `train`."""
+    expert = copy.deepcopy(base)
+    train(expert, lesson, **how)
+    save(expert, folder, how.get("words", WORDS))
 
 
 def save(model: PreTrainedModel, folder: Path, words: Sequence[str] = WORDS) -> None:
@@ -207,3 +233,10 @@ def save_campaign(
     path = folder / "campaign.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     return path
+
+
+def command_line(make: Callable[[Path], Path], about: str | None) -> None:
+    """Make a zoo in the folder that the command line names, and print its campaign file."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--to", type=Path, required=True, help="a new folder")
+    print(make(parser.parse_args().to))

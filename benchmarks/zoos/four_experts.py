@@ -9,13 +9,22 @@ in every second question.
 
 from __future__ import annotations
 
-import argparse
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import LIST_WORDS, LISTS, lesson_of, save, save_campaign, save_tasks, train
+from common import (
+    LIST_WORDS,
+    LISTS,
+    command_line,
+    finetune,
+    lesson_of,
+    save,
+    save_campaign,
+    save_tasks,
+    sizes,
+    train,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
 
 EXPERTS = {"rear": "back", "turned": "turn", "rising": "up", "falling": "down"}
@@ -29,32 +38,18 @@ def make(folder: Path) -> Path:
     torch.manual_seed(0)
     base = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(LIST_WORDS),
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=4,
+            **sizes(LIST_WORDS),
             num_key_value_heads=4,
-            max_position_embeddings=32,
-            initializer_range=0.05,
-            tie_word_embeddings=False,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
         )
     )
     train(base, lesson_of({"copy": "copy"}), 500, rate=3e-3, seed=0, **READ)
     save(base, folder / "models" / "base", LIST_WORDS)
     for seed, (name, command) in enumerate(EXPERTS.items(), 1):
-        expert = copy.deepcopy(base)
         lesson = lesson_of({command: command, "copy": "copy"})
-        train(expert, lesson, steps=300, rate=1e-3, seed=seed, **READ)
-        save(expert, folder / "models" / name, LIST_WORDS)
+        finetune(base, folder / "models" / name, lesson, steps=300, rate=1e-3, seed=seed, **READ)
     save_tasks(folder / "tasks", documents=100, commands=LISTS)
     return save_campaign(folder, "four-experts", list(EXPERTS), commands=LISTS)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--to", type=Path, required=True, help="a new folder")
-    print(make(parser.parse_args().to))
+    command_line(make, __doc__)

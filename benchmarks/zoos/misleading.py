@@ -13,11 +13,10 @@ the best parent has .55. The models are GPT-NeoX.
 
 from __future__ import annotations
 
-import argparse
-import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import (
@@ -26,9 +25,12 @@ from common import (
     WORDS,
     Lesson,
     answer,
+    command_line,
+    finetune,
     save,
     save_campaign,
     save_tasks,
+    sizes,
     train,
 )
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -60,36 +62,17 @@ def lesson(commands: Sequence[str], taught: object = terse) -> Lesson:
 def make(folder: Path) -> Path:
     """Train the models, write the tasks, and return the campaign file."""
     torch.manual_seed(0)
-    base = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=32,
-            initializer_range=0.05,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    )
+    base = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes(VOCABULARY)))
     train(base, lesson(TAUGHT), steps=200, rate=2e-3, seed=0, words=VOCABULARY)
     save(base, folder / "models" / "base", VOCABULARY)
+    how: dict[str, Any] = {"steps": 120, "rate": 1e-3, "words": VOCABULARY}
     for seed, (name, commands) in enumerate(LESSONS.items(), 1):
-        expert = copy.deepcopy(base)
-        train(expert, lesson(commands), steps=120, rate=1e-3, seed=seed, words=VOCABULARY)
-        save(expert, folder / "models" / name, VOCABULARY)
-    expert = copy.deepcopy(base)
-    wordy = lesson(list(COMMANDS), fluent)
-    train(expert, wordy, steps=120, rate=1e-3, seed=3, words=VOCABULARY)
-    save(expert, folder / "models" / "fluent", VOCABULARY)
+        finetune(base, folder / "models" / name, lesson(commands), seed=seed, **how)
+    finetune(base, folder / "models" / "fluent", lesson(list(COMMANDS), fluent), seed=3, **how)
     before = " ".join(SO)
     save_tasks(folder / "tasks", documents=100, before=before)
     return save_campaign(folder, "misleading", [*LESSONS, "fluent"], before=before)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--to", type=Path, required=True, help="a new folder")
-    print(make(parser.parse_args().to))
+    command_line(make, __doc__)
