@@ -53,13 +53,6 @@ def minimizer(genome: Floats, gradient: Floats, vertices: Vertices) -> Floats:
     return found
 
 
-def gap(genome: Floats, gradient: Floats, vertices: Vertices) -> float:
-    """Return the Frank-Wolfe gap ⟨g, x − s⟩: the loss is at most so far above the least that the
-    hulls hold, where it is convex (Jaggi 2013, section 2).
-    """
-    return float(gradient @ (genome - minimizer(genome, gradient, vertices)))
-
-
 def gains(derivatives: Mapping[MergeCoefficient, float]) -> dict[str, float]:
     """Return by how much a loss falls, to first order, for each unit by which an expert's weights
     are raised: −Σ ∂L/∂w over tensor groups, which for task arithmetic is −⟨∂L/∂θ, τ⟩.

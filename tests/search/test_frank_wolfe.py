@@ -12,7 +12,6 @@ from evomerge.recipe import MergeCoefficient
 from evomerge.search.frank_wolfe import (
     Vertices,
     gains,
-    gap,
     minimizer,
     sizes,
     step_size,
@@ -54,6 +53,13 @@ def test_the_oracle_is_the_linear_minimum_over_the_product_of_hulls():
             least += linprog(costs, A_eq=np.ones((1, 4)), b_eq=[1.0]).fun
         assert gradient @ found == pytest.approx(least)
         assert found[3] == genome[3]
+
+
+def gap(genome, gradient, hulls):
+    """The Frank-Wolfe gap ⟨g, x − s⟩: the loss is at most so far above the least that the hulls
+    hold, where it is convex (Jaggi 2013, section 2).
+    """
+    return float(gradient @ (genome - minimizer(genome, gradient, hulls)))
 
 
 def test_steps_approach_the_optimum_as_fast_as_the_theorem_says():
