@@ -18,6 +18,7 @@ from evomerge.materialize.disk.checkpoint import checkpoint_size
 from evomerge.materialize.disk.provenance import RECIPE_FILE
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.disk.stream import SHARD_BYTES, check_room
+from evomerge.materialize.kernel import Kernel
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.recipe import Recipe
 from evomerge.results.results import Results
@@ -68,7 +69,8 @@ def export_many(
     ]
     to.mkdir(parents=True, exist_ok=True)
     if format == "hf":
-        sizes = (checkpoint_size(recipes[name], models, config.dtype) for name in missing)
+        kernel = Kernel(models.sources, config.dtype.weights)
+        sizes = (checkpoint_size(recipes[name], models.layout, kernel) for name in missing)
         check_room(to, sum(sizes))
     inputs = inputs_of(config, models, run)
     for name in missing:

@@ -5,11 +5,16 @@ There is one type of request more than lm-eval's own, `AGREEMENT`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from evomerge.common.errors import CandidateError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
+
+Group = TypeVar("Group", bound=Hashable)
 
 AGREEMENT = "agreement"
 """The type of request for the share of an expert's next tokens that a model would say, too.
@@ -59,3 +64,36 @@ class RequestAnswerer(Protocol):
             CandidateError: the candidate cannot answer.
             InputError: a request cannot be answered, whatever the candidate.
         """
+
+
+def answered_in_groups(
+    requests: Sequence[Instance],
+    group: Callable[[Instance], Group],
+    answer: Callable[[Group, list[Instance]], list[Response]],
+) -> list[Response]:
+    """Answer requests group by group, and return the responses in the requests' order.
+
+    Args:
+        requests: in any order.
+        group: names a request's group.
+        answer: answers all requests of a group, in their order.
+    """
+    places: dict[Group, list[int]] = {}
+    for place, request in enumerate(requests):
+        places.setdefault(group(request), []).append(place)
+    responses: dict[int, Response] = {}
+    for key, own in places.items():
+        found = answer(key, [requests[place] for place in own])
+        responses.update(zip(own, found, strict=True))
+    return [responses[place] for place in range(len(requests))]
+
+
+def check_likelihood(value: Any) -> None:
+    """Refuse a log-likelihood, alone or as the first of a tuple, that is not finite.
+
+    Raises:
+        CandidateError: it is NaN or infinite.
+    """
+    likelihood = value[0] if isinstance(value, tuple) else value
+    if not math.isfinite(likelihood):
+        raise CandidateError(f"a log-likelihood came back as {likelihood}")

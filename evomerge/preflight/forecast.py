@@ -13,6 +13,7 @@ from evomerge.campaign.setup import Setup
 from evomerge.fitness.engines import scores_here
 from evomerge.materialize.disk.checkpoint import checkpoint_size
 from evomerge.materialize.disk.recipe_models import with_recipes_made
+from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import RESERVE
 from evomerge.models.open_models import alignments_of
@@ -133,7 +134,11 @@ def foresee(
         workers=max(1, fit) if count == "auto" else count,
         found=found,
         work=work_of(setup, trials),
-        export=checkpoint_size(setup.space.decode(setup.space.initial), setup.models, config.dtype),
+        export=checkpoint_size(
+            setup.space.decode(setup.space.initial),
+            setup.models.layout,
+            Kernel(setup.models.sources, config.dtype.weights),
+        ),
         disk=free_disk(Path.cwd()),
     )
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from typing_extensions import override
 
-from evomerge.common.errors import CandidateError, InputError
+from evomerge.common.errors import InputError
 from evomerge.common.plugins import nearest
 from evomerge.config import CampaignConfig
+from evomerge.fitness.answers import answered_in_groups, check_likelihood
 from evomerge.fitness.engines import Engine, EngineContext, Response, engine
 from evomerge.fitness.inference.server_reload import InPlace, reason, reload_server
 from evomerge.recipe import Recipe
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from evomerge.materialize.disk.weight_record import WeightsRecord
-    from evomerge.models.checkpoint import Checkpoint
 
 CHAT = "/chat/completions"
 RECIPE = "recipe.json"
@@ -168,13 +167,8 @@ class Api(Engine):
     def _check_room(self, recipe: Recipe) -> None:
         """Refuse a folder without room for the candidate; /dev/shm is often small."""
         from evomerge.materialize.disk.checkpoint import checkpoint_size
-        from evomerge.models.checks.checked_models import CheckedModels
 
-        kernel, dtype = self.context.kernel, self.context.config.dtype
-        # a worker opens files, and gives its kernel just these
-        sources = cast("Mapping[str, Checkpoint]", kernel.sources)
-        models = CheckedModels(self.context.base.layout, sources, ())
-        needed = checkpoint_size(recipe, models, dtype)
+        needed = checkpoint_size(recipe, self.context.base.layout, self.context.kernel)
         place = next(folder for folder in self._folder.parents if folder.exists())
         if needed > (free := shutil.disk_usage(place).free):
             raise InputError(
@@ -194,29 +188,26 @@ class Api(Engine):
             CandidateError: a log-likelihood is not finite.
             InputError: the server cannot be reached, or does not answer as it should.
         """
-        responses: dict[int, Response] = {}
-        for kind in dict.fromkeys(request.request_type for request in requests):
-            places = [i for i, request in enumerate(requests) if request.request_type == kind]
-            try:
-                with _no_bars():
-                    found = getattr(self.lm, kind)([requests[i] for i in places])
-            # What a server sends back can break lm-eval's reading of it in any way.
-            except Exception as error:
-                raise InputError(
-                    f"fitness.engine.url: {self._url} did not answer as an OpenAI server does: "
-                    f"{reason(error)}"
-                ) from error
-            answers = map(partial(self._response, counted), found)
-            responses.update(zip(places, answers, strict=True))
-        return [responses[place] for place in range(len(requests))]
+        return answered_in_groups(
+            requests, lambda request: request.request_type, partial(self._asked, counted)
+        )
+
+    def _asked(self, counted: bool, kind: str, requests: list[Instance]) -> list[Response]:
+        """Answer requests of one of lm-eval's types."""
+        try:
+            with _no_bars():
+                found = getattr(self.lm, kind)(requests)
+        # What a server sends back can break lm-eval's reading of it in any way.
+        except Exception as error:
+            raise InputError(
+                f"fitness.engine.url: {self._url} did not answer as an OpenAI server does: "
+                f"{reason(error)}"
+            ) from error
+        return [self._response(counted, value) for value in found]
 
     def _response(self, counted: bool, value: Any) -> Response:
         if not isinstance(value, str):
-            likelihood = (
-                value[0] if isinstance(value, tuple) else value
-            )  # of a whole text, it alone
-            if not math.isfinite(likelihood):
-                raise CandidateError(f"a log-likelihood came back as {likelihood}")
+            check_likelihood(value)
             return Response(value)
         cut = value.cut if counted and isinstance(value, _Finished) else None
         text = str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from evomerge.common.errors import CandidateError, InputError, NonFiniteError
+from evomerge.common.errors import InputError, NonFiniteError
 from evomerge.common.extras import how_to_install
 from evomerge.config import CampaignConfig
+from evomerge.fitness.answers import answered_in_groups, check_likelihood
 from evomerge.fitness.engines import Engine, EngineContext, Response, engine
 from evomerge.fitness.engines.hf import HuggingFace
+from evomerge.fitness.inference.server_reload import reason
 from evomerge.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ class Vllm(Engine):
     ) -> None:
         super().__init__(context)
         self._own_likelihoods = loglikelihoods == "own"
-        self._ranks = tensor_parallel_size or _gpus(context.config)
+        self._ranks = tensor_parallel_size or max(1, int(context.config.workers.gpus_per_worker))
         self._last: Recipe | None = None
-        self._asked_own = False
+        self._in_own: Recipe | None = None
         given = {
             "max_model_len": max_model_len,
             "gpu_memory_utilization": gpu_memory_utilization,
@@ -81,9 +82,10 @@ class Vllm(Engine):
             self.lm: Any = self._build(given)
         # An architecture, a head size, too little memory: each has its own exception in vLLM.
         except Exception as error:
+            why = reason(_innermost(error))
             raise InputError(
-                f"fitness.engine: vLLM cannot run the base model here: {_said(error)}; use "
-                "engine hf, or change the options of this one"
+                f"fitness.engine: vLLM cannot run the base model here: {why}; use engine hf, or "
+                "change the options of this one"
             ) from error
 
     @classmethod
@@ -173,10 +175,10 @@ class Vllm(Engine):
             raise
         except Exception as error:
             if "NonFiniteError" in repr(error):  # what a rank of its own process said
-                raise NonFiniteError(_said(error)) from error
+                raise NonFiniteError(reason(_innermost(error))) from error
             raise
         self.lm.llm.reset_prefix_cache()  # else answers would be the last candidate's
-        self._last, self._asked_own = recipe, False
+        self._last = recipe
 
     def _tell(self, method: str, *args: Any) -> None:
         self.lm.llm.collective_rpc(method, args=args)
@@ -184,6 +186,7 @@ class Vllm(Engine):
     @override
     def weights(self, recipe: Recipe) -> WeightsRecord:
         """Record the weights as they are made of the recipe once more, by the same kernel."""
+        from evomerge.common.accelerator import device_name
         from evomerge.materialize.disk.stream import saved_parts
         from evomerge.materialize.disk.weight_record import record_of
 
@@ -192,6 +195,7 @@ class Vllm(Engine):
             recipe,
             saved_parts(recipe, base.layout, kernel),
             statistics=kernel.statistics.store is not None,
+            device=device_name(kernel.device),
             rounded_to=self.context.compute,
         )
 
@@ -203,13 +207,10 @@ class Vllm(Engine):
 
     @override
     def answer(self, requests: Sequence[Instance], counted: bool = False) -> list[Response]:
-        responses: dict[int, Response] = {}
-        for kind in dict.fromkeys(request.request_type for request in requests):
-            places = [i for i, request in enumerate(requests) if request.request_type == kind]
-            own = [requests[place] for place in places]
-            found = self.lm.generate(own) if kind == GENERATE else self._likelihoods(kind, own)
-            responses.update(zip(places, found, strict=True))
-        return [responses[place] for place in range(len(requests))]
+        return answered_in_groups(requests, lambda request: request.request_type, self._answered)
+
+    def _answered(self, kind: str, requests: list[Instance]) -> list[Response]:
+        return self.lm.generate(requests) if kind == GENERATE else self._likelihoods(kind, requests)
 
     @cached_property
     def _own(self) -> HuggingFace:
@@ -218,16 +219,14 @@ class Vllm(Engine):
 
     def _likelihoods(self, kind: str, requests: Sequence[Instance]) -> list[Response]:
         if self._own_likelihoods:
-            if not self._asked_own:
+            if self._in_own is not self._last:
                 assert self._last is not None
                 self._own.load(self._last)
-                self._asked_own = True
+                self._in_own = self._last
             return self._own.answer(requests)
         found = getattr(self.lm, kind)(list(requests), disable_tqdm=True)
         for value in found:
-            likelihood = value[0] if isinstance(value, tuple) else value
-            if not math.isfinite(likelihood):
-                raise CandidateError(f"a log-likelihood came back as {likelihood}")
+            check_likelihood(value)
         return [Response(value) for value in found]
 
 
@@ -241,13 +240,6 @@ def installed() -> tuple[str, str]:
     return "vllm", "of an unknown version"
 
 
-def _gpus(config: CampaignConfig) -> int:
-    return int(config.workers.gpus_per_worker) if config.workers.spreads else 1
-
-
-def _said(error: BaseException) -> str:
-    """The last line of the innermost error: vLLM wraps what went wrong several times."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+def _innermost(error: BaseException) -> BaseException:
+    """Return what vLLM wrapped several times."""
+    return error if error.__cause__ is None else _innermost(error.__cause__)

@@ -128,7 +128,6 @@ class Greedy:
         self._most_rows = rows
         self._prompts: list[_Prompt] = []
         self._known: dict[tuple[str, str], int] = {}
-        self._eos: str = lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
         self._ends = end_tokens(lm)
         self._plain: dict[str, bool] = {}  # by settings
         own = lm.model.generation_config.to_diff_dict()
@@ -149,16 +148,13 @@ class Greedy:
         """Number a prompt, and tokenise it when it is first met."""
         key = (context, repr(settings))
         if key not in self._known:
-            asked = normalize_gen_kwargs(dict(settings), self._lm.max_gen_toks)
-            room = self._lm.max_length - asked["max_gen_toks"]
-            tokens, _ = self._lm.tok_batch_encode([context], left_truncate_len=room)
-            stop = handle_stop_sequences(asked["until"], self._eos)
+            tokens, stop, asked = read_prompt(self._lm, context, settings)
             # As lm-eval: a string may come in other tokens than it is made of by itself.
             lengths = [len(self._lm.tokenizer.encode(s, add_special_tokens=False)) for s in stop]
             self._known[key] = len(self._prompts)
             self._prompts.append(
                 _Prompt(
-                    tokens=tokens[0].numpy().astype(np.int32),
+                    tokens=tokens.numpy().astype(np.int32),
                     stop=stop,
                     lookback=max(lengths, default=0) + 2,
                     most=asked["max_gen_toks"],
@@ -210,8 +206,7 @@ class Greedy:
         return sorted(numbers, key=lambda n: (-len(self._prompts[n].tokens), n))
 
     def _answer(self, prompt: _Prompt, said: list[int]) -> Answer:
-        text = postprocess_generated_text(self._lm.tok_decode(said), prompt.stop, None)
-        return Answer(text, said, prompt.stop)
+        return Answer(answer_text(self._lm, said, prompt.stop), said, prompt.stop)
 
     @torch.inference_mode()
     def _generated(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
@@ -274,6 +269,27 @@ class Greedy:
             return True
         text = self._lm.tokenizer.decode(said[-prompt.lookback :])
         return any(string in text for string in prompt.stop)
+
+
+def read_prompt(
+    lm: HFLM, context: str, settings: Mapping[str, Any]
+) -> tuple[Tensor, list[str], dict[str, Any]]:
+    """Read a request of `generate_until` as lm-eval does.
+
+    Returns:
+        The prompt's tokens, int64 [tokens], cut on the left so that the answer has room; the
+        strings at which the answer is cut; and lm-eval's settings, `max_gen_toks` among them.
+    """
+    asked = dict(normalize_gen_kwargs(dict(settings), lm.max_gen_toks))
+    room = lm.max_length - asked["max_gen_toks"]
+    tokens, _ = lm.tok_batch_encode([context], left_truncate_len=room)
+    eos = lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
+    return tokens[0], handle_stop_sequences(asked["until"], eos), asked
+
+
+def answer_text(lm: HFLM, said: list[int], stop: list[str]) -> str:
+    """Return an answer's text as lm-eval gives it, without what follows a stop string."""
+    return postprocess_generated_text(lm.tok_decode(said), stop, None)
 
 
 def _likeliest(logits: Tensor) -> list[int]:

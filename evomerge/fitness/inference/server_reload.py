@@ -111,7 +111,7 @@ def _post(url: str, content: Any, timeout: float, way_out: str) -> Mapping[str, 
     return found if isinstance(found, Mapping) else {}
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Return the error, and what a command that failed said last."""
     if isinstance(error, _ReloadError):
         return str(error)

@@ -7,15 +7,11 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-)
 from typing_extensions import override
 from vllm import LLM, SamplingParams, TokensPrompt
 
 from evomerge.fitness.answers import Response
+from evomerge.fitness.inference.generation import answer_text, read_prompt
 from evomerge.fitness.tasks.lm_eval_quirks import quiet
 from evomerge.fitness.tasks.response_tokens import response_end
 
@@ -36,27 +32,23 @@ class VllmModel(HFLM):
 
     def generate(self, requests: Sequence[Instance]) -> list[Response]:
         """Answer requests of `generate_until`, all of them at once."""
-        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         prompts, settings, stops = [], [], []
         for request in requests:
-            context, given = request.args
-            asked = dict(normalize_gen_kwargs(dict(given), self.max_gen_toks))
-            most, stop = asked.pop("max_gen_toks"), handle_stop_sequences(asked.pop("until"), eos)
-            if not asked.pop("do_sample"):
-                asked["temperature"] = 0.0
-            room = self.max_length - most
-            tokens, _ = self.tok_batch_encode([context], left_truncate_len=room)
-            prompts.append(TokensPrompt(prompt_token_ids=tokens[0].tolist()))
+            tokens, stop, asked = read_prompt(self, *request.args)
+            most, greedy = asked.pop("max_gen_toks"), not asked.pop("do_sample")
+            sampling = {**asked, "temperature": 0.0} if greedy else asked
+            del sampling["until"]
+            prompts.append(TokensPrompt(prompt_token_ids=tokens.tolist()))
             settings.append(
-                SamplingParams(max_tokens=most, stop=stop, skip_special_tokens=False, **asked)
+                SamplingParams(max_tokens=most, stop=stop, skip_special_tokens=False, **sampling)
             )
             stops.append(stop)
         outputs = self.llm.generate(prompts, sampling_params=settings, use_tqdm=False)
         found = []
         for output, stop in zip(outputs, stops, strict=True):
-            tokens = list(output.outputs[0].token_ids)
-            text = postprocess_generated_text(self.tok_decode(tokens), stop, None)
-            found.append(Response(text, *response_end(self, tokens, stop)))
+            said = list(output.outputs[0].token_ids)
+            text = answer_text(self, said, stop)
+            found.append(Response(text, *response_end(self, said, stop)))
         return found
 
     @override

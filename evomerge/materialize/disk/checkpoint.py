@@ -34,6 +34,7 @@ from evomerge.materialize.plan import keeps_layers, plan
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import Store
 from evomerge.models.checks.checked_models import CheckedModels
+from evomerge.models.layout import Layout
 from evomerge.models.path_config import config_of_path
 from evomerge.recipe import BASE, Recipe
 
@@ -192,12 +193,17 @@ def _publish(partial: Path, folder: Path) -> None:
     sync(folder.parent)
 
 
-def checkpoint_size(recipe: Recipe, models: CheckedModels, dtype: DtypeConfig) -> int:
-    """Return the bytes of a checkpoint's weights."""
-    kernel = Kernel(models.sources, dtype.weights)
-    steps = plan(recipe, models.layout, models.sources)
+def checkpoint_size(recipe: Recipe, layout: Layout, kernel: Kernel) -> int:
+    """Return the bytes of a checkpoint's weights.
+
+    Args:
+        recipe: of the checkpoint.
+        layout: the base model's.
+        kernel: with the models, and the dtype to which their weights are rounded.
+    """
+    steps = plan(recipe, layout, kernel.sources)
     merged = sum(math.prod(s.tensor.shape) * kernel.dtype(s.tensor.name).itemsize for s in steps)
-    return merged + sum(tensor.nbytes for tensor in models.sources[BASE].beside().values())
+    return merged + sum(tensor.nbytes for tensor in kernel.sources[BASE].beside().values())
 
 
 def check_free(folder: Path) -> Path:

@@ -141,7 +141,7 @@ def record_of(
     """Record the weights that were made of a recipe.
 
     Args:
-        parts: give the tensors, on the CPU, some at a time; each is called once, by one of several
+        parts: give the tensors, some at a time; each is called once, by one of several
             threads, and what it gives is held until it is recorded.
         device: where they were made.
     """
@@ -149,7 +149,8 @@ def record_of(
     def record(part: Part) -> dict[str, TensorRecord]:
         found = {}
         for name, tensor in part():
-            found[name] = _record(tensor.to(getattr(torch, rounded_to)) if rounded_to else tensor)
+            dtype = getattr(torch, rounded_to) if rounded_to else tensor.dtype
+            found[name] = _record(tensor.to("cpu", dtype))
         return found
 
     tensors: dict[str, TensorRecord] = {}
