@@ -15,7 +15,7 @@ MERGED = "merged"
 
 
 def ancestry_summary(study: Study, trial: int) -> dict[str, Any] | None:
-    """Trace the ancestors of a trial; None where the record names no parents of it.
+    """Trace the ancestors of a trial; None where the record names no trials that are its parents.
 
     Returns:
         `trials`: the trial and every ancestor, in the order in which they were asked: `trial`,
@@ -28,7 +28,7 @@ def ancestry_summary(study: Study, trial: int) -> dict[str, Any] | None:
     ends = [e for e in found if e.role == POLISHED and e.number == trial]
     by_ask = {e.ask: e for e in (*own, *ends)}
     by_number = {e.number: e for e in (*own, *ends)}
-    if trial not in by_number or not by_number[trial].parents:
+    if trial not in by_number or not any(p in by_ask for p in by_number[trial].parents):
         return None
     # 2. breadth first from the trial: an ancestor is met on its shortest way
     generation = {by_number[trial].ask: 0}

@@ -28,6 +28,9 @@ def test_a_family_holds_every_ancestor_once_with_its_generation(tmp_path):
     assert list(marks["without parents"].x) == numbers[:2]
     assert list(marks["ancestor"].marker.symbol) == ["circle", "circle", "circle-open"]
     assert list(marks["other trials"].x) == [numbers[2]]
+    run.add(run.recipe(), 0.6, parents=(88,))
+    last = trials(run)[-1].number
+    assert ancestry_summary(run.study, last) is None, "none of its parents is on record"
 
 
 def test_a_path_names_the_source_of_every_slot_and_the_bases_own_is_no_news(tmp_path):
