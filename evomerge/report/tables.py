@@ -37,6 +37,12 @@ SHOWN_EVENTS = 5
 """Rows of the latest events of workers and machines."""
 
 
+def best_name(status: dict[str, Any]) -> str:
+    """Name the trial of the highest mean; of a front, the verdict prefers another as a rule."""
+    one = "highest mean" if (status["verdict"] or {}).get("front") else "best"
+    return f"{one} on search" if status["done"] else f"{one} so far"
+
+
 def status_table(status: dict[str, Any]) -> RenderableType:
     """Lay `Results.status` out for people."""
     table = Table(title=f"campaign {status['name']}", show_header=False)
@@ -51,7 +57,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         **({"pruned at a rung": status["pruned"]} if status["pruned"] else {}),
         "failed": status["failed"],
         **({"estimates": estimates_line(status["estimator"])} if status["estimator"] else {}),
-        "best on search" if status["done"] else "best so far": (
+        best_name(status): (
             f"{leader['value']:.4f} ({trial_line(leader)}, search split)" if leader else "none yet"
         ),
         **{

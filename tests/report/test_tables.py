@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from evomerge.report.tables import best_table, export_hint, front_rows, listed_once, status_table
+from evomerge.report.tables import (
+    best_name,
+    best_table,
+    export_hint,
+    front_rows,
+    listed_once,
+    status_table,
+)
 from evomerge.results.written_numbers import p_value, short, span
 
 
@@ -60,6 +67,13 @@ def test_before_the_end_it_is_the_best_so_far(midway):
     status = printed(status_table(midway.results.status()))
     assert "best so far │ 0." in status
     assert "verdict │ Best so far: trial 6" in status
+
+
+def test_of_a_front_the_highest_mean_is_not_called_the_best():
+    front = {"verdict": {"front": {"members": 7}}}
+    assert best_name({"done": False, **front}) == "highest mean so far"
+    assert best_name({"done": True, **front}) == "highest mean on search"
+    assert best_name({"done": False, "verdict": None}) == "best so far"
 
 
 def test_the_way_to_export_follows_from_the_verdict(finished, losing):

@@ -18,6 +18,7 @@ from evomerge.report.all_figures import StudyView, view_of
 from evomerge.report.figures.scores import Rows
 from evomerge.report.tables import (
     audit_verdict,
+    best_name,
     constraint_lines,
     duration,
     estimates_line,
@@ -107,6 +108,7 @@ def shown_in_page(view: StudyView) -> dict[str, Any]:
         "estimates_line": estimates_line,
         "trials_line": trials_line,
         "trial_line": trial_line,
+        "best_name": best_name,
         "polish_line": polish_line,
         "export_line": _with_command(export_hint(best, "RUN")) if best and best["verdict"] else "",
     }
