@@ -1,7 +1,7 @@
 """The event log: what happened to workers and machines, counted, and the latest in words.
 
 It is one note of the study, of bounded size however long the campaign lasts. What engines find out
-about themselves is a second note.
+about themselves is a second note, and how much of the merging they were spared a third.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from evomerge.workers.job import Event
 NOTE = "events"
 ENGINE = "engine"
 """The note that holds the engines' facts."""
+REUSE = "merging"
+"""The note that counts weights which candidates found in the worker's model."""
+REUSE_EVERY = 64
+"""Candidates between two writes of that note; it is written at the end of a session, too."""
 LATEST = 30
 """How many events are kept in words."""
 LONGEST = 300
@@ -34,6 +38,8 @@ class EventLog:
         self._counts = Counter(known.get("counts", {}))
         self._latest: list[list[str]] = known.get("latest", [])
         self._facts: Mapping[str, int] = study.note(ENGINE) or {}
+        self._reuse = Counter(study.note(REUSE) or {})
+        self._unsaved = 0
 
     def write(self, events: Sequence[Event], workers: int) -> None:
         """Record events, if there are any, and how many workers there are after them."""
@@ -57,3 +63,17 @@ class EventLog:
         if least != self._facts:
             self._facts = least
             self._study.set_note(ENGINE, least)
+
+    def count_reuse(self, reuse: Mapping[str, int]) -> None:
+        """Add the counts of a candidate that was loaded (`Engine.reuse`)."""
+        if reuse:
+            self._reuse.update({"candidates": 1, **reuse})
+            self._unsaved += 1
+        if self._unsaved >= REUSE_EVERY:
+            self.save_reuse()
+
+    def save_reuse(self) -> None:
+        """Record the counts, those of earlier sessions among them, if there are new ones."""
+        if self._unsaved:
+            self._study.set_note(REUSE, dict(self._reuse))
+            self._unsaved = 0

@@ -134,6 +134,8 @@ class InFlight:
             outcome = replace(outcome, reason=f"{outcome.reason} ({ATTEMPTS} attempts)")
         elif found := outcome.measurement or outcome.gradient:
             self.log.record_engine_facts(found.facts)
+            if outcome.measurement is not None:
+                self.log.count_reuse(outcome.measurement.reuse)
         return candidate, outcome
 
     def finish(self, ticket: int) -> Candidate:

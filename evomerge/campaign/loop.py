@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 
 from evomerge.campaign import choice
@@ -93,9 +93,12 @@ class Campaign:
         begin_session(self._record.study, workers, deadline)
         try:
             yield
+            self._in_flight.log.save_reuse()
         except (KeyboardInterrupt, EvomergeError):
             self._record.study.stop_waiting()
             self._in_flight.uncount()
+            with suppress(EvomergeError):
+                self._in_flight.log.save_reuse()
             raise
 
     def _search(self, deadline: float | None = None) -> None:

@@ -39,6 +39,11 @@ class MergeRule:
         """The arguments as an element-wise function gets them: numbers as float32 tensors."""
         return as_tensors(self.arguments)
 
+    @cached_property
+    def text(self) -> str:
+        """The whole rule as text; rules with one text make the same bytes (0 and -0 may not)."""
+        return repr((self.method.name, self.experts, self.arguments, self.sparsify))
+
 
 @dataclass(frozen=True)
 class TensorStep:

@@ -13,7 +13,7 @@ from evomerge.campaign.descents import BACKWARD
 from evomerge.campaign.initial_points import descents_of
 from evomerge.campaign.setup import Setup
 from evomerge.config import AUDIT, DescentOptions
-from evomerge.materialize.memory.layers import WeightKey, weight_key
+from evomerge.materialize.memory.layers import LayerKey, layer_key
 from evomerge.materialize.plan import plan
 from evomerge.recipe import Recipe
 from evomerge.study.record import Descend
@@ -147,10 +147,10 @@ def _distinct(recipe: Recipe, setup: Setup) -> Iterator[tuple[int, int]]:
     """Yield each layer that a recipe uses, with how many sets of weights it has there."""
     steps = plan(recipe, setup.models.layout, setup.models.sources)
     inside = [step for step in steps if step.slot is not None]
-    kinds: dict[int, list[WeightKey]] = {}
+    kinds: dict[int, list[LayerKey]] = {}
     for index, group in groupby(inside, key=lambda step: step.slot):
         found = kinds.setdefault(recipe.path[index or 0].layer, [])
-        key = weight_key(list(group), recipe.seed)
+        key = layer_key(list(group), recipe.seed)
         if key not in found:
             found.append(key)
     return ((layer, len(found)) for layer, found in kinds.items())

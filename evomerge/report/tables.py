@@ -70,6 +70,7 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         **proposed_rows(status.get("proposed_descents")),
         "items scored": f"{status['item_evaluations']:,}",
         "time in evaluations": f"{status['seconds']:.1f} s",
+        **reuse_row(status.get("merging") or {}),
         **({} if status["state"] in AT_REST else {"time left": left_line(status)}),
         **({"in flight": in_flight} if status["state"] in AT_WORK or status["in_flight"] else {}),
     }
@@ -84,6 +85,17 @@ def status_table(status: dict[str, Any]) -> RenderableType:
         for moment, text in status["events"]["latest"][-SHOWN_EVENTS:]:
             table.add_row(f"{datetime.fromisoformat(moment).astimezone():%d %b %H:%M}", Text(text))
     return table
+
+
+def reuse_row(found: Mapping[str, int]) -> dict[str, str]:
+    """Say which share of the weights needed no merging; no row where all did."""
+    if not (kept := found.get("tensors kept")):
+        return {}
+    share = found["parameters kept"] / found["parameters"]
+    return {
+        "not merged again": f"{share:.0%} of the weights ({kept:,} of {found['tensors']:,} "
+        "tensors): the worker's model had them"
+    }
 
 
 def polish_line(one: Mapping[str, Any]) -> str:

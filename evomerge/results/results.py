@@ -140,6 +140,7 @@ class Results:
             "left": self.running["left"],
             "estimator": self._calibration(),
             "events": self.study.note("events"),
+            **({"merging": reuse} if (reuse := self.study.note("merging")) else {}),
             **({"polish": polish} if (polish := self._shown_polish()) else {}),
             **({"descents": list(map(shown_descent, descents))} if descents else {}),
             **({"proposed_descents": proposed} if proposed else {}),

@@ -73,6 +73,7 @@ class Measurement:
         facts: what the engine reports of itself, to be recorded.
         weights: a `WeightsRecord` as plain data, where the job asked for one.
         answers: task → facts about its generated answers, where they were looked at.
+        reuse: as `Engine.reuse`; empty where the recipe was in the engine already.
     """
 
     scores: Mapping[str, np.ndarray]
@@ -80,6 +81,7 @@ class Measurement:
     facts: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, Any] | None = None
     answers: Mapping[str, AnswerFacts] = field(default_factory=dict)
+    reuse: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class Worker:
         if split != AUDIT:
             self._tasks.ask_experts(wanted)
         started = time.perf_counter()
-        self._load(recipe, again=items is None)
+        loaded = self._load(recipe, again=items is None)
         written = time.perf_counter()
         counted = counted or split != "search"
         tasks = self._audit if split == AUDIT and self._audit is not None else self._tasks
@@ -206,7 +208,8 @@ class Worker:
         self._check_files()  # also after: they may have changed while they were merged
         done = time.perf_counter()
         seconds = {"materialize": written - started, "score": done - written}
-        return Measurement(scores, seconds, self._engine.facts, answers=answers)
+        reuse = self._engine.reuse if loaded else {}
+        return Measurement(scores, seconds, self._engine.facts, answers=answers, reuse=reuse)
 
     def losses(self, recipe: Recipe, items: Mapping[str, Sequence[str]]) -> Gradient:
         """Load the recipe and compute its losses on search items, without derivatives.
@@ -296,13 +299,15 @@ class Worker:
         ]
         return Experts(spec.teachers, ask, store, key)
 
-    def _load(self, recipe: Recipe, again: bool = False) -> None:
-        """Load a recipe into the engine, unless it is there and not asked for `again`."""
+    def _load(self, recipe: Recipe, again: bool = False) -> bool:
+        """Load a recipe, unless it is there and not asked for `again`; say whether it was."""
         self._check_files()
-        if again or self._written != recipe.digest:
-            self._written = None
-            self._engine.load(recipe)
-            self._written = recipe.digest
+        if not again and self._written == recipe.digest:
+            return False
+        self._written = None
+        self._engine.load(recipe)
+        self._written = recipe.digest
+        return True
 
     def weights(self, recipe: Recipe) -> Mapping[str, Any] | None:
         """Record the weights of the recipe that was measured last, for exports to compare with.

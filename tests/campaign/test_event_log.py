@@ -9,7 +9,7 @@ from rich.console import Console
 from running import evaluations, run
 from silent import Silent
 
-from evomerge.campaign.event_log import LATEST, LONGEST, EventLog
+from evomerge.campaign.event_log import LATEST, LONGEST, REUSE_EVERY, EventLog
 from evomerge.report.tables import status_table
 from evomerge.results.results import Results
 from evomerge.study.run_folder import open_run
@@ -81,3 +81,32 @@ def test_a_machines_faults_are_told_and_cost_no_candidate_an_attempt(tiny_folder
     text = console.export_text()
     assert f"1 at work; nodes left alone: {count}" in text
     assert "node a/b is quarantined for 5 s: [Errno 28]" in text
+
+
+def test_what_workers_need_not_merge_again_is_counted_over_all_sessions():
+    study = Notes()
+    reuse = {"tensors": 10, "tensors kept": 4, "parameters": 1000, "parameters kept": 250}
+    for _ in range(2):
+        log = EventLog(study, Silent())
+        for _ in range(REUSE_EVERY + 1):
+            log.count_reuse(reuse)
+            log.count_reuse({})  # a later rung's, of a recipe that was there
+        assert study.notes["merging"]["candidates"] % (REUSE_EVERY + 1) in (REUSE_EVERY, 0)
+        log.save_reuse()
+    count = 2 * (REUSE_EVERY + 1)
+    counts = {name: value * count for name, value in reuse.items()}
+    assert study.notes["merging"] == {"candidates": count, **counts}
+
+
+def test_status_says_what_of_the_candidates_a_worker_had(tiny_folder):
+    path = "space.path={kind: layer_swap, outer: base, inner: math}"
+    out = run(tiny_folder, overrides=["space.weights=null", path, "budget.trials=4"])
+    status = Results(open_run(out)[1]).status()
+    found = status["merging"]
+    assert found["candidates"] == sum(bool(e.seconds) for e in evaluations(out))
+    assert 0 < found["tensors kept"] < found["tensors"]
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(status_table(status))
+    share = found["parameters kept"] / found["parameters"]
+    text = " ".join(console.export_text().split())
+    assert f"not merged again │ {share:.0%} of the weights ({found['tensors kept']} of" in text

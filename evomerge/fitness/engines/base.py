@@ -119,6 +119,15 @@ class Engine(RequestAnswerer, ABC):
         """Facts that it found out about itself: recorded, and given back on resume."""
         return {}
 
+    @property
+    def reuse(self) -> Mapping[str, int]:
+        """Count the weights of the recipe loaded last, and those that needed no merging.
+
+        Keys: `tensors`, `parameters` (their entries), `tensors kept`, `parameters kept`; empty
+        where the engine keeps none.
+        """
+        return {}
+
     @classmethod
     def check(cls, config: CampaignConfig, kinds: Mapping[str, str], options: Any) -> None:
         """Refuse, before any model is built, a campaign that the engine cannot score.

@@ -98,6 +98,11 @@ class HuggingFace(Engine):
 
     @property
     @override
+    def reuse(self) -> Mapping[str, int]:
+        return self._resident.reuse
+
+    @property
+    @override
     def facts(self) -> Mapping[str, int]:
         # As measured, or as memory left it; of a backward pass once there was one.
         backward = self._backward.tokens

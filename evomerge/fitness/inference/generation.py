@@ -130,9 +130,7 @@ class Greedy:
         self._known: dict[tuple[str, str], int] = {}
         self._ends = end_tokens(lm)
         self._plain: dict[str, bool] = {}  # by settings
-        own = lm.model.generation_config.to_diff_dict()
-        said = {name for name, value in own.items() if not (value is None or value is False)}
-        self._own_plain = said <= _PLAIN
+        self._own_plain = not own_settings(lm)
 
     def takes(self, settings: Mapping[str, Any]) -> bool:
         """Say whether a request's settings, and the model's, ask for plain greedy decoding."""
@@ -269,6 +267,13 @@ class Greedy:
             return True
         text = self._lm.tokenizer.decode(said[-prompt.lookback :])
         return any(string in text for string in prompt.stop)
+
+
+def own_settings(lm: HFLM) -> dict[str, Any]:
+    """Return the model's own settings of generation that make more of it than greedy decoding."""
+    own = lm.model.generation_config.to_diff_dict()
+    said = {name: value for name, value in own.items() if not (value is None or value is False)}
+    return {name: value for name, value in said.items() if name not in _PLAIN}
 
 
 def read_prompt(

@@ -3,44 +3,84 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from evomerge.materialize.plan import MergeRule, TensorStep
+from evomerge.materialize.plan import TensorStep
 from evomerge.models.layout import Layout
 from evomerge.models.path_config import set_layers
 from evomerge.recipe.recipe import Slot
 
-WeightKey = tuple[tuple[str, str | None, MergeRule | None, int], ...]
-"""What a layer's weights are made of: (tensor, source if it is a copy, rule, seed) for each."""
+WeightKey = tuple[str, int]
+"""What a weight is made of: the source that it is a copy of, and 0; or the rule's text, and the
+recipe's seed. A weight has the same bytes whenever it is made of the same."""
+LayerKey = dict[str, WeightKey]
+"""What a layer's weights are made of, by their names within the layer."""
 
 
-def weight_key(steps: Sequence[TensorStep], seed: int) -> WeightKey:
+def weight_key(step: TensorStep, seed: int) -> WeightKey:
+    """Return the key of the weight that a step makes."""
+    return (f"copy of {step.source}", 0) if step.rule is None else (step.rule.text, seed)
+
+
+def layer_key(steps: Sequence[TensorStep], seed: int) -> LayerKey:
     """Return the key of a slot's weights; slots with equal keys have the same weights."""
-    return tuple((s.tensor.name, None if s.rule else s.source, s.rule, seed) for s in steps)
+    return {step.tensor.suffix: weight_key(step, seed) for step in steps}
 
 
-@dataclass
-class LayerWeights:
+class Weights:
+    """Weights of a model, and what they are made of now.
+
+    Attributes:
+        tensors: name → the weight.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over weights of which nothing is known."""
+        self.tensors = tensors
+        self._made: dict[str, tuple[WeightKey, int]] = {}
+
+    def holds(self, name: str, key: WeightKey) -> bool:
+        """Say whether a weight is made of this, and nobody's code has changed it since."""
+        return self._made.get(name) == (key, self.tensors[name]._version)
+
+    def forget(self, name: str) -> None:
+        """Note that a weight is about to be written: until `remember` nothing is known of it."""
+        self._made.pop(name, None)
+
+    def remember(self, name: str, key: WeightKey) -> None:
+        """Note what a weight was made of, and torch's count of its changes in place.
+
+        torch does not count what is written through `.data`, as candidates are.
+        """
+        self._made[name] = key, self.tensors[name]._version
+
+
+class LayerWeights(Weights):
     """The weights of one layer, and modules that share them, each with its own part of the cache.
 
     Attributes:
-        key: of the weights as they are now; None while they are being written.
         tensors: name within the layer → the weight.
+        module: the layer.
     """
 
-    module: nn.Module
-    key: WeightKey | None = None
-    tensors: dict[str, Tensor] = field(init=False)
-    _views: list[nn.Module] = field(init=False)
+    def __init__(self, module: nn.Module) -> None:
+        """Take over a layer."""
+        super().__init__(module.state_dict(keep_vars=True))
+        self.module = module
+        self._views = [module]
 
-    def __post_init__(self) -> None:
-        self.tensors = self.module.state_dict(keep_vars=True)
-        self._views = [self.module]
+    def common(self, key: LayerKey) -> int:
+        """Return the bytes of the weights that need not be written where these are wanted."""
+        return sum(self.tensors[name].nbytes for name, own in key.items() if self.holds(name, own))
+
+    def has(self, key: LayerKey) -> bool:
+        """Say whether no weight need be written where these are wanted."""
+        return all(self.holds(name, own) for name, own in key.items())
 
     def view(self, number: int, config: PretrainedConfig) -> nn.Module:
         """Return the `number`-th module over these weights, made when it is first asked for."""
@@ -54,8 +94,8 @@ class Layers:
 
     A layer module is made for one index of the original model (its attention type, its window) and
     stays that layer wherever it stands. Weights are kept from candidate to candidate, so that those
-    that are still there are not written again; their number grows to what one candidate needs at
-    once, not with the number of candidates.
+    that are still there are not written again; the number of layers grows to what one candidate
+    needs at once, not with the number of candidates.
     """
 
     def __init__(self, model: PreTrainedModel, layout: Layout, config: PretrainedConfig) -> None:
@@ -69,10 +109,10 @@ class Layers:
         self._wired: tuple[int, ...] = tuple(range(len(modules)))
         self._hooks: list[Any] = []
 
-    def assign(self, layers: Sequence[int], keys: Sequence[WeightKey]) -> list[LayerWeights]:
+    def assign(self, layers: Sequence[int], keys: Sequence[LayerKey]) -> list[LayerWeights]:
         """Return the weights of each slot, the same ones for slots with equal keys.
 
-        The caller writes those whose `key` is not the slot's.
+        The caller writes what they do not hold of the slots' keys.
 
         Args:
             layers: of each slot, its layer's index in the original model.
@@ -80,7 +120,7 @@ class Layers:
         """
         for hook in self._hooks:  # before any module is copied
             hook.remove()
-        wanted: dict[int, list[WeightKey]] = {}
+        wanted: dict[int, list[LayerKey]] = {}
         for layer, key in zip(layers, keys, strict=True):
             if key not in wanted.setdefault(layer, []):
                 wanted[layer].append(key)
@@ -89,17 +129,28 @@ class Layers:
             chosen[layer][wanted[layer].index(key)] for layer, key in zip(layers, keys, strict=True)
         ]
 
-    def _choose(self, layer: int, distinct: list[WeightKey]) -> list[LayerWeights]:
-        """Return weights for each key: those that have it, else those longest out of use."""
-        there = self._weights[layer]
-        kept = {distinct.index(one.key): one for one in there if one.key in distinct}
-        free = [one for one in there if not any(one is k for k in kept.values())]
-        for index in range(len(distinct)):
-            if index not in kept:
-                kept[index] = free.pop(0) if free else self._new(layer)
-        chosen = [kept[index] for index in range(len(distinct))]
-        self._weights[layer] = [*free, *chosen]  # in the order of their last use
-        return chosen
+    def _choose(self, layer: int, distinct: list[LayerKey]) -> list[LayerWeights]:
+        """Return weights for each key: those that have it, else those with the most of it.
+
+        Of equals it takes those longest out of use.
+        """
+        free, chosen = list(self._weights[layer]), {}
+        # 1. weights that are there as they are wanted
+        for index, key in enumerate(distinct):
+            found = next((one for one in free if one.has(key)), None)
+            if found is not None:
+                free.remove(found)
+                chosen[index] = found
+        # 2. for the other keys those of which the least must be written, or new ones
+        for index, key in enumerate(distinct):
+            if index not in chosen and free:
+                chosen[index] = max(free, key=lambda one: one.common(key))
+                free.remove(chosen[index])
+            elif index not in chosen:
+                chosen[index] = self._new(layer)
+        ordered = [chosen[index] for index in range(len(distinct))]
+        self._weights[layer] = [*free, *ordered]  # in the order of their last use
+        return ordered
 
     def _new(self, layer: int) -> LayerWeights:
         return LayerWeights(_copied(self._weights[layer][0].module, self._config, share=False))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from evomerge.common.accelerator import device_name
@@ -17,9 +17,16 @@ from evomerge.materialize.disk.scales import embedding_factor
 from evomerge.materialize.disk.weight_record import WeightsRecord, record_of
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.gpu_memory import device_map, spread
-from evomerge.materialize.memory.layers import Layers, LayerWeights, WeightKey, weight_key
+from evomerge.materialize.memory.layers import (
+    Layers,
+    WeightKey,
+    Weights,
+    layer_key,
+    weight_key,
+)
 from evomerge.materialize.plan import TensorStep, plan
 from evomerge.models.layout import Layout
+from evomerge.models.tokens.tokenizer import load_generation_config
 from evomerge.recipe import BASE, Recipe
 
 
@@ -31,6 +38,8 @@ class Resident:
             of the last recipe written; tied weights share storage, and so do slots of the path with
             the same weights. Its config is the recipe's too: depth, and layer types by slot.
         written: each stored weight of the last recipe, once, with the step that makes it.
+        reuse: of the last recipe, the numbers of `tensors` and of their `parameters`, and, as
+            `tensors kept` and `parameters kept`, of those that were in the model already.
     """
 
     def __init__(
@@ -61,20 +70,21 @@ class Resident:
                 copy.deepcopy(base.config), dtype=compute, trust_remote_code=trust_remote_code
             )
         model.tie_weights()
-        settings = base.tokenizer_folder
-        if (settings / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(settings)
+        if (settings := load_generation_config(base.tokenizer_folder)) is not None:
+            model.generation_config = settings
         model = spread(model, device_map(model)) if parallel else model.to(kernel.device)
         self.model = model.eval().requires_grad_(False)
-        self._tensors = self.model.state_dict(keep_vars=True)
+        self._outside = Weights(self.model.state_dict(keep_vars=True))
         self._layers = Layers(self.model, layout, base.config)
         self.written: Sequence[tuple[Tensor, TensorStep]] = ()
+        self.reuse: Mapping[str, int] = {}
 
     @torch.no_grad()
     def write(self, recipe: Recipe) -> None:
         """Overwrite the model's weights with the recipe's, and wire its layers into the path.
 
-        Layers whose weights are there already, from this or an earlier recipe, are not written.
+        A weight that is made already of what the recipe says, by this or an earlier one (the same
+        rule, coefficients, experts and seed, or the same copy), is not written again.
 
         Raises:
             InputError: the recipe does not fit the models.
@@ -82,28 +92,33 @@ class Resident:
                 until the next recipe is written.
         """
         steps = plan(recipe, self._layout, self._kernel.sources)
-        # tensors outside the layers are written for every recipe
-        targets = [(self._tensors[step.name].data, step) for step in steps if step.slot is None]
+        # 1. which weights each step is for: those outside of the layers, and those of the slots
         inside = (step for step in steps if step.slot is not None)
         slots = [list(group) for _, group in groupby(inside, key=lambda step: step.slot)]
-        keys = [weight_key(slot, recipe.seed) for slot in slots]
+        keys = [layer_key(slot, recipe.seed) for slot in slots]
         weights = self._layers.assign([slot.layer for slot in recipe.path], keys)
-        # write each slot's weights once, unless they are there already
-        written: dict[int, tuple[LayerWeights, WeightKey]] = {}
-        for one, slot, key in zip(weights, slots, keys, strict=True):
-            if one.key != key and id(one) not in written:
-                written[id(one)] = one, key
-                one.key = None
-                targets += [(one.tensors[step.tensor.suffix].data, step) for step in slot]
+        held = [(self._outside, step) for step in steps if step.slot is None]
+        held += [(one, step) for one, slot in zip(weights, slots, strict=True) for step in slot]
+        # 2. each of them once, for slots may share weights: the first one's step makes it
+        once: dict[int, tuple[Weights, TensorStep]] = {}
+        for one, step in held:
+            once.setdefault(id(one.tensors[step.tensor.suffix]), (one, step))
+        lacking: list[tuple[Weights, TensorStep, WeightKey]] = []
+        for one, step in once.values():
+            key = weight_key(step, recipe.seed)
+            if not one.holds(step.tensor.suffix, key):
+                lacking.append((one, step, key))
+        # 3. merge those that are not there; if that fails, nothing is known of any of them
+        for one, step, _ in lacking:
+            one.forget(step.tensor.suffix)
+        targets = [(one.tensors[step.tensor.suffix].data, step) for one, step, _ in lacking]
         self._kernel.fill_all(targets, recipe.seed)
-        for one, key in written.values():
-            one.key = key
+        for one, step, key in lacking:
+            one.remember(step.tensor.suffix, key)
+        # 4. wire the path, and say what was done
         self._layers.wire(weights, recipe.path)
-        # remember what makes each weight; slots that share weights count as the first of them
-        made = [(self._tensors[step.name], step) for step in steps if step.slot is None]
-        for one, slot in zip(weights, slots, strict=True):
-            made += [(one.tensors[step.tensor.suffix], step) for step in slot]
-        self.written = tuple({id(pair[0]): pair for pair in reversed(made)}.values())
+        self.written = [(one.tensors[s.tensor.suffix], s) for one, s in once.values()]
+        self.reuse = _reuse([weight for weight, _ in self.written], [out for out, _ in targets])
 
     @torch.no_grad()
     def record(self, recipe: Recipe) -> WeightsRecord:
@@ -133,3 +148,14 @@ class Resident:
             device=device_name(device),
             rounded_to=str(self._compute).removeprefix("torch."),
         )
+
+
+def _reuse(tensors: Sequence[Tensor], written: Sequence[Tensor]) -> dict[str, int]:
+    """Count tensors and parameters, and those that were not written; see `Resident.reuse`."""
+    parameters = sum(tensor.numel() for tensor in tensors)
+    return {
+        "tensors": len(tensors),
+        "tensors kept": len(tensors) - len(written),
+        "parameters": parameters,
+        "parameters kept": parameters - sum(tensor.numel() for tensor in written),
+    }

@@ -11,7 +11,7 @@ from evomerge.common.errors import InputError
 from evomerge.models.messages import reason
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 TEXT_FILES = (
     *("tokenizer*", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
@@ -42,6 +42,15 @@ def load_tokenizer(
     # Each tokenizer class fails on a damaged file in its own way.
     except Exception as error:
         raise InputError(f"{folder}: its tokenizer cannot be loaded: {reason(error)}") from None
+
+
+def load_generation_config(folder: Path) -> GenerationConfig | None:
+    """Load a folder's settings of generation (end tokens, penalties), or return None."""
+    if not (folder / "generation_config.json").is_file():
+        return None
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(folder)
 
 
 def tokenizer_digest(folder: Path) -> str:
