@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from evomerge.common.errors import InputError
 from evomerge.judging.constraints import Items, Values
 
-ALL = "all"
 FEWEST = 2
 """The least number of items of each task: with one there is no standard error."""
 STRATA = 4
