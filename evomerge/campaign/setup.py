@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from evomerge.campaign.calibration_split import CalibrationSplit
 from evomerge.campaign.experts_asked import agreement_notes, check_experts, experts_asked
 from evomerge.campaign.initial_points import (
     check_descents,
@@ -30,6 +31,7 @@ from evomerge.config import (
     ObjectiveConfig,
     TaskConfig,
 )
+from evomerge.fitness.calibration.texts import Text, texts_digest
 from evomerge.fitness.engines import check_engine, engine_identity, has_template
 from evomerge.fitness.tasks.corpus_metrics import OWN
 from evomerge.fitness.tasks.task_set import TaskItems, list_audit, list_items
@@ -71,6 +73,7 @@ class Setup:
         grid: the merges of `space.grid`, by name.
         trackers: by the names that messages give them.
         audit: the tasks of `fitness.audit`, each with its items.
+        calibration: model → the texts that it is calibrated on, of those that have some.
     """
 
     config: CampaignConfig
@@ -83,6 +86,7 @@ class Setup:
     grid: Mapping[str, Recipe]
     trackers: Mapping[str, Tracker]
     audit: tuple[TaskItems, ...] = ()
+    calibration: Mapping[str, Sequence[Text]] = field(default_factory=dict)
 
     def sizes(self, split: str) -> dict[str, int]:
         """task → how many items the split has; measures beside a task have its items."""
@@ -105,6 +109,12 @@ class Setup:
     def measures(self) -> dict[str, str]:
         """Measure → the task beside whose score it is."""
         return _measures(self.tasks)
+
+    @property
+    def calibrated_on(self) -> dict[str, Any]:
+        """Model → digest of its texts of calibration, and the tokens at which each is cut off."""
+        said = self.config.calibration
+        return {m: [texts_digest(t), said and said.tokens] for m, t in self.calibration.items()}
 
     @property
     def teachers(self) -> dict[str, Recipe]:
@@ -209,6 +219,7 @@ class Setup:
                     else {}
                 ),
             },
+            **({"calibration": self.calibrated_on} if self.calibration else {}),
             "tokenizer": tokenizer_digest(self.models.sources[BASE].tokenizer_folder),
             "dtype": {"weights": config.dtype.weights, "compute": compute_dtype(config)},
             "optimizer": config.optimizer.model_dump(mode="json"),
@@ -245,7 +256,8 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     _check_audit(audit, tasks)
     check_engine(config, {task.task: task.kind for task in tasks})
     check_experts(config, models, [task.task for task in tasks])
-    items, notes = _split(tasks, config)
+    calibration = CalibrationSplit(config, tasks)
+    items, notes = deal_items(tasks, config, calibration.aside)
     notes += agreement_notes(tasks)
     # 4. The search over them.
     setup = Setup(
@@ -257,6 +269,7 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
         judge=_judge(config, models, tasks),
         trackers=trackers,
         audit=audit,
+        calibration=calibration.texts(items),
         **_searched_by(config, space),
     )
     _check_search(setup)
@@ -415,8 +428,13 @@ def _check_chat_template(config: CampaignConfig, models: CheckedModels) -> None:
         )
 
 
-def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> tuple[SplitItems, list[str]]:
+def deal_items(
+    tasks: Sequence[TaskItems], config: CampaignConfig, aside: Mapping[str, Container[str]]
+) -> tuple[SplitItems, list[str]]:
     """Deal the tasks' items into splits; return them, and notes for the user.
+
+    Args:
+        aside: task → items that are for calibration alone.
 
     Raises:
         InputError: a task has no items, or a split cannot be filled.
@@ -425,7 +443,8 @@ def _split(tasks: Sequence[TaskItems], config: CampaignConfig) -> tuple[SplitIte
     scored: dict[str, Marks] = {}
     for task in tasks:
         marked = zip(task.ids, task.marks, strict=True)
-        found = {item: marks for item, marks in marked if item not in task.excluded}
+        left_out = (task.excluded, aside.get(task.task, ()))
+        found = {i: marks for i, marks in marked if not any(i in out for out in left_out)}
         if not found:
             raise InputError(f"fitness.tasks: {task.task} has no items left to score")
         if task.task not in measures:

@@ -5,12 +5,13 @@ from evomerge.cli import search  # isort: skip
 from evomerge.cli import compare, check, init, quickstart  # isort: skip
 from evomerge.cli import status, best, report, dashboard, retry  # isort: skip
 from evomerge.cli import list, explain, doctor  # isort: skip
-from evomerge.cli import export, merge  # isort: skip
+from evomerge.cli import export, merge, calibrate  # isort: skip
 from evomerge.cli.shared import app
 
 __all__ = [
     "app",
     "best",
+    "calibrate",
     "check",
     "compare",
     "dashboard",

@@ -1,14 +1,15 @@
 """The campaign file as strict models: an unknown key is an error that names the nearest valid one.
 
 One file for each key: `models`, `space`, `fitness` (with `objectives`, `own_metric`, `agreement`),
-`search` (optimizer, budget, initial, stages), `workers`, `study`, `trackers`; `campaign` is the
-whole file, `load` reads it, `draft` writes one. This room checks the *form*. Whether a method, a
-gene, a task or a model exists is said by the room that owns it (`search.spaces`, `fitness.tasks`,
-`models`).
+`calibration`, `search` (optimizer, budget, initial, stages), `workers`, `study`, `trackers`;
+`campaign` is the whole file, `load` reads it, `draft` writes one. This room checks the *form*.
+Whether a method, a gene, a task or a model exists is said by the room that owns it
+(`search.spaces`, `fitness.tasks`, `models`).
 """
 
 from evomerge.config.agreement import AgreementConfig, AgreementTaskConfig
 from evomerge.config.base import NamedConfig, Pair, PlugConfig, Scalar, Strict
+from evomerge.config.calibration import CalibrationConfig, CalibrationTexts
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.draft import Draft, campaign_name, seen_from
 from evomerge.config.fitness import (
@@ -82,6 +83,8 @@ __all__ = [
     "BestTrials",
     "Bounds",
     "BudgetConfig",
+    "CalibrationConfig",
+    "CalibrationTexts",
     "CallableConfig",
     "CampaignConfig",
     "ConstraintConfig",

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from evomerge.config.base import Strict
+from evomerge.config.calibration import CalibrationConfig
 from evomerge.config.fitness import FitnessConfig
 from evomerge.config.models import DtypeConfig, ModelsConfig
 from evomerge.config.search import BudgetConfig, OptimizerConfig, PolishConfig, StageConfig, Start
@@ -46,6 +47,14 @@ class CampaignConfig(Strict):
     """The measure of a merge: tasks, the objective over them, and how documents are split.
 
     Example: `fitness: {tasks: [{task: gsm8k, metric: exact_match}], objective: mean}`
+    """
+    calibration: CalibrationConfig | None = Field(
+        default=None, exclude_if=lambda said: said is None
+    )
+    """The texts from which methods that use data take their statistics (`evomerge calibrate`). Give
+    it where a method needs them, such as RegMean or Fisher merging.
+
+    Example: `calibration: {documents: texts.jsonl, samples: 256, tokens: 512}`
     """
     dtype: DtypeConfig = DtypeConfig()
     """The dtypes of candidates' weights, and of computing their scores.
@@ -140,6 +149,16 @@ class CampaignConfig(Strict):
                 "polish: no stage searches weights, and a path has no gradient; leave polish out, "
                 "or give a stage space.weights"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _calibrated_are_models(self) -> CampaignConfig:
+        names = ["base", *self.models.experts]
+        for name in self.calibration.per_expert if self.calibration else ():
+            if name not in names:
+                raise ValueError(
+                    f"calibration.per_expert: no model {name!r}; the models are {', '.join(names)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ import yaml
 from evomerge.common.data_files import read_text
 from evomerge.common.errors import InputError
 from evomerge.config.agreement import AgreementTaskConfig
+from evomerge.config.calibration import CalibrationConfig, CalibrationTexts
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.fitness import AnyTask, TaskConfig
 from evomerge.config.models import TokenizerConfig
@@ -49,6 +50,8 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
                     "audit": audit,
                 }
             ),
+            "calibration": config.calibration
+            and _absolute_texts(config.calibration, folder, include),
             "initial": [absolute_start(start, folder) for start in config.initial],
             "stages": [
                 stage.model_copy(
@@ -61,6 +64,25 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
             ),
         }
     )
+
+
+def _absolute_texts(
+    calibration: CalibrationConfig, folder: Path, include: Path | None
+) -> CalibrationConfig:
+    """Resolve files of texts, and tasks that are named by their files."""
+
+    def there(texts: CalibrationConfig | CalibrationTexts) -> dict[str, str | None]:
+        documents, task = texts.documents, texts.task
+        if task is not None and _is_file(task):
+            task = _name_in("calibration.task", task, folder, include)
+        return {"documents": documents and str((folder / documents).resolve()), "task": task}
+
+    own = {
+        name: texts.model_copy(update=there(texts))
+        for name, texts in calibration.per_expert.items()
+    }
+    place = str((folder / calibration.folder).resolve())
+    return calibration.model_copy(update={**there(calibration), "per_expert": own, "folder": place})
 
 
 def _with_template(tokenizer: TokenizerConfig, folder: Path) -> TokenizerConfig:
@@ -110,7 +132,11 @@ def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:
         InputError: a task's file is not there, names no task, or is not in that folder.
     """
     if isinstance(task, TaskConfig):
-        named = {"task": _name_in(task, folder, include)} if _is_file(task.task) else {}
+        named = (
+            {"task": _name_in("fitness.tasks", task.task, folder, include)}
+            if _is_file(task.task)
+            else {}
+        )
         return task.model_copy(update=named)
     if isinstance(task, AgreementTaskConfig):
         prompts = str((folder / task.agreement.prompts).resolve())
@@ -128,18 +154,18 @@ def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:
     )
 
 
-def _name_in(task: TaskConfig, folder: Path, include: Path | None) -> str:
-    """Return the name of the task, or group, whose file stands in `task`."""
-    places = [folder / task.task, *([include / task.task] if include else [])]
+def _name_in(key: str, task: str, folder: Path, include: Path | None) -> str:
+    """Return the name of the task, or group, whose file stands in `task` under `key`."""
+    places = [folder / task, *([include / task] if include else [])]
     path = next((place.resolve() for place in places if place.is_file()), None)
     if path is None:
-        raise InputError(f"fitness.tasks: {task.task}: no such file in {folder}")
+        raise InputError(f"{key}: {task}: no such file in {folder}")
     found = _task_name(path, {path})
     if found is None:
-        raise InputError(f"fitness.tasks: {path} names no task; write task: NAME into it")
+        raise InputError(f"{key}: {path} names no task; write task: NAME into it")
     if include is None or not path.is_relative_to(include):
         raise InputError(
-            f"fitness.tasks: {task.task} lies outside of fitness.include_path ({include}); set "
+            f"{key}: {task} lies outside of fitness.include_path ({include}); set "
             f"fitness.include_path to a folder that holds all task files, {path.parent} or one "
             f"above it, or name the task, task: {found}"
         )

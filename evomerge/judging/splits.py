@@ -66,7 +66,7 @@ def deal(
     """
     # 1. every task by itself; done, unless a document is in two splits
     alone = {task: split_items(list(items), splits, task) for task, items in tasks.items()}
-    documents = _documents(tasks)
+    documents = documents_of(tasks)
     shared = _shared_across_splits(alone, documents, tasks)
     if not shared:
         return alone, []
@@ -145,8 +145,11 @@ def _hash(item: str) -> str:
     return item.partition("#")[0]
 
 
-def _documents(tasks: Mapping[str, Marks]) -> dict[str, dict[str, str]]:
-    """Task → item → a name of its document, equal in every task that has it."""
+def documents_of(tasks: Mapping[str, Marks]) -> dict[str, dict[str, str]]:
+    """Return task → item → a name of its document, equal in every task that has it.
+
+    It is the least of the hashes under which the document is found.
+    """
     places = list(dict.fromkeys((t, _hash(item)) for t, items in tasks.items() for item in items))
     place_of = {key: place for place, key in enumerate(places)}
     # 1. mark → the documents that have it, one of each task: shared marks in a task tell nothing

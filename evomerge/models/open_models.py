@@ -43,6 +43,22 @@ def open_models(
     return match_vocabularies(opened, models.tokenizer, models.trust_remote_code)
 
 
+def open_model(
+    spec: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Open one model that stands alone; messages show it by its spec.
+
+    Raises:
+        InputError: it cannot be used, or is an adapter, which needs a base.
+    """
+    flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    try:
+        folder = find_folder(BASE, spec, **flags)
+        return _open_whole(BASE, spec, folder, flags)
+    except InputError as error:
+        raise InputError(str(error).removeprefix(f"{campaign_key(BASE)}: ")) from None
+
+
 def as_stored(source: Checkpoint) -> Checkpoint:
     """Return a model without its alignment, with its own vocabulary."""
     own = as_unmatched(source)

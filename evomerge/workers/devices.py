@@ -67,10 +67,11 @@ def threads_per_worker(config: CampaignConfig) -> int:
     """
     workers = config.workers
     count = 1 if workers.count == "auto" else workers.count
-    return workers.cpus_per_worker or max(1, _cores() // count)
+    return workers.cpus_per_worker or max(1, cores() // count)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Count the cores that this process may use: `OMP_NUM_THREADS`, where it is a number."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted):
         return int(wanted)

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.common.version import __version__
-from evomerge.models.canonical_names import as_bytes
 from evomerge.models.files.finite import NonFinite, count_non_finite
 from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import open_weights
@@ -131,7 +131,7 @@ class CalibrationFile:
         def scan(key: str) -> tuple[str, NonFinite]:
             tensor = self.tensors[key]
             digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(as_bytes(tensor).numpy().data)
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             return digest.hexdigest(), count_non_finite(tensor)
 
         digests, damaged, read = {}, {}, PageReleaser()
@@ -177,11 +177,24 @@ def write_calibration(path: Path, head: CalibrationHead, tensors: Mapping[str, T
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: t.contiguous() for key, t in tensors.items()}, partial, metadata=metadata)
+        _order_metadata(partial)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error})") from None
     return path
+
+
+def _order_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in the order of its keys: the library's is random."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the same header in another order"
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def open_calibration(path: Path) -> CalibrationFile:

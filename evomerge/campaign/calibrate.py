@@ -1,0 +1,197 @@
+"""Calibration files of a model alone, and of a campaign's models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from evomerge.campaign.calibration_split import CalibrationSplit
+from evomerge.campaign.setup import deal_items
+from evomerge.common.accelerator import ON_REQUEST, available
+from evomerge.common.errors import InputError
+from evomerge.config import CampaignConfig, WeightsConfig
+from evomerge.fitness.calibration.calibrate import Calibration, calibrate
+from evomerge.fitness.calibration.texts import read_texts, sample
+from evomerge.fitness.tasks.task_set import list_items
+from evomerge.materialize.disk.recipe_models import with_recipes_made
+from evomerge.methods.core.registry import find_method
+from evomerge.models.files.calibration_file import KINDS
+from evomerge.models.messages import campaign_key
+from evomerge.models.open_models import as_stored, open_model, open_models
+from evomerge.recipe import BASE
+from evomerge.workers.devices import cores, device_of
+
+EXPERTS = "experts"
+
+
+def calibrate_model(
+    model: str,
+    documents: Path,
+    kinds: Sequence[str],
+    target: Path,
+    *,
+    samples: int,
+    tokens: int,
+    trust_remote_code: bool = False,
+    told: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Write the calibration file of one model.
+
+    Args:
+        model: a folder or hub id.
+        documents: a file of texts.
+        kinds: of `calibration_file.KINDS`.
+        target: the file to write.
+        samples: how many of the texts are read.
+        tokens: at which each is cut off.
+        told: is told of progress.
+
+    Raises:
+        InputError: model, texts or kinds cannot be used, or the file cannot be written.
+    """
+    check_kinds(kinds)
+    texts = sample(read_texts("--on", documents), samples)
+    source = open_model(model, trust_remote_code=trust_remote_code)
+    here = available()
+    device = "cpu" if here is None or here in ON_REQUEST else here
+    asked = Calibration(model, texts, kinds, tokens, cores(), device)
+    return calibrate(source, asked, target, trust_remote_code=trust_remote_code, told=told)
+
+
+def calibrate_campaign(
+    config: CampaignConfig,
+    *,
+    only: str | None = None,
+    kinds: Sequence[str] | None = None,
+    folder: Path | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
+    """Write the calibration files of a campaign's models.
+
+    Args:
+        only: the name of one model; by default those that the methods need.
+        kinds: of `calibration_file.KINDS`; by default those that the methods need.
+        folder: for the files; by default `calibration.folder`.
+        told: is told of progress.
+
+    Returns:
+        the files, in the models' order.
+
+    Raises:
+        InputError: nothing needs data, there are no texts, a model or a text cannot be used, or a
+            file cannot be written.
+    """
+    wanted = _wanted(config, only, kinds)
+    if config.calibration is None:
+        raise InputError(
+            "calibration: the campaign says no texts; write calibration: {documents: texts.jsonl}, "
+            "or give them with --on"
+        )
+    # 1. the texts, which stand in no other split
+    tasks = list_items(config.fitness)
+    split = CalibrationSplit(config, tasks)
+    items, _ = deal_items(tasks, config, split.aside)
+    texts = split.texts(items)
+    for name in wanted:
+        if name not in texts:
+            raise InputError(
+                f"calibration: no texts for {name}; write per_expert: {{{name}: {{documents: "
+                "FILE}}, or documents for all models"
+            )
+    # 2. model by model
+    models = with_recipes_made(config.models)
+    opened = open_models(models)
+    tokenizer = opened[BASE].tokenizer_folder if models.tokenizer is None else None
+    written = []
+    for name, own in wanted.items():
+        source = as_stored(opened[name])
+        asked = Calibration(
+            name=campaign_key(name),
+            texts=texts[name],
+            kinds=own,
+            tokens=config.calibration.tokens,
+            threads=cores(),
+            device=device_of(config),
+        )
+        target = _target(config, name, folder)
+        told(f"{name}: {', '.join(own)} of {len(texts[name])} texts → {target}")
+        calibrate(
+            source,
+            asked,
+            target,
+            tokenizer=tokenizer,
+            trust_remote_code=models.trust_remote_code,
+            told=told,
+        )
+        written.append(target)
+    return written
+
+
+def _target(config: CampaignConfig, name: str, folder: Path | None) -> Path:
+    """Return a model's file: where the campaign looks for it, unless a folder is given."""
+    said = getattr(config.models, "statistics", {}).get(name, "")
+    if folder is None and said.endswith(".safetensors"):
+        return Path(said)
+    assert config.calibration is not None
+    return (folder or Path(config.calibration.folder)) / f"{name}.safetensors"
+
+
+def _wanted(
+    config: CampaignConfig, only: str | None, kinds: Sequence[str] | None
+) -> dict[str, Sequence[str]]:
+    """Model → kinds to take of it.
+
+    Raises:
+        InputError: there are none, or no such model or kind.
+    """
+    models = ["base", *config.models.experts]
+    if only is not None and only not in models:
+        raise InputError(f"--source {only}: no such model; the models are {', '.join(models)}")
+    needed = needed_kinds(config)
+    if kinds is not None:
+        check_kinds(kinds)
+        names = [only] if only is not None else [*needed] or [*config.models.experts]
+        needed = dict.fromkeys(names, kinds)
+    found = {name: own for name, own in needed.items() if only in (None, name)}
+    if not found:
+        raise InputError(
+            f"{'no method of this campaign' if only is None else f'--source {only}: no method'} "
+            "needs data; name what to take with --kinds"
+        )
+    return found
+
+
+def needed_kinds(config: CampaignConfig) -> dict[str, Sequence[str]]:
+    """Return model → kinds of statistics that the campaign's methods need of it, in its order."""
+    found: dict[str, dict[str, None]] = {name: {} for name in (BASE, *config.models.experts)}
+    for space in (config.space, *(stage.space for stage in config.stages)):
+        for names, kind in _needs(space.weights):
+            for name in config.models.experts if names == EXPERTS else [BASE]:
+                found[name][kind] = None
+    return {name: tuple(kinds) for name, kinds in found.items() if kinds}
+
+
+def _needs(weights: WeightsConfig | None) -> Iterator[tuple[str, str]]:
+    """Yield whose statistics merges need, the experts' or the base's, and their kind."""
+    if weights is None:
+        return
+    methods = [weights.method] if isinstance(weights.method, str) else weights.method
+    for method in methods:
+        for kind in getattr(find_method(method, "space.weights.method"), "calibrated", ()):
+            yield EXPERTS, kind
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Refuse kinds of statistics that there are not.
+
+    Raises:
+        InputError: names the kind.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(
+                f"--kinds {kind}: no such statistic; there are {', '.join(KINDS)}, written with "
+                "commas between them"
+            )
+    if not kinds:
+        raise InputError(f"--kinds: name some of {', '.join(KINDS)}")

@@ -1,0 +1,275 @@
+"""Statistics of what enters a model's matrices: Gram matrices and mean magnitudes.
+
+`gram/W` is XᵀX / T, float32 [in, in], X the inputs of the matrix W at the T tokens of the texts;
+matrices that read the same input share the first one's. `mean_abs/W` is the mean of |x| over the
+tokens, float32 [in]; a norm's, too, which has an input for each of its weights.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from evomerge.common.errors import InputError
+from evomerge.fitness.calibration.in_order import InOrder, in_threads
+from evomerge.fitness.calibration.layered_model import LayeredModel
+from evomerge.fitness.calibration.work_folder import States, WorkFolder
+from evomerge.models.layout import Layout
+
+ROWS = 1024
+"""Tokens whose inputs are multiplied at once: texts are put together until they have as many."""
+COLUMNS = 512
+"""Columns of a Gram matrix that are computed at once, from the diagonal on: it is symmetric."""
+ENDS = "inputs-ends"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A module whose inputs are looked at.
+
+    Attributes:
+        tensor: canonical name of its weight.
+        size: numbers of an input.
+        matrix: whether it multiplies by its weight.
+    """
+
+    tensor: str
+    module: nn.Module
+    size: int
+    matrix: bool
+
+
+def watched(model: LayeredModel, layer: int | None) -> list[Watched]:
+    """List the modules of a layer, or of those outside the layers, with a weight and an input."""
+    layout = model.source.layout
+    inside = layout.tensors if layer is None else layout.tensors_of_layer(layer)
+    shapes = {spec.name: spec.shape for spec in inside if spec.layer == layer}
+    found = []
+    for name, module in model.modules.items():
+        shape = shapes.get(f"{name}.weight", ())
+        if len(shape) not in (1, 2) or isinstance(module, nn.Embedding):
+            continue
+        size = shape[0] if isinstance(module, Conv1D) else shape[-1]
+        found.append(
+            Watched(f"{name}.weight", module, size, isinstance(module, nn.Linear | Conv1D))
+        )
+    return found
+
+
+def check_inputs(layout: Layout, name: str, kinds: Sequence[str]) -> None:
+    """Refuse Gram matrices and magnitudes of stacked experts, whose inputs no module sees.
+
+    Raises:
+        InputError: the model has such; names it.
+    """
+    wanted = [kind for kind in kinds if kind in ("gram", "mean_abs")]
+    stacked = next((spec.name for spec in layout.tensors if spec.matrices > 1), None)
+    if wanted and stacked:
+        raise InputError(
+            f"{name}: {', '.join(wanted)} of {layout.architecture} are not taken: "
+            f"the experts of a mixture lie stacked in one tensor ({stacked}), and each reads "
+            "tokens of its own; ask for fisher alone, or name methods that need no data"
+        )
+
+
+class _Inputs(threading.local):
+    """The inputs that a pass in this thread has met: tensor's name → [tokens, in]."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Tensor] = {}
+
+
+@contextmanager
+def _hooked(modules: Sequence[Watched]) -> Iterator[_Inputs]:
+    """Collect the inputs of modules within, each as the very tensor that the module was given."""
+    inputs = _Inputs()
+
+    def hook(one: Watched) -> torch.utils.hooks.RemovableHandle:
+        def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if args and args[0].shape[-1] == one.size:
+                inputs.seen[one.tensor] = args[0]
+
+        return one.module.register_forward_pre_hook(keep)
+
+    handles = [hook(one) for one in modules]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Sums:
+    """Sums over tokens of XᵀX and of |x|, added to in the order of the units."""
+
+    def __init__(self, modules: Sequence[Watched], grams: bool, magnitudes: bool) -> None:
+        self.modules, self._grams, self._magnitudes = modules, grams, magnitudes
+        self.shared: dict[str, str] = {}
+        self.products: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.rows: dict[str, int] = {}
+
+    def add(self, unit: int, texts: Sequence[Mapping[str, Tensor]], order: InOrder) -> None:
+        """Add a unit's texts, each as the inputs that its pass has met."""
+        # 1. matrices that were given the very same tensor share its first one's product
+        owners: dict[int, str] = {}
+        for one in self.modules:
+            if one.matrix and one.tensor in texts[0]:
+                owners.setdefault(id(texts[0][one.tensor]), one.tensor)
+        for one in self.modules:
+            name, given = one.tensor, texts[0].get(one.tensor)
+            if given is None:  # a module that this architecture does not call
+                continue
+            rows = torch.cat([text[name].reshape(-1, one.size) for text in texts]).float()
+            owner = owners.get(id(given)) if one.matrix else None
+            # 2. this unit's sums, on this thread alone
+            whole = self._grams and owner == name
+            blocks = [*_lower_blocks(rows)] if whole else []
+            sums = rows.abs().sum(0, dtype=torch.float64).cpu() if self._magnitudes else None
+            # 3. added in the units' order
+            with order.turn(name, unit):
+                self.rows[name] = self.rows.get(name, 0) + len(rows)
+                if sums is not None:
+                    self.sums[name] = self.sums[name] + sums if unit else sums
+                if self._grams and owner is not None and not whole:
+                    self.shared[name] = owner
+                if whole and not unit:
+                    self.products[name] = rows.new_zeros(one.size, one.size)
+                for start, block in blocks:
+                    self.products[name][start:, start : start + block.shape[1]] += block
+
+    def statistics(self) -> dict[str, Tensor]:
+        """The means, by their keys in the file."""
+        found = {}
+        for name, total in self.sums.items():
+            found[f"mean_abs/{name}"] = (total / self.rows[name]).float()
+        for name, product in self.products.items():
+            lower = product.div_(self.rows[name]).tril_()
+            found[f"gram/{name}"] = (lower + lower.tril(-1).T).cpu()
+        return found
+
+
+def _lower_blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield XᵀX from the diagonal down, column block by column block, with its first column."""
+    size = rows.shape[1]
+    for start in range(0, size, COLUMNS):
+        yield start, rows[:, start:].T @ rows[:, start : start + COLUMNS]
+
+
+def take_inputs(
+    model: LayeredModel,
+    texts: Sequence[Tensor],
+    kinds: Sequence[str],
+    work: WorkFolder,
+    threads: int,
+    told: Callable[[str], None],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Take `gram` and `mean_abs` of all modules with one pass of the texts, layer by layer.
+
+    In memory are the weights of one layer, its Gram matrices, and of each thread one text's
+    activations and one Gram matrix more; hidden states are in mapped files. A process that was
+    killed loses the layer that it was in.
+
+    Args:
+        texts: int64 [tokens] each.
+        threads: how many texts are run at once.
+        told: is told of each layer.
+
+    Returns:
+        the statistics, mapped, by their keys; and matrix → the matrix whose Gram it shares.
+
+    Raises:
+        InputError: one is not finite; names the model and the tensor.
+    """
+    lengths, size = [len(text) for text in texts], model.hidden_size
+    units = _units(lengths)
+    # 1. what enters the first layer
+    if not any(work.has(f"inputs-{layer}") for layer in range(model.layers + 1)):
+        with work.writing("inputs-0", lengths, size) as states, torch.no_grad():
+            for index, text in enumerate(texts):
+                states.write(index, model.first(text))
+    # 2. layer by layer
+    parts = [f"inputs-of-layer-{layer}" for layer in range(model.layers)]
+    for layer, part in enumerate(parts):
+        if work.has(part):
+            continue
+        before = work.states(f"inputs-{layer}", lengths, size)
+        with model.loaded(layer), work.writing(f"inputs-{layer + 1}", lengths, size) as after:
+            sums = _Sums(watched(model, layer), "gram" in kinds, "mean_abs" in kinds)
+            _run(model.through, sums, texts, units, before, after, threads)
+        work.keep(part, check_finite(model.name, sums.statistics()), sums.shared)
+        work.drop(f"inputs-{layer}")
+        told(f"{', '.join(kinds)}: layer {layer + 1} of {model.layers}")
+    # 3. the final norm and the head
+    if not work.has(ENDS):
+        before = work.states(f"inputs-{model.layers}", lengths, size)
+        sums = _Sums(watched(model, None), False, "mean_abs" in kinds)
+        _run(model.logits, sums, texts, units, before, None, threads)
+        work.keep(ENDS, check_finite(model.name, sums.statistics()), {})
+        work.drop(f"inputs-{model.layers}")
+    found: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    for part in (*parts, ENDS):
+        found |= work.part(part)
+        shared |= work.facts(part)
+    return found, shared
+
+
+def _run(
+    run: Callable[[Tensor, Tensor], Tensor],
+    sums: _Sums,
+    texts: Sequence[Tensor],
+    units: Sequence[range],
+    before: States,
+    after: States | None,
+    threads: int,
+) -> None:
+    """Run all texts through the loaded layer, or the head, and add up its modules' inputs."""
+    with _hooked(sums.modules) as inputs:
+
+        def one(number: int, unit: range, order: InOrder) -> None:
+            seen = []
+            for index in unit:
+                inputs.seen = {}
+                with torch.no_grad():
+                    found = run(texts[index], before.read(index))
+                if after is not None:
+                    after.write(index, found)
+                seen.append(inputs.seen)
+            sums.add(number, seen, order)
+
+        in_threads(one, units, threads)
+
+
+def _units(lengths: Sequence[int]) -> list[range]:
+    """Put texts that follow each other together until they have `ROWS` tokens."""
+    found, start, tokens = [], 0, 0
+    for index, length in enumerate(lengths):
+        tokens += length
+        if tokens >= ROWS or index == len(lengths) - 1:
+            found.append(range(start, index + 1))
+            start, tokens = index + 1, 0
+    return found
+
+
+def check_finite(name: str, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return statistics, all of whose numbers are finite.
+
+    Raises:
+        InputError: one's are not; names model, kind and tensor.
+    """
+    for key, values in statistics.items():
+        if not torch.isfinite(values).all():
+            kind, _, tensor = key.partition("/")
+            bad = values[~torch.isfinite(values)][0]
+            raise InputError(
+                f"{name}: the {kind} of {tensor} holds {bad.item()}; its "
+                "activations overflow on these texts: leave them out, or the model"
+            )
+    return statistics

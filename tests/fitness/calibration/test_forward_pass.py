@@ -1,0 +1,83 @@
+"""Gram matrices and magnitudes are those of the inputs that transformers' own model meets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from calibrating import inputs_of, is_matrix, layered, saved, texts
+
+from evomerge.common.errors import InputError
+from evomerge.fitness.calibration import forward_pass
+from evomerge.fitness.calibration.forward_pass import check_finite, check_inputs, take_inputs
+from evomerge.fitness.calibration.work_folder import WorkFolder
+
+
+def taken(folder, given, work, kinds=("gram", "mean_abs"), threads=2):
+    work.mkdir()
+    model = layered(folder, given)
+    return take_inputs(model, given, kinds, WorkFolder(work), threads, lambda _: None)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_statistics_are_those_of_the_inputs_that_hooks_see(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(forward_pass, "ROWS", 20)  # several units
+    monkeypatch.setattr(forward_pass, "COLUMNS", 20)  # blocks that do not divide the matrix
+    given = texts()
+    model, folder = saved(family, tmp_path / "model")
+    found, shared = taken(folder, given, tmp_path / "work")
+    inputs, prefix = inputs_of(model, given), "h." if family == "gpt2" else "layers."
+    tied = {"lm_head"} if model.config.tie_word_embeddings else set()
+    assert {k for k in found if k.startswith("mean_abs/")} == {
+        f"mean_abs/{name}.weight" for name in inputs.keys() - tied
+    }
+    for name, x in inputs.items():
+        weight = f"{name}.weight"
+        if name not in tied:
+            torch.testing.assert_close(found[f"mean_abs/{weight}"], x.abs().mean(0))
+        if prefix in name and is_matrix(model.get_submodule(name)):
+            gram = found[f"gram/{shared.get(weight, weight)}"]
+            expected = (x.double().T @ x.double() / len(x)).float()
+            torch.testing.assert_close(gram, expected, rtol=1e-5, atol=1e-5)
+            assert torch.equal(gram, gram.T)
+
+
+def test_matrices_that_read_one_input_share_its_gram(tmp_path):
+    given = texts()
+    _, folder = saved("llama", tmp_path / "model")
+    found, shared = taken(folder, given, tmp_path / "work")
+    layer = "model.layers.1."
+    assert {k: v for k, v in shared.items() if k.startswith(layer)} == {
+        f"{layer}self_attn.k_proj.weight": f"{layer}self_attn.q_proj.weight",
+        f"{layer}self_attn.v_proj.weight": f"{layer}self_attn.q_proj.weight",
+        f"{layer}mlp.up_proj.weight": f"{layer}mlp.gate_proj.weight",
+    }
+    grams = [key for key in found if key.startswith(f"gram/{layer}")]
+    assert len(grams) == 4  # of q, o, gate and down
+    assert not any("lm_head" in key for key in found if key.startswith("gram/"))
+
+
+def test_the_number_of_threads_does_not_change_a_byte(tmp_path):
+    given = texts((24,) * 12)
+    _, folder = saved("llama", tmp_path / "model")
+    one, _ = taken(folder, given, tmp_path / "one", threads=1)
+    three, _ = taken(folder, given, tmp_path / "three", threads=3)
+    assert one.keys() == three.keys()
+    assert all(torch.equal(one[key], three[key]) for key in one)
+
+
+def test_what_is_not_finite_is_named():
+    with pytest.raises(InputError, match=r"models.experts.math: the gram of h.0.weight holds inf"):
+        check_finite("models.experts.math", {"gram/h.0.weight": torch.tensor([1.0, torch.inf])})
+
+
+def test_stacked_experts_are_refused_by_name():
+    from transformers import MixtralConfig
+
+    from evomerge.models.layout import derive_layout
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 10}
+    config = MixtralConfig(**small, num_hidden_layers=1, num_key_value_heads=1, num_local_experts=2)
+    layout = derive_layout(config)
+    with pytest.raises(InputError, match=r"m: gram of MixtralForCausalLM are not taken.*stacked"):
+        check_inputs(layout, "m", ["gram", "fisher"])
+    check_inputs(layout, "m", ["fisher"])
