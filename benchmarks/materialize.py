@@ -187,10 +187,10 @@ def tied(method: str, sources: dict[str, Checkpoint], name: str) -> torch.Tensor
     return torch.stack(masks).any(0)
 
 
-def seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     action()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def floor(parameters: int) -> float:
@@ -208,6 +208,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=20, help="fewer for a quick look")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -241,14 +242,15 @@ def compare(
         "mergekit bf16": lambda: mergekit_of(method, sources, None),
         "mergekit fp32": lambda: mergekit_of(method, sources, torch.float32),
     }
-    first = seconds(candidate)
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    first = seconds(candidate, clock)
     if method not in RANDOM:
         check(method, sources, resident, mergekit_of(method, sources, torch.float32))
     spent: dict[str, list[float]] = {key: [] for key in runs}
     for _ in range(arguments.repeats + 1):
         for key, run in runs.items():
             times = OURS if run is candidate else 1
-            spent[key].append(statistics.median(seconds(run) for _ in range(times)))
+            spent[key].append(statistics.median(seconds(run, clock) for _ in range(times)))
     median = {key: statistics.median(values[1:]) for key, values in spent.items()}
     ratio = min(median["mergekit bf16"], median["mergekit fp32"]) / median["evomerge"]
     return {"method": method, "first": first, **median, "ratio": ratio, "bar": BARS.get(method)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +18,9 @@ from evomerge.cli.shared import (
     shard_bytes_of,
     waiting,
 )
+from evomerge.common.data_files import json_data, read_text, yaml_documents
 from evomerge.common.errors import InputError
+from evomerge.models.files.hash_ahead import hashing_ahead
 
 
 @app.command()
@@ -53,7 +56,7 @@ def merge(
         if base is not None:
             given["base"] = base
         shard_bytes = shard_bytes_of(shard_size)
-        with waiting(f"writing {to}"):
+        with waiting(f"writing {to}"), hashing_ahead(_folders_in(file, given)):
             from evomerge.export.merge import merge_file
             from evomerge.materialize.disk.provenance import Trust
 
@@ -62,6 +65,37 @@ def merge(
         for text in notes:
             note(text)
         say(written)
+
+
+def _folders_in(file: Path, given: Mapping[str, str]) -> list[Path]:
+    """Find the folders that a file seems to name, before what reads it properly is imported."""
+    try:
+        if file.suffix == ".json":
+            beside = file.with_name("evomerge.json")
+            data = json_data(read_text(beside), str(beside))
+            data = data.get("models") if isinstance(data, dict) else None
+        else:
+            data = yaml_documents(read_text(file), str(file))
+    except InputError:
+        data = None  # what is wrong is said by what reads it properly
+    texts = [*given.values(), *_texts(data)]
+    places = [Path(folder, text) for text in texts for folder in (file.parent, "")]
+    return [place for place in places if _is_model(place)]
+
+
+def _texts(data: Any) -> Iterator[str]:
+    if isinstance(data, dict | list):
+        for value in data.values() if isinstance(data, dict) else data:
+            yield from _texts(value)
+    elif isinstance(data, str):
+        yield data
+
+
+def _is_model(place: Path) -> bool:
+    try:
+        return (place / "config.json").is_file()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def _named(text: str) -> tuple[str, str]:

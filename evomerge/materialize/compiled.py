@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator
+from threading import Lock
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Compiler:
     def __init__(self) -> None:
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
         self._uncompiled: set[Callable[..., Any]] = set()
+        self._lock = Lock()
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return `function(*arguments)`; the first argument is a tensor."""
@@ -57,8 +59,9 @@ class Compiler:
             device = arguments[0].device
             if device.type != "cpu":  # a kernel there cannot read numbers that are here
                 tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
-            if key not in self._compiled:
-                self._compiled[key] = self._compile(function, arguments, tensors)
+            with self._lock:
+                if key not in self._compiled:
+                    self._compiled[key] = self._compile(function, arguments, tensors)
             return self._compiled[key](*tensors)
         except Exception as error:  # many kinds, and none may cost more than the speed
             _LOGGER.warning("%s runs uncompiled: %s", function, str(error).partition("\n")[0])

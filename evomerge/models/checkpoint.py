@@ -6,7 +6,8 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -20,12 +21,20 @@ from typing_extensions import override
 from evomerge.common.data_files import json_data, read_text
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError, ModelNotFoundError
+from evomerge.common.remembered import remembered
 from evomerge.models.canonical_names import as_bytes, canonical_tensors, stored_layers
 from evomerge.models.files.conversion import as_saved
 from evomerge.models.files.finite import NonFinite, count_non_finite
+from evomerge.models.files.hash_ahead import (
+    hashed_ahead,
+    recall_digests,
+    remember_digests,
+    states,
+)
 from evomerge.models.files.lazy_tensors import LazyTensors
 from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import read_stored
+from evomerge.models.known_models import KIND, KnownModel, recall_model, remember_model
 from evomerge.models.layout import Layout, build_skeleton, layout_of
 from evomerge.models.messages import campaign_key, reason
 from evomerge.models.source import Source
@@ -57,6 +66,7 @@ class Checkpoint(Source):
     Attributes:
         spec: the folder or hub id as the user gave it.
         layout: its tensors' places in the model.
+        known: what is remembered of such a model; None where nothing may be.
     """
 
     def __init__(
@@ -64,15 +74,18 @@ class Checkpoint(Source):
         name: str,
         spec: str,
         folder: Path,
-        config: PretrainedConfig,
+        config: PretrainedConfig | None,
         layout: Layout,
         tensors: LazyTensors,
         flags: Mapping[str, bool],
+        known: KnownModel | None = None,
     ) -> None:
-        self._name, self._folder, self._config = name, folder, config
+        """Without a `config` it is loaded when it is first needed."""
+        self._name, self._folder, self._loaded = name, folder, config
         self._tensors, self._flags = tensors, flags
         self.spec = spec
         self.layout = layout
+        self.known = known
 
     @property
     @override
@@ -99,6 +112,12 @@ class Checkpoint(Source):
     def config(self) -> PretrainedConfig:
         return self._config
 
+    @property
+    def _config(self) -> PretrainedConfig:
+        if self._loaded is None:
+            self._loaded = load_config(self._folder, self._flags["trust_remote_code"])
+        return self._loaded
+
     @override
     def names(self) -> tuple[str, ...]:
         return self.layout.names
@@ -121,7 +140,20 @@ class Checkpoint(Source):
 
     @override
     def as_saved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._saved_as_they_are:
+            return {name: tensor.contiguous() for name, tensor in tensors.items()}
         return as_saved(self._skeleton, tensors)
+
+    @cached_property
+    def _saved_as_they_are(self) -> bool:
+        """Whether transformers saves every tensor as it is; False where that is not remembered."""
+
+        def find() -> bool:
+            plain = {s.name: torch.empty(s.shape, device="meta") for s in self.layout.tensors}
+            saved = as_saved(self._skeleton, plain)
+            return saved.keys() == plain.keys() and all(saved[n] is t for n, t in plain.items())
+
+        return self.known is not None and bool(self.remembered("saved as they are", find))
 
     @override
     def beside(self) -> dict[str, Tensor]:
@@ -138,6 +170,15 @@ class Checkpoint(Source):
         config.architectures = [self.layout.architecture]
         return config
 
+    def remembered(self, what: str, find: Callable[[], Any]) -> Any:
+        """Return `find()`, a JSON value that config and tensor names decide, remembered if may be.
+
+        Args:
+            what: the name of that value.
+        """
+        key = None if self.known is None else {**self.known.key, "what": what}
+        return remembered(KIND, key, find)
+
     @cached_property
     def _skeleton(self) -> PreTrainedModel:
         return build_skeleton(self._config, trust_remote_code=self._flags["trust_remote_code"])
@@ -153,10 +194,20 @@ class Checkpoint(Source):
         return self._scanned[1]
 
     @cached_property
-    def _scanned(self) -> tuple[dict[str, str], dict[str, NonFinite]]:
+    def _scanned(self) -> tuple[Mapping[str, str], dict[str, NonFinite]]:
+        # 1. digests on record are of files that have not changed since, and of finite weights
+        began, files, model = time.time(), states(self.folder), None
+        if self.known is not None:
+            model = content_digest(self.known.key)
+            if kept := recall_digests(self.folder, model):
+                return kept, {}
+
+        # 2. whether each tensor is finite, and its digest unless another process is at it
+        wait = hashed_ahead(self.folder) if self.known is not None else None
+
         def scan(name: str) -> tuple[str, NonFinite]:
             tensor = self._tensors[name]
-            return tensor_digest(tensor), count_non_finite(tensor)
+            return "" if wait else tensor_digest(tensor), count_non_finite(tensor)
 
         digests, damaged, read = {}, {}, PageReleaser()
         with ThreadPoolExecutor() as pool:
@@ -168,6 +219,13 @@ class Checkpoint(Source):
                     damaged[name] = found
                 read.add(self._tensors.mapped(name))
         read.release()
+        if wait is not None and self.known is not None:
+            made, stored_as = wait(), self.known.stored_as
+            for name in digests:
+                digests[name] = made.get(stored_as[name]) or tensor_digest(self._tensors[name])
+        # 3. for the next time
+        if model is not None and not damaged:
+            remember_digests(self.folder, model, files, began, digests)
         return digests, damaged
 
     @cached_property
@@ -177,9 +235,13 @@ class Checkpoint(Source):
         The config counts as it is written, less `VOLATILE`, so that a newer transformers with
         new defaults gives an unchanged model the same digest.
         """
+        return content_digest({"tensors": self.tensor_digests, "config": self.lasting_config})
+
+    @cached_property
+    def lasting_config(self) -> Any:
+        """The content of `config.json`, less `VOLATILE`; text for NaN and infinity."""
         text = (self.folder / "config.json").read_text(encoding="utf-8")
-        config = json.loads(text, parse_constant=str)  # canonical JSON has no Infinity
-        return content_digest({"tensors": self.tensor_digests, "config": _lasting(config)})
+        return _lasting(json.loads(text, parse_constant=str))  # canonical JSON has no Infinity
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.name, self.spec, dict(self._flags))
@@ -201,14 +263,18 @@ def open_checkpoint(
     """
     flags = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     folder = find_folder(name, spec, **flags)
+    if known := recall_model(folder, flags):
+        return Checkpoint(name, spec, folder, None, known.layout, known.tensors, flags, known)
     try:
         config = load_config(folder, trust_remote_code)
         model = build_skeleton(config, trust_remote_code=trust_remote_code)
         layout = layout_of(model)
-        tensors = canonical_tensors(read_stored(folder, allow_pickle), model, layout, folder)
+        stored = read_stored(folder, allow_pickle)
+        tensors = canonical_tensors(stored, model, layout, folder)
     except InputError as error:
         raise InputError(f"{campaign_key(name)}: {error}") from None
-    return Checkpoint(name, spec, folder, config, layout, tensors, flags)
+    known = remember_model(folder, flags, config, layout, stored, tensors)
+    return Checkpoint(name, spec, folder, config, layout, tensors, flags, known)
 
 
 def find_folder(

@@ -10,6 +10,7 @@ from evomerge.config import ModelsConfig
 from evomerge.models.adapter import is_adapter, open_adapter
 from evomerge.models.alignment.git_rebasin import Aligned, Alignment
 from evomerge.models.checkpoint import Checkpoint, find_folder, load_config, open_checkpoint
+from evomerge.models.known_models import recall_model
 from evomerge.models.messages import campaign_key
 from evomerge.models.multimodal import is_multimodal, open_text_model
 from evomerge.models.tokens.matching import as_unmatched, match_vocabularies
@@ -79,6 +80,8 @@ def _open(name: str, spec: str, base: Checkpoint, flags: dict[str, bool]) -> Che
 
 
 def _open_whole(name: str, spec: str, folder: Path, flags: dict[str, bool]) -> Checkpoint:
+    if recall_model(folder, flags) is not None:  # a plain language model
+        return open_checkpoint(name, spec, **flags)
     try:
         config = load_config(folder, flags["trust_remote_code"])
     except InputError as error:

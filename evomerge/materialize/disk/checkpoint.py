@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from torch import Tensor
 
 from evomerge.common.errors import InputError
 from evomerge.common.version import __version__
@@ -28,7 +30,7 @@ from evomerge.materialize.disk.provenance import (
 )
 from evomerge.materialize.disk.shard import sync
 from evomerge.materialize.disk.stream import SHARD_BYTES, write_weights
-from evomerge.materialize.disk.weight_record import record_weights
+from evomerge.materialize.disk.weight_record import TensorRecord, record_tensor, record_weights
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import keeps_layers, plan
 from evomerge.materialize.statistics.statistics import Statistics
@@ -37,6 +39,9 @@ from evomerge.models.checks.checked_models import CheckedModels
 from evomerge.models.layout import Layout
 from evomerge.models.path_config import config_of_path
 from evomerge.recipe import BASE, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _COMPANIONS = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken"})
 _INDEX = ".index.json"
@@ -120,15 +125,22 @@ def write_checkpoint(
     try:
         with _partial_folder(partial, _manifest(recipe, kernel, shard_bytes)):
             _write_config(recipe, models, kernel, partial, trust_remote_code)
-            write_weights(recipe, models.layout, kernel, partial, shard_bytes)
+            recorded: dict[str, TensorRecord] = {}
+
+            def record(name: str, tensor: Tensor) -> None:
+                recorded[name] = record_tensor(tensor)
+
+            written_too = None if sources is None else record
+            write_weights(recipe, models.layout, kernel, partial, shard_bytes, written_too)
             # tokenizer, chat template, generation config; code where it is trusted
             _copy_companions(models.sources[tokenizer].tokenizer_folder, partial, _COMPANIONS)
             if trust_remote_code:
                 _copy_companions(models.sources[BASE].folder, partial, {".py"})
-            # our own texts, and a record that reads the weights just written
+            # our own texts, and a record, for which shards of an earlier call are read
             written = {RECIPE_FILE: recipe_text(recipe), **texts}
             if sources is not None:
-                made = record_weights(partial, recipe, statistics=statistics is not None)
+                has_statistics = statistics is not None
+                made = record_weights(partial, recipe, statistics=has_statistics, known=recorded)
                 written[SOURCES_FILE] = sources_text(sources.model_copy(update={"made": made}))
             for name, text in written.items():
                 (partial / name).write_text(text, encoding="utf-8")
@@ -223,19 +235,26 @@ def _write_config(
 ) -> None:
     """Write the base's config with the path's layers and the dtype of the merged weights."""
     plan(recipe, models.layout, models.sources)  # says better than the config what is wrong
-    base = models.sources[BASE]
-    config = base.config_to_save()
-    if not keeps_layers(recipe, models.layout):
+    base, dtype = models.sources[BASE], kernel.dtype(models.layout.tensors[0].name)
+
+    def save(config: PretrainedConfig) -> str:
+        config.dtype = dtype
+        config.save_pretrained(folder)
+        return (folder / "config.json").read_text(encoding="utf-8")
+
+    if keeps_layers(recipe, models.layout):
+        text = base.remembered(f"config in {dtype}", lambda: save(base.config_to_save()))
+        (folder / "config.json").write_text(text, encoding="utf-8")
+    else:
         if base.beside():
             raise InputError(
                 "path: layers of a multimodal model keep their order and number, since the rest of "
                 f"the model in {base.folder} is built around it"
             )
-        layers = [slot.layer for slot in recipe.path]
+        config, layers = base.config_to_save(), [slot.layer for slot in recipe.path]
         config = config_of_path(config, layers, trust_remote_code=trust_remote_code)
         config.architectures = [models.layout.architecture]
-    config.dtype = kernel.dtype(models.layout.tensors[0].name)
-    config.save_pretrained(folder)
+        save(config)
 
 
 def _copy_companions(source: Path, folder: Path, kinds: Set[str]) -> None:

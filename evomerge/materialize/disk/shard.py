@@ -1,13 +1,22 @@
-"""Writes a safetensors file tensor by tensor: the library would hold all of it in memory."""
+"""Writes a safetensors file tensor by tensor: the library would hold all of it in memory.
+
+Every tensor's place in the file is known before it is made. So several threads make tensors, each
+on one core and each its own, and write them where they belong: no thread waits for another at every
+operation, and the bytes are the same on any number of them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from threading import Condition
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +34,8 @@ _CODES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+IN_FLIGHT = 1 << 29
+"""Bytes of merged tensors that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +57,81 @@ class Entry:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_shard(path: Path, entries: Sequence[Entry]) -> None:
-    """Write the file whole or not at all, with at most one of its tensors in memory.
+def write_shard(
+    path: Path, entries: Sequence[Entry], written: Callable[[str, Tensor], None] | None = None
+) -> None:
+    """Write the file whole or not at all.
 
     It is written beside its place, brought to the disk and renamed. The bytes are those of
     safetensors' own `save_file` with metadata `format: pt` where all tensors have one dtype.
+
+    In memory are as many of its tensors as torch uses threads, but no more than `IN_FLIGHT` bytes
+    of them unless one alone is larger.
+
+    Args:
+        written: is called with the name of each tensor, and the tensor; by one of several threads.
     """
     ordered = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
-    partial = path.with_name(f"{path.name}.partial")
+    partial, header, threads = path.with_name(f"{path.name}.partial"), _header(ordered), _threads()
+    starts = [*accumulate((entry.nbytes for entry in ordered), initial=len(header))]
+    room = _Room(IN_FLIGHT)
+
     with partial.open("wb") as file:
-        file.write(_header(ordered))
-        for entry in ordered:
-            file.write(entry.make().reshape(-1).view(torch.uint8).numpy().data)
+        file.write(header)
         file.flush()
+
+        def make(entry: Entry, start: int) -> None:
+            torch.set_num_threads(1)  # of this thread, and of those that are yet to come
+            with room.of(entry.nbytes), torch.no_grad():
+                tensor = entry.make()
+                if written is not None:
+                    written(entry.name, tensor)
+                _write_at(file.fileno(), tensor, start)
+
+        with ThreadPoolExecutor(threads) as pool:
+            made = [pool.submit(make, *one) for one in zip(ordered, starts[:-1], strict=True)]
+            try:
+                for one in made:  # the first that fails, in the order of the file
+                    one.result()
+            finally:
+                for one in made:
+                    one.cancel()
+                torch.set_num_threads(threads)
         os.fsync(file.fileno())
     os.replace(partial, path)
     sync(path.parent)
+
+
+class _Room:
+    """Bounds the bytes of tensors that are being made, but lets one through, however large."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._taken, self._changed = limit, 0, Condition()
+
+    @contextmanager
+    def of(self, nbytes: int) -> Iterator[None]:
+        """Wait until there is room for so many bytes, and take it up within."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + nbytes <= self._limit)
+            self._taken += nbytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= nbytes
+                self._changed.notify_all()
+
+
+def _threads() -> int:
+    return max(1, torch.get_num_threads())
+
+
+def _write_at(file: int, tensor: Tensor, start: int) -> None:
+    """Write a tensor's bytes at a place of an open file."""
+    left = tensor.reshape(-1).view(torch.uint8).numpy().data
+    while left:
+        count = os.pwrite(file, left, start)
+        left, start = left[count:], start + count
 
 
 def is_complete(path: Path, entries: Sequence[Entry]) -> bool:

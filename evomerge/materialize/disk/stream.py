@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -25,7 +26,12 @@ SHARD_BYTES = 5 * 10**9
 
 @torch.no_grad()
 def write_weights(
-    recipe: Recipe, layout: Layout, kernel: Kernel, folder: Path, shard_bytes: int = SHARD_BYTES
+    recipe: Recipe,
+    layout: Layout,
+    kernel: Kernel,
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+    written: Callable[[str, Tensor], None] | None = None,
 ) -> list[Path]:
     """Write the merged weights as safetensors, with an index when there are several shards.
 
@@ -34,8 +40,13 @@ def write_weights(
     scale is folded into the embeddings where that is exact. Shards that are complete in the folder
     already are kept: the caller knows that they are of this recipe, dtype and `shard_bytes`.
 
-    In memory are at most one merged tensor (of a mixture, those whose pieces are being written),
-    the mapped pages of the sources' tensors that it is made of, and some of those before.
+    In memory are the merged tensors that `write_shard` makes at a time (of a mixture, those whose
+    pieces are being written), the mapped pages of the sources' tensors that they are made of, and
+    some of those before.
+
+    Args:
+        written: is called with the name of each tensor that is written, and the tensor; by one of
+            several threads.
 
     Returns:
         The files with weights.
@@ -63,7 +74,7 @@ def write_weights(
     ]
     check_room(folder, sum(entry.nbytes for _, shard in lacking for entry in shard))
     for path, shard in lacking:
-        write_shard(path, shard)
+        write_shard(path, shard, written)
     if len(names) > 1:
         total = sum(entry.nbytes for shard in entries for entry in shard)
         weight_map = {
@@ -111,11 +122,13 @@ def _entries(
     """Return a step's entries in a shard; `read` releases the sources' pages once it is merged."""
     dtype, base = kernel.dtype(step.tensor.name), kernel.sources[BASE]
     pending: dict[str, Tensor] = {}  # pieces of the merged tensor that are not written yet
+    alone = Lock()
 
     def piece(name: str) -> Tensor:
-        if name not in pending:
-            pending.update(base.as_saved({step.name: merged()}))
-        return pending.pop(name)
+        with alone:
+            if name not in pending:
+                pending.update(base.as_saved({step.name: merged()}))
+            return pending.pop(name)
 
     def merged() -> Tensor:
         out = torch.empty(step.tensor.shape, dtype=dtype, device=kernel.device)

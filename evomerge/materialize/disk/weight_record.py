@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -109,6 +110,7 @@ def record_weights(
     statistics: bool,
     only: Container[str] | None = None,
     rounded_to: str | None = None,
+    known: Mapping[str, TensorRecord] = MappingProxyType({}),
 ) -> WeightsRecord:
     """Read the weights of a recipe's checkpoint once and record them.
 
@@ -116,11 +118,14 @@ def record_weights(
         statistics: statistics of the sources were read from a run's folder.
         only: names of the tensors to record; all, unless given.
         rounded_to: a dtype to round them to first.
+        known: the records of some tensors, which are not read.
     """
     stored = read_stored(folder, allow_pickle=False)
     names = [name for name in stored if only is None or name in only]
-    parts = [partial(_stored, name, stored[name].tensor) for name in names]
-    return record_of(recipe, parts, statistics=statistics, rounded_to=rounded_to)
+    parts = [partial(_stored, name, stored[name].tensor) for name in names if name not in known]
+    found = _records(parts, rounded_to)
+    tensors = {name: known[name] if name in known else found[name] for name in names}
+    return _recorded(recipe, tensors, statistics=statistics, rounded_to=rounded_to)
 
 
 def _stored(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -145,18 +150,36 @@ def record_of(
             threads, and what it gives is held until it is recorded.
         device: where they were made.
     """
+    tensors = _records(parts, rounded_to)
+    return _recorded(recipe, tensors, statistics=statistics, device=device, rounded_to=rounded_to)
+
+
+def _records(parts: Iterable[Part], rounded_to: str | None) -> dict[str, TensorRecord]:
+    """Record the tensors that some parts of a model give, on several threads."""
 
     def record(part: Part) -> dict[str, TensorRecord]:
         found = {}
         for name, tensor in part():
             dtype = getattr(torch, rounded_to) if rounded_to else tensor.dtype
-            found[name] = _record(tensor.to("cpu", dtype))
+            found[name] = record_tensor(tensor.to("cpu", dtype))
         return found
 
     tensors: dict[str, TensorRecord] = {}
     with ThreadPoolExecutor() as pool:
         for found in pool.map(record, parts):
             tensors |= found
+    return tensors
+
+
+def _recorded(
+    recipe: Recipe,
+    tensors: Mapping[str, TensorRecord],
+    *,
+    statistics: bool,
+    device: str = "cpu",
+    rounded_to: str | None = None,
+) -> WeightsRecord:
+    """Return the record of a model with these tensors, made here."""
     names = sorted({merge.method for merge in recipe.merges})
     return WeightsRecord(
         digest=content_digest({name: one.sha256 for name, one in tensors.items()}),
@@ -168,7 +191,7 @@ def record_of(
         statistics=statistics,
         methods={name: find_method(name, "recipe").version for name in names},
         rounded_to=rounded_to,
-        tensors=tensors,
+        tensors=dict(tensors),
     )
 
 
@@ -213,7 +236,8 @@ def _shares(
             yield name, distance / norm if norm else math.inf
 
 
-def _record(tensor: Tensor) -> TensorRecord:
+def record_tensor(tensor: Tensor) -> TensorRecord:
+    """Record one tensor, on the CPU."""
     sums = signed_sums(tensor).numpy().astype("<f4")
     return TensorRecord(
         sha256=tensor_digest(tensor), sums=base64.b64encode(sums.tobytes()).decode("ascii")

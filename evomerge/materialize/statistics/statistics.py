@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import Lock
 
 from evomerge.materialize.statistics.store import Store, type_of
 from evomerge.methods.core.view import Statistic, View
@@ -27,6 +28,7 @@ class Statistics:
         self.nbytes = 0
         self._kept: OrderedDict[tuple[object, ...], Statistic] = OrderedDict()
         self._mapped: dict[tuple[object, ...], Statistic] = {}
+        self._lock = Lock()
 
     def of(
         self,
@@ -60,19 +62,21 @@ class Statistics:
         compute: Callable[[], Statistic],
     ) -> Statistic:
         key = (owner, tensor, *experts)
-        if key in self._mapped:
-            return self._mapped[key]
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        with self._lock:
+            if key in self._mapped:
+                return self._mapped[key]
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
         stored, found = self._stored(owner, view, tensor, experts, compute)
         if stored and view.base.device.type == "cpu":
             self._mapped[key] = found
             return found
-        self._kept[key] = found
-        self.nbytes += found.nbytes
-        while self.nbytes > self.limit:
-            self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+        with self._lock:  # threads that each write a tensor of a checkpoint share this object
+            self.nbytes += found.nbytes - (self._kept[key].nbytes if key in self._kept else 0)
+            self._kept[key] = found
+            while self.nbytes > self.limit:
+                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
         return found
 
     def _stored(

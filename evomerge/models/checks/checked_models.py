@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evomerge.common.errors import InputError
+from evomerge.common.remembered import remembered
 from evomerge.config import ModelsConfig, TokenizerConfig
 from evomerge.models.adapter import Adapter
 from evomerge.models.alignment.git_rebasin import HEADS, Aligned
@@ -15,11 +16,17 @@ from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.checks.config_settings import check_heads, settings_notes
 from evomerge.models.checks.merge_lock import lock_of
 from evomerge.models.checks.unchanged import FileState, weight_files
+from evomerge.models.known_models import KIND
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.messages import campaign_key
 from evomerge.models.open_models import as_stored, open_models
 from evomerge.models.tokens.matching import as_unmatched, vocabulary_notes
-from evomerge.models.tokens.tokenizer import conflicts, load_tokenizer, tokens_by_id
+from evomerge.models.tokens.tokenizer import (
+    conflicts,
+    load_tokenizer,
+    tokenizer_digest,
+    tokens_by_id,
+)
 from evomerge.models.vocabulary import with_base_rows
 from evomerge.recipe import BASE
 
@@ -71,8 +78,7 @@ def check_models(models: ModelsConfig, *, only_merged: bool = False) -> CheckedM
         check_tensors(base, expert)
         check_heads(base, expert)
     if models.tokenizer is None:
-        flags = (models.trust_remote_code, only_merged)
-        notes = [*tokenizer_notes(base, experts, *flags)]
+        notes = _remembered_notes(base, experts, models.trust_remote_code, only_merged)
     else:
         notes = [*vocabulary_notes(opened)]
     # 2. what the weights show
@@ -306,6 +312,31 @@ def tokenizer_notes(
                 f"{theirs.names[first]!r} for {ours.names[first]!r} (id {first}); prompts have the "
                 "base's"
             )
+
+
+def _remembered_notes(
+    base: Checkpoint, experts: Sequence[Checkpoint], trust_remote_code: bool, only_merged: bool
+) -> list[str]:
+    """Return `tokenizer_notes`, without loading tokenizers whose files were compared before."""
+    models = [
+        [
+            one.name,
+            str(one.folder),
+            one.layout.vocab_size,
+            one.known.key,
+            tokenizer_digest(one.folder),
+        ]
+        for one in (base, *experts)
+        if one.known is not None
+    ]
+    # a tokenizer with code of its own, or of a model of which nothing is remembered, is loaded
+    plain = len(models) == 1 + len(experts) and not trust_remote_code
+    key = {"what": "notes on tokenizers", "models": models, "only_merged": only_merged}
+    flags = (trust_remote_code, only_merged)
+    notes: list[str] = remembered(
+        KIND, key if plain else None, lambda: [*tokenizer_notes(base, experts, *flags)]
+    )
+    return notes
 
 
 @dataclass(frozen=True)

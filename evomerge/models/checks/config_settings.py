@@ -60,6 +60,9 @@ def settings_notes(base: Checkpoint, expert: Checkpoint) -> Iterator[str]:
 def _differences(
     base: Checkpoint, expert: Checkpoint, keys: tuple[str, ...]
 ) -> Iterator[tuple[str, Any, Any]]:
+    plain = base.known is not None and expert.known is not None
+    if plain and base.lasting_config == expert.lasting_config:
+        return  # their config.json say the same, so there is no need to load the configs
     ours, theirs = _text(base.config), _text(expert.config)
     for key in keys:
         a, b = getattr(ours, key, _ABSENT), getattr(theirs, key, _ABSENT)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
 
 from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
+from evomerge.common.remembered import write_quietly
 from evomerge.models.adapter import Adapter
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.messages import campaign_key
@@ -51,7 +52,7 @@ def keep_digests(sources: Mapping[str, Checkpoint], kept: Path) -> None:
     """Keep the digests that the driver has computed, for the workers on this machine."""
     for source in map(as_stored, sources.values()):
         if not isinstance(source, Adapter):
-            _write(_place(kept, source), source.digest)
+            write_quietly(_place(kept, source), source.digest)
 
 
 def _know_digest(source: Checkpoint, kept: Path | None) -> None:
@@ -64,7 +65,7 @@ def _know_digest(source: Checkpoint, kept: Path | None) -> None:
         if known:
             vars(source)["digest"] = known  # as the cached property would
         else:
-            _write(place, source.digest)
+            write_quietly(place, source.digest)
 
 
 def _place(kept: Path, source: Checkpoint) -> Path:
@@ -88,15 +89,3 @@ def _read(place: Path) -> str | None:
         return place.read_text(encoding="ascii") or None
     except OSError:
         return None
-
-
-def _write(place: Path, digest: str) -> None:
-    """Write a digest atomically; do nothing where nothing can be written."""
-    partial = place.with_suffix(f".{os.getpid()}.partial")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(digest, encoding="ascii")
-        os.replace(partial, place)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()

@@ -21,7 +21,9 @@ some 30 · width · size² operations (width: a head's, size: all heads'). Measu
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,18 +49,8 @@ def lock_of(base: Checkpoint, expert: Checkpoint) -> str | None:
     `LOOKED_AT` layers are read, evenly spaced; the first locked one decides. Models whose attention
     `evomerge.models.alignment.permutable_rows` does not know are not looked at.
     """
-    flags = {"trust_remote_code": base._flags["trust_remote_code"]}
-    known = [
-        (layer, units)
-        for layer, units in enumerate(permutable_units(base.config, **flags))
-        if units.heads is not None
-    ]
-    last = max(len(known) - 1, 0)
-    looked_at = dict.fromkeys(round(i * last / (LOOKED_AT - 1)) for i in range(LOOKED_AT))
     read = PageReleaser()
-    for layer, units in (known[i] for i in looked_at if known):
-        assert units.heads is not None
-        q, k, v, o = units.heads.q, units.heads.k, units.heads.v, units.heads.o
+    for layer, (q, k, v, o) in _looked_at(base):
         for what, one, other in (("queries and keys", q, k), ("values and output", o, v)):
             prefix = f"{base.layout.prefix}.{layer}."
             ours = [_heads(base, prefix, part, q.count) for part in (one, other)]
@@ -75,6 +67,24 @@ def lock_of(base: Checkpoint, expert: Checkpoint) -> str | None:
                     "would be noise"
                 )
     return None
+
+
+def _looked_at(base: Checkpoint) -> list[tuple[int, list[Rows]]]:
+    """Return the layers that are read, each with the rows of its q, k, v and o."""
+
+    def find() -> list[tuple[int, list[tuple[Any, ...]]]]:
+        flags = {"trust_remote_code": base.flags["trust_remote_code"]}
+        units = enumerate(permutable_units(base.config, **flags))
+        known = [(layer, one.heads) for layer, one in units if one.heads is not None]
+        last = max(len(known) - 1, 0)
+        places = dict.fromkeys(round(i * last / (LOOKED_AT - 1)) for i in range(LOOKED_AT))
+        return [
+            (layer, [astuple(rows) for rows in (heads.q, heads.k, heads.v, heads.o)])
+            for layer, heads in (known[i] for i in places if known)
+        ]
+
+    found = base.remembered("layers looked at for a lock", find)
+    return [(layer, [Rows(*rows) for rows in parts]) for layer, parts in found]
 
 
 def _heads(source: Checkpoint, prefix: str, part: Rows, count: int) -> Tensor:

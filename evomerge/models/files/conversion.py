@@ -15,16 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    Concatenate,
-    MergeModulelist,
-    PrefixChange,
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    revert_weight_conversion,
-)
 
 from evomerge.common.errors import InputError
 from evomerge.models.files.lazy_tensors import Computed
@@ -33,6 +23,7 @@ from evomerge.models.messages import reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 _STACKED = re.compile(r"(^|\.)experts\.[^.]+$")
 """Names of the weights of all experts of a layer in one tensor."""
@@ -48,6 +39,9 @@ class Rules:
 
 def rules_of(model: PreTrainedModel) -> Rules:
     """Find the rules for a model, or a skeleton of one."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
     transforms = get_model_conversion_mapping(model)
     return Rules(
         [t for t in transforms if isinstance(t, WeightRenaming)],
@@ -93,6 +87,8 @@ class Pieces:
         Raises:
             InputError: pieces that do not fit together.
         """
+        from transformers.core_model_loading import dot_natural_key
+
         for target, pieces in self._found.items():
             ordered = sorted(pieces, key=lambda piece: dot_natural_key(piece.key))
             for piece in ordered:
@@ -136,6 +132,13 @@ def as_saved(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str,
         model: a skeleton; of its depth no more is used than that its layers are numbered.
         tensors: canonical names, any part of the model.
     """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        PrefixChange,
+        WeightConverter,
+        revert_weight_conversion,
+    )
+
     if getattr(model, "_weight_conversions", None) is None:
         # where transformers looks for them; it would go through all modules again for every tensor
         transforms = get_model_conversion_mapping(model, add_legacy=False)
@@ -168,6 +171,8 @@ def stacks_of(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def _joined(name: str, converters: Sequence[WeightConverter]) -> int:
     """Count the stored matrices that make one expert's."""
+    from transformers.core_model_loading import Concatenate, MergeModulelist
+
     for converter in converters:
         kinds = [type(operation) for operation in converter.operations]
         if kinds != [MergeModulelist, Concatenate] or converter.operations[1].dim != 1:

@@ -8,6 +8,7 @@ import mmap
 from bisect import bisect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import RLock
 
 from torch import Tensor
 
@@ -18,7 +19,8 @@ class PageReleaser:
     """Drops the pages of tensors that have been read, where they are mapped files.
 
     The kernel reads such pages again, from its cache mostly, when they are needed after all.
-    Tensors in memory of their own are not touched; without `/proc/self/maps` nothing is.
+    Tensors in memory of their own are not touched; without `/proc/self/maps` nothing is. Several
+    threads may use one.
     """
 
     def __init__(self, limit: int = 64 << 20) -> None:
@@ -26,29 +28,32 @@ class PageReleaser:
         self._limit = limit
         self._waiting: list[Tensor] = []
         self._size = 0
+        self._lock = RLock()
 
     def add(self, tensors: Iterable[Tensor]) -> None:
         """Add tensors that will not be read again soon; over the limit, all are released."""
-        for tensor in tensors:
-            self._waiting.append(tensor)
-            self._size += tensor.nbytes
-        if self._size > self._limit:
-            self.release()
+        with self._lock:
+            for tensor in tensors:
+                self._waiting.append(tensor)
+                self._size += tensor.nbytes
+            if self._size > self._limit:
+                self.release()
 
     def release(self) -> None:
         """Drop the pages of all tensors added so far."""
-        if self._waiting and _MAPS.is_file() and hasattr(mmap, "MADV_DONTNEED"):
+        with self._lock:
+            waiting, self._waiting, self._size = self._waiting, [], 0
+        if waiting and _MAPS.is_file() and hasattr(mmap, "MADV_DONTNEED"):
             # A page of memory that is no file's would be zeroed; the tensors are alive until the
             # end, so that what was a file's mapping when the list was read still is one.
             mapped = list(_file_mappings())  # in rising order
-            for tensor in self._waiting:
+            for tensor in waiting:
                 start, stop = _pages(tensor)
                 place = bisect(mapped, (start, math.inf)) - 1
                 if start < stop and place >= 0 and stop <= mapped[place][1]:
                     ctypes.CDLL(None).madvise(
                         ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED
                     )
-        self._waiting, self._size = [], 0
 
 
 def _pages(tensor: Tensor) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from threading import Lock
 
 import pytest
 import tiny
@@ -15,7 +16,7 @@ from streamed_recipe import recipe_of
 
 from evomerge.common.errors import InputError
 from evomerge.config import DtypeConfig, ModelsConfig
-from evomerge.materialize.disk import checkpoint
+from evomerge.materialize.disk import checkpoint, shard
 from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.materialize.disk.shard import Entry, write_shard
 from evomerge.materialize.kernel import Kernel
@@ -232,3 +233,64 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path):
     assert more / 2**20 > 230
     # the digests, computed beside the writing, let go of pages a little later on a busy machine
     assert large - small < more / 2**20 / 4, (small, large)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_that_each_write_a_tensor_give_the_same_file_and_record(tmp_path, threads):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"t{i}": torch.randn(50 + i, generator=generator) for i in range(20)}
+    seen = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        write_shard(
+            tmp_path / "ours",
+            [Entry(n, tuple(t.shape), t.dtype, lambda t=t: t) for n, t in tensors.items()],
+            seen.__setitem__,
+        )
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert seen.keys() == tensors.keys()
+    assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
+
+
+def test_the_first_tensor_that_fails_in_the_order_of_the_file_is_the_one_that_is_named(tmp_path):
+    def fail(name):
+        raise InputError(name)
+
+    entries = [Entry(f"t{i}", (1,), torch.float32, lambda i=i: fail(f"t{i}")) for i in range(5)]
+    with pytest.raises(InputError, match="t0"):
+        write_shard(tmp_path / "model.safetensors", entries)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_tensors_that_are_made_at_a_time_are_bounded_but_for_one_that_is_larger(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shard, "IN_FLIGHT", 2000)
+    held, most, alone = [0], [], Lock()
+
+    def make(size):
+        with alone:
+            held[0] += size * 4
+            most.append(held[0])
+        return torch.zeros(size)
+
+    def written(_, tensor):
+        with alone:
+            held[0] -= tensor.nbytes
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        sizes = [900, 100, 100, 300, 200, 100, 400]
+        entries = [
+            Entry(f"t{i}", (n,), torch.float32, lambda n=n: make(n)) for i, n in enumerate(sizes)
+        ]
+        write_shard(tmp_path / "model.safetensors", entries, written)
+    finally:
+        torch.set_num_threads(before)
+    assert max(most) == 3600
