@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from evomerge.common.digest import canonical_json
 from evomerge.common.errors import InputError
@@ -103,7 +104,8 @@ def calibrate(
             trust_remote_code=trust_remote_code,
         )
         threads = asked.threads if asked.device == "cpu" else 1
-        found, shared = {}, {}
+        found: dict[str, Tensor] = {}
+        shared: dict[str, str] = {}
         forward = [kind for kind in FORWARD if kind in asked.kinds]
         backward = [kind for kind in BACKWARD if kind in asked.kinds]
         if forward:
