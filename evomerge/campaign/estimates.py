@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from evomerge.campaign.listener import Listener
 from evomerge.judging.constraints import Items
 from evomerge.judging.estimators import Estimates, Estimator
-from evomerge.judging.estimators.calibration import calibrate
+from evomerge.judging.estimators.calibration import Counted
 from evomerge.judging.estimators.mean import mean
 from evomerge.judging.estimators.responses import estimator_of
 from evomerge.study.judged import check_of
@@ -42,9 +43,9 @@ class ScoreEstimator:
         """
         self._name = name
         self._rungs = rungs
-        self._full = dict(references)
+        self._full: dict[str, Items | Evaluation] = dict(references)  # in the order of arrival
         self._listener = listener
-        self._checks: list[tuple[float, float, float]] = []
+        self._checked = Counted()
         self._fitted_to = 0
         self._due = len(self._full)
         self._estimator: Estimator = mean
@@ -61,15 +62,14 @@ class ScoreEstimator:
     def learn(self, trial: Evaluation) -> None:
         """Take in a trial that was measured on all items, and check what was estimated of it."""
         # 1. The next fit is due at 1.5, 1.5², … times the references.
-        self._full.setdefault(trial.digest, trial.scores)
+        self._full.setdefault(trial.digest, trial)
         while GROWTH * self._due <= len(self._full):
             self._due = int(np.ceil(GROWTH * self._due))
         # 2. Too few true scores within the estimates' intervals switch the estimator off.
         check = check_of(trial)
         if check is None or self._name == "mean":
             return
-        self._checks.append(check)
-        found = calibrate(self._checks)
+        self._checked = found = self._checked.plus(check)
         if found.off:
             self._switch_off(
                 f"of {found.of} candidates that reached the top, only {found.covered} scored "
@@ -77,7 +77,8 @@ class ScoreEstimator:
             )
 
     def _fit(self) -> None:
-        models = list(self._full.values())[: self._due][-MOST:]
+        latest = islice(self._full.values(), max(0, self._due - MOST), self._due)
+        models = [one.scores if isinstance(one, Evaluation) else one for one in latest]
         try:
             self._estimator = estimator_of(self._name, models, self._rungs)
         except ValueError as error:

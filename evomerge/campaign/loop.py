@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, count
+from pathlib import Path
 
 from evomerge.campaign import choice
 from evomerge.campaign.candidate import Candidate, finalist, named, proposed_again
@@ -42,14 +43,21 @@ class Campaign:
         executor: Executor,
         listener: Listener,
         elsewhere: Mapping[tuple[str, str], Evaluation] | None = None,
+        snapshot: Path | None = None,
     ) -> None:
         """Bring the set-up's optimizer to the state of the record.
 
-        `elsewhere`: what other studies know, by digest and split; copied, not measured again.
+        Args:
+            setup: the campaign's, with a new optimizer.
+            study: its record.
+            executor: measures candidates.
+            listener: is told what happens.
+            elsewhere: what other studies know, by digest and split; copied, not measured again.
+            snapshot: the file of the optimizer's state; None: the record is replayed whole.
         """
         self._executor, self._listener = executor, listener
         self._setup = with_ends(setup, study)
-        self._record = Recorder(self._setup, study, listener)
+        self._record = Recorder(self._setup, study, listener, snapshot)
         listener.on_record(self._record.known.values())
         self._evaluator = Evaluator(self._record, executor, listener, elsewhere or {})
         self._in_flight = self._evaluator.in_flight
@@ -100,6 +108,8 @@ class Campaign:
             with suppress(EvomergeError):
                 self._in_flight.log.save_reuse()
             raise
+        finally:
+            self._record.keep_state()
 
     def _search(self, deadline: float | None = None) -> None:
         """Measure parents and baselines; then try what the optimizer proposes."""

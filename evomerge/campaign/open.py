@@ -11,6 +11,7 @@ from evomerge.campaign.listener import Listener
 from evomerge.campaign.loop import Campaign
 from evomerge.campaign.notify_trackers import tracked
 from evomerge.campaign.setup import Setup
+from evomerge.campaign.snapshots import FILE
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.statistics.store import tidy
 from evomerge.models.checks.digests import keep_digests
@@ -57,7 +58,7 @@ def open_campaign(
         tracked(setup.trackers, study, folder, listener) as told,
         closing(start_workers(setup, folder, told, study.note("engine"))) as executor,
     ):
-        yield Campaign(setup, study, executor, told, elsewhere)
+        yield Campaign(setup, study, executor, told, elsewhere, folder / FILE)
 
 
 def start_workers(

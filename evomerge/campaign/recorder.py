@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from evomerge.campaign.candidate import Candidate
 from evomerge.campaign.earlier_results import earlier_results
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.setup import Setup
+from evomerge.campaign.snapshots import Snapshots, beginning
 from evomerge.config import AUDIT
 from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.estimators import Estimates
@@ -35,8 +37,13 @@ class Recorder:
         study: where everything is written.
     """
 
-    def __init__(self, setup: Setup, study: Study, listener: Listener) -> None:
-        """Replay the record to the set-up's optimizer, which must be a new one."""
+    def __init__(
+        self, setup: Setup, study: Study, listener: Listener, snapshot: Path | None = None
+    ) -> None:
+        """Replay the record to the set-up's optimizer, which must be a new one.
+
+        `snapshot`: file of its state, from which on the record is replayed; None: from the start.
+        """
         assert not setup.optimizer.tells, "the optimizer has been told of another study"
         self.setup, self.study, self._listener = setup, study, listener
         self._versions = {name: version(name) for name in PACKAGES}
@@ -46,13 +53,20 @@ class Recorder:
         self.trials: list[Evaluation] = []
         self.spent = sum(descent.items for descent in study.descents())
         own = [evaluation for evaluation in record if evaluation.optimizers_own]
+        self._whole = sum(setup.sizes("search").values())
         if own:  # then every parent is on record
             self.meet_parents("search")
-            if (known := study.known_at_start()) is not None:
-                replay.learn_earlier(setup.optimizer, study.earlier())
-                replay.begin(setup.optimizer, self.judge("search"), record, known)
-        for trial in own:
-            replay.tell(setup.optimizer, self.judge("search"), trial)
+        judge = self.judge("search")
+        self._begin_snapshots(snapshot, record)
+        restored = self._snapshots.restore(setup.optimizer, judge, own)
+        known = study.known_at_start() if own and not restored else None
+        if known is not None:
+            replay.learn_earlier(setup.optimizer, study.earlier())
+            replay.begin(setup.optimizer, judge, record, known)
+        for place, trial in enumerate(own):
+            if place >= restored:
+                replay.tell(setup.optimizer, judge, trial)
+                self._snapshots.told(trial)
             self._count(trial)
 
     def begin_search(self) -> None:
@@ -60,6 +74,8 @@ class Recorder:
 
         What it was told is noted first: a study without the note was begun with nothing.
         """
+        if not self.trials:
+            self._begin_snapshots(self._snapshot, self.study.evaluations())
         if self.trials or self.setup.config.optimizer.plain:
             return
         known, record = self.study.known_at_start(), self.study.evaluations()
@@ -176,8 +192,20 @@ class Recorder:
         if proposal:
             self._count(evaluation)
             self.setup.optimizer.tell(proposal, scores)
+            self._snapshots.told(evaluation)
+            self.keep_state(due=True)
         self._listener.recorded(evaluation)
+
+    def keep_state(self, *, due: bool = False) -> None:
+        """Write a snapshot of the optimizer's state; `due`: only after many more trials."""
+        self._snapshots.write(self.setup.optimizer, self.judge("search"), due=due)
+
+    def _begin_snapshots(self, path: Path | None, record: Sequence[Evaluation]) -> None:
+        """Begin the history of a new optimizer, before it is told anything."""
+        self._snapshot = path
+        begun = beginning(self.setup.identity, self.setup.optimizer, record) if path else ""
+        self._snapshots = Snapshots(path, begun)
 
     def _count(self, trial: Evaluation) -> None:
         self.trials.append(trial)
-        self.spent += trial.cost(sum(self.setup.sizes("search").values()))
+        self.spent += trial.cost(self._whole)

@@ -20,7 +20,7 @@ from evomerge.config import FitnessConfig
 from evomerge.judging.constraints import Items
 from evomerge.judging.corpus_values import with_items
 from evomerge.judging.estimators import Estimates
-from evomerge.judging.pruning import is_pruned, items_at
+from evomerge.judging.pruning import Incumbents, items_at
 from evomerge.judging.rung_items import Rungs, fix_rungs
 from evomerge.judging.scores import Judge
 from evomerge.study.record import Evaluation, RungProgress, RungResult
@@ -113,7 +113,9 @@ class SuccessiveHalving(AllItems):
         self._rungs, self._ids, self._judge = rungs, ids, judge
         self._test, self._estimator = fitness.race, estimator
         self._entered = 0  # trials that were made incumbents
-        self._incumbents: list[dict[str, Items]] = [{} for _ in rungs.counts]  # rung: digest: items
+        self._incumbents = [Incumbents(judge) for _ in rungs.counts]  # of each rung below the last
+        self._known: list[set[str]] = [set() for _ in rungs.counts]  # digests of these
+        self._places = [rungs.places(rung) for rung in range(len(rungs.counts))]
 
     @override
     def begin(self) -> RungProgress | None:
@@ -155,12 +157,8 @@ class SuccessiveHalving(AllItems):
             return Finished(progress)
         # 2. Test it against the trials that were measured on this rung before it.
         self._enter(trials)
-        incumbents = {
-            task: np.array([found[task] for found in self._incumbents[rung].values()])
-            for task in self._rungs.sizes
-        }
-        ours = items_at(progress.scores, self._rungs.places(rung))
-        pruned = is_pruned(self._judge, ours, incumbents, self._test.keep, self._test.confidence)
+        ours = items_at(progress.scores, self._places[rung])
+        pruned = self._incumbents[rung].prune(ours, self._test.keep, self._test.confidence)
         # 3. Estimate its score on all items, whether it goes on or not.
         estimates = self._estimator(progress.scores)
         means, errors = np.array([estimates[task] for task in self._judge.tasks]).T
@@ -185,10 +183,14 @@ class SuccessiveHalving(AllItems):
     def _enter(self, trials: Sequence[Evaluation]) -> None:
         """Make recorded trials incumbents of every rung whose items they were measured on."""
         for trial in trials[self._entered :]:
-            for rung, incumbents in enumerate(self._incumbents):
-                found = {} if trial.failed else items_at(trial.scores, self._rungs.places(rung))
+            scores = {} if trial.failed else trial.scores
+            for places, known, incumbents in zip(
+                self._places, self._known, self._incumbents, strict=True
+            ):
+                found = items_at(scores, places) if scores and trial.digest not in known else {}
                 if found and _all_finite(found):
-                    incumbents.setdefault(trial.digest, found)
+                    known.add(trial.digest)
+                    incumbents.add({task: np.array([values]) for task, values in found.items()})
             if trial.measured:
                 self._estimator.learn(trial)
         self._entered = len(trials)

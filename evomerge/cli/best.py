@@ -14,4 +14,5 @@ def best(folder: RunFolder, as_json: AsJson = False) -> None:
 
     with exit_codes():
         study = open_study(folder)
-        show(Results(study).best(), as_json, best_table)
+        with study.still():
+            show(Results(study).best(), as_json, best_table)

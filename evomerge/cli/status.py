@@ -34,4 +34,5 @@ def status(
                 watch(FollowedRun(folder), stdout)
             return
         study = open_study(folder)
-        show(Results(study).status(), as_json, status_table)
+        with study.still():
+            show(Results(study).status(), as_json, status_table)

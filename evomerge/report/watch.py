@@ -25,7 +25,9 @@ def watch(run: FollowedRun, console: Console) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             started = time.monotonic()
-            status = Results(run.study).status()
+            study = run.study
+            with study.still():
+                status = Results(study).status()
             live.update(status_table(status), refresh=True)
             state = status["state"]
             between = state == "stage done" and run.between_stages

@@ -33,7 +33,7 @@ from evomerge.results.progress import is_concluded, running_summary, split_size,
 from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.results.verdict import verdict_on
 from evomerge.results.verdict_words import Verdict
-from evomerge.study.judged import check_of, judge_on, judged, ranked
+from evomerge.study.judged import as_recorded, check_of, judge_on, judged, ranked
 from evomerge.study.record import POLISHED, Evaluation
 from evomerge.study.study import Study
 
@@ -85,7 +85,7 @@ class Results:
     @cached_property
     def searched(self) -> list[Judged[Evaluation]]:
         """The optimizer's own trials with their scores on search, in trial order."""
-        return judged(self.judges["search"], self.own)
+        return as_recorded(self.judges["search"], self.own)
 
     @property
     def concluded(self) -> bool:
@@ -322,7 +322,7 @@ class Results:
             },
             "weights": campaign["space"]["weights"],
             "path": campaign["space"]["path"],
-            "genes": max((len(e.params) for e in self.evaluations), default=0),
+            "genes": self._genes,
             "optimizer": campaign["optimizer"],
             "objective": _objective_label(fitness["objective"]),
             "select_top": fitness["select_top"],
@@ -336,6 +336,15 @@ class Results:
             "first": min(moments, default=None),
             "last": max(moments, default=None),
         }
+
+    @property
+    def _genes(self) -> int:
+        """The most genes of any trial: of those with choices some do without a few."""
+        latest = self.own[-1] if self.own else None
+        genome = latest.genome if latest else None
+        if latest is not None and genome is not None and len(latest.params) == len(genome):
+            return len(genome)
+        return max((len(e.params) for e in self.evaluations), default=0)
 
     @cached_property
     def _measured(self) -> dict[tuple[str, str], Evaluation]:
@@ -411,11 +420,9 @@ class Results:
         Optuna's numbers count parents, baselines and finalists too. Of another evaluation of a
         tried recipe: which trial had it first.
         """
-        numbers, digests = [e.number for e in self.own], [e.digest for e in self.own]
-        if trial.number in numbers:
-            return [numbers.index(trial.number) + 1, len(numbers)]
-        known = trial.digest in digests
-        return [digests.index(trial.digest) + 1, len(digests)] if known else None
+        same = {e.number: place for place, e in enumerate(self.own, 1) if e.digest == trial.digest}
+        place = same.get(trial.number, min(same.values(), default=None))
+        return None if place is None else [place, len(self.own)]
 
     def _scores(self, digest: str) -> dict[str, Any]:
         """Split → mean with interval and task means; null where it was not measured."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from evomerge.common.errors import EvomergeError, InputError
 from evomerge.study.driver import refusal, this_driver
-from evomerge.study.sqlite_reader import open_reader
+from evomerge.study.sqlite_reader import SqliteReader, open_reader
 from evomerge.study.storage_errors import (
     ConnectionLostError,
     errors_explained,
@@ -67,8 +67,8 @@ class Access:
         self._ended: EvomergeError | None = None
         self._lock: FileLock | ServerLock | None = None
         self._rdb: optuna.storages.RDBStorage | None = None
-        reader = None if writable else open_reader(url)
-        self.storage: Any = reader or self._opened_by_optuna(writable)
+        self._reader = None if writable else open_reader(url)
+        self.storage: Any = self._reader or self._opened_by_optuna(writable)
         self._file = sqlite_path(url) if writable else None
         self._opened = self._file and _inode(self._file)
 
@@ -93,7 +93,14 @@ class Access:
             lock.release()
             raise
         self._lock = lock
-        return optuna.storages.get_storage(self._rdb)
+        return self._rdb  # without Optuna's cache, which would hold all that is written
+
+    @property
+    def reader(self) -> SqliteReader | None:
+        """Reads the SQLite file in the storage's place, the driver's own too; None of others."""
+        if self._reader is None and self._lock is not None:
+            self._reader = open_reader(self._url)
+        return self._reader
 
     @property
     def engine(self) -> Any:
@@ -103,9 +110,9 @@ class Access:
 
     def close(self) -> None:
         """Close the storage and let another driver in."""
-        if self._rdb is None:
-            self.storage.close()
-        else:
+        if self._reader is not None:
+            self._reader.close()
+        if self._rdb is not None:
             from evomerge.study.storage import close
 
             close(self._rdb)

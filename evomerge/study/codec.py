@@ -31,6 +31,11 @@ CHUNK = 59_000
 """Characters per packed attribute: a multiple of 4, so that each chunk is base64 by itself."""
 PLAIN = "plain/"
 """Begins the names of packed attributes that would be plain if they were shorter."""
+SMALL = (
+    *("digest", "split", "role", "name", "se", "n", "estimated", "steps", "asked", "reason"),
+    *("ask", "tells", "parents", "attempt", "seconds"),
+)
+"""The plain facts that are read of every trial; others are read when they are asked for."""
 
 
 def pack(key: str, data: bytes) -> dict[str, str]:
@@ -162,8 +167,7 @@ def decode_evaluation(
 ) -> Evaluation | None:
     """Decode a finished trial; None when evomerge did not write it, or it is damaged."""
     try:
-        plain = {**plain, **_unpack_plain(packed)}
-        genome = unpack("genome", packed)
+        plain = {**plain, **unpack_plain(packed)}
         all_params = unpack_json("params", packed)
         return Evaluation(
             split=plain["split"],
@@ -178,14 +182,11 @@ def decode_evaluation(
             estimates={task: (mean, se) for task, (mean, se) in plain.get("estimates", {}).items()},
             rungs=tuple(RungResult(*result) for result in plain.get("steps", ())),
             asked=plain.get("asked"),
-            scores=_decode_scores(plain.get("tasks", {}), packed),
-            answers={
-                task: _to_answers(columns)
-                for task, columns in (unpack_json("answers", packed) or {}).items()
-            },
+            scores=decode_scores(plain.get("tasks", {}), packed),
+            answers=decode_answers(packed),
             reason=plain.get("reason"),
             params=dict(params) if all_params is None else all_params,
-            genome=None if genome is None else _from_bytes(genome),
+            genome=decode_genome(packed),
             ask=plain.get("ask"),
             tells=plain.get("tells"),
             parents=tuple(plain.get("parents", ())),
@@ -197,6 +198,7 @@ def decode_evaluation(
             descent=_to_descent(unpack_json("descent", packed)),
             number=number,
             finished=finished,
+            violation=violation_of(packed),
         )
     except (KeyError, ValueError):
         return None
@@ -206,7 +208,26 @@ def _to_descent(found: Mapping[str, Any] | None) -> DescentRecord | None:
     return None if found is None else DescentRecord.from_json(found)
 
 
-def _unpack_plain(packed: Mapping[str, Any]) -> dict[str, Any]:
+def decode_genome(packed: Mapping[str, Any]) -> np.ndarray | None:
+    """Decode a trial's genome, float64 [genes]; None where it has none."""
+    found = unpack("genome", packed)
+    return None if found is None else _from_bytes(found)
+
+
+def decode_answers(packed: Mapping[str, Any]) -> dict[str, AnswerFacts]:
+    """Decode task → facts about a trial's generated answers."""
+    found = unpack_json("answers", packed) or {}
+    return {task: _to_answers(columns) for task, columns in found.items()}
+
+
+def violation_of(attributes: Mapping[str, Any]) -> float:
+    """Read the sum by which constraints are broken from a trial's system attributes."""
+    found = attributes.get("constraints:violation", 0.0)
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+def unpack_plain(packed: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the plain facts that were too long to be plain attributes."""
     names = [key.removesuffix(":0") for key in packed if key.endswith(":0")]
     return {
         name.removeprefix(PLAIN): unpack_json(name, packed)
@@ -289,7 +310,7 @@ def _from_bytes(data: bytes) -> np.ndarray:
     return np.frombuffer(data, "<f8").astype(np.float64)
 
 
-def _decode_scores(tasks: Mapping[str, Any], packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def decode_scores(tasks: Mapping[str, Any], packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Decode item scores; a corpus score comes from its documents' parts."""
     scores = _split_scores(tasks, unpack("scores", packed) or b"")
     corpora = {name: task for name, task in tasks.items() if "aggregate" in task}

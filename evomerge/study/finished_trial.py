@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from evomerge.study import codec
 from evomerge.study.record import Evaluation
+from evomerge.study.stored import MemoryParts, StoredFacts, stored
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -49,13 +50,35 @@ class FinishedTrial:
 
 def from_trial(trial: FinishedTrial | FrozenTrial) -> Evaluation | None:
     """Convert a finished trial to its evaluation; None if evomerge did not write it whole."""
-    return codec.decode_evaluation(
+    if not is_whole(trial):
+        return None
+    parts = MemoryParts(trial.user_attrs, trial.system_attrs, trial.params)
+    return stored(facts_of(trial), parts)
+
+
+def is_whole(trial: FinishedTrial | FrozenTrial) -> bool:
+    """Tell whether evomerge wrote a finished trial, and all of it can be read."""
+    found = codec.decode_evaluation(
         trial.user_attrs,
         trial.system_attrs,
         value=_value(trial),
         params=trial.params,
         number=trial.number,
-        finished=utc(trial.datetime_complete),
+        finished=None,
+    )
+    return found is not None
+
+
+def facts_of(trial: FinishedTrial | FrozenTrial, key: int = 0) -> StoredFacts:
+    """Sum a finished trial up; `key`: of it in its storage."""
+    moment = trial.datetime_complete
+    return StoredFacts(
+        key=key,
+        number=trial.number,
+        value=_value(trial),
+        plain=trial.user_attrs,
+        rare=trial.system_attrs,
+        finished=None if moment is None else moment.astimezone(UTC),
     )
 
 
@@ -65,6 +88,6 @@ def _value(trial: FinishedTrial | FrozenTrial) -> float | None:
     return trial.value if trial.state.name == State.COMPLETE.name else None
 
 
-def utc(moment: datetime | None) -> datetime | None:
-    """Convert Optuna's local time, which has no zone, to UTC."""
-    return None if moment is None else moment.astimezone(UTC)
+def local(moment: datetime) -> datetime:
+    """Convert a moment to Optuna's local time, which has no zone."""
+    return moment.astimezone().replace(tzinfo=None)

@@ -34,6 +34,28 @@ def judged(judge: Judge, trials: Sequence[Evaluation]) -> list[Judged[Evaluation
     ]
 
 
+def as_recorded(judge: Judge, trials: Sequence[Evaluation]) -> list[Judged[Evaluation]]:
+    """Give trials of one split, in their order, the scores that they were recorded with.
+
+    Of one goal that is what `judged` finds, without reading an item; goals are judged again.
+    """
+    if judge.objective.goals is not None:
+        return judged(judge, trials)
+    return [Judged(trial, trial.digest, _recorded(trial)) for trial in trials]
+
+
+def _recorded(trial: Evaluation) -> Scores | None:
+    if trial.value is None:
+        return None
+    return Scores(
+        value=trial.value,
+        se=trial.se or 0.0,
+        n=trial.n,
+        estimated=trial.estimated,
+        violation=trial.violation,
+    )
+
+
 def ranked(
     judge: Judge, trials: Sequence[Judged[Evaluation]], known: Iterable[Evaluation], split: str
 ) -> list[Judged[Evaluation]]:

@@ -14,21 +14,58 @@ import sqlite3
 import threading
 import urllib.parse
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from evomerge.study.finished_trial import FINISHED, FinishedTrial, State
+from evomerge.study.codec import SMALL
+from evomerge.study.finished_trial import FINISHED, FinishedTrial, State, local
 from evomerge.study.storage_url import sqlite_path
+from evomerge.study.stored import StoredFacts
 
 REVISION = "v3.2.0.a"
 """The revision of Optuna's tables that is read here."""
 BUSY_SECONDS = 30
 """Seconds that SQLite waits for another process's write."""
+CHUNK = 64
+"""Trials whose parts are read together: neighbours are often wanted next."""
 _NOT_FINITE = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
+_NONE: Mapping[str, Any] = {}
+_MEASURED = State.COMPLETE.name
+_FIRST = (
+    "SELECT t.trial_id, t.number, t.state, t.datetime_complete, v.value, v.value_type, "
+    """(SELECT group_concat('"' || u.key || '":' || u.value_json) """
+    "FROM trial_user_attributes u WHERE u.trial_id = t.trial_id AND u.key IN ({})) "
+    "FROM trials t LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 "
+    "WHERE t.study_id = ? AND t.trial_id > ? ORDER BY t.trial_id"
+).format(", ".join("?" * len(SMALL)))
+_RARE = (
+    "SELECT a.trial_id, a.key, a.value_json FROM trial_system_attributes a "
+    "JOIN trials t ON t.trial_id = a.trial_id WHERE t.study_id = ? AND a.trial_id > ? "
+    "AND (a.key = 'constraints' OR a.key >= 'constraints:' AND a.key < 'constraints;' "
+    "OR a.key >= 'plain/' AND a.key < 'plain0')"
+)
+_LAST_STEPS = (
+    "SELECT i.trial_id, i.intermediate_value, i.intermediate_value_type "
+    "FROM trials t JOIN trial_intermediate_values i ON i.trial_id = t.trial_id "
+    "WHERE t.study_id = ? AND t.trial_id > ? AND t.state = 'PRUNED' ORDER BY i.trial_id, i.step"
+)
+_PARAMS = (
+    "SELECT trial_id, param_name, param_value, distribution_json FROM trial_params "
+    "WHERE trial_id BETWEEN ? AND ? ORDER BY param_id"
+)
+_USER = (
+    "SELECT trial_id, value_json FROM trial_user_attributes "
+    "WHERE trial_id BETWEEN ? AND ? AND key = ?"
+)
+_SYSTEM = (
+    "SELECT trial_id, key, value_json FROM trial_system_attributes "
+    "WHERE trial_id BETWEEN ? AND ? AND key >= ? AND key < ?"
+)
 
 
 @dataclass(frozen=True)
@@ -41,15 +78,28 @@ class Named:
 class SqliteReader:
     """The methods of Optuna's storage by which a study is read, over one read-only connection."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        """`connection`: to a file whose tables are of `REVISION`."""
-        self._connection = connection
+    def __init__(self, path: Path) -> None:
+        """Open the file at an absolute path.
+
+        Raises:
+            sqlite3.Error: it cannot be read, or is no database.
+        """
+        self._path = path
+        self._connection: sqlite3.Connection | None = _connect(path)
         self._alone = threading.Lock()
         self._trials: dict[int, FinishedTrial] = {}  # by Optuna's ids, of all studies together
+        self._chunks: dict[tuple[str, str], tuple[int, dict[int, Any]]] = {}
 
     def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+        """Close the file; parts of trials that are read later open it for that moment."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def revisions(self) -> list[str]:
+        """List the revisions of Optuna's tables that the file names: one, if it is Optuna's."""
+        with self._snapshot() as rows:
+            return [str(found) for (found,) in rows("SELECT version_num FROM alembic_version")]
 
     def get_all_studies(self) -> list[Named]:
         """List the studies of the file."""
@@ -102,16 +152,82 @@ class SqliteReader:
                     self._trials[key] = FinishedTrial(
                         number=number,
                         state=State[state],
-                        datetime_complete=moment and datetime.fromisoformat(moment),
+                        datetime_complete=moment and local(_moment(moment)),
                         **{name: part[key] for name, part in parts.items()},
                     )
         return [self._trials[key] for key in found]
+
+    def facts_after(self, study_id: int, after: int) -> list[StoredFacts]:
+        """Read the facts of the finished trials with ids above `after`, in their order.
+
+        Those of a study's trial that are large or seldom needed are left to `user`, `packed` and
+        `params`.
+        """
+        # 1. plain facts: one row a trial, its attributes joined to the text of one JSON object
+        with self._snapshot() as rows:
+            found = rows(_FIRST, *SMALL, study_id, after).fetchall()
+            # 2. what few trials have: long plain facts, broken constraints, values of pruned ones
+            rare: dict[int, dict[str, Any]] = defaultdict(dict)
+            for key, name, text in rows(_RARE, study_id, after):
+                rare[key][name] = json.loads(text)
+            pruned = dict[int, float]()
+            for key, number, kind in rows(_LAST_STEPS, study_id, after):
+                pruned[key] = _NOT_FINITE.get(kind, number)
+        return [
+            StoredFacts(
+                key=key,
+                number=number,
+                value=pruned.get(key) if state != _MEASURED else _NOT_FINITE.get(kind, value),
+                plain=json.loads(f"{{{text or ''}}}"),
+                rare=rare.get(key, _NONE),
+                finished=moment and _moment(moment),
+            )
+            for key, number, state, moment, value, kind, text in found
+            if state in FINISHED
+        ]
+
+    def user(self, key: int, name: str) -> Any:
+        """Read a user attribute of a trial by its id; None where there is none."""
+        found = self._chunk("user", name, key).get(key)
+        return None if found is None else json.loads(found[name])
+
+    def packed(self, key: int, name: str) -> Mapping[str, Any]:
+        """Read the system attributes `name:0`, `name:1`, … of a trial by its id."""
+        found = self._chunk("system", name, key).get(key, _NONE)
+        return {place: json.loads(text) for place, text in found.items()}
+
+    def params(self, key: int) -> dict[str, Any]:
+        """Read the params of a trial by its id."""
+        found = self._chunk("params", "", key).get(key, _NONE)
+        return {name: _natural(*numbers) for name, numbers in found.items()}
+
+    def _chunk(self, kind: str, name: str, key: int) -> dict[int, dict[str, Any]]:
+        """Trial's id → names → texts, of the trials around an id; kept until others are wanted."""
+        start = key - key % CHUNK
+        known = self._chunks.get((kind, name))
+        if known is not None and known[0] == start and key in known[1]:
+            return known[1]
+        found: dict[int, dict[str, Any]] = defaultdict(dict)
+        with self._snapshot() as rows:
+            span = start, start + CHUNK - 1
+            if kind == "params":
+                for one, param, number, distribution in rows(_PARAMS, *span):
+                    found[one][param] = number, distribution
+            elif kind == "user":
+                for one, text in rows(_USER, *span, name):
+                    found[one][name] = text
+            else:
+                for one, place, text in rows(_SYSTEM, *span, f"{name}:", f"{name};"):
+                    found[one][place] = text
+        self._chunks[kind, name] = start, found
+        return found
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         """Refuse to write, in SQLite's words."""
         raise sqlite3.OperationalError("attempt to write a readonly database")
 
-    set_study_user_attr = set_study_system_attr = create_new_trial = _refuse
+    set_study_user_attr = set_study_system_attr = _refuse
+    set_study_system_attrs = create_new_trial = _refuse
 
     def _parts(self, rows: Any, study_id: int, first: int) -> dict[str, Any]:
         """Read the parts of trials from the id `first` on: field → trial's id → content."""
@@ -153,12 +269,21 @@ class SqliteReader:
     @contextmanager
     def _snapshot(self) -> Iterator[Any]:
         """Give a function `(query, *parameters) → rows`; all that it reads is of one moment."""
-        with self._alone:
-            self._connection.execute("BEGIN")
+        with self._alone, self._opened() as connection:
+            connection.execute("BEGIN")
             try:
-                yield lambda query, *given: self._connection.execute(query, given)
+                yield lambda query, *given: connection.execute(query, given)
             finally:
-                self._connection.rollback()
+                connection.rollback()
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The connection, or one for this moment once the file is closed."""
+        if self._connection is not None:
+            yield self._connection
+            return
+        with closing(_connect(self._path)) as connection:
+            yield connection
 
 
 def open_reader(storage: str) -> SqliteReader | None:
@@ -167,22 +292,25 @@ def open_reader(storage: str) -> SqliteReader | None:
     if path is None or not path.is_file():
         return None
     with suppress(sqlite3.Error):
-        connection = sqlite3.connect(
-            read_only_uri(path.absolute()),
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        reader = SqliteReader(path.absolute())
         try:
-            found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-            if found == [(REVISION,)]:
-                return SqliteReader(connection)
+            if reader.revisions() == [REVISION]:
+                return reader
         except BaseException:
-            connection.close()
+            reader.close()
             raise
-        connection.close()
+        reader.close()
     return None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(
+        read_only_uri(path),
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
 
 
 def read_only_uri(path: Path) -> str:
@@ -196,7 +324,7 @@ def read_only_uri(path: Path) -> str:
 
 def _natural(number: float, distribution: str) -> Any:
     """A param's natural value from its number in the table, as its distribution says."""
-    about = json.loads(distribution)
+    about = _about(distribution)
     if about["name"] == "FloatDistribution":
         return float(number)
     if about["name"] == "IntDistribution":
@@ -206,3 +334,14 @@ def _natural(number: float, distribution: str) -> Any:
     from optuna.distributions import json_to_distribution
 
     return json_to_distribution(distribution).to_external_repr(number)
+
+
+@lru_cache(maxsize=4096)
+def _about(distribution: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(distribution)
+    return found
+
+
+def _moment(text: str) -> datetime:
+    """A moment of the tables, which hold UTC without a zone."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)

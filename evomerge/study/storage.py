@@ -15,6 +15,7 @@ import sqlalchemy.pool
 import tenacity
 
 from evomerge.common.errors import InputError
+from evomerge.study.at_once import AtOnceStorage
 from evomerge.study.sqlite_reader import BUSY_SECONDS, read_only_uri
 from evomerge.study.storage_errors import cause_of, errors_explained
 from evomerge.study.storage_url import describe, sqlite_path
@@ -109,7 +110,7 @@ def _open(
 ) -> optuna.storages.RDBStorage:
     with errors_explained(storage, hint):
         try:
-            return optuna.storages.RDBStorage(url or storage, **options)
+            return AtOnceStorage(url or storage, **options)
         except ImportError as error:
             raise InputError(
                 f"{describe(storage)}: the database's Python driver is not installed "

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,17 @@ from evomerge.common.version import __version__
 from evomerge.study import codec
 from evomerge.study.access import Access, OutagePolicy
 from evomerge.study.driver import Driver, driver_of
-from evomerge.study.finished_trial import FINISHED, FinishedTrial, from_trial, utc
+from evomerge.study.finished_trial import FINISHED, FinishedTrial, facts_of, from_trial
 from evomerge.study.identity import as_json, check_identity
 from evomerge.study.record import DescentRecord, Evaluation, Marker, PolishRecord
 from evomerge.study.storage_url import describe
+from evomerge.study.stored import MemoryParts, RecentParts, stored
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
+
+    from evomerge.study.trial import Genes
 
 SCHEMA = 1
 """Version of the layout of facts in a study; raised when older readers would misread them."""
@@ -64,9 +67,12 @@ class Study:
         self._writable = writable
         self._genes: Mapping[str, BaseDistribution] = {}
         self._seen: dict[int, Evaluation | None] = {}
+        self._read_to = -1  # the highest id of a trial that was read from a SQLite file
+        self._parts: RecentParts | None = None  # of these
         self._withdrawn: Mapping[str, list[int]] = {}
         self._loaded = False
         self._still = False
+        self._attributes: dict[str, dict[str, Any]] = {}  # while it is kept still
         self._next = 0  # no number that an evaluation is still to get is below
         self._access = Access(storage, name, writable=writable, outages=outages)
         self._storage, self._do = self._access.storage, self._access.do
@@ -191,15 +197,31 @@ class Study:
         Raises:
             InputError: the storage cannot be written; nothing of it is recorded then.
         """
-        from evomerge.study.trial import Genes, to_trial
+        from evomerge.study.trial import to_trial
 
-        trial = to_trial(evaluation, Genes(self._genes))
-        number = self._do(lambda: self._write(trial), lambda: self._arrived(trial))
+        trial = to_trial(evaluation, self._optuna_genes)
+        key, number = self._do(lambda: self._write(trial), lambda: self._arrived(trial))
         self._next = number + 1
-        recorded = replace(evaluation, number=number, finished=utc(trial.datetime_complete))
+        trial.number = number
+        # what was recorded, as it is read back: the driver's memory grows by its small facts
+        parts = MemoryParts(trial.user_attrs, trial.system_attrs, trial.params)
+        if self._parts is None:
+            recorded = stored(facts_of(trial), parts)
+        else:
+            self._parts.keep(key, parts)
+            self._read_to = max(self._read_to, key)
+            recorded = stored(facts_of(trial, key), self._parts)
+        assert recorded is not None
         if self._loaded:
             self._seen[number] = recorded
         return recorded
+
+    @cached_property
+    def _optuna_genes(self) -> Genes:
+        """The genes as Optuna's params."""
+        from evomerge.study.trial import Genes
+
+        return Genes(self._genes)
 
     def evaluations(self) -> list[Evaluation]:
         """Every recorded evaluation, in trial order.
@@ -259,13 +281,14 @@ class Study:
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Keep a reader's `evaluations` as they are, while the driver goes on."""
+        """Keep what a reader sees as it is, while the driver goes on."""
+        self._attributes = {"user": self._user_facts(), "system": self._facts()}
         self._load()
         self._still = True
         try:
             yield
         finally:
-            self._still = False
+            self._still, self._attributes = False, {}
 
     def mark(self, marker: Marker) -> None:
         """Note that work on a candidate begins; replaces the slot's earlier marker.
@@ -344,7 +367,7 @@ class Study:
 
     def note(self, key: str) -> Any:
         """The fact kept under `key`, or None."""
-        shown = self._do(lambda: self._storage.get_study_user_attrs(self._id)).get(f"note:{key}")
+        shown = self._user_facts().get(f"note:{key}")
         return self._fact(f"note/{key}") if shown == PACKED else shown
 
     def descents(self) -> list[DescentRecord]:
@@ -508,9 +531,19 @@ class Study:
             f"{self._where} was not made by evomerge; use another study.name or storage"
         )
 
+    def _user_facts(self) -> dict[str, Any]:
+        """The study's attributes that dashboards show."""
+        if found := self._attributes.get("user"):
+            return found
+        found = self._do(lambda: self._storage.get_study_user_attrs(self._id))
+        return found
+
     def _facts(self) -> dict[str, Any]:
         """The study's packed attributes, which dashboards do not show."""
-        return self._do(lambda: self._storage.get_study_system_attrs(self._id))
+        if found := self._attributes.get("system"):
+            return found
+        found = self._do(lambda: self._storage.get_study_system_attrs(self._id))
+        return found
 
     def _fact(self, key: str) -> Any:
         try:
@@ -519,20 +552,20 @@ class Study:
             raise InputError(f"{self._where} is damaged ({error})") from error
 
     def _set_facts(self, packed: Mapping[str, str]) -> None:
-        for key, chunk in packed.items():
-            self._do(partial(self._storage.set_study_system_attr, self._id, key, chunk))
+        self._do(lambda: self._storage.set_study_system_attrs(self._id, packed))
 
-    def _write(self, trial: FrozenTrial) -> int:
-        """Add the trial; return its number."""
-        trial_id = self._storage.create_new_trial(self._id, template_trial=trial)
-        return self._storage.get_trial(trial_id).number
+    def _write(self, trial: FrozenTrial) -> tuple[int, int]:
+        """Add the trial; return its id and its number."""
+        key = self._storage.create_new_trial(self._id, template_trial=trial)
+        return key, self._storage.get_trial_number_from_id(key)
 
-    def _arrived(self, trial: FrozenTrial) -> int | None:
-        """The number of the trial if it was added before the connection was lost, or None."""
+    def _arrived(self, trial: FrozenTrial) -> tuple[int, int] | None:
+        """Id and number of the trial if it was added before the connection was lost, or None."""
         for found in self._trials():
             same = (found.user_attrs.get(key) == trial.user_attrs.get(key) for key in OWN)
             if found.number >= self._next and all(same):
-                return found.number
+                key = self._storage.get_trial_id_from_study_id_trial_number(self._id, found.number)
+                return key, found.number
         return None
 
     def _trials(self) -> list[FrozenTrial | FinishedTrial]:
@@ -540,10 +573,17 @@ class Study:
         return [trial for trial in found if trial.state.name in FINISHED]
 
     def _load(self) -> None:
-        """Decode the trials not seen yet."""
-        for trial in self._do(self._trials):
-            if trial.number not in self._seen:
-                self._seen[trial.number] = from_trial(trial)
+        """Read the trials not seen yet."""
+        reader = self._access.reader
+        if reader is None:
+            for trial in self._do(self._trials):
+                if trial.number not in self._seen:
+                    self._seen[trial.number] = from_trial(trial)
+        else:
+            self._parts = self._parts or RecentParts(reader, self._url)
+            for facts in self._do(lambda: reader.facts_after(self._id, self._read_to)):
+                self._seen[facts.number] = stored(facts, self._parts)
+                self._read_to = facts.key
         self._withdrawn = self.note(WITHDRAWN) or {}
         self._loaded = True
 

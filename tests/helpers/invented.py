@@ -44,8 +44,10 @@ class Invented:
         lower_is_better=(),
         optimizer="cma",
         workers=1,
+        graded=False,
     ):
-        self.folder = folder
+        """`graded`: an item that is right counts more than a half, each another amount."""
+        self.folder, self.graded = folder, graded
         self.tasks, self.experts, self.layers = tasks, experts, layers
         self.granularity = granularity
         self.rng = np.random.default_rng(0)
@@ -151,6 +153,8 @@ class Invented:
         """
         if items is None:
             items = {t: (self.rng.random(COUNTS[split]) < (level or 0)) * 1.0 for t in self.tasks}
+            if self.graded:
+                items = {t: v * np.linspace(0.5, 1, len(v)) for t, v in items.items()}
         estimates = {}
         if pruned is not None:
             estimates = {t: (float(v[:pruned].mean()), 0.05) for t, v in items.items()}

@@ -7,6 +7,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
@@ -14,6 +16,7 @@ import pytest
 import sqlalchemy
 from drivers import open_study, scored
 
+from evomerge.common.errors import InputError
 from evomerge.study import sqlite_reader, storage_url
 from evomerge.study.finished_trial import FINISHED
 from evomerge.study.sqlite_reader import SqliteReader, open_reader
@@ -121,15 +124,59 @@ def test_a_file_that_is_no_study_is_left_to_optuna(tmp_path, content):
     assert open_reader(sqlite_url(file)) is None
 
 
-def test_a_file_is_read_that_was_damaged_since_with_one_clear_message(url):
+@pytest.mark.parametrize("table", ["trial_values", "trial_params"])
+def test_a_file_is_read_that_was_damaged_since_with_one_clear_message(url, table):
     with open_study(url) as study:
         study.add(scored(0.1))
     with Study.read(url, "c") as reader:
         with sqlite3.connect(sqlite_path(url)) as connection:
-            connection.execute("DROP TABLE trial_params")
+            connection.execute(f"DROP TABLE {table}")
         connection.close()
-        with pytest.raises(Exception, match=r"cannot be read or written \(no such table"):
-            reader.evaluations()
+        with pytest.raises(InputError, match=r"cannot be read or written \(no such table"):
+            [e.params for e in reader.evaluations()]
+
+
+def test_a_part_that_was_damaged_is_named_when_it_is_asked_for(url):
+    with open_study(url) as study:
+        study.add(scored(0.1))
+    with sqlite3.connect(sqlite_path(url)) as connection:
+        connection.execute("UPDATE trial_system_attributes SET value_json = '\"??\"'")
+    connection.close()
+    with Study.read(url, "c") as reader:
+        (found,) = reader.evaluations()
+        assert (found.value, found.digest) == (0.1, "d")
+        with pytest.raises(InputError, match=r"trial 0 .* damaged \(scores: chunk .* copy"):
+            len(found.scores)
+
+
+def test_parts_are_read_where_the_study_was_closed_meanwhile_and_of_all_trials(url):
+    count = 3 * sqlite_reader.CHUNK
+    with open_study(url) as study:
+        for place in range(count):
+            genes = {"weight": place / count, "density": 0.5}
+            study.add(scored(place / count, str(place), params=genes, recipe={"place": place}))
+    with Study.read(url, "c") as reader:
+        found = reader.evaluations()
+    assert [e.recipe["place"] for e in found] == list(range(count))
+    assert [e.params["weight"] for e in reversed(found)] == [e.value for e in reversed(found)]
+    assert found[0].scores["t"].tolist() == [1, 1, 1]
+
+
+def test_times_are_right_where_the_clock_is_not_utc(url, monkeypatch):
+    before = datetime.now(UTC)
+    try:
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        with open_study(url) as study:
+            study.add(scored(0.1))
+        after = datetime.now(UTC)
+        with Study.read(url, "c") as reader:
+            (found,) = reader.evaluations()
+        assert before <= found.finished <= after
+        assert by_us(url) == by_optuna(url)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 PATHS = ["/runs/study.db", "a b/ö.db", "/x%20y/#?.db", "/a+b/c&d=e.db", "/tmp/{x}/'y'.db"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from statistics import NormalDist
 
 LEVEL = 0.9
@@ -15,8 +16,50 @@ RISK = 0.01
 """The chance of switching off an estimator whose intervals cover `TOLERATED` of the truth."""
 
 
+_BOUND = NormalDist().inv_cdf((1 + LEVEL) / 2)
+
+Check = tuple[float, float, float]
+"""An estimate, its standard error, and the full score."""
+
+
 @dataclass(frozen=True)
-class Calibration:
+class Counted:
+    """Estimates on the lowest rung that were checked by full scores, counted.
+
+    Attributes:
+        of: how many were checked.
+        covered: how many full scores lay within the estimate's interval at `LEVEL`.
+    """
+
+    of: int = 0
+    covered: int = 0
+
+    def plus(self, check: Check) -> Counted:
+        """Count one more."""
+        estimate, se, full = check
+        inside = abs(estimate - full) <= _BOUND * se + 1e-12
+        return Counted(self.of + 1, self.covered + inside)
+
+    @property
+    def off(self) -> bool:
+        """True where coverage as low has a chance below `RISK` at `TOLERATED` (binomial tail)."""
+        n, k = self.of, self.covered
+        # 1. about the median and above it, the tail holds a half or so
+        if k >= math.floor(TOLERATED * n):
+            return False
+        # 2. its largest term, C(n, k) pᵏ (1 − p)ⁿ⁻ᵏ, by logarithms: C(n, k) exceeds any float
+        log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        log += k * math.log(TOLERATED) + (n - k) * math.log(1 - TOLERATED)
+        # 3. the terms below it, each a share k (1 − p) / ((n − k + 1) p) < 1 of the one above
+        ratio, share = 1.0, 1.0
+        while k and share > 1e-17 * ratio:
+            share *= k * (1 - TOLERATED) / ((n - k + 1) * TOLERATED)
+            ratio, k = ratio + share, k - 1
+        return math.exp(log) * ratio < RISK
+
+
+@dataclass(frozen=True)
+class Calibration(Counted):
     """Estimates on the lowest rung against the full scores of those that reached the top.
 
     Attributes:
@@ -25,30 +68,22 @@ class Calibration:
         error: the mean absolute difference; NaN where nothing was checked.
     """
 
-    of: int
-    covered: int
-    error: float
-
-    @property
-    def off(self) -> bool:
-        """True where coverage as low has a chance below `RISK` at `TOLERATED` (binomial tail)."""
-        ways = (
-            math.comb(self.of, k) * TOLERATED**k * (1 - TOLERATED) ** (self.of - k)
-            for k in range(self.covered + 1)
-        )
-        return self.of > 0 and sum(ways) < RISK
+    error: float = math.nan
 
 
-def calibrate(checks: Sequence[tuple[float, float, float]]) -> Calibration:
-    """Compare (estimate, standard error, full score) triples."""
-    bound = NormalDist().inv_cdf((1 + LEVEL) / 2)
+def calibrate(checks: Sequence[Check]) -> Calibration:
+    """Compare estimates with full scores."""
+    found = reduce(Counted.plus, checks, Counted())
     gaps = [abs(estimate - full) for estimate, _, full in checks]
-    covered = [gap <= bound * se + 1e-12 for gap, (_, se, _) in zip(gaps, checks, strict=True)]
     error = sum(gaps) / len(gaps) if gaps else math.nan
-    return Calibration(len(checks), sum(covered), error)
+    return Calibration(found.of, found.covered, error)
 
 
-def switched_off_after(checks: Sequence[tuple[float, float, float]]) -> int | None:
+def switched_off_after(checks: Sequence[Check]) -> int | None:
     """Count the checks after which an estimator was found to be off; None while it is not."""
-    counts = range(1, len(checks) + 1)
-    return next((count for count in counts if calibrate(checks[:count]).off), None)
+    found = Counted()
+    for check in checks:
+        found = found.plus(check)
+        if found.off:
+            return found.of
+    return None
