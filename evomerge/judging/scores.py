@@ -60,8 +60,8 @@ class Scores:
 
     @property
     def fitness(self) -> float:
-        """The value; below every feasible one where constraints are broken (Deb 2000's rule)."""
-        return self.value if self.violation <= 0 else -1e9 * (1 + self.violation)
+        """The value; below every feasible one where constraints are broken."""
+        return fitness_of(self.value, self.violation)
 
     @property
     def best_key(self) -> tuple[bool, float]:
@@ -70,6 +70,11 @@ class Scores:
         A lucky estimate would hold the place for good.
         """
         return not self.estimated, self.fitness
+
+
+def fitness_of(value: float, violation: float) -> float:
+    """Rank a value by Deb's rule (2000): below every feasible one where constraints are broken."""
+    return value if violation <= 0 else -1e9 * (1 + violation)
 
 
 @dataclass(frozen=True)

@@ -48,18 +48,18 @@ class Judged(Generic[T]):
 
 def finalists(trials: Sequence[R], count: int) -> list[R]:
     """Pick the best `count` distinct recipes by value; of equals, the earlier trial comes first."""
-    scored = [trial for trial in trials if trial.value is not None]
-    ranked = sorted(scored, key=lambda trial: -(trial.value or 0.0))
+    scored = [(value, trial) for trial in trials if (value := trial.value) is not None]
+    ranked = sorted(scored, key=lambda one: -one[0])
     first: dict[str, R] = {}
-    for trial in ranked:
+    for _, trial in ranked:
         first.setdefault(trial.digest, trial)
     return list(first.values())[:count]
 
 
 def best(trials: Sequence[R]) -> R | None:
     """Pick the best of `trials` by value, or None if all failed; of equals, the earlier one."""
-    top = finalists(trials, 1)
-    return top[0] if top else None
+    scored = [(value, trial) for trial in trials if (value := trial.value) is not None]
+    return max(scored, key=lambda one: one[0])[1] if scored else None
 
 
 def leading(trials: Sequence[R]) -> list[R | None]:
@@ -78,8 +78,10 @@ def by_preference(judged: Sequence[Judged[T]], objective: Objective) -> list[Jud
     smaller violation comes first.
     """
     ranked = finalists(judged, len(judged))
+    if objective.ranking is None:
+        return ranked
     feasible = [one for one in ranked if one.scores and one.scores.violation <= 0]
-    if objective.ranking is None or not feasible:
+    if not feasible:
         return ranked
     points = np.array([one.scores.objectives for one in feasible if one.scores])
     values = np.array([one.scores.value for one in feasible if one.scores])

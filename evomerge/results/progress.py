@@ -19,8 +19,6 @@ RECENT = 50
 BINS = 60
 """Bins of the curve of workers at work."""
 NOTHING_YET: dict[str, Any] = {
-    "rate": None,
-    "left": None,
     "trials": {"time": [], "count": []},
     "items": {"time": [], "count": []},
     "time": 0.0,
@@ -79,20 +77,50 @@ def running_summary(study: Study, evaluations: Sequence[Evaluation]) -> dict[str
         `cost`: purpose → stage → seconds of one worker.
     """
     timed = [e for e in evaluations if e.finished]
-    noted = sessions(study)
-    count = study.campaign["workers"]["count"]
-    asked_for = 1 if count == "auto" else count
-    driven = study.driven
+    clock = _clock(timed, sessions(study), _asked_for(study)) if timed else None
     return {
-        "driven": driven,
-        "in_flight": [] if driven is False else [_in_flight(m) for m in study.markers()],
-        "workers": noted[-1].workers if noted else asked_for,
+        **pace_summary(study, evaluations, clock),
         "repeated": sum(e.attempt > 1 for e in timed),
         "budget": study.campaign["budget"]["trials"],
         "item_budget": study.campaign["budget"].get("items"),
         "cost": _cost(timed),
-        **(_over_time(study, timed, _clock(timed, noted, asked_for)) if timed else NOTHING_YET),
+        **(_over_time(study, timed, clock) if clock else NOTHING_YET),
     }
+
+
+def pace_summary(
+    study: Study, evaluations: Sequence[Evaluation], clock: _Clock | None = None
+) -> dict[str, Any]:
+    """Sum up what is in flight, and how long the rest will take: as `running_summary`, `driven`,
+    `in_flight`, `workers`, `rate` and `left`.
+
+    Args:
+        study: the record.
+        evaluations: all of it.
+        clock: of these, where it is made already.
+    """
+    noted, driven = sessions(study), study.driven
+    timed = [e for e in evaluations if e.finished]
+    if clock is None and timed:
+        clock = _clock(timed, noted, _asked_for(study))
+    rate = left = None
+    if clock is not None:
+        mine = np.array([e.optimizers_own for e in timed])
+        rate = _rate(clock.finished[mine & (clock.session == clock.session.max())])
+        left = 0.0 if is_concluded(study, timed) else _left(study, timed, rate, clock)
+    return {
+        "driven": driven,
+        "in_flight": [] if driven is False else [_in_flight(m) for m in study.markers()],
+        "workers": noted[-1].workers if noted else _asked_for(study),
+        "rate": rate,
+        "left": left,
+    }
+
+
+def _asked_for(study: Study) -> int:
+    """Number of workers in the campaign file."""
+    count = study.campaign["workers"]["count"]
+    return 1 if count == "auto" else int(count)
 
 
 def split_size(study: Study, split: str) -> int:
@@ -144,12 +172,8 @@ def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: _Clock) -
     own = [e for e in evaluations if e.optimizers_own]
     mine = np.array([e.optimizers_own for e in evaluations])
     time, whole = clock.running(), split_size(study, "search")
-    rate = _rate(clock.finished[mine & (clock.session == clock.session.max())])
-    concluded = is_concluded(study, evaluations)
-    budget, before = study.campaign["budget"], sum(one.items for one in study.descents())
+    before = sum(one.items for one in study.descents())
     return {
-        "rate": rate,
-        "left": 0.0 if concluded else _left(own, whole, before, budget, rate, clock),
         "trials": _counts(time[mine], np.arange(1, len(own) + 1)),
         "items": _counts(time[mine], before + np.cumsum([e.cost(whole) for e in own], dtype=int)),
         "time": float(clock.offsets[-1]),
@@ -157,7 +181,7 @@ def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: _Clock) -
             {"time": float(at), "started": s.started.isoformat(), "workers": s.workers}
             for at, s in zip(clock.offsets, clock.sessions, strict=False)
         ],
-        "busy": _busy(clock, evaluations, concluded),
+        "busy": _busy(clock, evaluations, is_concluded(study, evaluations)),
     }
 
 
@@ -201,20 +225,17 @@ def _rate(finished: NDArray[np.float64]) -> float | None:
 
 
 def _left(
-    own: Sequence[Evaluation],
-    whole: int,
-    before: int,
-    budget: dict[str, Any],
-    rate: float | None,
-    clock: _Clock,
+    study: Study, evaluations: Sequence[Evaluation], rate: float | None, clock: _Clock
 ) -> float | None:
     """Seconds until the first of these is spent: trials, items, the session's own time."""
     if rate is None:
         return None
+    own, budget = [e for e in evaluations if e.optimizers_own], study.campaign["budget"]
     left = [(budget["trials"] - len(own)) / rate]
     if budget.get("items") is not None:
-        lately = own[-RECENT:]
+        lately, whole = own[-RECENT:], split_size(study, "search")
         each = sum(e.cost(whole) for e in lately) / len(lately)
+        before = sum(one.items for one in study.descents())
         spent = before + sum(e.cost(whole) for e in own)
         left.append((budget["items"] - spent) / (rate * each))
     until, now = clock.sessions[-1].until, datetime.now(UTC)

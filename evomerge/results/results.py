@@ -29,7 +29,13 @@ from evomerge.recipe import BASE
 from evomerge.results.audit import audit
 from evomerge.results.descents import proposed_summary, shown_descent
 from evomerge.results.evidence import Evidence, Rival
-from evomerge.results.progress import is_concluded, running_summary, split_size, state_of
+from evomerge.results.progress import (
+    is_concluded,
+    pace_summary,
+    running_summary,
+    split_size,
+    state_of,
+)
 from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.results.verdict import verdict_on
 from evomerge.results.verdict_words import Verdict
@@ -105,7 +111,7 @@ class Results:
         """
         failed = [t for t in self.own if t.failed]
         pruned = [t for t in self.own if t.estimated]
-        whole = split_size(self.study, "search")
+        whole, pace = split_size(self.study, "search"), pace_summary(self.study, self.evaluations)
         leader = best(self.searched)
         stage = self.study.note("stage")
         budget, descents = self.study.campaign["budget"], self.study.descents()
@@ -134,10 +140,10 @@ class Results:
             "items_asked": asked,
             "item_evaluations": sum(e.n for e in self.evaluations if e.seconds),
             "seconds": round(sum(sum(e.seconds.values()) for e in self.evaluations), 3),
-            "in_flight": len(self.running["in_flight"]),
-            "workers": self.running["workers"],
-            "rate": self.running["rate"],
-            "left": self.running["left"],
+            "in_flight": len(pace["in_flight"]),
+            "workers": pace["workers"],
+            "rate": pace["rate"],
+            "left": pace["left"],
             "estimator": self._calibration(),
             "events": self.study.note("events"),
             **({"merging": reuse} if (reuse := self.study.note("merging")) else {}),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from typing_extensions import override
+
 from evomerge.judging.constraints import Items
 from evomerge.judging.estimators import Estimates
-from evomerge.judging.scores import Judge, Scores
+from evomerge.judging.scores import Judge, Scores, fitness_of
 from evomerge.judging.selection import Judged, by_preference, parents_last
 from evomerge.study.record import Evaluation
 
@@ -41,19 +43,37 @@ def as_recorded(judge: Judge, trials: Sequence[Evaluation]) -> list[Judged[Evalu
     """
     if judge.objective.goals is not None:
         return judged(judge, trials)
-    return [Judged(trial, trial.digest, _recorded(trial)) for trial in trials]
+    return [Recorded(trial) for trial in trials]
 
 
-def _recorded(trial: Evaluation) -> Scores | None:
-    if trial.value is None:
-        return None
-    return Scores(
-        value=trial.value,
-        se=trial.se or 0.0,
-        n=trial.n,
-        estimated=trial.estimated,
-        violation=trial.violation,
-    )
+class Recorded(Judged[Evaluation]):
+    """A trial with the scores that it was recorded with, put together when they are asked for."""
+
+    def __init__(self, trial: Evaluation) -> None:
+        object.__setattr__(self, "trial", trial)
+        object.__setattr__(self, "digest", trial.digest)
+
+    @property
+    @override
+    def value(self) -> float | None:
+        trial = self.trial
+        if trial.value is None or trial.estimated:
+            return None
+        return fitness_of(trial.value, trial.violation)
+
+    @property
+    def scores(self) -> Scores | None:  # type: ignore[override]
+        """The scores as recorded; None when it failed."""
+        trial = self.trial
+        if trial.value is None:
+            return None
+        return Scores(
+            value=trial.value,
+            se=trial.se or 0.0,
+            n=trial.n,
+            estimated=trial.estimated,
+            violation=trial.violation,
+        )
 
 
 def ranked(

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,21 @@ _NOT_FINITE = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
 _NONE: Mapping[str, Any] = {}
 _MEASURED = State.COMPLETE.name
 _FIRST = (
-    "SELECT t.trial_id, t.number, t.state, t.datetime_complete, v.value, v.value_type, "
-    """(SELECT group_concat('"' || u.key || '":' || u.value_json) """
-    "FROM trial_user_attributes u WHERE u.trial_id = t.trial_id AND u.key IN ({})) "
+    "SELECT t.trial_id, t.number, t.state, t.datetime_complete, v.value, v.value_type "
     "FROM trials t LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0 "
     "WHERE t.study_id = ? AND t.trial_id > ? ORDER BY t.trial_id"
+)
+_PLAIN = (
+    "SELECT trial_id, group_concat("
+    """CASE WHEN key IN ({}) THEN '"' || key || '":' || value_json END) """
+    "FROM trial_user_attributes WHERE trial_id IN "
+    "(SELECT trial_id FROM trials WHERE study_id = ? AND trial_id > ?) GROUP BY trial_id"
 ).format(", ".join("?" * len(SMALL)))
 _RARE = (
-    "SELECT a.trial_id, a.key, a.value_json FROM trial_system_attributes a "
+    "SELECT a.trial_id, a.key, "
+    "CASE a.key WHEN 'descent:0' THEN 'null' ELSE a.value_json END FROM trial_system_attributes a "
     "JOIN trials t ON t.trial_id = a.trial_id WHERE t.study_id = ? AND a.trial_id > ? "
-    "AND (a.key = 'constraints' OR a.key >= 'constraints:' AND a.key < 'constraints;' "
+    "AND (a.key = 'descent:0' OR a.key >= 'constraints:' AND a.key < 'constraints;' "
     "OR a.key >= 'plain/' AND a.key < 'plain0')"
 )
 _LAST_STEPS = (
@@ -88,7 +93,7 @@ class SqliteReader:
         self._connection: sqlite3.Connection | None = _connect(path)
         self._alone = threading.Lock()
         self._trials: dict[int, FinishedTrial] = {}  # by Optuna's ids, of all studies together
-        self._chunks: dict[tuple[str, str], tuple[int, dict[int, Any]]] = {}
+        self._chunks: dict[tuple[str, str], tuple[range, dict[int, Any]]] = {}
 
     def close(self) -> None:
         """Close the file; parts of trials that are read later open it for that moment."""
@@ -163,9 +168,12 @@ class SqliteReader:
         Those of a study's trial that are large or seldom needed are left to `user`, `packed` and
         `params`.
         """
-        # 1. plain facts: one row a trial, its attributes joined to the text of one JSON object
         with self._snapshot() as rows:
-            found = rows(_FIRST, *SMALL, study_id, after).fetchall()
+            found = rows(_FIRST, study_id, after).fetchall()
+            # 1. plain facts: of each trial the text of one JSON object, and all in one text
+            texts = dict(rows(_PLAIN, *SMALL, study_id, after).fetchall())
+            whole = ",".join(f"{{{text or ''}}}" for text in texts.values())
+            plain = dict(zip(texts, json.loads(f"[{whole}]"), strict=True))
             # 2. what few trials have: long plain facts, broken constraints, values of pruned ones
             rare: dict[int, dict[str, Any]] = defaultdict(dict)
             for key, name, text in rows(_RARE, study_id, after):
@@ -178,11 +186,11 @@ class SqliteReader:
                 key=key,
                 number=number,
                 value=pruned.get(key) if state != _MEASURED else _NOT_FINITE.get(kind, value),
-                plain=json.loads(f"{{{text or ''}}}"),
+                plain=plain.get(key, _NONE),
                 rare=rare.get(key, _NONE),
                 finished=moment and _moment(moment),
             )
-            for key, number, state, moment, value, kind, text in found
+            for key, number, state, moment, value, kind in found
             if state in FINISHED
         ]
 
@@ -205,11 +213,12 @@ class SqliteReader:
         """Trial's id → names → texts, of the trials around an id; kept until others are wanted."""
         start = key - key % CHUNK
         known = self._chunks.get((kind, name))
-        if known is not None and known[0] == start and key in known[1]:
+        if known is not None and known[0].start == start and key in known[0]:
             return known[1]
         found: dict[int, dict[str, Any]] = defaultdict(dict)
         with self._snapshot() as rows:
-            span = start, start + CHUNK - 1
+            [(latest,)] = rows("SELECT MAX(trial_id) FROM trials")
+            span = start, min(start + CHUNK - 1, latest or 0)
             if kind == "params":
                 for one, param, number, distribution in rows(_PARAMS, *span):
                     found[one][param] = number, distribution
@@ -219,7 +228,7 @@ class SqliteReader:
             else:
                 for one, place, text in rows(_SYSTEM, *span, f"{name}:", f"{name};"):
                     found[one][place] = text
-        self._chunks[kind, name] = start, found
+        self._chunks[kind, name] = range(span[0], span[1] + 1), found
         return found
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
@@ -344,4 +353,4 @@ def _about(distribution: str) -> dict[str, Any]:
 
 def _moment(text: str) -> datetime:
     """A moment of the tables, which hold UTC without a zone."""
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return datetime.fromisoformat(f"{text}+00:00")

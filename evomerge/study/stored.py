@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from evomerge.common.errors import InputError
 from evomerge.study import codec
@@ -91,8 +91,7 @@ class RecentParts:
         return self._recent.get(key) or self._storage
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFacts:
+class StoredFacts(NamedTuple):
     """What a storage says of a finished trial without its large parts.
 
     Attributes:
@@ -100,7 +99,8 @@ class StoredFacts:
         number: of the trial.
         value: the objective's value, of a pruned trial its last estimate; None where it failed.
         plain: user attributes, of `codec.SMALL`.
-        rare: system attributes that few trials have: constraints, long plain facts.
+        rare: system attributes that few trials have: constraints, long plain facts, and whether
+            there is a descent.
         finished: time of the result, in UTC.
     """
 
@@ -140,8 +140,10 @@ def stored(facts: StoredFacts, parts: Parts) -> StoredEvaluation | None:
             given["rungs"] = tuple(RungResult(*result) for result in plain["steps"])
         if "parents" in plain:
             given["parents"] = tuple(plain["parents"])
-        if violation := codec.violation_of(facts.rare):
+        if facts.rare and (violation := codec.violation_of(facts.rare)):
             given["violation"] = violation
+        if f"{_DESCENT}:0" not in facts.rare:
+            given["descent"] = None
     except (KeyError, TypeError, ValueError):
         return None
     made = object.__new__(StoredEvaluation)
@@ -166,6 +168,8 @@ _AS_WRITTEN = (
     "seconds",
 )
 _EMPTY: Mapping[str, Any] = {"seconds": {}}
+_DESCENT = "descent"
+"""A large part that few trials have, and that all are asked for."""
 
 
 class _Part:
@@ -228,7 +232,7 @@ def _params(parts: Parts, key: int) -> dict[str, Any]:
 
 
 def _descent(parts: Parts, key: int) -> DescentRecord | None:
-    found = codec.unpack_json("descent", parts.packed(key, "descent"))
+    found = codec.unpack_json(_DESCENT, parts.packed(key, _DESCENT))
     return None if found is None else DescentRecord.from_json(found)
 
 
@@ -242,8 +246,9 @@ _LARGE: Mapping[str, Callable[[Parts, int], Any]] = {
     "state": _plain("optimizer_state", {}),
     "versions": _plain("versions", {}),
     "weights": lambda parts, key: codec.unpack_json("weights", parts.packed(key, "weights")),
-    "descent": _descent,
+    _DESCENT: _descent,
 }
 for _name, _read in _LARGE.items():
     setattr(StoredEvaluation, _name, _Part(_read))
-_FIELDS = (*(f.name for f in fields(Evaluation) if f.name not in _LARGE), "_parts", "_key")
+_HELD = [f.name for f in fields(Evaluation) if f.name not in _LARGE]
+_FIELDS = (*_HELD, _DESCENT, "_parts", "_key")
