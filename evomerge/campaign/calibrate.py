@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.campaign.calibration_split import CalibrationSplit
@@ -15,6 +16,7 @@ from evomerge.fitness.calibration.texts import read_texts, sample
 from evomerge.fitness.tasks.task_set import list_items
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.methods.core.registry import find_method
+from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.files.calibration_file import KINDS
 from evomerge.models.messages import campaign_key
 from evomerge.models.open_models import as_stored, open_model, open_models
@@ -58,28 +60,41 @@ def calibrate_model(
     return calibrate(source, asked, target, trust_remote_code=trust_remote_code, told=told)
 
 
-def calibrate_campaign(
+@dataclass(frozen=True)
+class Planned:
+    """A calibration file of a campaign before it is made.
+
+    Attributes:
+        name: the model's.
+        source: the model as it is stored, neither aligned nor with other tokens.
+        asked: texts and kinds.
+        target: the file.
+        tokenizer: the folder of the tokenizer that its texts are read with.
+    """
+
+    name: str
+    source: Checkpoint
+    asked: Calibration
+    target: Path
+    tokenizer: Path
+
+
+def plan_calibration(
     config: CampaignConfig,
     *,
     only: str | None = None,
     kinds: Sequence[str] | None = None,
     folder: Path | None = None,
-    told: Callable[[str], None] = lambda _: None,
-) -> list[Path]:
-    """Write the calibration files of a campaign's models.
+) -> list[Planned]:
+    """Find what to calibrate for a campaign, and on which texts.
 
     Args:
         only: the name of one model; by default those that the methods need.
         kinds: of `calibration_file.KINDS`; by default those that the methods need.
         folder: for the files; by default `calibration.folder`.
-        told: is told of progress.
-
-    Returns:
-        the files, in the models' order.
 
     Raises:
-        InputError: nothing needs data, there are no texts, a model or a text cannot be used, or a
-            file cannot be written.
+        InputError: nothing needs data, there are no texts, or a model or a text cannot be used.
     """
     wanted = _wanted(config, only, kinds)
     if config.calibration is None:
@@ -98,13 +113,13 @@ def calibrate_campaign(
                 f"calibration: no texts for {name}; write per_expert: {{{name}: {{documents: "
                 "FILE}}, or documents for all models"
             )
-    # 2. model by model
+    # 2. the models, as they are stored
     models = with_recipes_made(config.models)
     opened = open_models(models)
-    tokenizer = opened[BASE].tokenizer_folder if models.tokenizer is None else None
-    written = []
+    found = []
     for name, own in wanted.items():
         source = as_stored(opened[name])
+        reader = source if models.tokenizer else opened[BASE]
         asked = Calibration(
             name=campaign_key(name),
             texts=texts[name],
@@ -114,16 +129,46 @@ def calibrate_campaign(
             device=device_of(config),
         )
         target = _target(config, name, folder)
-        told(f"{name}: {', '.join(own)} of {len(texts[name])} texts → {target}")
+        found.append(Planned(name, source, asked, target, reader.tokenizer_folder))
+    return found
+
+
+def calibrate_campaign(
+    config: CampaignConfig,
+    *,
+    only: str | None = None,
+    kinds: Sequence[str] | None = None,
+    folder: Path | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
+    """Write the calibration files of a campaign's models.
+
+    Args:
+        only: as `plan_calibration` takes it, like `kinds` and `folder`.
+        kinds: see there.
+        folder: see there.
+        told: is told of progress.
+
+    Returns:
+        the files, in the models' order.
+
+    Raises:
+        InputError: as `plan_calibration`, or a file cannot be written.
+    """
+    written = []
+    for one in plan_calibration(config, only=only, kinds=kinds, folder=folder):
+        what = f"{', '.join(one.asked.kinds)} of {len(one.asked.texts)} texts"
+        told(f"{one.name}: {what}, into {one.target}")
+        trusted = config.models.trust_remote_code
         calibrate(
-            source,
-            asked,
-            target,
-            tokenizer=tokenizer,
-            trust_remote_code=models.trust_remote_code,
+            one.source,
+            one.asked,
+            one.target,
+            tokenizer=one.tokenizer,
+            trust_remote_code=trusted,
             told=told,
         )
-        written.append(target)
+        written.append(one.target)
     return written
 
 

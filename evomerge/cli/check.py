@@ -14,6 +14,7 @@ from evomerge.cli.shared import (
     app,
     exit_codes,
     load,
+    say,
     stdout,
     waiting,
 )
@@ -40,11 +41,14 @@ def check(
         with waiting("loading libraries, models and tasks"):
             from evomerge.campaign.setup import prepare
             from evomerge.campaign.stages import check_later, stages_of
+            from evomerge.preflight.estimate_calibration import calibration_estimates
             from evomerge.preflight.forecast import foresee
             from evomerge.preflight.probe import probe
             from evomerge.preflight.problems import problems
             from evomerge.preflight.show import preflight_table
 
+            for estimate in calibration_estimates(config):  # before its lack is refused
+                say(f"calibration of {estimate.name}: {estimate}")
             stages = stages_of(config, run)
             setup = prepare(stages[0].config, unread=True)
             searches = check_later(setup, stages)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
 
 import pytest
 import tiny
 import yaml
 from command_line import evomerge
 
+from evomerge.campaign import calibrate
 from evomerge.models.files.calibration_file import open_calibration
+from evomerge.preflight import estimate_calibration
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +100,42 @@ def test_a_campaign_without_texts_is_told_what_to_write(campaign):
     options = ["--set", "calibration=null", "--kinds", "gram"]
     result = evomerge("calibrate", campaign, *options, code=2)
     assert "calibration: {documents: texts.jsonl}" in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_and_gives_the_same_file(here):
+    paths = tiny.save_family(here / "deep", experts=(), num_hidden_layers=12)
+    command = [sys.executable, "-m", "evomerge", "calibrate", paths["base"]]
+    command += ["--on", here / "texts.jsonl", "--kinds", "fisher,gram", "--to"]
+
+    def begin(target):
+        return subprocess.Popen([*command, target], stdout=subprocess.DEVNULL)
+
+    assert begin(here / "whole.safetensors").wait() == 0
+    target, work = here / "killed.safetensors", here / ".killed.safetensors.calibrating"
+    process = begin(target)
+    part = work / "inputs-of-layer-3.safetensors"
+    while not part.exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    kept = part.stat().st_mtime_ns
+    process = begin(target)
+    while process.poll() is None:
+        if part.exists():
+            with suppress(FileNotFoundError):
+                assert part.stat().st_mtime_ns == kept, "a layer that was done is done again"
+        time.sleep(0.01)
+    assert process.returncode == 0
+    assert target.read_bytes() == (here / "whole.safetensors").read_bytes()
+    assert not work.exists()
+
+
+def test_check_says_what_calibration_takes(campaign, monkeypatch):
+    monkeypatch.setattr(calibrate, "needed_kinds", lambda _: {"math": ("gram", "fisher")})
+    monkeypatch.setattr(estimate_calibration, "needed_kinds", lambda _: {"math": ("gram",)})
+    told = evomerge("check", campaign, "--no-measure", "--set", "calibration.folder=none").stdout
+    found = re.search(r"calibration of math: gram, fisher of 10 texts: at most (\d+) s and", told)
+    assert found, told
+    assert "none/math.safetensors" in told
