@@ -1,11 +1,11 @@
 """What searches need and where they end, on the quickstart's models and on the zoos.
 
     python benchmarks/searches.py --seeds 5
-    python benchmarks/searches.py --cases base_best --arms plain all m2n2 --seeds 5
+    python benchmarks/searches.py --cases base_best --arms plain defaults m2n2 --seeds 5
 
-runs campaigns: `plain` is bare cma with 400 trials; every other arm may ask for as many search
-items as those, or a share of them (`--share`), gradient descents among them (a document of a step
-as three, one held back as one).
+runs campaigns: `plain` is bare cma with 400 trials, `defaults` what a plain campaign file means;
+every arm but the first may ask for as many search items as plain cma, or a share of them
+(`--share`), gradient descents among them (a document of a step as three, one held back as one).
 It prints the items until the best by search reached what plain cma had in the end, the ratio of the
 two, and the score on the test split of the winner that each chose on select, beside the best
 parent's; it writes `searches.json` and `searches.png`. Each run is on record once it is done, and
@@ -23,7 +23,7 @@ import runpy
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
+from evomerge.campaign.defaults import with_defaults
 from evomerge.campaign.open import open_campaign
 from evomerge.campaign.setup import prepare
-from evomerge.config import load_campaign
+from evomerge.config import BudgetConfig, load_campaign
 from evomerge.results.progress import split_size
 from evomerge.results.results import Results
 from evomerge.study.record import Evaluation
@@ -54,20 +55,19 @@ CASES = {
     "aside": (),
 }
 """Case → what is changed of its campaign."""
-RUNGS, SCREEN = "rungs", "optimizer.screen=4"
-"""`rungs` stands for a twelfth of the search items, a quarter, all."""
-DESCENT = "{gradient: {steps: 15, batch: 24, rate: 0.1, from: best_known}}"
+NO_DESCENT, NO_RUNGS, NO_SCREEN = "initial=[]", "fitness.rungs=[all]", "optimizer.screen=1"
 ARMS = {
     "plain": ("optimizer.plain=true",),
-    "known": (),
-    "gradient": (f"initial=[{DESCENT}]",),
-    "rungs": (RUNGS, SCREEN),
-    "all": (f"initial=[{DESCENT}]", RUNGS, SCREEN),
+    "defaults": (),
+    "known": (NO_DESCENT, NO_RUNGS, NO_SCREEN),
+    "descent": (NO_RUNGS, NO_SCREEN),
+    "rungs": (NO_DESCENT,),
     "m2n2": ("optimizer={kind: m2n2}",),
-    "m2n2_bare": ("optimizer={kind: m2n2, plain: true}",),
+    "m2n2_known": ("optimizer={kind: m2n2}", NO_DESCENT),
     "tpe": ("optimizer={kind: 'optuna:TPESampler'}",),
+    "gradient": ("optimizer={kind: gradient}",),
 }
-"""Arm → what it changes; all but `plain` begin at the best parent or default merge."""
+"""Arm → what it changes; all but `plain` begin at the best that is known."""
 
 
 class Quiet:
@@ -135,19 +135,18 @@ def run(
         folder: of the run.
         changes: of the campaign file.
         trials: the budget.
-        share: of the items that so many trials ask for; they are the budget, if it is given.
+        share: of the items that so many trials ask for, after which it stops; None: it does not.
     """
     done, asked = folder / "found.json", folder / "asked.json"
     wanted = [*changes, trials, share]
     if not (done.is_file() and asked.is_file() and json.loads(asked.read_text()) == wanted):
-        given = [change for change in changes if change != RUNGS]
-        setup = prepare(load_campaign(campaign, [*given, f"budget={{trials: {trials}}}"]))
-        whole = sum(setup.sizes("search").values())
-        if share is not None:
-            given.append(f"budget={{items: {round(share * trials * whole)}}}")
-        if RUNGS in changes:
-            given.append(f"fitness.rungs=[{whole // 12}, {whole // 4}, all]")
-        setup = setup.with_config(load_campaign(campaign, given)) if share is not None else setup
+        config = load_campaign(campaign, [*changes, f"budget={{trials: {trials}}}"])
+        setup = with_defaults(prepare(config), folder)
+        if share is not None:  # stopped early, with the defaults of the whole budget
+            items = round(share * trials * sum(setup.sizes("search").values()))
+            budget = BudgetConfig(items=items)
+            stopped = setup.with_search(setup.config.model_copy(update={"budget": budget}))
+            setup = replace(stopped, by_default=setup.by_default)
         with open_campaign(setup, folder, Quiet()) as opened:
             opened.run(None)
         done.write_text(json.dumps(asdict(_read(folder))))
@@ -291,7 +290,7 @@ def main() -> None:
     """Parse the command line, run, print, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--arms", nargs="+", default=["plain", "all"], choices=ARMS)
+    parser.add_argument("--arms", nargs="+", default=["plain", "defaults"], choices=ARMS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--trials", type=int, default=400, help="plain cma's budget")

@@ -10,8 +10,9 @@ side by side where there are several workers.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -47,11 +48,27 @@ from evomerge.workers.worker import MIXED, Gradient
 
 BACKWARD = 3
 """Items that a document of a step costs: a backward pass takes about two forward passes."""
+INITIAL = "initial"
+"""The campaign file's key of descents before the search."""
 NO_ROOM = "the item budget has room for one trial more"
 BEHIND = "it was behind the others on the documents held back"
 IN_SEARCH = 1
 """Keys the order of the documents of proposals' descents, apart from those before the search."""
 _OPTIONS = {field.name for field in fields(Descend)}
+
+
+def cost_of(descent: DescentOptions, sizes: Mapping[str, int]) -> int:
+    """Count the items that all steps of a descent and its looks cost; it may end before.
+
+    Args:
+        descent: as the campaign file has it.
+        sizes: task → documents of the search split.
+    """
+    items = {task: [str(place) for place in range(size)] for task, size in sizes.items()}
+    batches = Batches(items, descent.batch, descent.held_back, [0])
+    looks = 1 + math.ceil(descent.steps / descent.check) if descent.check else 0
+    step = BACKWARD * sum(map(len, batches.at(0).values()))
+    return descent.steps * step + looks * sum(map(len, batches.held.values()))
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,8 @@ class Descents:
         """Descend until all are done; False if `deadline` (time.monotonic) came first.
 
         Raises:
-            EvomergeError: the first job of a descent before the search fails; names its entry.
+            EvomergeError: the first job of a descent of the campaign file's `initial` fails; names
+                its entry. One that is there by default ends.
         """
         self._count_session()
         for one, planned in zip(self._records, self._planned, strict=True):
@@ -184,7 +202,8 @@ class Descents:
             return
         found = outcome.gradient
         if found is None:
-            if not (self._after or record.step or record.checks):
+            asked = not (self._after or INITIAL in self._setup.by_default)
+            if asked and not (record.step or record.checks):
                 raise EvomergeError(f"{self._planned[index].where}: {outcome.reason}")
             self._end(index, str(outcome.reason))
             return

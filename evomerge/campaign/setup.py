@@ -74,6 +74,8 @@ class Setup:
         trackers: by the names that messages give them.
         audit: the tasks of `fitness.audit`, each with its items.
         calibration: model → the texts that it is calibrated on, of those that have some.
+        by_default: key of the campaign file → its value, as in the file: defaults that save items.
+        said: these defaults in words, or why there are none; empty where nothing is to be said.
     """
 
     config: CampaignConfig
@@ -87,6 +89,8 @@ class Setup:
     trackers: Mapping[str, Tracker]
     audit: tuple[TaskItems, ...] = ()
     calibration: Mapping[str, Sequence[Text]] = field(default_factory=dict)
+    by_default: Mapping[str, Any] = field(default_factory=dict)
+    said: str = ""
 
     def sizes(self, split: str) -> dict[str, int]:
         """task → how many items the split has; measures beside a task have its items."""
@@ -144,8 +148,19 @@ class Setup:
                 within the budget, or rungs for which there are too few items.
         """
         config = with_own_loss(config)
-        space = _space(config, self.models)
-        setup = replace(self, config=config, space=space, **_searched_by(config, space))
+        return self._searching(config, _space(config, self.models))
+
+    def with_search(self, config: CampaignConfig) -> Setup:
+        """Set up the same space and starts under a config with another optimizer or other rungs.
+
+        Raises:
+            InputError: as `with_config`.
+        """
+        return self._searching(config, self.space)
+
+    def _searching(self, config: CampaignConfig, space: Space) -> Setup:
+        searched = _searched_by(config, space)
+        setup = replace(self, config=config, space=space, by_default={}, said="", **searched)
         _check_search(setup)
         return setup
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evomerge.campaign.defaults import with_defaults
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.open import open_campaign
 from evomerge.campaign.setup import Setup
@@ -113,7 +114,7 @@ def _config_of(
         "models": whole.models.model_copy(update={"experts": experts}),
         "space": stage.space.model_copy(update={"path": _path_of(stage, before)}),
         "stages": [],
-        "initial": stage.initial,
+        **({"initial": stage.initial} if "initial" in stage.model_fields_set else {}),
         "study": whole.study.model_copy(update={"name": stage_study(whole, stage.name)}),
         "budget": whole.budget.model_copy(update={"trials": trials}),
         "optimizer": stage.optimizer or whole.optimizer,
@@ -173,7 +174,8 @@ def check_later(setup: Setup, stages: Sequence[Stage]) -> dict[str, Setup]:
             space = config.space.model_copy(update={"path": PathConfig.model_validate(whole)})
             config = config.model_copy(update={"space": space})
         try:
-            found[str(stage.name)] = replace(setup, models=models).with_config(config)
+            later = replace(setup, models=models).with_config(config)
+            found[str(stage.name)] = with_defaults(later, stage.folder)
         except InputError as error:
             raise InputError(f"stages.{stage.name}: {error}") from None
     return found

@@ -39,6 +39,7 @@ def check(
         config = load(campaign, overrides or [])
         run = out or Path("runs") / config.name
         with waiting("loading libraries, models and tasks"):
+            from evomerge.campaign.defaults import with_defaults
             from evomerge.campaign.setup import prepare
             from evomerge.campaign.stages import check_later, stages_of
             from evomerge.preflight.estimate_calibration import calibration_estimates
@@ -50,7 +51,7 @@ def check(
             for estimate in calibration_estimates(config):  # before its lack is refused
                 say(f"calibration of {estimate.name}: {estimate}")
             stages = stages_of(config, run)
-            setup = prepare(stages[0].config, unread=True)
+            setup = with_defaults(prepare(stages[0].config, unread=True), stages[0].folder)
             searches = check_later(setup, stages)
         trials = sum(stage.config.budget.trials for stage in stages)
         with waiting("trying one candidate" if measure else "adding up"):

@@ -70,8 +70,9 @@ class CampaignConfig(Strict):
     initial: list[Start] = Field(default_factory=list)
     """Points to try first: `uniform`, a model's name, a recipe file, a mergekit file, trials of
     another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`), before
-    them the ends of gradient descents (`{gradient: {steps: 30, from: uniform}}`). Give
-    `uniform` where a plain average is known to work.
+    them the ends of gradient descents (`{gradient: {steps: 30, from: uniform}}`). Unless
+    given, a short descent from the best that is known, where merges have a gradient and it costs at
+    most 15 % of the budget; `[]` turns it off.
 
     Example: `initial: [uniform, {run: runs/last-night, trials: 3}]`
     """

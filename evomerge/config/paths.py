@@ -14,7 +14,7 @@ from evomerge.config.calibration import CalibrationConfig, CalibrationTexts
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.fitness import AnyTask, TaskConfig
 from evomerge.config.models import TokenizerConfig
-from evomerge.config.search import BestTrials, GradientStart, Start, StudyTrials
+from evomerge.config.search import BestTrials, GradientStart, StageConfig, Start, StudyTrials
 
 
 class _Untagged(yaml.SafeLoader):
@@ -52,13 +52,10 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
             ),
             "calibration": config.calibration
             and _absolute_texts(config.calibration, folder, include),
-            "initial": [absolute_start(start, folder) for start in config.initial],
             "stages": [
-                stage.model_copy(
-                    update={"initial": [absolute_start(s, folder) for s in stage.initial]}
-                )
-                for stage in config.stages
+                stage.model_copy(update=_absolute_starts(stage, folder)) for stage in config.stages
             ],
+            **_absolute_starts(config, folder),
             "study": config.study.model_copy(
                 update={"storage": resolve_storage(config.study.storage, folder)}
             ),
@@ -83,6 +80,13 @@ def _absolute_texts(
     }
     place = str((folder / calibration.folder).resolve())
     return calibration.model_copy(update={**there(calibration), "per_expert": own, "folder": place})
+
+
+def _absolute_starts(section: CampaignConfig | StageConfig, folder: Path) -> dict[str, list[Start]]:
+    """Return what changes of a section's `initial`: nothing where it was not given."""
+    if "initial" not in section.model_fields_set:
+        return {}
+    return {"initial": [absolute_start(start, folder) for start in section.initial]}
 
 
 def _with_template(tokenizer: TokenizerConfig, folder: Path) -> TokenizerConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -22,14 +22,15 @@ class OptimizerConfig(PlugConfig):
     Example: `kind: m2n2`
     """
     plain: bool = Field(default=False, exclude_if=lambda plain: not plain)
-    """Run the bare algorithm: it is not told how parents and baselines did and does not begin at
-    the best of them. Turn it on to compare algorithms.
+    """Run the bare algorithm: it is not told how parents and baselines did, and nothing is on by
+    default that saves items: no gradient start, no rungs, no screening. Turn it on to compare
+    algorithms.
 
     Example: `plain: true`
     """
     screen: int = Field(default=1, ge=1, le=1000, exclude_if=lambda among: among == 1)
     """The number of proposals from which a surrogate model of the results picks the one that is
-    evaluated; 1 turns it off. Try 4 where a candidate takes minutes.
+    evaluated; 1 turns it off. Unless given, it is 4 with `cma` and 50 trials or more.
 
     Example: `screen: 4`
     """
@@ -126,13 +127,15 @@ class DescentOptions(Strict):
 
     Example: `rate: 0.02`
     """
-    held_back: float = Field(default=0.2, gt=0, lt=1)
-    """The share of the search split that is kept aside, to see when to stop.
+    held_back: float = Field(default=0.2, ge=0, lt=1)
+    """The share of the search split that is kept aside, to see when to stop. 0, with `check: 0`:
+    nothing is.
 
     Example: `held_back: 0.3`
     """
-    check: int = Field(default=5, ge=1)
-    """The loss on what was held back is looked at every so many steps.
+    check: int = Field(default=5, ge=0)
+    """The loss on what was held back is looked at every so many steps. 0: never; all steps are
+    made, and the end is where the last one led.
 
     Example: `check: 10`
     """
@@ -141,6 +144,12 @@ class DescentOptions(Strict):
 
     Example: `patience: 5`
     """
+
+    @model_validator(mode="after")
+    def _looks_have_documents(self) -> Self:
+        if self.check and not self.held_back:
+            raise ValueError("held_back: 0 leaves nothing to look at; write check: 0 as well")
+        return self
 
 
 class DescentConfig(DescentOptions):

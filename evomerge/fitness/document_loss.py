@@ -97,6 +97,28 @@ class RightAnswerLoss(DocumentLoss):
 
 
 @dataclass(frozen=True)
+class BoundedLoss(DocumentLoss):
+    """(1 − p^q) / q of a loss −log p, which is at most 1 / q.
+
+    Generalized cross-entropy (Zhang & Sabuncu 2018, arXiv:1805.07836, eq. 6): between the loss
+    itself (q → 0) and the probability of being wrong (q = 1). Its slope is p^q times the loss's.
+
+    Attributes:
+        pairs: the loss's.
+        loss: minus a log-probability.
+        power: q, above 0.
+    """
+
+    pairs: tuple[Asked, ...]
+    loss: RightAnswerLoss
+    power: float
+
+    @override
+    def of(self, read: Sequence[Reading]) -> Tensor:
+        return -torch.expm1(-self.power * self.loss.of(read)) / self.power
+
+
+@dataclass(frozen=True)
 class ChoiceEntropy(DocumentLoss):
     """Entropy, in nats, of the choices' distribution (AdaMerging, Yang et al. 2023, eq. 6)."""
 

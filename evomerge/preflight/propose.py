@@ -143,7 +143,6 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
             "experts": {n: seen_from(asked.folder, spec) for n, spec in asked.experts.items()},
         },
         "space": {"weights": weights},
-        "initial": ["uniform"],
         "fitness": fitness,
         "optimizer": asked.optimizer,
         "budget": {"trials": trials, "hours": _number(asked.hours)},
@@ -159,7 +158,6 @@ def propose(asked: Asked) -> tuple[Draft, list[Choice]]:
     comments |= {
         "space.weights.method": "the one that gains most reliably; evomerge list methods",
         "space.weights.genes": "[low, high] is searched, a single value is fixed",
-        "initial": "where the search begins",
         "optimizer": "evomerge list optimizers",
     }
     title = "Made by evomerge init. Comments say why; evomerge explain KEY says what a key means."

@@ -63,6 +63,8 @@ def _searched(setup: Setup) -> Iterator[tuple[str, str]]:
     yield "space", f"{space.label}, {space.dimension} genes"
     optimizer, screen = config.optimizer.kind, config.optimizer.screen
     yield "optimizer", f"{optimizer}, screen {screen}" if screen > 1 else optimizer
+    if setup.said:
+        yield "by default", setup.said
     trials, items = config.budget.trials, config.budget.items
     yield "budget", f"{trials} trials" if items is None else f"{items:,} search items"
 

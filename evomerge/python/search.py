@@ -58,7 +58,7 @@ def search(
     started = time.monotonic()
     given = as_overrides(trials=trials, hours=hours, workers=workers, seed=seed)
     if isinstance(campaign, CampaignConfig):
-        campaign = campaign.model_dump(mode="json", by_alias=True)
+        campaign = campaign.model_dump(mode="json", by_alias=True, exclude_unset=True)
     config = load_campaign(campaign, [*overrides, *given])
     begin_imports(config)
     limit = config.budget.hours
@@ -116,12 +116,13 @@ def _run_stage(
 ) -> bool:
     """Run the first of the stages that are left; returns whether the next may begin."""
     with waiting("opening models and tasks"):
+        from evomerge.campaign.defaults import with_defaults
         from evomerge.campaign.setup import prepare
         from evomerge.campaign.stages import check_later, run_stage
 
-        setup = prepare(stages[0].config)
+        setup = with_defaults(prepare(stages[0].config), stages[0].folder)
         check_later(setup, stages)
-    for text in setup.models.notes:
+    for text in (*setup.models.notes, *([setup.said] if setup.by_default else [])):
         note(text)
     if config.stages:
         remember_campaign(config, folder)

@@ -166,7 +166,7 @@ class Batches:
             items: task → ids of the search split.
             batch: documents of a step, over all tasks.
             held_back: share of a task's documents that is held back, of all tasks at most two
-                batches.
+                batches; 0: none.
             seed: whole numbers that key the choice of those held back.
             order: whole numbers that key the steps' order; `seed` where not given.
         """
@@ -177,6 +177,7 @@ class Batches:
         for number, (task, ids) in enumerate(items.items()):
             places = self._order(number, 0, len(ids))
             count = min(max(1, round(held_back * len(ids))), math.ceil(2 * batch / len(items)))
+            count = count if held_back else 0
             self.held[task] = [ids[place] for place in places[:count]]
             # where there is one document, it must do for both
             self._left[task] = [ids[place] for place in places[count:]] or list(ids)

@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from evomerge.common.errors import CandidateError
 from evomerge.fitness.document_loss import (
+    BoundedLoss,
     ChoiceEntropy,
     ExpertAndHiddenLoss,
     ExpertLoss,
@@ -57,12 +58,17 @@ def losses_of(answers, kind):
                 "target": lambda prompt=prompt: TokenEntropy(((prompt, " w7 w8"),)),
                 "choices": lambda p=prompt: ChoiceEntropy(((p, " w1"), (p, " w2 w3"), (p, " w4"))),
                 "right": lambda p=prompt: RightAnswerLoss(((p, " w1"), (p, " w2 w3")), (1,)),
+                "bounded": lambda p=prompt: BoundedLoss(
+                    ((p, " w1"),), RightAnswerLoss(((p, " w1"),)), 0.7
+                ),
             }[kind]()
         )
     return found
 
 
-@pytest.mark.parametrize("kind", ["experts", "hidden", "tokens", "target", "choices", "right"])
+@pytest.mark.parametrize(
+    "kind", ["experts", "hidden", "tokens", "target", "choices", "right", "bounded"]
+)
 def test_gradients_are_those_of_finite_differences(kind, llama, tokenizer):
     answers = asked(make_lm(llama(seed=1), tokenizer, 8))
     model = in_double(llama())

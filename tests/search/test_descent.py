@@ -7,7 +7,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
+from evomerge.config import DescentConfig
 from evomerge.search.descent import Batches, begin, is_behind, looked, pulled, scales, stepped
 from evomerge.study.record import Descend, DescentRecord
 
@@ -54,6 +56,14 @@ def test_documents_are_fresh_and_apart_from_those_held_back():
     assert set(seen) | held["a"] == set(ITEMS["a"])
     assert batches.at(7) == Batches(ITEMS, batch=8, held_back=0.2, seed=[1, 0]).at(7)
     assert batches.at(7) != Batches(ITEMS, batch=8, held_back=0.2, seed=[2, 0]).at(7)
+
+
+def test_all_documents_are_for_steps_where_none_is_held_back():
+    batches = Batches(ITEMS, batch=8, held_back=0, seed=[1, 0])
+    assert batches.held == {"a": [], "b": []}
+    assert {one for step in range(5) for one in batches.at(step)["a"]} == set(ITEMS["a"])
+    with pytest.raises(ValidationError, match="write check: 0"):
+        DescentConfig(held_back=0)
 
 
 def test_a_task_of_one_document_does_for_both():

@@ -7,6 +7,8 @@
 - `generate_until`: a surrogate, minus the mean log-likelihood of the tokens of the target text, as
   if the model had been made to write it. The metric looks at what the model writes by itself.
 
+With a `power` it is bounded (`fitness.document_loss.BoundedLoss`).
+
 `entropy`: that of the choices, else of the next token, at a target's tokens or a prompt's end.
 
 `experts`: the divergence from an expert's answer to the same prompt; a task of agreement has its
@@ -23,6 +25,7 @@ from evomerge.common.errors import InputError
 from evomerge.config import SurrogateLossConfig
 from evomerge.fitness.answers import AGREEMENT
 from evomerge.fitness.document_loss import (
+    BoundedLoss,
     ChoiceEntropy,
     DocumentLoss,
     ExpertAndHiddenLoss,
@@ -99,10 +102,11 @@ def loss_of(
         assert answer is not None
         return _of_expert(prompt_of(source, place), answer(), loss)
     assert isinstance(source, LmEvalMetric)
-    return _supervised(source, place)
+    found = _supervised(source, place)
+    return BoundedLoss(found.pairs, found, loss.power) if loss.power else found
 
 
-def _supervised(source: LmEvalMetric, place: int) -> DocumentLoss:
+def _supervised(source: LmEvalMetric, place: int) -> RightAnswerLoss:
     requests, document = source.requests[place], deepcopy(source.documents[place])
     if source.kind == "loglikelihood":
         return RightAnswerLoss((requests[0].args[:2],))

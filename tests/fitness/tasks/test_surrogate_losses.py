@@ -71,6 +71,15 @@ def test_losses_divide_by_tokens_and_add_up_right_choices():
     assert RightAnswerLoss(pairs[:1], per_token=True).of([Reading(numbers[0], 4)]).item() == 0.5
 
 
+def test_a_bounded_loss_goes_from_the_loss_itself_to_the_probability_of_being_wrong(lm, tasks):
+    tasks.write("t", "multiple_choice")
+    _, _, plain = losses(lm, tasks, "multiple_choice")
+    ends = {1e-6: plain, 0.5: 2 - 2 * np.exp(-plain / 2), 1: 1 - np.exp(-plain)}
+    for power, expected in ends.items():
+        _, _, bounded = losses(lm, tasks, "multiple_choice", SurrogateLossConfig(power=power))
+        np.testing.assert_allclose(bounded, expected, rtol=1e-4)
+
+
 def test_tasks_without_a_loss_are_refused_by_name():
     check_losses({"a": "multiple_choice", "b": "generate_until"}, "initial[0]")
     with pytest.raises(InputError, match=r"initial\[0\]: own \(callable\) has no loss"):

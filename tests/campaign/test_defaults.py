@@ -1,0 +1,134 @@
+"""Defaults of a search: on where they pay, never against the campaign file, and kept by studies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+from command_line import evomerge
+from silent import Silent
+
+from evomerge.campaign.defaults import DESCENT, LOSS, RUNGS, SCREEN, with_defaults
+from evomerge.campaign.descents import INITIAL, Descents, cost_of
+from evomerge.campaign.open import open_campaign
+from evomerge.campaign.setup import prepare
+from evomerge.common.errors import CandidateError
+from evomerge.config import load_campaign
+from evomerge.study.run_folder import open_run
+from evomerge.workers.worker import Worker
+
+LARGE = {"trials": 2000}
+BY_HAND = ["initial=[]", "fitness.rungs=[all]", "optimizer.screen=1"]
+
+
+def setup_of(folder, *overrides, out=None, **sections):
+    tiny.save_campaign(folder, **{"budget": LARGE, **sections})
+    config = load_campaign(folder / "campaign.yaml", overrides)
+    return with_defaults(prepare(config), out or folder / "run")
+
+
+def test_a_plain_file_begins_with_a_gradient_and_says_what_it_costs_and_how_to_turn_it_off(
+    tiny_folder,
+):
+    setup = setup_of(tiny_folder)
+    assert setup.by_default.keys() == {INITIAL, LOSS, SCREEN}
+    assert setup.config.initial[0].gradient == DESCENT
+    cost = cost_of(DESCENT, setup.sizes("search"))
+    assert f"{cost:,} items" in setup.said
+    assert "no rungs" in setup.said
+    assert "optimizer.plain: true" in setup.said
+
+
+def test_there_are_rungs_where_there_are_items_enough(tiny_folder):
+    tiny.save_task(tiny_folder / "tasks", items=500)
+    setup = setup_of(tiny_folder)
+    first, *_, last = setup.config.fitness.rungs
+    assert (first, last) == (setup.first_rung, "all")
+    assert setup.by_default[RUNGS] == setup.config.fitness.rungs
+    assert setup.config.fitness.surrogate_loss.power == setup.by_default[LOSS]["power"]
+
+
+@pytest.mark.parametrize("by_hand", BY_HAND)
+def test_what_the_file_says_by_hand_stays(tiny_folder, by_hand):
+    key = by_hand.partition("=")[0]
+    setup = setup_of(tiny_folder, by_hand)
+    assert setup.by_default
+    assert key not in setup.by_default
+
+
+def test_descents_by_hand_follow_the_loss_that_the_file_says(tiny_folder):
+    by_hand = setup_of(tiny_folder, "initial=[{gradient: {steps: 2}}]")
+    assert by_hand.config.fitness.surrogate_loss.power == 0
+    said = setup_of(tiny_folder, "fitness.surrogate_loss={kind: supervised}")
+    assert said.by_default[INITIAL]
+    assert said.config.fitness.surrogate_loss.power == 0
+
+
+@pytest.mark.parametrize("off", [BY_HAND, ["optimizer.plain=true"]])
+def test_all_of_it_can_be_turned_off(tiny_folder, off):
+    bare = load_campaign(setup_of(tiny_folder) and tiny_folder / "campaign.yaml", off)
+    setup = with_defaults(prepare(bare), tiny_folder / "run")
+    assert (setup.config, setup.by_default, setup.said) == (bare, {}, "")
+
+
+def test_a_small_budget_is_not_spent_on_descents(tiny_folder):
+    setup = setup_of(tiny_folder, budget={"trials": 20})
+    assert setup.by_default == {}
+    assert "of the budget's 600" in setup.said
+
+
+def test_where_there_is_no_gradient_the_reason_is_said(tiny_folder):
+    space = {"weights": {"method": "twin", "genes": {"weight": [0, 1]}}}
+    setup = setup_of(tiny_folder, space=space)
+    assert INITIAL not in setup.by_default
+    assert "no gradient start: twin has no gradient" in setup.said
+
+
+def test_a_study_that_was_begun_without_defaults_keeps_its_identity(tiny_folder):
+    tiny.save_campaign(tiny_folder, budget={"trials": 1})
+    config = load_campaign(tiny_folder / "campaign.yaml")
+    begun = prepare(config)
+    with open_campaign(begun, tiny_folder / "run", Silent()) as campaign:
+        campaign.run(None)
+    setup = setup_of(tiny_folder)
+    assert setup.identity == begun.identity
+    assert (setup.by_default, setup.said) == ({}, "")
+
+
+def test_a_study_keeps_the_defaults_that_it_was_begun_with(tiny_folder, monkeypatch):
+    monkeypatch.setattr(Descents, "run", lambda self, deadline: False)
+    out = tiny_folder / "run"
+    first = setup_of(tiny_folder)
+    with open_campaign(first, out, Silent()):
+        pass
+    again = setup_of(tiny_folder, budget={"trials": 20})  # too small to begin with any
+    assert again.identity == first.identity
+    assert again.by_default == first.by_default
+    assert again.config.fitness.surrogate_loss.power > 0
+    _, study = open_run(out)
+    with study:
+        assert study.campaign["initial"] == first.by_default[INITIAL]
+
+
+def test_check_says_what_is_on_by_default(tiny_folder):
+    tiny.save_campaign(tiny_folder, budget=LARGE)
+    told = evomerge("check", tiny_folder / "campaign.yaml", "--no-measure").stdout
+    assert "by default" in told
+    assert "gradient start from the best that is known" in " ".join(told.replace("│", "").split())
+
+
+def test_a_default_descent_that_fails_does_not_end_the_campaign(tiny_folder, monkeypatch):
+    def fails(self, *args, **options):
+        raise CandidateError("a document's loss came out as nan")
+
+    monkeypatch.setattr(Worker, "gradient", fails)
+    setup = setup_of(tiny_folder)
+    budget = setup.config.budget.model_copy(update={"trials": 2})
+    short = setup.with_search(setup.config.model_copy(update={"budget": budget}))
+    out = tiny_folder / "run"
+    with open_campaign(replace(short, by_default=setup.by_default), out, Silent()) as campaign:
+        campaign.run(None)
+    _, study = open_run(out)
+    with study:
+        assert "nan" in study.descents()[0].done
