@@ -14,7 +14,7 @@ from evomerge.campaign.setup import Setup
 from evomerge.campaign.snapshots import FILE
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.statistics.store import tidy
-from evomerge.models.checks.digests import keep_digests
+from evomerge.models.checks.digests import digests_of, keep_digests
 from evomerge.models.open_models import alignments_of
 from evomerge.search.spaces.genes import distribution
 from evomerge.study.access import OutagePolicy
@@ -140,7 +140,7 @@ def open_workers(setup: Setup, folder: Path, facts: Mapping[str, int] | None = N
         InputError: a worker cannot load models or tasks.
     """
     config, kept = setup.config, statistics_folder(folder)
-    digests = {name: source.digest for name, source in setup.models.sources.items()}
+    digests = digests_of(setup.models.sources)
     tidy(kept)
     if config.workers.on_ray:
         keep_digests(setup.models.sources, kept)

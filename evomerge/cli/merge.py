@@ -38,6 +38,12 @@ def merge(
         list[str] | None,
         typer.Option("--expert", metavar="NAME=MODEL", help="Where an expert lies; repeatable."),
     ] = None,
+    statistics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--statistics", metavar="NAME=FILE", help="A model's calibration file; repeatable."
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["checkpoint", "float32", "float16", "bfloat16"] | None,
         typer.Option(help="The result's dtype.", show_default="as the file says, or the base's"),
@@ -52,7 +58,8 @@ def merge(
 ) -> None:
     """Write the checkpoint of a recipe or of a mergekit file, streamed."""
     with exit_codes(), resumable():
-        given = dict(_named(text) for text in experts or [])
+        given = dict(_named(text, "--expert", "MODEL") for text in experts or [])
+        files = dict(_named(text, "--statistics", "FILE") for text in statistics or [])
         if base is not None:
             given["base"] = base
         shard_bytes = shard_bytes_of(shard_size)
@@ -61,7 +68,7 @@ def merge(
             from evomerge.materialize.disk.provenance import Trust
 
             trust = Trust(allow_pickle, trust_remote_code)
-            written, notes = merge_file(file, to, given, dtype, shard_bytes, trust)
+            written, notes = merge_file(file, to, given, dtype, shard_bytes, trust, files)
         for text in notes:
             note(text)
         say(written)
@@ -98,9 +105,9 @@ def _is_model(place: Path) -> bool:
         return False
 
 
-def _named(text: str) -> tuple[str, str]:
-    """Split `NAME=MODEL`."""
-    name, separator, model = text.partition("=")
-    if not separator or not name or not model:
-        raise InputError(f"--expert {text}: write it as NAME=MODEL")
-    return name, model
+def _named(text: str, option: str, value: str) -> tuple[str, str]:
+    """Split `NAME=MODEL`, or `NAME=FILE`."""
+    name, separator, place = text.partition("=")
+    if not separator or not name or not place:
+        raise InputError(f"{option} {text}: write it as NAME={value}")
+    return name, place

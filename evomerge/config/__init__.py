@@ -60,6 +60,7 @@ from evomerge.config.search import (
     StudyTrials,
 )
 from evomerge.config.space import (
+    AimConfig,
     Bounds,
     DareConfig,
     LinesConfig,
@@ -78,6 +79,7 @@ __all__ = [
     "UNION",
     "AgreementConfig",
     "AgreementTaskConfig",
+    "AimConfig",
     "AnyTask",
     "AuditConfig",
     "BestTrials",

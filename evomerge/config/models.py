@@ -145,7 +145,8 @@ class ModelsConfig(Strict):
     order before they are merged (Git Re-Basin), for experts that were permuted or that share little
     training with the base. `tokenizer` gives the result tokens that not every model has; without it
     the result has the base's, and every model must number its tokens as the base does.
-    `allow_locked` lets experts pass that look locked against merging.
+    `statistics` names calibration files, which some methods need. `allow_locked` lets experts pass
+    that look locked against merging.
     """
 
     base: str
@@ -172,6 +173,13 @@ class ModelsConfig(Strict):
 
     Example: `tokenizer: {source: union}`
     """
+    statistics: dict[str, str] = Field(default_factory=dict, exclude_if=lambda given: not given)
+    """Model → its calibration file, which `evomerge calibrate` writes or someone published: a
+    file, a folder with one, or a hub id. Methods such as `fisher` and `regmean` need one of every
+    expert; `aim` needs one of `base`.
+
+    Example: `statistics: {math: statistics/math.safetensors, code: org/code-statistics}`
+    """
     allow_locked: bool = False
     """Take experts that look locked against merging: their attention weights were transformed so
     that the model works alone, and merges of it do not (MergeLock).
@@ -195,6 +203,16 @@ class ModelsConfig(Strict):
             if name not in self.experts:
                 raise ValueError(
                     f"align: no expert {name!r}; the experts are {', '.join(self.experts)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_are_of_models(self) -> ModelsConfig:
+        names = ["base", *self.experts]
+        for name in self.statistics:
+            if name not in names:
+                raise ValueError(
+                    f"statistics: no model {name!r}; the models are {', '.join(names)}"
                 )
         return self
 

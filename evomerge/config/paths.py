@@ -40,6 +40,9 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
                 update={
                     "base": places.pop("base"),
                     "experts": places,
+                    "statistics": {
+                        name: resolve_spec(spec, folder) for name, spec in models.statistics.items()
+                    },
                     "tokenizer": models.tokenizer and _with_template(models.tokenizer, folder),
                 }
             ),

@@ -113,7 +113,38 @@ class DareConfig(_DensityConfig):
     """
 
 
-_OF_KIND = {"magnitude": (), "dare": ("rescale",), "della": ("epsilon", "rescale")}
+class AimConfig(Strict):
+    """AIM: weights whose inputs are large in the base are changed less, whatever the method.
+
+    Changes of column j are multiplied by 1 − ā_j(1 − ω), ā_j the base's mean |x_j| over the largest
+    one. `models.statistics` has to name a calibration file of `base`.
+    """
+
+    omega: Pair | float = Field(default_factory=lambda: [0.0, 1.0])
+    """ω, the share of a change that is left where the activation is largest: `[low, high]`, a
+    gene, or one value; 1 changes nothing (the paper: 0.4).
+
+    Example: `omega: [0, 1]`
+    """
+    quantile: float = Field(default=1.0, gt=0, le=1)
+    """The quantile of inputs whose activation counts as largest. Give 0.99 where a few inputs
+    have massive activations, beside which all others are small.
+
+    Example: `omega: 0.4, quantile: 0.99`
+    """
+
+    @field_validator("omega")
+    @classmethod
+    def _is_a_share(cls, value: list[float] | float) -> list[float] | float:
+        low, high = value if isinstance(value, list) else (value, value)
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"omega is {value}; write numbers from 0 to 1")
+        if isinstance(value, list) and low == high:
+            raise ValueError(f"bounds {value} cross; write low < high, or one value to fix it")
+        return value
+
+
+_OF_KIND = {"magnitude": (), "fisher": (), "dare": ("rescale",), "della": ("epsilon", "rescale")}
 _OF_KIND |= {"breadcrumbs": ("gamma",)}
 
 
@@ -122,13 +153,15 @@ class SparsifyConfig(_DensityConfig):
 
     `magnitude` keeps the largest share `density` of each, `breadcrumbs` that share below the
     largest `gamma`, `dare` keeps entries at random, and `della` at random with larger ones
-    likelier (density ± `epsilon`, by rank within a row). `rescale` is as in the methods
+    likelier (density ± `epsilon`, by rank within a row). `fisher` keeps the share of largest
+    F ⊙ τ², F the expert's diagonal Fisher (`models.statistics`). `rescale` is as in the methods
     `dare_linear` and `della`, or `none`.
     """
 
-    kind: Literal["magnitude", "dare", "della", "breadcrumbs"]
+    kind: Literal["magnitude", "dare", "della", "breadcrumbs", "fisher"]
     """The rule by which entries are dropped: the smallest (`magnitude`), both ends
-    (`breadcrumbs`), at random (`dare`), or at random with small ones likelier (`della`).
+    (`breadcrumbs`), at random (`dare`), at random with small ones likelier (`della`), or those
+    that matter least on the expert's data (`fisher`).
 
     Example: `kind: magnitude, density: [0.2, 1]`
     """
@@ -177,7 +210,8 @@ class WeightsConfig(Strict):
 
     `lines` scales what the method adds to the base by depth; the method's `lambda` is then fixed.
     `sparsify` drops entries of the task vectors before the method merges them; `dare` is the same
-    as `sparsify: {kind: dare}`, with other names of its genes.
+    as `sparsify: {kind: dare}`, with other names of its genes. `aim` changes weights less where
+    the base's activations are large.
     """
 
     method: str | Annotated[list[str], Field(min_length=1)]
@@ -226,6 +260,11 @@ class WeightsConfig(Strict):
     """Drop entries of task vectors before the method merges them.
 
     Example: `method: task_arithmetic, sparsify: {kind: magnitude, density: [0.2, 1]}`
+    """
+    aim: AimConfig | None = Field(default=None, exclude_if=lambda aim: aim is None)
+    """Change weights less where their inputs are large in the base (AIM), whatever the method.
+
+    Example: `method: ties, aim: {omega: [0, 1]}`
     """
     genes: dict[
         str, Annotated[list[float], Field(min_length=2, max_length=2)] | Bounds | Scalar

@@ -186,6 +186,8 @@ def _cells(merge: Merge, constant: Mapping[str, Cells]) -> Cells:
         kind = {"dare": "DARE", "della": "DELLA"}.get(merge.sparsifier.kind, merge.sparsifier.kind)
         given = merge.sparsifier.model_dump(exclude={"kind"})
         cells |= {f"{kind} {name}": _short(value) for name, value in given.items()}
+    if merge.aim is not None:
+        cells |= {f"AIM {name}": _short(value) for name, value in merge.aim.model_dump().items()}
     varying = merge.parameters.keys() - constant[merge.method].keys()
     return cells | {name: _short(merge.parameters[name]) for name in sorted(varying)}
 

@@ -20,6 +20,7 @@ from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.disk.stream import SHARD_BYTES, check_room
 from evomerge.materialize.kernel import Kernel
 from evomerge.models.checks.checked_models import CheckedModels, check_models
+from evomerge.models.checks.digests import calibration_digests
 from evomerge.recipe import Recipe
 from evomerge.results.results import Results
 from evomerge.search.optimizers import build_optimizer
@@ -125,7 +126,13 @@ def _archive(config: CampaignConfig, models: CheckedModels, results: Results) ->
     """What the optimizer keeps, each recipe once."""
     digests = {name: source.digest for name, source in models.sources.items()}
     space = build_space(
-        config.space, models.layout, digests, config.seed, models.sources, models.tokenizer
+        config.space,
+        models.layout,
+        digests,
+        config.seed,
+        models.sources,
+        models.tokenizer,
+        calibration_digests(models.sources),
     )
     optimizer = build_optimizer(config.optimizer, space, config.seed)
     began = results.study.known_at_start()

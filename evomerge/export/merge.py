@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from evomerge.common.errors import InputError
 from evomerge.config import resolve_spec, template_at
@@ -22,6 +23,8 @@ from evomerge.materialize.disk.recipe_models import (
 )
 from evomerge.materialize.disk.stream import SHARD_BYTES
 from evomerge.mergekit import MergekitMerge, load_stages
+from evomerge.methods.core.calibration_in_recipes import with_calibration
+from evomerge.models.checks.digests import calibration_digests
 from evomerge.models.tokens.chat_templates import template_text
 from evomerge.recipe import Recipe
 
@@ -33,6 +36,7 @@ def merge_file(
     weights: str | None,
     shard_bytes: int = SHARD_BYTES,
     trust: Trust = NO_TRUST,
+    statistics: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Path, Sequence[str]]:
     """Merge a file's recipe, or a mergekit file's stages, into a new checkpoint folder.
 
@@ -48,6 +52,7 @@ def merge_file(
         weights: the dtype of the result, before what these say.
         trust: what may be opened. A file that needs more is refused: whoever wrote it is not who
             merges it.
+        statistics: source name → calibration file, before what `evomerge.json` says.
 
     Returns:
         The folder, and notes for the user, one line each.
@@ -58,8 +63,9 @@ def merge_file(
     """
     if path.suffix in (".yaml", ".yml"):
         with _named_by(path):
-            return _merge_stages(load_stages(path), path, to, given, weights, shard_bytes, trust)
-    recipe, inputs, before = open_recipe(path, given, weights, trust)
+            stages = load_stages(path)
+            return _merge_stages(stages, path, to, given, weights, shard_bytes, trust, statistics)
+    recipe, inputs, before = open_recipe(path, given, weights, trust, statistics)
     with _named_by(path):
         folder = export_recipe(recipe, inputs, to, shard_bytes=shard_bytes)
     told = compare_with_export(folder, recipe, before)
@@ -85,8 +91,11 @@ def _merge_stages(
     weights: str | None,
     shard_bytes: int,
     trust: Trust,
+    statistics: Mapping[str, str],
 ) -> tuple[Path, Sequence[str]]:
-    check_given(given, dict.fromkeys(n for stage in stages for n in stage.models), path)
+    names = dict.fromkeys(n for stage in stages for n in stage.models)
+    check_given(given, names, path)
+    check_given(statistics, names, path, "--statistics")
     to = check_free(to)
     folder = to.with_name(f"{to.name}-stages")
     made: dict[str | None, Path] = {}
@@ -94,7 +103,8 @@ def _merge_stages(
     for number, stage in enumerate(stages, 1):
         last = stage is stages[-1]
         place = to if last else folder / f"{number}-{_slug(stage.name or '')}"
-        recipe, inputs = _stage(stage, path, given, made, weights if last else None, trust)
+        own = {name: file for name, file in statistics.items() if name in stage.models}
+        recipe, inputs = _stage(stage, path, given, made, weights if last else None, trust, own)
         notes |= dict.fromkeys([*inputs.models.notes, *stage.notes])
         if last or not holds(place, recipe):
             export_recipe(recipe, inputs, place, shard_bytes=shard_bytes)
@@ -111,6 +121,7 @@ def _stage(
     made: Mapping[str | None, Path],
     weights: str | None,
     trust: Trust,
+    statistics: Mapping[str, str],
 ) -> tuple[Recipe, MergeInputs]:
     """Open a stage's models and make its recipe.
 
@@ -129,11 +140,19 @@ def _stage(
         name: spec for name, spec in given.items() if merge.models.get(name) not in (None, *made)
     }
     specs = {**places, **resolved(own)}
-    inputs = open_inputs(specs, path, weights or merge.weights, trust, vocabulary=merge.tokenizer)
+    inputs = open_inputs(
+        specs,
+        path,
+        weights or merge.weights,
+        trust,
+        vocabulary=merge.tokenizer,
+        statistics=resolved(statistics),
+    )
     said = template_at(merge.chat_template, folder)
     template = template_text(said, inputs.models.sources.values(), trust.remote_code)
     digests = {name: source.digest for name, source in inputs.models.sources.items()}
     recipe = merge.recipe(inputs.models.layout, digests)
+    recipe = with_calibration(recipe, calibration_digests(inputs.models.sources))
     return recipe, replace(inputs, chat_template=template)
 
 

@@ -91,6 +91,9 @@ class CoefficientGradients:
             step, gradient.contiguous(), *read
         ):
             prepared = self._kernel.prepare(step, base, experts, name, self._seed)
+            back = self._kernel.held_back(step, name, base)
+            if back is not None:  # θ = θ₀ + (m − θ₀) ⊙ f, so ∂L/∂m = ∂L/∂θ ⊙ f
+                grad = grad.to(prepared.view.dtype) * back.part(slice(0, grad.numel()))
             measure = partial(self._kernel.measure, step, prepared, name)
             for part in slice_gradients(step.rule, prepared, measure, grad):
                 for (expert, parameter), value in zip(owners, part.tolist(), strict=True):

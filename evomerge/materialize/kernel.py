@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -17,12 +17,16 @@ from evomerge.materialize.feed import Feed, MemoryMapped, Target
 from evomerge.materialize.plan import TensorStep, as_tensors
 from evomerge.materialize.sparsified import sparsified
 from evomerge.materialize.statistics.statistics import Statistics
+from evomerge.methods.core.aim import AIM_KIND, aim_factors
 from evomerge.methods.core.masks import At, at
-from evomerge.methods.core.slices import part_of
+from evomerge.methods.core.registry import named_by
+from evomerge.methods.core.slices import Entries, part_of
 from evomerge.methods.core.sparsify import sparsifiers
-from evomerge.methods.core.view import Statistic, View
+from evomerge.methods.core.view import Statistic, View, one_kind
 from evomerge.models.files.finite import count_non_finite
+from evomerge.models.layout import TensorSpec
 from evomerge.models.source import Source
+from evomerge.models.tokens.matching import Matched
 from evomerge.recipe import BASE
 
 ARITHMETIC = torch.float32
@@ -119,6 +123,11 @@ class Kernel:
             found = count_non_finite(self.sources[source].read(name))
             if found:
                 return f"{name}: {source} holds {found}"
+            file = self.sources[source].calibration
+            for kind in file.head.kinds if file else ():
+                about = file and file.read(kind, name)
+                if about is not None and (found := count_non_finite(about)):
+                    return f"{name}: the {kind} statistics of {source} hold {found}"
         return f"{name}: the merge gave NaN or infinity"
 
     def _fill(
@@ -161,6 +170,7 @@ class Kernel:
         shape = tuple(base.shape)
         base, experts = base.reshape(-1), [e.reshape(-1) for e in experts]
         view = View(base, experts, ARITHMETIC, self._slice_length(len(experts)), self._run, shape)
+        view = self._calibrated(view, step, name)
         place = partial(at, seed, name, step.rule.experts)
         if sparsify is None:
             return Prepared(base, view, place, added=False)
@@ -188,7 +198,8 @@ class Kernel:
         if method.measure is None:
             return None
         given = {**(arguments or step.rule.arguments), "at": prepared.place}
-        return method.measured(prepared.view, given, self._statistics(step, prepared.view, name))
+        known = self._statistics(step, prepared.view, name, given)
+        return method.measured(prepared.view, given, known)
 
     def _fill_one(
         self,
@@ -204,11 +215,16 @@ class Kernel:
         assert step.rule is not None
         method, shape = step.rule.method, tuple(base.shape)
         prepared = self.prepare(step, base, experts, name, seed)
+        back = self.held_back(step, name, base)
         base, view, added = prepared.base, prepared.view, prepared.added
         if not method.elementwise:
             wide = [t.to(ARITHMETIC).view(shape) for t in (view.base, *view.experts)]
             merged = method(wide[0], wide[1:], **step.rule.arguments).reshape(-1)
-            yield _round_into(out, base.to(ARITHMETIC) + merged if added else merged, dtype)
+            own = base.to(ARITHMETIC)
+            merged = own + merged if added else merged
+            if back is not None:
+                merged = own + (merged - own) * back.part(slice(0, len(own)))
+            yield _round_into(out, merged, dtype)
             return
         arguments = dict(step.rule.tensors)
         measured = as_tensors(self.measure(step, prepared, name))
@@ -222,17 +238,71 @@ class Kernel:
             if method.needs_position:
                 arguments["at"] = prepared.place(start)
             parts = [expert[chunk] for expert in view.experts]
-            yield run(merge, out[chunk], base[chunk], parts, dtype, arguments)
+            rest = [] if back is None else [back.part(chunk)]
+            yield run(merge, out[chunk], base[chunk], parts, dtype, arguments, *rest)
+
+    def held_back(self, step: TensorStep, name: str, base: Tensor) -> Entries | None:
+        """Return what multiplies the changes of a merged tensor (AIM); None where nothing does.
+
+        Args:
+            step: with the tensor's rule.
+            name: the tensor's, or of one of the matrices stacked in it.
+            base: θ₀, of the tensor's or matrix's shape.
+        """
+        assert step.rule is not None
+        aim, source = step.rule.aim, self.sources[BASE]
+        if aim is None or step.tensor.group == "embeddings" or source.calibration is None:
+            return None
+        found = source.calibration.read(AIM_KIND, step.tensor.name)
+        if found is None:
+            return None
+        factors = aim_factors(found, aim.omega, aim.quantile).to(base.device)
+        if base.dim() < 2:  # norms entry by entry, biases not at all
+            return Entries(factors) if factors.shape == base.shape else None
+        turned = step.tensor.transposed
+        columns = base[0].numel()
+        fits = len(factors) == (len(base) if turned else base.shape[-1])
+        return Entries(factors, columns, per_row=turned) if fits else None
+
+    def _calibrated(self, view: View, step: TensorStep, name: str) -> View:
+        """Let a view show the calibration data that its method or sparsifier asks for.
+
+        Shown are kinds that all experts have of this tensor, in its shape.
+        """
+        rule = step.rule
+        assert rule is not None
+        kinds = set(rule.method.calibrated)
+        if rule.sparsify is not None:
+            kinds.update(sparsifiers()[rule.sparsify.kind].calibrated)
+        files = [self.sources[expert].calibration for expert in rule.experts] if kinds else []
+        if not kinds or (step.tensor.vocab_dim is not None and self._matched):
+            return view
+        index = matrix_index(step.tensor.name, name)
+        held: dict[str, Sequence[Tensor]] = {}
+        for kind in sorted(kinds):
+            found = [file and file.read(kind, step.tensor.name) for file in files]
+            whole = [_of_matrix(kind, one, index, view, step.tensor) for one in found]
+            if all(one is not None for one in whole):
+                held[kind] = [one.to(view.base.device) for one in whole if one is not None]
+        sizes = [file.rms("fisher") for file in files if file] if "fisher" in held else []
+        return replace(view, calibrated=held, rms=sizes, transposed=step.tensor.transposed)
+
+    @cached_property
+    def _matched(self) -> bool:
+        """Whether the rows of vocabularies are others than those that the models have."""
+        return any(isinstance(source, Matched) for source in self.sources.values())
 
     def _statistics(
-        self, step: TensorStep, view: View, name: str
+        self, step: TensorStep, view: View, name: str, arguments: Mapping[str, Any]
     ) -> list[Statistic] | Statistic | None:
         assert step.rule is not None
         method = step.rule.method
         if step.rule.sparsify is not None:  # statistics are of the whole task vectors
             return None
         if method.joint is not None:
-            return self.statistics.of_all(method.joint, view, name, step.rule.experts)
+            named = named_by(method.joint) or ()
+            own = {key: arguments[key] for key in sorted(named)}
+            return self.statistics.of_all(method.joint, view, name, step.rule.experts, own)
         if method.statistic is not None:
             return self.statistics.of(method.statistic, view, name, step.rule.experts)
         return None
@@ -270,6 +340,26 @@ def _matrices(tensor: Tensor, count: int) -> Tensor:
     return tensor.view(count, -1, tensor.shape[-1]) if tensor.dim() > 2 else tensor
 
 
+def _of_matrix(
+    kind: str, found: Tensor | None, index: int | None, view: View, tensor: TensorSpec
+) -> Tensor | None:
+    """Return what is about one matrix of a statistic of a tensor; None where it does not fit it."""
+    if found is None:
+        return None
+    if kind == "gram":
+        inputs = view.shape[0] if tensor.transposed else view.shape[-1]
+        return found if len(view.shape) == 2 and found.shape == (inputs, inputs) else None
+    if index is not None:
+        found = found[:, index] if kind == "gtheta" else found[index]
+    flat = one_kind(kind, found)
+    return flat if flat.shape[-1] == view.base.numel() else None
+
+
+def matrix_index(tensor: str, name: str) -> int | None:
+    """Return the index of a matrix stacked in a tensor, by its name; None for the whole tensor."""
+    return int(name[len(tensor) + 1 : -1]) if len(name) > len(tensor) else None
+
+
 def _plainly(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return function(*arguments)
 
@@ -286,11 +376,16 @@ def _merge(
     experts: list[Tensor],
     dtype: torch.dtype,
     arguments: Mapping[str, Any],
+    back: Tensor | None = None,
 ) -> Tensor:
     own, wide = base.to(ARITHMETIC), [expert.to(ARITHMETIC) for expert in experts]
     if added:
-        return _round_into(out, own + function(torch.zeros_like(own), wide, **arguments), dtype)
-    return _round_into(out, function(own, wide, **arguments), dtype)
+        merged = own + function(torch.zeros_like(own), wide, **arguments)
+    else:
+        merged = function(own, wide, **arguments)
+    if back is not None:
+        merged = own + (merged - own) * back
+    return _round_into(out, merged, dtype)
 
 
 @cache

@@ -12,10 +12,11 @@ import torch
 
 from evomerge.common.errors import InputError
 from evomerge.methods import Method, find_method
+from evomerge.methods.core.calibration_in_recipes import check_calibrated
 from evomerge.methods.core.sparsify_in_recipes import check_sparsifiable
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
-from evomerge.recipe import BASE, Merge, Recipe, Sparsifier
+from evomerge.recipe import BASE, Aim, Merge, Recipe, Sparsifier
 from evomerge.recipe.recipe import merge_name
 
 
@@ -27,12 +28,14 @@ class MergeRule:
         experts: in the recipe's order of sources.
         arguments: parameter → value; per-expert ones as lists in the order of `experts`.
         sparsify: before the method; None, too, where it would keep everything.
+        aim: what holds back the method's changes; None, too, where it would hold back nothing.
     """
 
     method: Method
     experts: tuple[str, ...]
     arguments: Mapping[str, Any]
     sparsify: Sparsifier | None = None
+    aim: Aim | None = None
 
     @cached_property
     def tensors(self) -> Mapping[str, Any]:
@@ -134,6 +137,7 @@ def check_contents(recipe: Recipe, sources: Mapping[str, Source]) -> None:
                 f"recipe: was made from another {name!r}: its weights have digest {digest}, "
                 f"those in {sources[name].folder} have {sources[name].digest}"
             )
+    check_calibrated(recipe, {name: source.calibration for name, source in sources.items()})
 
 
 def _check_path(recipe: Recipe, layout: Layout) -> None:
@@ -159,7 +163,8 @@ def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:
     check_sparsifiable(method, merge)
     sparsify = merge.sparsifier if merge.sparsifier and merge.sparsifier.density < 1 else None
     arguments = method.arguments(merge.parameters, experts, where)
-    return MergeRule(method, tuple(ordered), arguments, sparsify)
+    aim = merge.aim if merge.aim and merge.aim.omega < 1 else None
+    return MergeRule(method, tuple(ordered), arguments, sparsify, aim)
 
 
 def as_tensors(value: Any) -> Any:

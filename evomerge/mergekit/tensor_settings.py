@@ -105,6 +105,11 @@ def tensor_settings(
 def _settings_of(merge: Merge, recipe: Recipe) -> TensorSettings:
     """Fill in a merge's defaults and name its method and parameters as mergekit does."""
     where = f"recipe: {merge_name(merge)}"
+    if merge.aim is not None:
+        raise inexpressible(
+            "mergekit has no AIM, which changes weights less where activations are large; "
+            "recipe.json says it (--format recipe)"
+        )
     if merge.sparsifier is not None:
         merge = _as_one_method(merge, merge.sparsifier.kind)
     # 1. evomerge's method and all its values

@@ -42,6 +42,8 @@ from evomerge.models.source import Source
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from evomerge.models.files.calibration_file import CalibrationFile
+
 VOLATILE = frozenset(
     {"_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 )
@@ -68,6 +70,8 @@ class Checkpoint(Source):
         layout: its tensors' places in the model.
         known: what is remembered of such a model; None where nothing may be.
     """
+
+    _calibration: CalibrationFile | None = None
 
     def __init__(
         self,
@@ -117,6 +121,15 @@ class Checkpoint(Source):
         if self._loaded is None:
             self._loaded = load_config(self._folder, self._flags["trust_remote_code"])
         return self._loaded
+
+    @property
+    @override
+    def calibration(self) -> CalibrationFile | None:
+        return self._calibration
+
+    def calibrate_with(self, file: CalibrationFile) -> None:
+        """Let a file say what the model's data says of its weights."""
+        self._calibration = file
 
     @override
     def names(self) -> tuple[str, ...]:
@@ -246,6 +259,12 @@ class Checkpoint(Source):
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.name, self.spec, dict(self._flags))
 
+    @override
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        made = self.__reduce__()
+        file = self._calibration
+        return made if file is None else (*made, {"_calibration": file})
+
 
 def open_checkpoint(
     name: str, spec: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
@@ -322,6 +341,21 @@ def configs_of(
     ignored = [*_HUB_IGNORED, "*.safetensors", "*.index.json"]
     key = campaign_key(name)
     return _snapshot(key, spec, match["repo"], match["revision"], patterns, ignored, download)
+
+
+def find_statistics_on_hub(spec: str) -> Path:
+    """Return the folder of a hub id's safetensors files, downloaded or found in the hub's cache.
+
+    Raises:
+        InputError: not a hub id, or one that is neither reachable nor cached.
+    """
+    match = _HUB_ID.match(spec)
+    if match is None:
+        raise ModelNotFoundError(
+            f"{spec}: no such file or folder, and not a hub id (org/name@revision)"
+        )
+    repo, revision = match["repo"], match["revision"]
+    return _snapshot("calibration", spec, repo, revision, ["*.safetensors"], ["*/*"])
 
 
 def _snapshot(

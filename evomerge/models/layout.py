@@ -48,6 +48,7 @@ class TensorSpec:
         vocab_dim: 0 where dimension 0 counts the vocabulary (embeddings, head), else None.
         matrices: how many matrices lie behind each other in the tensor; over 1 where the experts
             of a mixture are stacked.
+        transposed: rows are the inputs, as in GPT-2's `Conv1D`, not the columns.
     """
 
     name: str
@@ -57,6 +58,7 @@ class TensorSpec:
     suffix: str
     vocab_dim: int | None
     matrices: int = 1
+    transposed: bool = False
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -188,6 +190,8 @@ def layout_of(model: PreTrainedModel) -> Layout:
     Raises:
         InputError: its layers do not sit in exactly one numbered list of the config's length.
     """
+    from transformers.pytorch_utils import Conv1D
+
     from evomerge.models.files.conversion import stacks_of
 
     # 1. every weight once; tied ones share a tensor
@@ -205,6 +209,8 @@ def layout_of(model: PreTrainedModel) -> Layout:
     owners |= {id(weight): "embeddings" for weight in embedding.parameters()}
     # 4. experts stacked in one tensor
     stacks = stacks_of(model, {name: tuple(weight.shape) for name, weight in tensors.items()})
+    # 5. layers that store their matrix the other way round
+    turned = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, Conv1D)}
     return Layout(
         architecture=architecture,
         layers=depth,
@@ -213,6 +219,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
             replace(
                 _spec(name, weight, prefix, owners.get(id(weight)), vocab_size),
                 matrices=stacks.get(name, 1),
+                transposed=name in turned,
             )
             for name, weight in tensors.items()
         ),

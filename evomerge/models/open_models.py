@@ -9,6 +9,7 @@ from evomerge.common.errors import InputError
 from evomerge.config import ModelsConfig
 from evomerge.models.adapter import is_adapter, open_adapter
 from evomerge.models.alignment.git_rebasin import Aligned, Alignment
+from evomerge.models.calibrations import attach_calibrations
 from evomerge.models.checkpoint import Checkpoint, find_folder, load_config, open_checkpoint
 from evomerge.models.known_models import recall_model
 from evomerge.models.messages import campaign_key
@@ -39,9 +40,10 @@ def open_models(
     for name in dict.fromkeys(models.align):
         experts[name] = Aligned(experts[name], base, (alignments or {}).get(name))
     opened = {BASE: base, **experts}
-    if models.tokenizer is None:
-        return opened
-    return match_vocabularies(opened, models.tokenizer, models.trust_remote_code)
+    if models.tokenizer is not None:
+        opened = match_vocabularies(opened, models.tokenizer, models.trust_remote_code)
+    attach_calibrations(opened, models.statistics)
+    return opened
 
 
 def open_model(

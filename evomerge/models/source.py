@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+    from evomerge.models.files.calibration_file import CalibrationFile
+
 
 class Source(Protocol):
     """A base model or an expert, as something to read tensors from.
@@ -36,6 +38,10 @@ class Source(Protocol):
     @property
     def digest(self) -> str:
         """32 hex digits over the weights and the config; the same wherever the model lies."""
+
+    @property
+    def calibration(self) -> CalibrationFile | None:
+        """What its data says of its weights (`models.statistics`), where there is a file of it."""
 
     def names(self) -> tuple[str, ...]:
         """List the canonical names of the tensors, without tied duplicates, in `state_dict` order.

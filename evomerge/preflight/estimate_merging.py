@@ -29,6 +29,8 @@ _SIZES = tuple(1 << bits for bits in range(16, 25, 2))
 """Entries of matrices whose cost may grow faster than their entries, the smallest first."""
 _LONG = 0.3
 """Seconds from which on a size tells what larger ones take."""
+_SAMPLES = 6
+"""Samples that made-up calibration data have."""
 _STEEPEST = 1.5
 """The highest power of its entries with which a matrix's cost grows: with a cube of its side."""
 
@@ -189,6 +191,7 @@ class _MadeUpSource:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._tensors: dict[str, Tensor] = {}
+        self.calibration = _MadeUpCalibration(self)
 
     def hold(self, tensors: Mapping[str, Tensor]) -> None:
         """Hold these tensors in place of the last ones, rounded to its dtype."""
@@ -205,6 +208,27 @@ class _MadeUpSource:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one of them."""
         return tuple(self._tensors[name].shape)
+
+
+class _MadeUpCalibration:
+    """Makes calibration data of made-up tensors: so much of a `CalibrationFile` as is needed."""
+
+    def __init__(self, source: _MadeUpSource) -> None:
+        self._source = source
+
+    def read(self, kind: str, name: str) -> Tensor | None:
+        """Return what a file would hold of one of the tensors."""
+        shape = self._source.shape(name)
+        inputs = shape[-1]
+        if kind == "gram":
+            return torch.eye(inputs) if len(shape) > 1 else None
+        if kind == "mean_abs":
+            return torch.ones(inputs)
+        return torch.ones(shape) if kind == "fisher" else torch.ones(_SAMPLES, *shape)
+
+    def rms(self, kind: str) -> float:
+        """Return the size of the statistics."""
+        return 1.0
 
 
 def _smaller(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from evomerge.recipe.recipe import (
     BASE,
+    Aim,
     Drop,
     ExpertValues,
     Merge,
@@ -14,6 +15,7 @@ from evomerge.recipe.recipe import (
 
 __all__ = [
     "BASE",
+    "Aim",
     "Drop",
     "ExpertValues",
     "Merge",

@@ -74,7 +74,26 @@ class Della(Strict):
     rescale: Literal["probability", "l1", "none"] = "probability"
 
 
-Sparsifier = Drop | Magnitude | Breadcrumbs | Della
+class FisherTrim(Strict):
+    """The `density` share of each task vector of largest F ⊙ τ², F the expert's Fisher (FFG)."""
+
+    kind: Literal["fisher"]
+    density: float = Field(gt=0, le=1)
+
+
+class Aim(Strict):
+    """AIM: changes of weights whose inputs are large in the base are held back.
+
+    Column j of a merged update is multiplied by 1 − ā_j(1 − `omega`), ā_j the base's mean |x_j|
+    over its `quantile` (1: over the largest), 1 at most. Source: Nobari et al. 2025,
+    arXiv:2502.02421.
+    """
+
+    omega: float = Field(ge=0, le=1)
+    quantile: float = Field(default=1.0, gt=0, le=1)
+
+
+Sparsifier = Drop | Magnitude | Breadcrumbs | Della | FisherTrim
 """A way to make task vectors sparse, and its parameters, the same for all experts."""
 
 
@@ -87,7 +106,7 @@ class Merge(Strict):
     ("embeddings", "final_norm", "head"). `experts` are merged in the order in which the recipe's
     sources stand. Their task vectors are made sparse first where there is a `drop` (DARE), or a
     `sparsify` (of another kind): `sparsify: {kind: dare}` is read as the `drop` that it means, so
-    that one merge has one digest.
+    that one merge has one digest. `aim` holds back what the method changes.
     """
 
     slot: int | None = Field(ge=0)
@@ -96,9 +115,10 @@ class Merge(Strict):
     experts: dict[str, ExpertValues]
     parameters: dict[str, bool | float | str] = Field(default_factory=dict)
     drop: Drop | None = Field(default=None, exclude_if=lambda drop: drop is None)
-    sparsify: Annotated[Magnitude | Breadcrumbs | Della, Field(discriminator="kind")] | None = (
-        Field(default=None, exclude_if=lambda sparsify: sparsify is None)
-    )
+    sparsify: (
+        Annotated[Magnitude | Breadcrumbs | Della | FisherTrim, Field(discriminator="kind")] | None
+    ) = Field(default=None, exclude_if=lambda sparsify: sparsify is None)
+    aim: Aim | None = Field(default=None, exclude_if=lambda aim: aim is None)
 
     @model_validator(mode="before")
     @classmethod
@@ -143,7 +163,8 @@ class Recipe(Strict):
     Tensors of a slot that no merge names are copied from the slot's source; tensors outside the
     layers that no merge names are copied from the base model. `seed` keys the random masks.
     `tokenizer` says by which tokens the sources' vocabularies were matched, where they were; their
-    digests are then over the matched rows, too.
+    digests are then over the matched rows, too. `calibration` has the digest of each source's
+    calibration file that a merge needs (`evomerge calibrate`).
     """
 
     version: Literal[1] = 1
@@ -154,6 +175,7 @@ class Recipe(Strict):
     tokenizer: TokenizerConfig | None = Field(
         default=None, exclude_if=lambda tokenizer: tokenizer is None
     )
+    calibration: dict[str, str] = Field(default_factory=dict, exclude_if=lambda files: not files)
 
     @field_validator("sources")
     @classmethod
@@ -173,6 +195,9 @@ class Recipe(Strict):
         for key, name in self.tokenizer.models() if self.tokenizer else ():
             if name not in self.sources:
                 raise ValueError(f"tokenizer.{key} names source {name!r}; {known}")
+        for name in self.calibration:
+            if name not in self.sources:
+                raise ValueError(f"calibration names source {name!r}; {known}")
         seen = set()
         for merge in self.merges:
             where = merge_name(merge)

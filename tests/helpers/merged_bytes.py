@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import tiny
 import torch
+from calibrated_data import calibrate
 from safetensors import safe_open
 
 from evomerge.config import ModelsConfig
@@ -15,9 +18,11 @@ from evomerge.models.checks.checked_models import check_models
 
 def open_family(folder, experts=("math", "lang"), **changes):
     paths = tiny.save_family(folder, experts, **changes)
-    return check_models(
+    models = check_models(
         ModelsConfig(base=str(paths["base"]), experts={e: str(paths[e]) for e in experts})
     )
+    calibrate(models, Path(folder) / "statistics")
+    return models
 
 
 def resident_bytes(models, recipe, scratch=1 << 20):

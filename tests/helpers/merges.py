@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import tiny
+from calibrated_data import calibrate
 
 from evomerge.config import ModelsConfig
 from evomerge.methods import methods
@@ -15,11 +17,13 @@ from evomerge.recipe import BASE, Merge, Recipe, Slot
 
 
 def open_family(folder, experts=("math", "lang"), **changes) -> CheckedModels:
-    """A base and experts as `tiny.save_family` makes them, opened."""
+    """A base and experts as `tiny.save_family` makes them, opened, with calibration data."""
     paths = tiny.save_family(folder, experts, **changes)
-    return check_models(
+    models = check_models(
         ModelsConfig(base=str(paths[BASE]), experts={name: str(paths[name]) for name in experts})
     )
+    calibrate(models, Path(folder) / "statistics")
+    return models
 
 
 def random_recipe(

@@ -151,3 +151,120 @@ def widen(base, taus, ratio, calibration):
             ranks[i, np.argsort(moved, kind="stable")] = np.arange(columns) / columns
         found.append(scores(ranks))
     return ((found[0] + found[1])[:, None, :] / 2 * taus).sum(0)
+
+
+def fisher(taus, fishers, weight, floor):
+    """Weights of absolute models, each expert's Fisher by the root of its mean square."""
+    sizes = [np.sqrt(np.mean(f**2)) for f in fishers]
+    shares = [w * (f / size + floor) for w, f, size in zip(weight, fishers, sizes, strict=True)]
+    return sum(s * t for s, t in zip(shares, taus, strict=True)) / sum(shares)
+
+
+def regmean(taus, grams, reduce):
+    shrunk = [reduce * g + (1 - reduce) * np.diag(np.diag(g)) for g in grams]
+    pulled = sum(tau @ gram for tau, gram in zip(taus, shrunk, strict=True))
+    return pulled @ np.linalg.inv(sum(shrunk))
+
+
+def saliency_mask(tau, fisher, density):
+    """The entries of largest F τ², of equal ones the first."""
+    saliency = (fisher * tau**2).ravel()
+    kept = np.zeros(tau.size, dtype=bool)
+    kept[np.argsort(-saliency, kind="stable")[: max(1, int(density * tau.size))]] = True
+    return kept.reshape(tau.shape)
+
+
+def ota(taus, fishers, density, power):
+    largest = max(np.sqrt(np.mean(f**2)) for f in fishers)
+    total, divisor = np.zeros_like(taus[0]), np.zeros_like(taus[0])
+    for tau, fisher, share in zip(taus, fishers, density, strict=True):
+        weight = ((fisher / largest) ** power + 1e-6) * saliency_mask(tau, fisher, share)
+        total, divisor = total + weight * tau, divisor + weight
+    return total / np.where(divisor > 0, divisor, 1)
+
+
+def rcp(taus, samples, penalty, scale):
+    reasoning, domain = taus
+    fisher = np.mean(samples[0] ** 2, axis=0)
+    penalised = samples[1] + penalty * fisher * (reasoning - domain) ** 2
+    votes = np.where(penalised <= 0, 1, -1).sum(0)
+    return reasoning + scale * np.where(votes > 0, domain, 0)
+
+
+def balanced_task_arithmetic(taus, weight, length):
+    norms = [np.linalg.norm(tau) for tau in taus]
+    common = length or np.mean(norms)
+    return sum(w * common / n * t for w, n, t in zip(weight, norms, taus, strict=True))
+
+
+def doge_operator(taus):
+    """The dense system of DOGE's correction: rows ⟨τⱼ, QZ⟩ of a flattened Z, and Q."""
+    rank, (out, width) = min(taus[0].shape), taus[0].shape
+    each = rank // len(taus)
+    sides = np.hstack([np.linalg.svd(tau, full_matrices=False)[0][:, :each] for tau in taus])
+    shared = np.linalg.svd(sides, full_matrices=False)[0][:, : rank // 6]
+    outside = np.eye(out) - shared @ shared.T
+    rows = np.zeros((len(taus) * out, out, width))
+    for j, tau in enumerate(taus):
+        for a in range(out):
+            rows[j * out + a, a] = tau[a]
+    return (rows.transpose(0, 2, 1) @ outside).transpose(0, 2, 1).reshape(len(rows), -1), outside
+
+
+def doge_correction(taus, eta):
+    system, outside = doge_operator(taus)
+    factors = [eta / np.linalg.norm(tau) for tau in taus]
+    merged = sum(f * t for f, t in zip(factors, taus, strict=True))
+    side = np.concatenate([(tau * (tau - merged)).sum(1) for tau in taus])
+    least = np.linalg.lstsq(system * sum(factors), side, rcond=1e-12)[0]
+    return outside @ least.reshape(taus[0].shape)
+
+
+def doge(taus, eta, density):
+    change = doge_correction(taus, eta)
+    return sum(
+        eta / np.linalg.norm(tau) * saliency_mask(tau, np.ones_like(tau), share) * (tau + change)
+        for tau, share in zip(taus, density, strict=True)
+    )
+
+
+def swudi_system(taus):
+    sizes = [np.sum(tau**2) for tau in taus]
+    inputs = sum(tau.T @ tau / size for tau, size in zip(taus, sizes, strict=True))
+    pulled = sum(tau @ tau.T @ tau / size for tau, size in zip(taus, sizes, strict=True))
+    return inputs, pulled
+
+
+def filtered(taus, start, weigh):
+    """From a start, with eigenvectors in the order of falling eigenvalues."""
+    inputs, pulled = swudi_system(taus)
+    values, vectors = np.linalg.eigh(inputs)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    there = values > 1e-12 * values[0]
+    factors = np.where(there, weigh(values), 0)
+    solved = pulled @ vectors @ np.diag(factors / np.where(there, values, 1)) @ vectors.T
+    begin = {"sum": taus.sum(0), "mean": taus.mean(0), "none": 0 * taus[0]}[start]
+    return begin - begin @ vectors @ np.diag(factors) @ vectors.T + solved
+
+
+def swudi(taus, share, log_time, start):
+    def weigh(values):
+        kept = np.arange(len(values)) < np.ceil(share * len(values))
+        return kept * (1 - np.exp(-values * 10**log_time))
+
+    return filtered(taus, start, weigh)
+
+
+def aswudi(taus, rule, start):
+    def weigh(values):
+        roots = np.sqrt(values[values > 1e-12 * values[0]])
+        if rule == "participation":
+            count = np.ceil(roots.sum() ** 2 / (roots**2).sum())
+        else:
+            beta = min(taus[0].shape) / max(taus[0].shape)
+            omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
+            middle = np.sort(roots)[(len(roots) - 1) // 2]
+            count = max(1, (roots > omega * middle).sum())
+        return np.arange(len(values)) < count
+
+    return filtered(taus, start, weigh)

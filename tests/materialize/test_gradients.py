@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from calibrated_data import some_calibration
 
 from evomerge.common.errors import InputError
 from evomerge.materialize import gradients
@@ -18,6 +19,7 @@ from evomerge.methods.core.view import whole_view
 
 SHAPE = (6, 7)
 CLAIMED = {
+    *("aswudi", "balanced_task_arithmetic", "doge", "fisher", "ota", "rcp", "regmean", "swudi"),
     *("breadcrumbs", "breadcrumbs_ties", "consensus", "dare_linear", "dare_ties", "della"),
     *("della_linear", "iso_c", "karcher", "linear", "localize_and_stitch", "magmax"),
     *("model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl"),
@@ -62,10 +64,14 @@ def rule_of(method, count, settings):
     return MergeRule(method, names, {**given, **settings})
 
 
+def data_of(method, experts):
+    return some_calibration(method.calibrated, SHAPE, len(experts), dtype=torch.float64)
+
+
 def derivatives(rule, base, experts, gradient):
     """By the pass, added up over slices of eight entries."""
     method = rule.method
-    view = replace(whole_view(base, experts), block=8)
+    view = replace(whole_view(base, experts, data_of(method, experts)), block=8)
     prepared = Prepared(view.base, view, partial(at, 0, "", rule.experts), added=False)
 
     def measure(arguments=None):
@@ -85,7 +91,8 @@ def difference(rule, base, experts, gradient, expert, keyword):
             moved = moved + by
         else:
             moved = [v + by * (i == int(expert)) for i, v in enumerate(moved)]
-        merged = rule.method(base, experts, **{**rule.arguments, keyword: moved})
+        given = {**rule.arguments, keyword: moved}
+        merged = rule.method(base, experts, calibrated=data_of(rule.method, experts), **given)
         ends.append((merged * gradient).sum().item())
     return (ends[0] - ends[1]) / (2 * step)
 

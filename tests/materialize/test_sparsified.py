@@ -173,7 +173,11 @@ def test_what_is_left_of_the_experts_is_merged_as_if_it_were_theirs(wide, name):
             base + (e - base) * place.keep(i, e.view(-1), limit).view(e.shape) / density
             for i, e in enumerate(experts)
         ]
-        expected = rule.method(base, left, **rule.arguments)
+        files = [wide.sources[source].calibration for source in rule.experts]
+        data = {kind: [f.read(kind, tensor) for f in files] for kind in rule.method.calibrated}
+        own = {kind: held for kind, held in data.items() if held[0] is not None}
+        sizes = [file.rms("fisher") for file in files]
+        expected = rule.method(base, left, calibrated=own, rms=sizes, **rule.arguments)
         wrong = (found[tensor].double() - expected).abs() > 1e-5 + 1e-4 * expected.abs()
         assert wrong.double().mean() < 0.01, tensor  # entries at a trim's threshold may change side
 

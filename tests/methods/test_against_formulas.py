@@ -6,11 +6,13 @@ import method_formulas as reference
 import numpy as np
 import pytest
 import torch
+from calibrated_data import some_calibration
 
 from evomerge.methods import methods
 
 SHAPES = [(7,), (99,), (13, 11), (11, 13), (24, 18), (64, 48)]
 REGISTRY = methods()
+POWERS = {"half": 0.5, "one": 1.0}
 CASES = [
     ("tsvm", {}),
     ("iso_c", {}),
@@ -25,6 +27,27 @@ CASES = [
     ("varm", {}),
     ("pcb", {"density": 0.2}),
     ("pcb", {"density": 0.6}),
+    ("balanced_task_arithmetic", {"weight": [0.3, 0.5, 0.1], "length": 0.0}),
+    ("balanced_task_arithmetic", {"weight": [1.0, 1.0, 1.0], "length": 0.07}),
+]
+MATRICES = [(13, 11), (11, 13), (24, 18)]
+FILTERS = [
+    ("swudi", {"share": 0.85, "log_time": 2.5, "start": "mean"}),
+    ("swudi", {"share": 0.4, "log_time": 0.3, "start": "sum"}),
+    ("swudi", {"share": 1.0, "log_time": 6.0, "start": "none"}),
+    ("aswudi", {"rule": "participation", "start": "mean"}),
+    ("aswudi", {"rule": "threshold", "start": "sum"}),
+    ("doge", {"density": [0.3, 0.6, 1.0], "eta": 0.07}),
+    ("doge", {"density": [0.3, 0.3, 0.3], "eta": 3.0}),
+]
+CALIBRATED = [
+    ("fisher", "fisher", {"weight": [0.3, 0.5, 0.1], "floor": 1e-3}),
+    ("fisher", "fisher", {"weight": [1.0, 0.0, 2.0], "floor": 0.0}),
+    ("ota", "fisher", {"density": [0.4, 0.7, 1.0], "power": "half"}),
+    ("ota", "fisher", {"density": [0.4, 0.4, 0.1], "power": "one"}),
+    ("regmean", "gram", {"reduce": 0.9}),
+    ("regmean", "gram", {"reduce": 0.0}),
+    ("regmean", "gram", {"reduce": 1.0}),
 ]
 
 
@@ -33,9 +56,13 @@ def some_arrays(shape, experts=3):
     return rng.standard_normal(shape), 0.1 * rng.standard_normal((experts, *shape))
 
 
-def merged(name, base, taus, **parameters):
+def merged(name, base, taus, calibrated=None, **parameters):
     tensors = [torch.from_numpy(base + tau) for tau in taus]
-    return REGISTRY[name](torch.from_numpy(base), tensors, **parameters).numpy()
+    method, own = REGISTRY[name], {}
+    if "weight" in method.parameters and "weight" not in parameters:
+        own["weight"] = [method.parameters["weight"].default] * len(taus)
+    given = {**own, **parameters}
+    return method(torch.from_numpy(base), tensors, calibrated=calibrated, **given).numpy()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -45,6 +72,43 @@ def test_the_method_agrees_with_its_formula(name, parameters, shape):
     expected = base + 0.7 * getattr(reference, name)(taus, **parameters)
     result = merged(name, base, taus, **parameters, lambda_=0.7)
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+@pytest.mark.parametrize(("name", "parameters"), FILTERS)
+def test_the_method_agrees_with_its_formula_on_matrices(name, parameters, shape):
+    base, taus = some_arrays(shape)
+    expected = base + 0.7 * getattr(reference, name)(taus, **parameters)
+    result = merged(name, base, taus, **parameters, lambda_=0.7)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", MATRICES, ids=str)
+@pytest.mark.parametrize(("name", "kind", "parameters"), CALIBRATED)
+def test_the_method_agrees_with_its_formula_of_calibration_data(name, kind, parameters, shape):
+    base, taus = some_arrays(shape)
+    data = some_calibration([kind], shape, 3, dtype=torch.float64)
+    given = {**parameters, **({"power": POWERS[p]} if (p := parameters.get("power")) else {})}
+    formula = getattr(reference, name)
+    expected = base + 0.7 * formula(taus, [one.numpy() for one in data[kind]], **given)
+    result = merged(name, base, taus, data, **parameters, lambda_=0.7)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(7,), (13, 11)], ids=str)
+@pytest.mark.parametrize("log_penalty", [0.0, 2.0])
+def test_rcp_agrees_with_its_formula(shape, log_penalty):
+    base, taus = some_arrays(shape, 2)
+    data = some_calibration(["gtheta"], shape, 2, dtype=torch.float64)
+    samples = [one.numpy() for one in data["gtheta"]]
+    expected = base + 0.7 * reference.rcp(taus, samples, 10**log_penalty, 0.5)
+    given = {"log_penalty": log_penalty, "scale": 0.5, "lambda_": 0.7}
+    np.testing.assert_allclose(merged("rcp", base, taus, data, **given), expected, atol=1e-9)
+    turned = merged("rcp", base, taus[::-1], {"gtheta": data["gtheta"][::-1]}, **given)
+    assert not np.allclose(turned, expected)
+    swapped = {"gtheta": data["gtheta"][::-1]}
+    back = merged("rcp", base, taus[::-1], swapped, reasoning="second", **given)
+    np.testing.assert_allclose(back, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(7,), (99,), (13, 12), (24, 18), (64, 48)], ids=str)
@@ -115,8 +179,10 @@ def test_more_experts_than_directions_are_merged():
         assert np.isfinite(merged(name, base, taus)).all()
 
 
-HOMOGENEOUS = sorted(REGISTRY.keys() - {"arcee_fusion", "nearswap", "pcb", "ram", "ramplus_tl"})
-"""All but those with a threshold, or a function, of the weights' unit."""
+HOMOGENEOUS = sorted(
+    REGISTRY.keys() - {"arcee_fusion", "doge", "nearswap", "pcb", "ram", "ramplus_tl"}
+)
+"""All but those with a threshold, a length, or a function, of the weights' unit."""
 
 
 @pytest.mark.parametrize("name", HOMOGENEOUS)

@@ -138,6 +138,7 @@ SHARED_OUT = {
 }
 CHANGES_ONE_EXPERT = {
     "consensus",  # adds task vectors without weights
+    "doge",  # gives them a length
     "arcee_fusion",  # takes over outstanding entries only
     "nearswap",  # moves by at most t
     "iso_c",  # levels singular values

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import torch
+from calibrated_data import some_calibration
 
 from evomerge.common.one_thread import one_thread
 from evomerge.methods import methods
@@ -44,7 +45,8 @@ def merged(name, shape, dtype=torch.float32):
         torch.randn(shape, generator=generator, dtype=dtype) for _ in range(count + 1)
     )
     arguments = method.arguments({}, {f"e{i}": {} for i in range(count)}, "test")
-    return method(base, experts, **arguments)
+    data = some_calibration(method.calibrated, shape, count, dtype=dtype)
+    return method(base, experts, calibrated=data, **arguments)
 
 
 def on_threads(function):
@@ -73,7 +75,9 @@ def test_every_method_has_the_same_bytes_whatever_omp_num_threads_says():
     found = set()
     for count in COUNTS:
         folder = os.path.dirname(__file__)
-        path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+        helpers = os.path.join(os.path.dirname(folder), "helpers")
+        known = filter(None, [os.environ.get("PYTHONPATH")])
+        path = os.pathsep.join([folder, helpers, *known])
         limits = {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count)}
         process = subprocess.run(
             [sys.executable, "-c", WHOLE],

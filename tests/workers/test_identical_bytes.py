@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import tiny
 import torch
+from calibrated_data import calibrate
 from merges import random_recipe, thin
 from safetensors.torch import load_file
 
@@ -23,9 +24,11 @@ from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import Store
 from evomerge.methods import methods
+from evomerge.models.checks.checked_models import check_models
+from evomerge.models.checks.digests import digests_of
 from evomerge.workers.worker import Worker, WorkerSpec
 
-LAYERS = 9
+LAYERS = 11
 DROPPED = [
     name for name, m in methods().items() if "lambda" in m.parameters and not m.needs_position
 ]
@@ -41,7 +44,10 @@ def setup(tmp_path_factory):
     tiny.save_family(
         folder / "models", hidden_size=192, intermediate_size=336, num_hidden_layers=LAYERS
     )
-    return prepare(load_campaign(tiny.save_campaign(folder)))
+    config = load_campaign(tiny.save_campaign(folder))
+    files = calibrate(check_models(config.models), folder / "statistics")
+    models = config.models.model_copy(update={"statistics": files})
+    return prepare(config.model_copy(update={"models": models}))
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +75,12 @@ def recipe(setup, places):
 
 def spec_of(setup, folder, threads):
     return WorkerSpec(
-        setup.config, setup.items, threads, statistics=folder, digests=digests_of(setup)
+        setup.config,
+        setup.items,
+        threads,
+        statistics=folder,
+        digests=digests_of(setup.models.sources),
     )
-
-
-def digests_of(setup):
-    return {name: source.digest for name, source in setup.models.sources.items()}
 
 
 def fingerprint(tensor):
@@ -101,7 +107,7 @@ def written_by_two(spec, recipe):
 
 
 def streamed(setup, recipe, statistics, to):
-    store = Store(statistics, digests_of(setup)) if statistics else None
+    store = Store(statistics, digests_of(setup.models.sources)) if statistics else None
     kernel = Kernel(setup.models.sources, statistics=Statistics(store=store))
     to.mkdir()
     [file] = write_weights(recipe, setup.models.layout, kernel, to)

@@ -115,7 +115,8 @@ def write_checkpoint(
     """
     folder = check_free(folder)
     partial = folder.with_name(f".{folder.name}.partial")
-    store = Store(statistics, recipe.sources) if statistics else None
+    files = {f"calibration:{name}": digest for name, digest in recipe.calibration.items()}
+    store = Store(statistics, {**recipe.sources, **files}) if statistics else None
     kernel = Kernel(
         models.sources,
         dtype.weights,

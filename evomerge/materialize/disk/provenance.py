@@ -30,6 +30,7 @@ class Sources(Strict):
     Attributes:
         evomerge: version.
         models: source name → folder or hub id.
+        statistics: source name → its calibration file, folder or hub id.
         tokenizer, chat_template: see `MergeInputs`.
         recipes: source name → provenance of the sources that are merges, for when their folders
             are gone.
@@ -38,6 +39,7 @@ class Sources(Strict):
 
     evomerge: str
     models: dict[str, str]
+    statistics: dict[str, str] = Field(default_factory=dict, exclude_if=lambda given: not given)
     align: list[str] = Field(default_factory=list)
     allow_pickle: bool
     trust_remote_code: bool
@@ -125,6 +127,7 @@ class MergeInputs:
         return Sources(
             evomerge=__version__,
             models={BASE: self.config.base, **self.config.experts},
+            statistics=self.config.statistics,
             align=self.config.align,
             allow_pickle=self.config.allow_pickle,
             trust_remote_code=self.config.trust_remote_code,

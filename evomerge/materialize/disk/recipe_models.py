@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from filelock import FileLock
 
@@ -34,7 +35,10 @@ from evomerge.materialize.disk.provenance import (
     check_trust,
     load_sources,
 )
+from evomerge.methods.core.calibration_in_recipes import with_calibration
+from evomerge.models.calibrations import is_gone
 from evomerge.models.checks.checked_models import check_models
+from evomerge.models.checks.digests import calibration_digests
 from evomerge.models.messages import campaign_key
 from evomerge.recipe import BASE, Recipe, load_recipe
 
@@ -60,6 +64,7 @@ def open_recipe(
     given: Mapping[str, str] | None = None,
     weights: str | None = None,
     trust: Trust = NO_TRUST,
+    statistics: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Recipe, MergeInputs, Sources | None]:
     """Open the models of a recipe's file.
 
@@ -71,6 +76,7 @@ def open_recipe(
         weights: the dtype of the result, before what `evomerge.json` says.
         trust: what may be opened. A file that needs more is refused: whoever wrote it is not who
             merges it.
+        statistics: source name → calibration file, before what `evomerge.json` says.
 
     Returns:
         The recipe, its models, and the content of `evomerge.json` if there is one.
@@ -84,6 +90,7 @@ def open_recipe(
     if sources is not None:
         check_trust(sources, beside, trust)
     check_given(given, recipe.sources, path)
+    check_given(statistics, recipe.sources, path, "--statistics")
     specs = {**(_places(sources) if sources else {}), **resolved(given)}
     lacking = [_option(name) for name in recipe.sources if name not in specs]
     if lacking:
@@ -100,8 +107,12 @@ def open_recipe(
         tokenizer=sources.tokenizer if sources else BASE,
         chat_template=sources.chat_template if sources else None,
         vocabulary=recipe.tokenizer,
+        statistics={**_statistics_of(recipe, sources), **resolved(statistics)},
     )
-    return recipe, inputs, sources
+    if recipe.calibration:
+        return recipe, inputs, sources
+    own = calibration_digests(inputs.models.sources)  # of a recipe that was written by hand
+    return with_calibration(recipe, own), inputs, sources
 
 
 def open_inputs(
@@ -114,6 +125,7 @@ def open_inputs(
     tokenizer: str = BASE,
     chat_template: str | None = None,
     vocabulary: TokenizerConfig | None = None,
+    statistics: Mapping[str, str] = MappingProxyType({}),
 ) -> MergeInputs:
     """Open the models that the file at `path` merges: source name → folder, hub id or recipe.
 
@@ -130,6 +142,7 @@ def open_inputs(
         experts={name: spec for name, spec in specs.items() if name != BASE},
         align=list(align),
         tokenizer=vocabulary,
+        statistics=dict(statistics),
         allow_locked=True,
         allow_pickle=trust.pickle,
         trust_remote_code=trust.remote_code,
@@ -145,7 +158,9 @@ def open_inputs(
     return MergeInputs(config, models, dtype, tokenizer, chat_template)
 
 
-def check_given(given: Mapping[str, str], known: Collection[str], path: Path) -> None:
+def check_given(
+    given: Mapping[str, str], known: Collection[str], path: Path, option: str = "--expert"
+) -> None:
     """Refuse `--expert NAME=PATH` for a name that the file at `path` does not have.
 
     Raises:
@@ -154,13 +169,20 @@ def check_given(given: Mapping[str, str], known: Collection[str], path: Path) ->
     for name in given:
         if name not in known:
             raise InputError(
-                f"--expert {name}: {path} has no such source; it has {', '.join(known)}"
+                f"{option} {name}: {path} has no such source; it has {', '.join(known)}"
             )
 
 
 def resolved(specs: Mapping[str, str]) -> dict[str, str]:
     """Return the specs with relative folders taken from the current one."""
     return {name: resolve_spec(spec, Path.cwd()) for name, spec in specs.items()}
+
+
+def _statistics_of(recipe: Recipe, sources: Sources | None) -> dict[str, str]:
+    """Where the calibration files lie that the recipe needs; of those that are gone, none."""
+    known = resolved(sources.statistics) if sources else {}
+    needed = {name: known[name] for name in recipe.calibration if name in known}
+    return {name: spec for name, spec in needed.items() if not is_gone(spec)}
 
 
 def _places(sources: Sources) -> dict[str, str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Lock
+from types import MappingProxyType
+from typing import Any
 
 from evomerge.materialize.statistics.store import Store, type_of
 from evomerge.methods.core.view import Statistic, View
@@ -39,19 +41,25 @@ class Statistics:
     ) -> list[Statistic]:
         """The statistic of each expert's tensor; `view` holds the experts in the same order."""
         return [
-            self._kept_or(statistic, view, tensor, (name,), partial(statistic, view, i))
+            self._kept_or(statistic, view, tensor, (name,), (), partial(statistic, view, i))
             for i, name in enumerate(experts)
         ]
 
     def of_all(
         self,
-        joint: Callable[[View], Statistic],
+        joint: Callable[..., Statistic],
         view: View,
         tensor: str,
         experts: Sequence[str],
+        arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> Statistic:
-        """The statistic of the experts' tensors together; `view` holds them in the same order."""
-        return self._kept_or(joint, view, tensor, tuple(experts), partial(joint, view))
+        """The statistic of the experts' tensors together; `view` holds them in the same order.
+
+        `arguments` are those that `joint` names: each of their values has a statistic of its own.
+        """
+        values = tuple(sorted(arguments.items()))
+        compute = partial(joint, view, **arguments)
+        return self._kept_or(joint, view, tensor, tuple(experts), values, compute)
 
     def _kept_or(
         self,
@@ -59,16 +67,17 @@ class Statistics:
         view: View,
         tensor: str,
         experts: tuple[str, ...],
+        values: tuple[tuple[str, Any], ...],
         compute: Callable[[], Statistic],
     ) -> Statistic:
-        key = (owner, tensor, *experts)
+        key = (owner, tensor, *experts, *values, *sorted(view.calibrated))
         with self._lock:
             if key in self._mapped:
                 return self._mapped[key]
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        stored, found = self._stored(owner, view, tensor, experts, compute)
+        stored, found = self._stored(owner, view, tensor, experts, values, compute)
         if stored and view.base.device.type == "cpu":
             self._mapped[key] = found
             return found
@@ -85,11 +94,13 @@ class Statistics:
         view: View,
         tensor: str,
         experts: tuple[str, ...],
+        values: tuple[tuple[str, Any], ...],
         compute: Callable[[], Statistic],
     ) -> tuple[bool, Statistic]:
         """A statistic, and whether it is what the store holds."""
         store, hint, device = self.store, type_of(owner), view.base.device
-        path = store.place(owner, tensor, experts, view.dtype) if store else None
+        calibrated, more = bool(view.calibrated), [list(value) for value in values]
+        path = store.place(owner, tensor, experts, view.dtype, calibrated, more) if store else None
         if store is None or path is None or hint is None:
             return False, compute()
         found = store.find(path, hint, device)

@@ -55,19 +55,43 @@ class Store:
     """
 
     def __init__(self, folder: Path, digests: Mapping[str, str]) -> None:
-        """`digests`: source name → digest, the base among them."""
+        """`digests`: source name → digest, the base among them; `calibration:NAME` → that of the
+        source's calibration file.
+        """
         self.folder = folder
         self._digests = digests
         self._warned = False
 
     def place(
-        self, function: Callable[..., Statistic], tensor: str, experts: Sequence[str], dtype: object
+        self,
+        function: Callable[..., Statistic],
+        tensor: str,
+        experts: Sequence[str],
+        dtype: object,
+        calibrated: bool = False,
+        values: Sequence[object] = (),
     ) -> Path | None:
-        """The file of one statistic; None where the function or a source has no name for good."""
+        """The file of one statistic; None where the function or a source has no name for good.
+
+        Args:
+            function: that computes it.
+            tensor: its name.
+            experts: whose tensor it is of.
+            dtype: of the arithmetic.
+            calibrated: it is of the experts' calibration files, too.
+            values: of the parameters that it is for, as JSON data.
+        """
         digests = self.digests_of(experts)
         if "<" in function.__qualname__ or digests is None:
             return None
-        parts = [_version(function), tensor, str(dtype), digests]
+        parts: list[object] = [_version(function), tensor, str(dtype), digests]
+        if calibrated:
+            files = [self._digests.get(f"calibration:{name}") for name in experts]
+            if None in files:
+                return None
+            parts.append(files)
+        if values:
+            parts.append(values)
         return self.folder / function.__name__ / f"{content_digest(parts)}.safetensors"
 
     def digests_of(self, names: Sequence[str]) -> list[str] | None:

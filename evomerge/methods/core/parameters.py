@@ -22,10 +22,15 @@ class PerExpert:
 
 @dataclass(frozen=True)
 class Range:
-    """Marks a float parameter given once: the range that makes sense; its default is Python's."""
+    """Marks a float parameter given once: the range that makes sense; its default is Python's.
+
+    Attributes:
+        step: values are rounded to its multiples, so that there are few of them.
+    """
 
     low: float
     high: float
+    step: float | None = None
 
 
 Weight = Annotated[Sequence[float], PerExpert(1.0, low=-10.0, high=10.0)]
@@ -47,6 +52,7 @@ class Parameter:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    step: float | None = None
 
     @property
     def keyword(self) -> str:
@@ -62,7 +68,7 @@ class Parameter:
         if self.type is float and isinstance(value, int | float) and not isinstance(value, bool):
             if self.low is not None and not self.low <= value <= typing.cast(float, self.high):
                 raise InputError(f"{where} is {value:g}, outside [{self.low:g}, {self.high:g}]")
-            return float(value)
+            return float(value) if self.step is None else round(value / self.step) * self.step
         if self.type is bool and isinstance(value, bool):
             return value
         if self.type is str and value in self.choices:
@@ -95,7 +101,7 @@ def _parameter(name: str, hint: Any, default: Any) -> Parameter:
         if isinstance(mark, PerExpert):
             return Parameter(name, float, mark.default, True, mark.low, mark.high)
         if isinstance(mark, Range):
-            return Parameter(name, float, default, False, mark.low, mark.high)
+            return Parameter(name, float, default, False, mark.low, mark.high, step=mark.step)
     if hint is bool:
         return Parameter(name, bool, default)
     if typing.get_origin(hint) is Literal:

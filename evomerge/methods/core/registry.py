@@ -24,7 +24,14 @@ statistic. The function given as `statistic=` is called once per campaign for ea
 expert, that given as `joint=` for each tensor and set of experts, and the measure gets a list of
 the results, or the one result, as `statistics`. The function stands at the top of its file, and its
 annotated result is a dataclass of tensors, arrays, numbers, and sequences and dataclasses of such:
-then it is kept on disk, and shared by all workers; otherwise each worker calls it again.
+then it is kept on disk, and shared by all workers; otherwise each worker calls it again. A `joint=`
+function may name parameters, too: it is called once for each of their values, and each result is
+kept, so they should take few values.
+
+A method may need what calibration data say of the experts (`evomerge calibrate`): the kinds given
+as `calibrated=` stand in the view's `calibrated`, each as one tensor per expert. A tensor of which
+an expert has no such statistic (norms, biases and embeddings have no Gram matrix) lacks the kind
+there, and the method says what it does then: it averages.
 
 A method with `elementwise=True` is called on flat slices of bounded size; it must not look beyond
 the entries it is given, except through `measured`; where that holds `Entries` (one number per
@@ -85,6 +92,7 @@ class Method:
     changes: Sequence[str] = ()
     copies: int = 1
     squares: int = 0
+    calibrated: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -101,15 +109,32 @@ class Method:
         """Experts count by what they change: `lambda: 0` gives the base."""
         return "lambda" in self.parameters
 
-    def __call__(self, base: Tensor, experts: Sequence[Tensor], **arguments: Any) -> Tensor:
-        """Merge whole tensors by hand, outside a recipe; masks are those of seed 0."""
+    def __call__(
+        self,
+        base: Tensor,
+        experts: Sequence[Tensor],
+        *,
+        calibrated: Mapping[str, Sequence[Tensor]] | None = None,
+        rms: Sequence[float] | None = None,
+        **arguments: Any,
+    ) -> Tensor:
+        """Merge whole tensors by hand, outside a recipe; masks are those of seed 0.
+
+        Args:
+            base: θ₀.
+            experts: of its shape and dtype.
+            calibrated: kind → one tensor per expert, for methods that need them.
+            rms: of each `fisher` over its whole model; over this tensor unless given.
+            arguments: the parameters.
+        """
         shared = (p for p in self.parameters.values() if not p.per_expert)
         given = {p.keyword: p.default for p in shared} | arguments
         if self.needs_position:
             given.setdefault("at", at(0, "", [str(i) for i in range(len(experts))]))
         if self.measure is not None:
             places = {"at": given["at"].starting_at} if self.needs_position else {}
-            measured = self.measured(whole_view(base, experts), given | places)
+            view = whole_view(base, experts, calibrated, rms)
+            measured = self.measured(view, given | places)
             given["measured"] = part_of(measured, slice(0, base.numel()), base.shape)
         if self.elementwise:
             return self.function(base, experts, **given)
@@ -219,6 +244,7 @@ def merge_method(
     changes: Sequence[str] = (),
     copies: int = 1,
     squares: int = 0,
+    calibrated: Sequence[str] = (),
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Make a function a merge method, registered under its own name; see this module's docstring.
 
@@ -230,8 +256,8 @@ def merge_method(
             the slices; its result is passed as `measured`.
         statistic: called as `statistic(View, index of an expert)` once per campaign; the measure
             gets one result per expert as `statistics`.
-        joint: called as `joint(View)` once per campaign and set of experts, instead; the measure
-            gets its result as `statistics`.
+        joint: called as `joint(View, **parameters it names)` once per campaign and set of experts
+            (and values of these parameters), instead; the measure gets its result as `statistics`.
         relative: the function is θ₀ + g(τ₁, τ₂, …) of the task vectors, whatever θ₀. What a
             `sparsify:` leaves of them is then merged as it is, not added to θ₀ and taken off
             again, which rounds.
@@ -245,6 +271,8 @@ def merge_method(
             whole tensors.
         squares: how many matrices (columns, columns) in float32 it holds beside them for each
             source.
+        calibrated: kinds of calibration data that it needs of every expert: `fisher`, `gram`,
+            `gtheta`.
     """
 
     def decorate(function: Callable[..., Tensor]) -> Method:
@@ -267,6 +295,7 @@ def merge_method(
             changes=changes,
             copies=copies,
             squares=squares,
+            calibrated=tuple(calibrated),
         )
         return REGISTRY.add(method.name, method)
 

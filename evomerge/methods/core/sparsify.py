@@ -1,9 +1,10 @@
-"""Sparsifiers: four ways to drop entries of task vectors before they are merged.
+"""Sparsifiers: five ways to drop entries of task vectors before they are merged.
 
-`magnitude` (TIES) keeps the largest entries, `breadcrumbs` those but the very largest, `dare` drops
-at random, `della` at random too, small ones rather. Each is a function from the tensors of a merge
-to one `Sparse` per expert, which then makes τ sparse slice by slice; its signature is its schema,
-as a merge method's is.
+`magnitude` (TIES) keeps the largest entries, `fisher` those that matter most by the Fisher
+information, `breadcrumbs` the largest but the very largest, `dare` drops at random, `della` at
+random too, small ones rather. Each is a function from the tensors of a merge to one `Sparse` per
+expert, which then makes τ sparse slice by slice; its signature is its schema, as a merge method's
+is.
 
 A random drop is decided by a counter-based mask (`At.keep`): it depends on the recipe's seed, the
 tensor, the expert and the index alone. Survivors are rescaled so that the expected task vector
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
+from evomerge.methods.core.calibrated import fisher_trims, saliency_histogram
 from evomerge.methods.core.inner_products import blocks, exact_sum
 from evomerge.methods.core.magnitude_histograms import (
     MagnitudeHistogram,
@@ -72,6 +74,7 @@ class Sparsifier:
             and with one result of `statistic` per expert as `statistics` if they are known.
         statistic: as a merge method's.
         random: entries are dropped at random, by the masks of `at`.
+        calibrated: kinds of calibration data that it needs of every expert, in the view.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Sparsifier:
     parameters: Mapping[str, Parameter]
     statistic: Callable[[View, int], Statistic] | None
     random: bool
+    calibrated: tuple[str, ...] = ()
 
     def shared_by(self, experts: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Give every expert the same values: arguments for a call, of those that it takes."""
@@ -106,6 +110,7 @@ def sparsifiers() -> Mapping[str, Sparsifier]:
 
 def sparsifier(
     statistic: Callable[[View, int], Statistic] | None = None,
+    calibrated: Sequence[str] = (),
 ) -> Callable[[Callable[..., Sparsity]], Sparsifier]:
     """Make a measure a sparsifier, registered under its own name."""
 
@@ -116,6 +121,7 @@ def sparsifier(
             parameters=MappingProxyType(parameters_of(measure, ("at", "statistics"))),
             statistic=statistic,
             random="at" in inspect.signature(measure).parameters,
+            calibrated=tuple(calibrated),
         )
         _SPARSIFIERS[found.name] = found
         return found
@@ -149,6 +155,17 @@ def magnitude(
     """Keep the largest `density` share of each τ by |τ| (Yadav et al. 2023, TIES, step 1)."""
     found = trims(view, density=density, statistics=statistics)
     return Sparsity(found, [])
+
+
+@sparsifier(statistic=saliency_histogram, calibrated=["fisher"])
+def fisher(
+    view: View, *, density: Density, statistics: Sequence[MagnitudeHistogram] | None = None
+) -> Sparsity:
+    """Keep the largest `density` share of each τ by F ⊙ τ², F the expert's diagonal Fisher (FFG).
+
+    Tensors without a Fisher are trimmed by |τ|. Source: Mahdavinia et al. 2025, arXiv:2509.11167.
+    """
+    return Sparsity(fisher_trims(view, density, statistics), [])
 
 
 @sparsifier(statistic=magnitude_histogram)

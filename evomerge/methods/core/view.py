@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
+
+from evomerge.common.one_thread import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +34,11 @@ class View:
         block: entries that are read at a time.
         run: calls an element-wise function, compiled or as it is.
         shape: of the tensors, where they have more than one dimension.
+        calibrated: kind → one tensor per expert, of the calibration data that the method asks for
+            and all of them have of this tensor: `fisher` (n,), `gram` (inputs, inputs), `gtheta`
+            (samples, n).
+        rms: of each expert's `fisher`, the root of the mean square over its whole model.
+        transposed: rows are the inputs, as in GPT-2's `Conv1D`, not the columns.
     """
 
     base: Tensor
@@ -40,6 +47,9 @@ class View:
     block: int = 1 << 16
     run: Callable[..., Any] = lambda function, *rest: function(*rest)
     shape: Sequence[int] = ()
+    calibrated: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    rms: Sequence[float] = ()
+    transposed: bool = False
 
     @property
     def columns(self) -> int:
@@ -84,7 +94,32 @@ def _of_task_vectors(function: Callable[..., Any], dtype: Any) -> Callable[..., 
     return of_stored
 
 
-def whole_view(base: Tensor, experts: Sequence[Tensor]) -> View:
-    """Return the view over whole tensors that a method measures when called on its own."""
+def whole_view(
+    base: Tensor,
+    experts: Sequence[Tensor],
+    calibrated: Mapping[str, Sequence[Tensor]] | None = None,
+    rms: Sequence[float] | None = None,
+) -> View:
+    """Return the view over whole tensors that a method measures when called on its own.
+
+    Args:
+        base: θ₀.
+        experts: of its shape.
+        calibrated: kind → one tensor per expert, in the shapes of calibration files.
+        rms: of each `fisher` over its whole model; over this tensor unless given.
+    """
     flat = [e.flatten() for e in experts]
-    return View(base.flatten(), flat, base.dtype, shape=tuple(base.shape))
+    held: dict[str, Sequence[Tensor]] = {}
+    for kind, tensors in (calibrated or {}).items():
+        held[kind] = [one_kind(kind, tensor) for tensor in tensors]
+    with one_thread():
+        own = [float(f.double().square().mean().sqrt()) for f in held.get("fisher", ())]
+    shape = tuple(base.shape)
+    return View(base.flatten(), flat, base.dtype, shape=shape, calibrated=held, rms=rms or own)
+
+
+def one_kind(kind: str, tensor: Tensor) -> Tensor:
+    """Give what is about entries one dimension for them: (n,), or (samples, n)."""
+    if kind == "fisher":
+        return tensor.reshape(-1)
+    return tensor.reshape(len(tensor), -1) if kind == "gtheta" else tensor

@@ -13,9 +13,10 @@ from evomerge.models.adapter import Adapter
 from evomerge.models.alignment.git_rebasin import HEADS, Aligned
 from evomerge.models.canonical_names import same_bytes
 from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.checks.calibrations import check_calibrations
 from evomerge.models.checks.config_settings import check_heads, settings_notes
 from evomerge.models.checks.merge_lock import lock_of
-from evomerge.models.checks.unchanged import FileState, weight_files
+from evomerge.models.checks.unchanged import FileState, calibration_files, weight_files
 from evomerge.models.known_models import KIND
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.messages import campaign_key
@@ -69,7 +70,7 @@ def check_models(models: ModelsConfig, *, only_merged: bool = False) -> CheckedM
         InputError: one message naming `models.experts.<name>` and the tensor or key at fault.
     """
     opened = open_models(models)
-    files = weight_files(source.folder for source in opened.values())
+    files = weight_files(source.folder for source in opened.values()) | calibration_files(opened)
     base, *experts = map(as_unmatched, opened.values())
     # 1. what the configs and the files' headers show
     for expert in experts:
@@ -94,6 +95,7 @@ def check_models(models: ModelsConfig, *, only_merged: bool = False) -> CheckedM
         notes += _adapter_notes(base, as_stored(expert))
         if not only_merged:
             _check_differs(base, expert)
+    check_calibrations(opened)
     notes += _twin_notes(base, experts)
     return CheckedModels(
         opened[BASE].layout, opened, tuple(notes), tokenizer=models.tokenizer, files=files

@@ -26,6 +26,19 @@ DIGESTS = "digests"
 """The folder of the digests, among what is kept of the models."""
 
 
+def digests_of(sources: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """Return model → digest, and `calibration:MODEL` → that of its calibration file."""
+    files = calibration_digests(sources).items()
+    own = {name: source.digest for name, source in sources.items()}
+    return {**own, **{f"calibration:{name}": digest for name, digest in files}}
+
+
+def calibration_digests(sources: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """Return model → digest of its calibration file, of those that have one."""
+    files = {name: source.calibration for name, source in sources.items()}
+    return {name: file.digest for name, file in files.items() if file is not None}
+
+
 def check_digests(
     sources: Mapping[str, Checkpoint], digests: Mapping[str, str], kept: Path | None
 ) -> None:
@@ -45,6 +58,11 @@ def check_digests(
                 f"{campaign_key(name)}: {source.folder} on {platform.node()} holds another model "
                 f"(digest {source.digest[:12]}) than the campaign's ({digests[name][:12]}); copy "
                 "it there again, or set workers.copy_to"
+            )
+        if source.calibration and source.calibration.digest != digests[f"calibration:{name}"]:
+            raise InputError(
+                f"models.statistics.{name}: {source.calibration.path} on {platform.node()} is "
+                "another file than the campaign's; copy it there again, or set workers.copy_to"
             )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from evomerge.common.errors import StoppedError
+from evomerge.models.source import Source
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -28,6 +29,13 @@ def weight_files(folders: Iterable[Path]) -> dict[Path, FileState]:
                 if state is not None:
                     found[path] = state
     return found
+
+
+def calibration_files(sources: Mapping[str, Source]) -> dict[Path, FileState]:
+    """Map every calibration file of the models to its state now."""
+    paths = [source.calibration.path for source in sources.values() if source.calibration]
+    states = {path: _state(path) for path in paths}
+    return {path: state for path, state in states.items() if state is not None}
 
 
 def check_unchanged(files: Mapping[Path, FileState]) -> None:

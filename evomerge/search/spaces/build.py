@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from evomerge.common.errors import InputError
 from evomerge.config import SpaceConfig, TokenizerConfig, WeightsConfig
@@ -12,7 +13,7 @@ from evomerge.recipe import BASE
 from evomerge.search.spaces.path_space import PathSpace
 from evomerge.search.spaces.paths import MERGED, build_paths
 from evomerge.search.spaces.space import Space
-from evomerge.search.spaces.sparsify_and_lines import LinesSpace, SparsifySpace
+from evomerge.search.spaces.sparsify_and_lines import AimSpace, LinesSpace, SparsifySpace
 from evomerge.search.spaces.weights import WeightSpace
 
 
@@ -23,6 +24,7 @@ def build_space(
     seed: int,
     sources: Mapping[str, Source] | None = None,
     tokenizer: TokenizerConfig | None = None,
+    calibration: Mapping[str, str] = MappingProxyType({}),
 ) -> Space:
     """Build weights, paths, or paths over a searched merge, as the section says.
 
@@ -31,13 +33,14 @@ def build_space(
         seed: keys the random masks of every recipe of this space.
         sources: read for the Grams of spherical recombination; see `WeightSpace`.
         tokenizer: how the sources' tokens were matched; every recipe says so.
+        calibration: source → digest of its calibration file; recipes say those that they need.
 
     Raises:
         InputError: what is named does not exist or does not fit; begins with its key.
     """
     weights = None
     if config.weights:
-        weights = _weights(config, layout, digests, seed, sources, tokenizer)
+        weights = _weights(config, layout, digests, seed, sources, tokenizer, calibration)
     if config.path.kind == "none":
         assert weights is not None, "the config has one of the two"
         return weights
@@ -48,7 +51,8 @@ def build_space(
     models = [*digests, *([MERGED] if weights else [])]
     paths = build_paths(config.path, models, layout.layers)
     references = weights or WeightSpace(_plain(digests), layout, digests, seed, tokenizer=tokenizer)
-    return PathSpace(paths, config.path.kind, weights, references, layout, digests, tokenizer)
+    kind = config.path.kind
+    return PathSpace(paths, kind, weights, references, layout, digests, tokenizer, calibration)
 
 
 def _weights(
@@ -58,12 +62,18 @@ def _weights(
     seed: int,
     sources: Mapping[str, Source] | None,
     tokenizer: TokenizerConfig | None,
+    calibration: Mapping[str, str],
 ) -> Space:
-    weights = WeightSpace(config, layout, digests, seed, sources, tokenizer)
+    weights = WeightSpace(config, layout, digests, seed, sources, tokenizer, calibration)
     assert config.weights is not None
     sparse, lines = config.weights.dare or config.weights.sparsify, config.weights.lines
-    inner = weights if sparse is None else SparsifySpace(sparse, weights, seed)
-    return inner if lines is None else LinesSpace(lines, inner, weights, layout.layers)
+    space: Space = weights
+    if sparse is not None:
+        space = SparsifySpace(sparse, weights, seed, calibration)
+    if lines is not None:
+        space = LinesSpace(lines, space, weights, layout.layers)
+    aim = config.weights.aim
+    return space if aim is None else AimSpace(aim, space, calibration)
 
 
 def _plain(digests: Mapping[str, str]) -> SpaceConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from evomerge.common.errors import InputError
 from evomerge.config import TokenizerConfig
 from evomerge.methods import Method, find_method
+from evomerge.methods.core.calibration_in_recipes import with_calibration
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 from evomerge.search.spaces.bounds import Searched
 from evomerge.search.spaces.genes import Value
@@ -33,11 +35,13 @@ class LayerOrderRecipes:
         layers: int,
         seed: int,
         tokenizer: TokenizerConfig | None = None,
+        calibration: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`sources`: name → content digest, the base first; `groups`: all tensors, as they are
         tuned; `layers`: the models' depth; `seed`: keys random masks; `tokenizer`: how the sources'
-        tokens were matched.
+        tokens were matched; `calibration`: source → digest of its calibration file.
         """
+        self._calibration = calibration
         self._sources, self._tokenizer = dict(sources), tokenizer
         self._experts = [name for name in sources if name != BASE]
         self._groups = groups
@@ -50,13 +54,14 @@ class LayerOrderRecipes:
         # without random masks a seed would only make equal merges look different
         drawn = any(find_method(merge.method, "space").needs_position for merge in merges)
         seed = self._seed if drawn else 0
-        return Recipe(
+        recipe = Recipe(
             sources=self._sources,
             path=path,
             merges=tuple(merges),
             seed=seed,
             tokenizer=self._tokenizer,
         )
+        return with_calibration(recipe, self._calibration)
 
     def merge(
         self,

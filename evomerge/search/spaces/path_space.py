@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 from evomerge.config import TokenizerConfig
 from evomerge.methods import find_method
+from evomerge.methods.core.calibration_in_recipes import with_calibration
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Merge, MergeCoefficient, Recipe, Slot
 from evomerge.search.frank_wolfe import Vertices
@@ -39,6 +41,7 @@ class PathSpace(Space):
         layout: Layout,
         sources: Mapping[str, str],
         tokenizer: TokenizerConfig | None = None,
+        calibration: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Join weights and paths.
 
@@ -48,7 +51,9 @@ class PathSpace(Space):
             references: the space that gives parents and baselines.
             sources: name → content digest, the base first.
             tokenizer: how the sources' tokens were matched; every recipe says so.
+            calibration: source → digest of its calibration file; recipes say those that they need.
         """
+        self._calibration = calibration
         self._paths = paths
         self._weights = weights
         self._references = references
@@ -109,13 +114,14 @@ class PathSpace(Space):
         merged = self._weights.decode(genome[: self._split]) if self._weights else None
         path = self._paths.path(genome[self._split :])
         made = [self._slot(index, layer, merged) for index, layer in enumerate(path)]
-        return Recipe(
+        recipe = Recipe(
             sources=self._sources,
             path=tuple(slot for slot, _ in made),
             merges=(*self._outside(merged), *(merge for _, merges in made for merge in merges)),
             seed=merged.seed if merged else 0,
             tokenizer=self._tokenizer,
         )
+        return with_calibration(recipe, self._calibration)
 
     @override
     def pull_back(self, genome: Genome, derivatives: Derivatives) -> NDArray[np.float64]:

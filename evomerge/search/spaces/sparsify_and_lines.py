@@ -1,17 +1,20 @@
-"""Sparsifiers and LiNeS over a space of weights: task vectors made sparse, or scaled by depth."""
+"""Sparsifiers, LiNeS and AIM over a space of weights: sparse, scaled by depth, or held back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
 from evomerge.common.errors import InputError
-from evomerge.config import DareConfig, LinesConfig, SparsifyConfig
+from evomerge.config import AimConfig, DareConfig, LinesConfig, SparsifyConfig
 from evomerge.methods import Method
+from evomerge.methods.core.aim import aimed
+from evomerge.methods.core.calibration_in_recipes import with_calibration
 from evomerge.methods.core.lines_in_recipes import scaled_by_depth
 from evomerge.methods.core.sparsify_in_recipes import check_kind, sparsified
 from evomerge.recipe import Merge, MergeCoefficient, Recipe
@@ -128,15 +131,19 @@ class SparsifySpace(_Wrapped):
     """
 
     def __init__(
-        self, config: DareConfig | SparsifyConfig, weights: WeightSpace, seed: int
+        self,
+        config: DareConfig | SparsifyConfig,
+        weights: WeightSpace,
+        seed: int,
+        calibration: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Wrap the weights; `seed` keys the masks.
+        """Wrap the weights; `seed` keys the masks; `calibration` is as the weights have it.
 
         Raises:
             InputError: a method has no task vectors, or both draw at random.
         """
         given = config.model_dump(exclude={"density", "per", "kind"}, exclude_none=True)
-        self._options, self._seed = given, seed
+        self._options, self._seed, self._calibration = given, seed, calibration
         self._kind = config.kind if isinstance(config, SparsifyConfig) else "dare"
         key = "sparsify" if isinstance(config, SparsifyConfig) else "dare"
         for method in weights.methods:
@@ -177,7 +184,8 @@ class SparsifySpace(_Wrapped):
             return densities[self._gene_of[merge.slot, merge.group]]
 
         recipe = self.inner.decode(self.inside(genome))
-        return sparsified(recipe, self._kind, density, self._options, self._seed)
+        sparse = sparsified(recipe, self._kind, density, self._options, self._seed)
+        return with_calibration(sparse, self._calibration)
 
 
 class LinesSpace(_Wrapped):
@@ -237,6 +245,39 @@ class LinesSpace(_Wrapped):
         for index, gene in zip(self._own, self._own_genes, strict=True):
             found[index] = slopes[gene.name] * gene.slope(genome[index])
         return found
+
+
+class AimSpace(_Wrapped):
+    """A space of weights whose merges change weights less where the base's inputs are large.
+
+    The gene `aim.omega` stands before those of the weights; an ω that has a value instead of bounds
+    has no gene. Source: Nobari et al. 2025, arXiv:2502.02421.
+    """
+
+    def __init__(
+        self, config: AimConfig, inner: Space, calibration: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Wrap `inner`, a space of weights or over one; `calibration` is as the weights have it."""
+        self._quantile, self._calibration = config.quantile, calibration
+        self._fixed, own = {}, []
+        if isinstance(config.omega, list):
+            own = [(-1, Gene("aim.omega", *config.omega))]
+        else:
+            self._fixed = {"aim.omega": config.omega}
+        super().__init__(inner, own, {"aim.omega": 1.0})
+        self.label = f"{inner.label}, held back by activations"
+
+    @override
+    def statistics(self, genome: Genome) -> dict[str, float]:
+        """The share ω, where it is searched, and the inner space's statistics."""
+        return {**self.own_values(genome), **self.inner.statistics(self.inside(genome))}
+
+    @override
+    def decode(self, genome: Genome) -> Recipe:
+        """The inner space's recipe with every merge held back."""
+        omega = {**self._fixed, **self.own_values(genome)}["aim.omega"]
+        recipe = aimed(self.inner.decode(self.inside(genome)), lambda _: omega, self._quantile)
+        return with_calibration(recipe, self._calibration)
 
 
 def _check(method: Method, weights: WeightSpace, config: LinesConfig) -> None:

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ class WeightSpace(Space):
         seed: int,
         sources: Mapping[str, Source] | None = None,
         tokenizer: TokenizerConfig | None = None,
+        calibration: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Check the configuration against the methods' signatures and the models' layout.
 
@@ -81,6 +83,7 @@ class WeightSpace(Space):
             sources: read, if ever, for the Grams of spherical recombination; without them genomes
                 recombine linearly.
             tokenizer: how the sources' tokens were matched; every recipe says so.
+            calibration: source → digest of its calibration file; recipes say those that they need.
 
         Raises:
             InputError: unknown method or parameter, bounds outside a method's range, no genes.
@@ -100,7 +103,9 @@ class WeightSpace(Space):
         self._layers = layout.layers
         self.groups = list(tuned_groups(weights, layout))
         self._tensors = [group.tensors(layout) for group in self.groups]
-        self._recipes = LayerOrderRecipes(digests, self.groups, layout.layers, seed, tokenizer)
+        self._recipes = LayerOrderRecipes(
+            digests, self.groups, layout.layers, seed, tokenizer, calibration
+        )
         tuning = read_tuning(self.methods, weights.genes, f"{where}.genes")
         self._fixed, self._searched = tuning.fixed, tuning.searched
         if not tuning.searched and len(self.methods) == 1:
@@ -379,6 +384,11 @@ class WeightSpace(Space):
         if merge.drop is not None:
             raise InputError(
                 "the recipe drops entries at random before it merges (DARE); this space does not"
+            )
+        if merge.aim is not None:
+            raise InputError(
+                "the recipe changes weights less where activations are large (aim); this space "
+                "does not"
             )
         if merge.sparsify is not None:
             kind = merge.sparsify.kind

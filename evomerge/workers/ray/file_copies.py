@@ -66,6 +66,7 @@ def file_sets_of(config: CampaignConfig) -> dict[str, FileSet]:
     Raises:
         InputError: a model cannot be found.
     """
+    from evomerge.models.calibrations import find_calibration
     from evomerge.models.checkpoint import find_folder  # with torch, which an actor loads later
 
     models = config.models
@@ -73,6 +74,9 @@ def file_sets_of(config: CampaignConfig) -> dict[str, FileSet]:
     specs = {BASE: models.base, **models.experts}
     folders = {name: find_folder(name, spec, **flags) for name, spec in specs.items()}
     found = {f"model {name}": _file_set(folder, "*") for name, folder in folders.items()}
+    for name, spec in models.statistics.items():
+        file = find_calibration(spec)
+        found[f"statistics {name}"] = _file_set(file.parent, escape(file.name))
     if config.fitness.include_path is not None:
         found[TASKS] = _file_set(Path(config.fitness.include_path), "**/*")
     for own in _callables(config):
@@ -97,7 +101,8 @@ def with_copies(spec: WorkerSpec, file_sets: Mapping[str, FileSet], read: Read) 
     to = Path(config.workers.copy_to)
     places = {key: str(_copy(key, file_set, to, read)) for key, file_set in file_sets.items()}
     experts = {name: places[f"model {name}"] for name in config.models.experts}
-    models = {"base": places[f"model {BASE}"], "experts": experts}
+    calibrations = {name: places[f"statistics {name}"] for name in config.models.statistics}
+    models = {"base": places[f"model {BASE}"], "experts": experts, "statistics": calibrations}
     update = {
         "models": config.models.model_copy(update=models),
         "fitness": config.fitness.model_copy(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from calibrated_data import calibrate
 from safetensors import safe_open
 
 from evomerge.config import ModelsConfig
@@ -20,6 +21,7 @@ from evomerge.materialize.statistics.store import Store, tidy
 from evomerge.methods import View, methods
 from evomerge.methods.core.magnitude_histograms import magnitude_histogram
 from evomerge.models.checks.checked_models import check_models
+from evomerge.models.checks.digests import digests_of
 from evomerge.recipe import BASE, Merge, Recipe, Slot
 
 STORED = [name for name, method in methods().items() if method.statistic or method.joint]
@@ -29,11 +31,9 @@ STORED = [name for name, method in methods().items() if method.statistic or meth
 def models(tmp_path_factory):
     paths = tiny.save_family(tmp_path_factory.mktemp("family"), num_hidden_layers=1)
     experts = {name: str(paths[name]) for name in ("math", "lang")}
-    return check_models(ModelsConfig(base=str(paths["base"]), experts=experts))
-
-
-def digests_of(models):
-    return {name: source.digest for name, source in models.sources.items()}
+    models = check_models(ModelsConfig(base=str(paths["base"]), experts=experts))
+    calibrate(models, tmp_path_factory.mktemp("statistics"))
+    return models
 
 
 def recipe_of(models, name):
@@ -44,7 +44,10 @@ def recipe_of(models, name):
     own = {p.name: 0.4 for p in method.parameters.values() if p.per_expert}
     merge = Merge(slot=0, group="layer", method=name, experts=dict.fromkeys(experts, own))
     return Recipe(
-        sources=digests_of(models), path=[Slot(source=BASE, layer=0)], merges=[merge], seed=2
+        sources={n: s.digest for n, s in models.sources.items()},
+        path=[Slot(source=BASE, layer=0)],
+        merges=[merge],
+        seed=2,
     )
 
 
@@ -67,11 +70,11 @@ def assert_same(ours, theirs):
 def computes_nothing(monkeypatch):
     """From here on a statistic that is computed fails the test."""
 
-    def refuse(self, owner, view, tensor, experts, compute, stored=Statistics._stored):
+    def refuse(self, owner, view, tensor, experts, values, compute, stored=Statistics._stored):
         def computed():
             raise AssertionError(f"{owner} of {tensor} is computed again")
 
-        return stored(self, owner, view, tensor, experts, computed)
+        return stored(self, owner, view, tensor, experts, values, computed)
 
     monkeypatch.setattr(Statistics, "_stored", refuse)
 
@@ -81,16 +84,16 @@ def test_a_method_gives_the_same_bytes_with_and_without_the_store(
     models, tmp_path, monkeypatch, name
 ):
     without = merged(models, name)
-    assert_same(merged(models, name, Store(tmp_path, digests_of(models))), without)
+    assert_same(merged(models, name, Store(tmp_path, digests_of(models.sources))), without)
     assert list(tmp_path.glob("*/*.safetensors"))
     assert not list(tmp_path.glob("*/*.partial"))
     computes_nothing(monkeypatch)
-    assert_same(merged(models, name, Store(tmp_path, digests_of(models))), without)
+    assert_same(merged(models, name, Store(tmp_path, digests_of(models.sources))), without)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "another", "lost"])
 def test_a_damaged_statistic_is_computed_again(models, tmp_path, monkeypatch, damage):
-    store = Store(tmp_path, digests_of(models))
+    store = Store(tmp_path, digests_of(models.sources))
     expected = merged(models, "ties", store)
     first = min(tmp_path.glob("*/*.safetensors"))
     content = first.read_bytes()
@@ -135,7 +138,7 @@ def test_two_workers_share_what_they_write_at_the_same_time(models, tmp_path):
         child = os.fork()
         if child == 0:
             torch.set_num_threads(1)
-            ours = merged(models, "ties", Store(tmp_path, digests_of(models)))
+            ours = merged(models, "ties", Store(tmp_path, digests_of(models.sources)))
             alike = all(torch.equal(value, ours[name]) for name, value in expected.items())
             os._exit(0 if alike else 1)
         children.append(child)
@@ -146,7 +149,7 @@ def test_two_workers_share_what_they_write_at_the_same_time(models, tmp_path):
 
 
 def test_statistics_are_mapped_files_not_copies(models, tmp_path):
-    statistics = Statistics(store=Store(tmp_path, digests_of(models)))
+    statistics = Statistics(store=Store(tmp_path, digests_of(models.sources)))
     base = torch.zeros(5000)
     view = View(base, [torch.randn(5000)], torch.float32)
     [found] = statistics.of(magnitude_histogram, view, "w", ["math"])
@@ -173,11 +176,11 @@ def test_a_kill_while_writing_leaves_nothing_that_is_read(models, tmp_path, monk
             os.kill(os.getpid(), signal.SIGKILL)
 
         monkeypatch.setattr(store_module, "save_file", killed)
-        merged(models, "ties", Store(tmp_path, digests_of(models)))
+        merged(models, "ties", Store(tmp_path, digests_of(models.sources)))
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     assert len(list(tmp_path.glob("*/*.partial"))) == 1
-    assert_same(merged(models, "ties", Store(tmp_path, digests_of(models))), expected)
+    assert_same(merged(models, "ties", Store(tmp_path, digests_of(models.sources))), expected)
     tidy(tmp_path)
     assert not list(tmp_path.glob("*/*.partial"))
 
@@ -185,7 +188,7 @@ def test_a_kill_while_writing_leaves_nothing_that_is_read(models, tmp_path, monk
 def test_without_room_on_the_disk_statistics_stay_in_memory(models, tmp_path, monkeypatch, caplog):
     expected = merged(models, "ties")
     monkeypatch.setattr(store_module, "RESERVE", 1 << 60)
-    assert_same(merged(models, "ties", Store(tmp_path, digests_of(models))), expected)
+    assert_same(merged(models, "ties", Store(tmp_path, digests_of(models.sources))), expected)
     assert not list(tmp_path.glob("*/*.safetensors"))
     assert caplog.text.count("stay in memory") == 1
 
@@ -203,7 +206,7 @@ def odd(view: View, expert: int) -> Odd:
 
 
 def test_a_statistic_that_no_file_holds_stays_in_memory(models, tmp_path):
-    statistics = Statistics(store=Store(tmp_path, digests_of(models)))
+    statistics = Statistics(store=Store(tmp_path, digests_of(models.sources)))
     base = torch.zeros(10)
     view = View(base, [base], torch.float32)
     for _ in range(2):
@@ -213,7 +216,7 @@ def test_a_statistic_that_no_file_holds_stays_in_memory(models, tmp_path):
 
 
 def test_files_are_safetensors_with_their_structure_as_metadata(models, tmp_path):
-    merged(models, "ties", Store(tmp_path, digests_of(models)))
+    merged(models, "ties", Store(tmp_path, digests_of(models.sources)))
     file = next(tmp_path.glob("magnitude_histogram/*.safetensors"))
     with safe_open(file, framework="np") as opened:
         meta = json.loads(opened.metadata()["statistic"])

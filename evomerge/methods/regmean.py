@@ -1,0 +1,92 @@
+"""RegMean: the linear layers that come nearest to every expert's outputs on its own inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from evomerge.common.one_thread import one_thread
+from evomerge.methods import Lambda, Range, Tensor, View, merge_method
+from evomerge.methods.core.merged_update import Scaled, Update, mean
+from evomerge.methods.core.slices import Entries
+
+_RIDGE = 1e-9
+"""Added to the diagonal, in units of its mean."""
+
+
+def solution(view: View, *, reduce: float) -> Update:
+    """Merge the task vectors for one value of `reduce`; a tensor without Gram matrices by the mean.
+
+    W minimises Σ ‖Xᵢ(W − Wᵢ)ᵀ‖², eq. 2: with δᵢ = τᵢ − τ̄, it is τ̄ + (Σ δᵢGᵢ)(Σ Gᵢ)⁻¹.
+    """
+    from evomerge.common.accelerator import as_float64
+
+    taus = [tau.view(*view.shape) for tau in view.taus(slice(None))]
+    grams = view.calibrated.get("gram")
+    with one_thread():
+        if grams is None or taus[0].dim() != 2:
+            return Update(mean(taus).reshape(-1))
+        # 1. rows are outputs, columns inputs
+        wide = [as_float64(tau.mT if view.transposed else tau) for tau in taus]
+        middle = mean(wide)
+        # 2. Σ δᵢGᵢ and Σ Gᵢ, with what is off the diagonals shrunk (eq. 3)
+        pulled, total = wide[0] * 0, as_float64(grams[0]) * 0
+        for tau, gram in zip(wide, grams, strict=True):
+            own = as_float64(gram)
+            shrunk = own * reduce + own.diagonal().diag() * (1 - reduce)
+            pulled = pulled + (tau - middle) @ shrunk
+            total = total + shrunk
+        # 3. the normal equations; inputs that were never seen keep the mean
+        found = middle + _divided(pulled, total)
+        return Update((found.mT if view.transposed else found).to(taus[0]).reshape(-1))
+
+
+def _divided(pulled: Tensor, total: Tensor) -> Tensor:
+    """Compute P·S⁻¹ for a symmetric S ≥ 0: by Cholesky, else the solution of least norm."""
+    import torch
+
+    size = float(total.diagonal().mean())
+    if size <= 0:
+        return torch.zeros_like(pulled)
+    ridge = torch.eye(len(total), dtype=total.dtype, device=total.device) * (_RIDGE * size)
+    factor, failed = torch.linalg.cholesky_ex(total + ridge)
+    if int(failed) == 0:
+        return torch.cholesky_solve(pulled.mT, factor).mT
+    cutoff = len(total) * torch.finfo(torch.float32).eps  # of the Grams' own rounding
+    return pulled @ torch.linalg.pinv(total, rtol=cutoff, hermitian=True)
+
+
+def scaled(
+    view: View, *, reduce: float, lambda_: float, statistics: Update | None = None
+) -> Scaled:
+    """Scale the solution."""
+    return Scaled(Entries((statistics or solution(view, reduce=reduce)).values), lambda_)
+
+
+@merge_method(
+    reference="Jin et al. 2023, arXiv:2212.09849, eqs. 2 and 3",
+    joint=solution,
+    measure=scaled,
+    calibrated=["gram"],
+    relative=True,
+    differentiable_in=("lambda",),
+    copies=6,
+    squares=4,
+)
+def regmean(
+    base: Tensor,
+    experts: Sequence[Tensor],
+    *,
+    reduce: Annotated[float, Range(0.0, 1.0, step=0.05)] = 0.9,
+    lambda_: Lambda = 1.0,
+    measured: Scaled,
+) -> Tensor:
+    """Keep each expert's outputs on its own inputs: θ₀ + λ(W − θ₀), W = (Σ WᵢGᵢ)(Σ Gᵢ)⁻¹.
+
+    Gᵢ = XᵢᵀXᵢ/T of a linear layer's inputs on the expert's data; `reduce` multiplies what is off
+    its diagonal (0: a mean weighed by activations). It counts in steps of 0.05: the first candidate
+    with a value solves for it, and later ones add the solution, which is kept. Tensors without Gram
+    matrices (norms, biases, embeddings, stacked experts) are averaged, as are inputs that no expert
+    saw.
+    """
+    return measured.added_to(base)
