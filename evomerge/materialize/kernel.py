@@ -124,8 +124,9 @@ class Kernel:
             if found:
                 return f"{name}: {source} holds {found}"
             file = self.sources[source].calibration
-            for kind in file.head.kinds if file else ():
-                about = file and file.read(kind, name)
+            kinds = file.head.kinds if file is not None else ()
+            for kind in kinds:
+                about = None if file is None else file.read(kind, name)
                 if about is not None and (found := count_non_finite(about)):
                     return f"{name}: the {kind} statistics of {source} hold {found}"
         return f"{name}: the merge gave NaN or infinity"
@@ -280,7 +281,7 @@ class Kernel:
         index = matrix_index(step.tensor.name, name)
         held: dict[str, Sequence[Tensor]] = {}
         for kind in sorted(kinds):
-            found = [file and file.read(kind, step.tensor.name) for file in files]
+            found = [None if f is None else f.read(kind, step.tensor.name) for f in files]
             whole = [_of_matrix(kind, one, index, view, step.tensor) for one in found]
             if all(one is not None for one in whole):
                 held[kind] = [one.to(view.base.device) for one in whole if one is not None]

@@ -45,7 +45,7 @@ class MergeRule:
     @cached_property
     def text(self) -> str:
         """The whole rule as text; rules with one text make the same bytes (0 and -0 may not)."""
-        return repr((self.method.name, self.experts, self.arguments, self.sparsify))
+        return repr((self.method.name, self.experts, self.arguments, self.sparsify, self.aim))
 
 
 @dataclass(frozen=True)

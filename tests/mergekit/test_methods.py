@@ -72,6 +72,8 @@ def other(parameter):
     """A value that is not the default, and is exact at the ends of a gradient."""
     if parameter.type is bool:
         return not parameter.default
+    if parameter.type is str:
+        return next(choice for choice in parameter.choices if choice != parameter.default)
     middle = (parameter.low + parameter.high) / 2
     return middle if middle != parameter.default else parameter.low + (middle - parameter.low) / 2
 

@@ -84,7 +84,7 @@ class Method:
     elementwise: bool = True
     measure: Callable[..., Any] | None = None
     statistic: Callable[[View, int], Statistic] | None = None
-    joint: Callable[[View], Statistic] | None = None
+    joint: Callable[..., Statistic] | None = None
     needs_position: bool = False
     relative: bool = False
     differentiable_in: tuple[str, ...] = ()
@@ -238,7 +238,7 @@ def merge_method(
     elementwise: bool = True,
     measure: Callable[..., Any] | None = None,
     statistic: Callable[[View, int], Statistic] | None = None,
-    joint: Callable[[View], Statistic] | None = None,
+    joint: Callable[..., Statistic] | None = None,
     relative: bool = False,
     differentiable_in: Sequence[str] | None = None,
     changes: Sequence[str] = (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from evomerge.methods import find_method
 from evomerge.recipe import BASE, Merge
@@ -35,7 +36,7 @@ def _gives(merge: Merge, name: str) -> bool:
         base + torch.randn(base.shape, generator=generator) for _ in range(len(merge.experts))
     ]
     # 2. the merge of them, on one 8 × 8 tensor
-    arguments = {
+    arguments: dict[str, Any] = {
         p.keyword: [values[p.name] for values in merge.experts.values()]
         if p.per_expert
         else merge.parameters[p.name]

@@ -261,7 +261,8 @@ class AimSpace(_Wrapped):
         self._quantile, self._calibration = config.quantile, calibration
         self._fixed, own = {}, []
         if isinstance(config.omega, list):
-            own = [(-1, Gene("aim.omega", *config.omega))]
+            low, high = config.omega
+            own = [(-1, Gene("aim.omega", low, high))]
         else:
             self._fixed = {"aim.omega": config.omega}
         super().__init__(inner, own, {"aim.omega": 1.0})
