@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evomerge.campaign.calibration_needs import needed_kinds
 from evomerge.campaign.calibration_split import CalibrationSplit
 from evomerge.campaign.setup import deal_items
 from evomerge.common.accelerator import ON_REQUEST, available
 from evomerge.common.errors import InputError
-from evomerge.config import CampaignConfig, WeightsConfig
+from evomerge.config import CampaignConfig
 from evomerge.fitness.calibration.calibrate import Calibration, calibrate
 from evomerge.fitness.calibration.texts import read_texts, sample
 from evomerge.fitness.tasks.task_set import list_items
 from evomerge.materialize.disk.recipe_models import with_recipes_made
-from evomerge.methods.core.registry import find_method
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.files.calibration_file import KINDS
 from evomerge.models.messages import campaign_key
 from evomerge.models.open_models import as_stored, open_model, open_models
 from evomerge.recipe import BASE
 from evomerge.workers.devices import cores, device_of
-
-EXPERTS = "experts"
 
 
 def calibrate_model(
@@ -114,7 +112,7 @@ def plan_calibration(
                 "FILE}}, or documents for all models"
             )
     # 2. the models, as they are stored
-    models = with_recipes_made(config.models)
+    models = with_recipes_made(config.models).model_copy(update={"statistics": {}})
     opened = open_models(models)
     found = []
     for name, own in wanted.items():
@@ -174,7 +172,7 @@ def calibrate_campaign(
 
 def _target(config: CampaignConfig, name: str, folder: Path | None) -> Path:
     """Return a model's file: where the campaign looks for it, unless a folder is given."""
-    said = getattr(config.models, "statistics", {}).get(name, "")
+    said = config.models.statistics.get(name, "")
     if folder is None and said.endswith(".safetensors"):
         return Path(said)
     assert config.calibration is not None
@@ -204,26 +202,6 @@ def _wanted(
             "needs data; name what to take with --kinds"
         )
     return found
-
-
-def needed_kinds(config: CampaignConfig) -> dict[str, Sequence[str]]:
-    """Return model → kinds of statistics that the campaign's methods need of it, in its order."""
-    found: dict[str, dict[str, None]] = {name: {} for name in (BASE, *config.models.experts)}
-    for space in (config.space, *(stage.space for stage in config.stages)):
-        for names, kind in _needs(space.weights):
-            for name in config.models.experts if names == EXPERTS else [BASE]:
-                found[name][kind] = None
-    return {name: tuple(kinds) for name, kinds in found.items() if kinds}
-
-
-def _needs(weights: WeightsConfig | None) -> Iterator[tuple[str, str]]:
-    """Yield whose statistics merges need, the experts' or the base's, and their kind."""
-    if weights is None:
-        return
-    methods = [weights.method] if isinstance(weights.method, str) else weights.method
-    for method in methods:
-        for kind in getattr(find_method(method, "space.weights.method"), "calibrated", ()):
-            yield EXPERTS, kind
 
 
 def check_kinds(kinds: Sequence[str]) -> None:

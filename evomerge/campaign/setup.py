@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.campaign.calibration_needs import check_needs, needed_digests
 from evomerge.campaign.calibration_split import CalibrationSplit
 from evomerge.campaign.experts_asked import agreement_notes, check_experts, experts_asked
 from evomerge.campaign.initial_points import (
@@ -40,10 +41,6 @@ from evomerge.judging.rung_items import check_rungs
 from evomerge.judging.scores import Judge, JudgedTask, build_judge
 from evomerge.judging.splits import Marks, deal
 from evomerge.materialize.disk.recipe_models import with_recipes_made
-from evomerge.methods import find_method
-from evomerge.methods.core.aim import AIM_KIND
-from evomerge.methods.core.calibration_in_recipes import check_kinds
-from evomerge.methods.core.sparsify import sparsifiers
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.models.checks.configs_only import check_configs_only
 from evomerge.models.checks.digests import calibration_digests
@@ -199,7 +196,9 @@ class Setup:
             "models": {name: source.digest for name, source in self.models.sources.items()},
             "sources": list(self.models.sources),  # experts are merged in this order
             **(
-                {"statistics": files} if (files := calibration_digests(self.models.sources)) else {}
+                {"statistics": files}
+                if (files := needed_digests(config, self.models.sources))
+                else {}
             ),
             "space": config.space.model_dump(mode="json", exclude={"grid"}),
             "genes": [gene.name for gene in self.space.genes],
@@ -375,7 +374,8 @@ def _check_search(setup: Setup) -> None:
 
 def _space(config: CampaignConfig, models: CheckedModels) -> Space:
     digests = {name: source.digest for name, source in models.sources.items()}
-    _check_statistics(config, models)
+    if not models.configs_only:
+        check_needs(config, models.sources)
     space = build_space(
         config.space,
         models.layout,
@@ -391,33 +391,6 @@ def _space(config: CampaignConfig, models: CheckedModels) -> Space:
     if config.space.path.kind != "none":
         _check_depths(config, models)
     return space
-
-
-def _check_statistics(config: CampaignConfig, models: CheckedModels) -> None:
-    """Refuse methods that need calibration data of models that have none.
-
-    Raises:
-        InputError: names the key, the model and the way to make a file.
-    """
-    weights = config.space.weights
-    if weights is None or models.configs_only:
-        return
-    # 1. the kinds that each key asks for, of every expert
-    asked = {
-        f"space.weights.method: {name}": find_method(name, "space.weights.method").calibrated
-        for name in weights.methods
-    }
-    if weights.sparsify is not None:
-        kind = weights.sparsify.kind
-        asked[f"space.weights.sparsify: {kind}"] = sparsifiers()[kind].calibrated
-    files = {name: source.calibration for name, source in models.sources.items()}
-    for where, kinds in asked.items():
-        for name, file in files.items():
-            if name != BASE:
-                check_kinds(name, kinds, file, where)
-    # 2. what holds merges back is of the base
-    if weights.aim is not None:
-        check_kinds(BASE, [AIM_KIND], files[BASE], "space.weights.aim: AIM")
 
 
 def _judge(config: CampaignConfig, models: CheckedModels, tasks: Sequence[TaskItems]) -> Judge:

@@ -40,9 +40,7 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
                 update={
                     "base": places.pop("base"),
                     "experts": places,
-                    "statistics": {
-                        name: resolve_spec(spec, folder) for name, spec in models.statistics.items()
-                    },
+                    "statistics": _statistics(config, folder),
                     "tokenizer": models.tokenizer and _with_template(models.tokenizer, folder),
                 }
             ),
@@ -64,6 +62,17 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
             ),
         }
     )
+
+
+def _statistics(config: CampaignConfig, folder: Path) -> dict[str, str]:
+    """Return the models' calibration files: as said, or those that lie in `calibration.folder`."""
+    found = {n: resolve_spec(spec, folder) for n, spec in config.models.statistics.items()}
+    if config.calibration is None:
+        return found
+    place = (folder / config.calibration.folder).resolve()
+    files = {name: place / f"{name}.safetensors" for name in ("base", *config.models.experts)}
+    there = {name: str(path) for name, path in files.items() if path.is_file()}
+    return {**there, **found}
 
 
 def _absolute_texts(

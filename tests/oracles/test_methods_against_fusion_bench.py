@@ -14,10 +14,14 @@ from types import ModuleType
 import fusion_bench
 import pytest
 import torch
+from calibrated_data import some_calibration
 from fusion_bench import BaseModelPool
 from fusion_bench.method import SimpleAverageAlgorithm
+from fusion_bench.method.doge_ta.doge_ta import DOGE_TA_Algorithm
+from fusion_bench.method.fisher_merging.fisher_merging import merging_with_fisher_weights
 from fusion_bench.method.isotropic_merging import iso_utils
 from fusion_bench.method.magmax import MagMaxAlgorithm
+from fusion_bench.method.regmean.regmean import merging_with_regmean_weights
 from fusion_bench.method.tall_mask.task_arithmetic import generate_task_masks
 from fusion_bench.method.task_arithmetic.task_arithmetic import task_arithmetic_merge
 from fusion_bench.method.task_singular_vector.utils import TSVM_utils
@@ -27,11 +31,15 @@ from fusion_bench.utils import packages
 from torch import nn
 
 from evomerge.methods.consensus import consensus
+from evomerge.methods.core.view import whole_view
+from evomerge.methods.doge import correction, doge
+from evomerge.methods.fisher import fisher
 from evomerge.methods.iso_c import iso_c
 from evomerge.methods.iso_cts import iso_cts
 from evomerge.methods.linear import linear
 from evomerge.methods.magmax import magmax
 from evomerge.methods.opcm import opcm
+from evomerge.methods.regmean import regmean
 from evomerge.methods.task_arithmetic import task_arithmetic
 from evomerge.methods.ties import ties
 from evomerge.methods.tsvm import tsvm
@@ -192,3 +200,75 @@ def test_the_descent_of_wudi_goes_where_ours_is(shape):
     merged = wudi_merging(state_dicts(tensors), accelerator="cpu", iter_num=1500)[KEY].detach()
     ours = wudi(tensors[0], tensors[1:]) - tensors[0]
     torch.testing.assert_close(ours, merged, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (13, 11)], ids=str)
+def test_fisher_agrees(shape, normalize):
+    """Theirs adds one floor to every Fisher; ours is in units of each model's, so here there is
+    none. Both measure a model's Fisher by its norm.
+    """
+    tensors = drawn(shape)
+    data = some_calibration(["fisher"], shape, 3, dtype=torch.float64)["fisher"]
+    weight = [0.2, 0.5, 1.0]
+    expected = merging_with_fisher_weights(
+        {KEY: tensors[1:]},
+        [{KEY: one} for one in data],
+        torch.tensor(weight, dtype=torch.float64),
+        normalize_fisher_weight=normalize,
+        minimal_fisher_weight=0.0,
+    )
+    ours = fisher(
+        tensors[0],
+        tensors[1:],
+        calibrated={"fisher": data},
+        weight=weight,
+        normalize=normalize,
+        floor=0.0,
+    )
+    torch.testing.assert_close(ours, expected[KEY], **TOLERANCE)
+
+
+@pytest.mark.parametrize("reduce", [0.1, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize("shape", [(13, 11), (11, 13), (64, 48)], ids=str)
+def test_regmean_agrees(shape, reduce):
+    """Ours adds a billionth of the mean to the diagonal, which badly conditioned inputs feel."""
+    tensors = drawn(shape)
+    data = some_calibration(["gram"], shape, 3, dtype=torch.float64)["gram"]
+    expected = merging_with_regmean_weights(
+        {f"layer.{KEY}": tensors[1:]}, [{"layer": one} for one in data], reduce
+    )
+    ours = regmean(tensors[0], tensors[1:], calibrated={"gram": data}, reduce=reduce)
+    torch.testing.assert_close(ours, expected[f"layer.{KEY}"], rtol=0, atol=1e-5)
+    vector = [tensor[0] for tensor in tensors]
+    mean = merging_with_regmean_weights({KEY: vector[1:]}, [{}], reduce)[KEY]
+    torch.testing.assert_close(regmean(vector[0], vector[1:], reduce=reduce), mean, **TOLERANCE)
+
+
+@pytest.mark.parametrize("eta", [0.07, 2.0])
+@pytest.mark.parametrize("shape", [(24, 18), (18, 30)], ids=str)
+def test_the_descent_of_doge_has_nowhere_to_go_from_our_correction(shape, eta):
+    """Their loss there has no gradient left outside the shared subspace, and is below its start."""
+    tensors = drawn(shape)
+    taus = torch.stack([expert - tensors[0] for expert in tensors[1:]])
+    factors = eta / torch.linalg.vector_norm(taus, dim=(1, 2))
+    found = correction(whole_view(tensors[0], tensors[1:]))
+    change = (found.at_zero / eta - found.lasting).view(shape).requires_grad_()
+    change = (change.detach() * eta * (factors.sum() / eta) / factors.sum()).requires_grad_()
+    loss = DOGE_TA_Algorithm.taskvector_loss(None, taus, change, factors)
+    [gradient] = torch.autograd.grad(loss, change)
+    rank = min(shape)
+    sides = torch.cat(
+        [torch.linalg.svd(tau, full_matrices=False).U[:, : rank // 3] for tau in taus], 1
+    )
+    shared = torch.linalg.svd(sides, full_matrices=False).U[:, : rank // 6]
+    outside = gradient - shared @ (shared.mT @ gradient)
+    nothing = torch.zeros_like(change, requires_grad=True)
+    start = DOGE_TA_Algorithm.taskvector_loss(None, taus, nothing, factors)
+    [begun] = torch.autograd.grad(start, nothing)
+    assert loss < start
+    assert torch.linalg.vector_norm(outside) < 1e-6 * torch.linalg.vector_norm(begun)
+    # with everything kept, the merge is the sum of their adjusted vectors
+    ours = doge(tensors[0], tensors[1:], density=[1.0] * 3, eta=eta)
+    expected = tensors[0] + sum(f * (tau + change) for f, tau in zip(factors, taus, strict=True))
+    torch.testing.assert_close(ours, expected.detach(), **TOLERANCE)

@@ -1,0 +1,58 @@
+"""Calibration data that a campaign's methods need, and whether its models have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from evomerge.config import CampaignConfig, WeightsConfig
+from evomerge.methods import find_method
+from evomerge.methods.core.aim import AIM_KIND
+from evomerge.methods.core.calibration_in_recipes import check_kinds
+from evomerge.methods.core.sparsify import sparsifiers
+from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.checks.digests import calibration_digests
+from evomerge.recipe import BASE
+
+
+def needed_kinds(config: CampaignConfig) -> dict[str, Sequence[str]]:
+    """Return model → kinds of statistics that the campaign's merges need of it, in its order."""
+    found: dict[str, dict[str, None]] = {name: {} for name in (BASE, *config.models.experts)}
+    for space in (config.space, *(stage.space for stage in config.stages)):
+        for _, of_base, kind in _needs(space.weights):
+            for name in [BASE] if of_base else config.models.experts:
+                found[name][kind] = None
+    return {name: tuple(kinds) for name, kinds in found.items() if kinds}
+
+
+def check_needs(config: CampaignConfig, sources: Mapping[str, Checkpoint]) -> None:
+    """Refuse merges that need calibration data of models that have none.
+
+    Raises:
+        InputError: names the key, the model and the way to make a file.
+    """
+    files = {name: source.calibration for name, source in sources.items()}
+    for where, of_base, kind in _needs(config.space.weights):
+        for name, file in files.items():
+            if (name == BASE) is of_base:
+                check_kinds(name, [kind], file, where)
+
+
+def needed_digests(config: CampaignConfig, sources: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """Return model → digest of its calibration file, of those that the merges need."""
+    needed = set(needed_kinds(config))
+    return {name: d for name, d in calibration_digests(sources).items() if name in needed}
+
+
+def _needs(weights: WeightsConfig | None) -> Iterator[tuple[str, bool, str]]:
+    """Yield what asks for data, whether it is of the base, else of every expert, and its kind."""
+    if weights is None:
+        return
+    key = "space.weights"
+    for name in weights.methods:
+        for kind in find_method(name, f"{key}.method").calibrated:
+            yield f"{key}.method: {name}", False, kind
+    if weights.sparsify is not None:
+        for kind in sparsifiers()[weights.sparsify.kind].calibrated:
+            yield f"{key}.sparsify: {weights.sparsify.kind}", False, kind
+    if weights.aim is not None:
+        yield f"{key}.aim: AIM", True, AIM_KIND
