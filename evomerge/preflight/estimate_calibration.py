@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.campaign.calibrate import Planned, needed_kinds, plan_calibration
+from evomerge.campaign.calibrate import Planned, plan_calibration
+from evomerge.campaign.calibration_needs import needed_kinds
 from evomerge.config import CampaignConfig
 from evomerge.fitness.calibration.calibrate import BACKWARD, FORWARD, sizes_of, states_bytes
 from evomerge.models.tokens.tokenizer import load_tokenizer
