@@ -7,11 +7,16 @@ from pathlib import Path
 
 from evomerge.common.errors import InputError
 from evomerge.config import CalibrationTexts, CampaignConfig
-from evomerge.fitness.calibration.task_texts import TaskTexts, source_texts, task_texts
+from evomerge.fitness.calibration.task_texts import (
+    TaskTexts,
+    source_texts,
+    sources_again,
+    task_texts,
+)
 from evomerge.fitness.calibration.texts import Text, read_texts, sample
 from evomerge.fitness.tasks.overlap import near_copies
 from evomerge.fitness.tasks.surrogate_losses import KINDS
-from evomerge.fitness.tasks.task_set import TaskItems, load_sources
+from evomerge.fitness.tasks.task_set import TaskItems
 from evomerge.judging.splits import Marks, documents_of
 
 KEY = "calibration"
@@ -101,7 +106,7 @@ class CalibrationSplit:
         plain = {t.task: dict(zip(t.ids, t.texts, strict=True)) for t in self._tasks}
         asked = {
             source.name: source_texts(source)
-            for source in load_sources(self._config.fitness, None)
+            for source in sources_again(self._config.fitness)
             if source.kind in KINDS and source.weight > 0
         }
         for split, tasks in splits.items():

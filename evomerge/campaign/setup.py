@@ -7,6 +7,7 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,6 +281,8 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     check_experts(config, models, [task.task for task in tasks])
     calibration = CalibrationSplit(config, tasks)
     items, notes = deal_items(tasks, config, calibration.aside)
+    texts = calibration.texts(items)
+    _check_texts(config, models, texts)
     notes += agreement_notes(tasks)
     # 4. The search over them.
     setup = Setup(
@@ -291,7 +294,7 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
         judge=_judge(config, models, tasks),
         trackers=trackers,
         audit=audit,
-        calibration=calibration.texts(items),
+        calibration=texts,
         **_searched_by(config, space),
     )
     _check_search(setup)
@@ -391,6 +394,25 @@ def _space(config: CampaignConfig, models: CheckedModels) -> Space:
     if config.space.path.kind != "none":
         _check_depths(config, models)
     return space
+
+
+def _check_texts(
+    config: CampaignConfig, models: CheckedModels, texts: Mapping[str, Sequence[Text]]
+) -> None:
+    """Refuse calibration files of `calibration.folder` that were made of other texts than are said.
+
+    Raises:
+        InputError: names the file.
+    """
+    for name, own in texts.items() if not models.configs_only else ():
+        file = models.sources[name].calibration
+        ours = file and config.calibration and file.path.parent == Path(config.calibration.folder)
+        if file and ours and file.head.documents != texts_digest(own):
+            raise InputError(
+                f"{file.path}: was made of other texts than the campaign's (calibration); remove "
+                "it and run evomerge calibrate again, or name it in models.statistics and take "
+                "calibration out"
+            )
 
 
 def _judge(config: CampaignConfig, models: CheckedModels, tasks: Sequence[TaskItems]) -> Judge:

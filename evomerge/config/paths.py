@@ -65,8 +65,14 @@ def absolute(config: CampaignConfig, folder: Path) -> CampaignConfig:
 
 
 def _statistics(config: CampaignConfig, folder: Path) -> dict[str, str]:
-    """Return the models' calibration files: as said, or those that lie in `calibration.folder`."""
-    found = {n: resolve_spec(spec, folder) for n, spec in config.models.statistics.items()}
+    """Return the models' calibration files: as said, or those that lie in `calibration.folder`.
+
+    A file that is said need not be there yet.
+    """
+    found = {}
+    for name, spec in config.models.statistics.items():
+        file = (folder / spec).resolve() if spec.endswith(".safetensors") else None
+        found[name] = resolve_spec(spec, folder) if file is None else str(file)
     if config.calibration is None:
         return found
     place = (folder / config.calibration.folder).resolve()

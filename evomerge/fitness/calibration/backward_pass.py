@@ -232,7 +232,7 @@ class _Group:
 
         def one(index: int, text: Tensor, order: InOrder) -> None:
             wanted = [*parameters.values()]
-            hidden = last.read(index).to(model.device)
+            hidden = last.read(index)
             loss = _loss(model.logits(text, hidden), text)
             above = torch.autograd.grad(loss, wanted, allow_unused=True)
             slope = slopes.read(index).to(model.device)

@@ -138,11 +138,11 @@ class LayeredModel:
 
     def through(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Return what leaves the loaded layer, [1, tokens, hidden], for what enters it."""
-        return self._run(tokens, _Pass("layer", hidden))
+        return self._run(tokens, _Pass("layer", hidden.to(self.device)))
 
     def logits(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Return the logits, [tokens, vocabulary], for what leaves the last layer."""
-        return self._run(tokens, _Pass("given", hidden))[0]
+        return self._run(tokens, _Pass("given", hidden.to(self.device)))[0]
 
     def _run(self, tokens: Tensor, wanted: _Pass) -> Tensor:
         self._now.wanted = wanted

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from evomerge.common.errors import InputError
 from evomerge.config import FitnessConfig, TaskConfig
 from evomerge.fitness.calibration.texts import Text
 from evomerge.fitness.document_loss import RightAnswerLoss
+from evomerge.fitness.tasks import lm_eval_task
 from evomerge.fitness.tasks.lm_eval_loading import first_metric, open_manager
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, templates_compiled_once
 from evomerge.fitness.tasks.score_source import ScoreSource
@@ -38,11 +40,22 @@ def task_texts(where: str, name: str, fitness: FitnessConfig) -> TaskTexts:
                 metric = first_metric(name, open_manager(alone).task_index)
             tasks = [TaskConfig(task=name, metric=metric)]
             alone = alone.model_copy(update={"tasks": tasks})
-        sources = {source.name.partition(".")[0]: source for source in load_sources(alone, None)}
+        sources = {one.name.partition(".")[0]: one for one in sources_again(alone)}
         return {task: source_texts(source) for task, source in sources.items()}
     except InputError as error:
         text = str(error).replace("fitness.tasks[0].task", where).replace("fitness.tasks[0]", where)
         raise InputError(text if text.startswith(where) else f"{where}: {text}") from None
+
+
+def sources_again(fitness: FitnessConfig) -> list[ScoreSource]:
+    """Load the sources of scores once more, without the warnings that were given before."""
+    logger = logging.getLogger(lm_eval_task.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return list(load_sources(fitness, None))
+    finally:
+        logger.setLevel(level)
 
 
 def source_texts(source: ScoreSource) -> dict[str, Text]:
