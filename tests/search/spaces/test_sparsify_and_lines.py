@@ -226,3 +226,45 @@ def test_a_path_runs_through_scaled_layers():
 def test_what_cannot_be_scaled_is_refused_before_the_search(lines, weights, message):
     with pytest.raises(InputError, match=message):
         lines_space(lines, **weights)
+
+
+def aim_space(aim, path="none", **weights):
+    section = {**WEIGHTS, **weights, "aim": aim}
+    files = {"base": "b", "math": "m"}
+    given = SpaceConfig(weights=section, path=path)
+    return build_space(given, layout(), DIGESTS, seed=1, calibration=files)
+
+
+def test_one_gene_holds_every_merge_back_and_the_search_begins_without():
+    s = aim_space({"omega": [0.2, 1], "quantile": 0.9})
+    assert s.genes[0].name == "aim.omega"
+    recipe = s.decode(with_params(s, aim__omega=0.6))
+    assert [merge.aim.omega for merge in recipe.merges] == pytest.approx([0.6] * 6)
+    assert {merge.aim.quantile for merge in recipe.merges} == {0.9}
+    assert recipe.calibration == {"base": "b"}
+    assert s.statistics(with_params(s, aim__omega=0.6))["aim.omega"] == pytest.approx(0.6)
+    plain = build_space(SpaceConfig(weights=WEIGHTS), layout(), DIGESTS, seed=1)
+    assert s.decode(s.initial).digest == plain.decode(plain.initial).digest
+
+
+def test_a_share_with_a_value_is_no_gene_and_stands_over_what_else_changes_recipes():
+    s = aim_space({"omega": 0.4}, sparsify={"kind": "fisher", "density": 0.5}, lines={"alpha": 1})
+    recipe = s.decode(s.initial)
+    assert s.genes[0].name == "lines.beta"
+    assert {merge.aim.omega for merge in recipe.merges} == {0.4}
+    assert {merge.sparsify.kind for merge in recipe.merges} == {"fisher"}
+    assert recipe.calibration == {"base": "b", "math": "m"}
+
+
+def test_a_space_without_aim_does_not_take_such_a_recipe_for_its_own():
+    plain = build_space(SpaceConfig(weights=WEIGHTS), layout(), DIGESTS, seed=1)
+    s = aim_space({"omega": 0.4})
+    with pytest.raises(InputError, match="less where activations are large"):
+        plain.encode(s.decode(s.initial))
+
+
+@pytest.mark.parametrize("omega", [-0.1, 1.5, [0.2, 1.2], [0.7, 0.7]])
+def test_what_is_held_back_is_a_share(omega):
+    with pytest.raises(ValidationError, match="omega"):
+        WeightsConfig(**WEIGHTS, aim={"omega": omega})
+    assert "aim" not in WeightsConfig(**WEIGHTS).model_dump(mode="json")
