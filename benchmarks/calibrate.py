@@ -112,6 +112,8 @@ def measure(folder: Path, name: str, threads: int) -> None:
         tokens = tokenized("the model", texts, reader, 1 << 20, WORDS)
         with Meter() as meter:
             model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+            for parameter in model.parameters():  # memory of its own, as a worker's model has
+                parameter.data = parameter.data.clone()
             with torch.inference_mode():
                 for text in tokens:
                     model(text[None], use_cache=False)

@@ -131,7 +131,11 @@ def work_folder(target: Path, key: str, needed: int) -> Iterator[WorkFolder]:
                         f"{free / 1e9:.2g} GB are free there; ask for fewer or shorter texts "
                         "(samples, tokens), or write elsewhere (--to)"
                     )
-                yield WorkFolder(folder)
+                try:
+                    yield WorkFolder(folder)
+                except InputError:  # what was done is of no use
+                    shutil.rmtree(folder)
+                    raise
                 if target.exists():
                     shutil.rmtree(folder)
             finally:

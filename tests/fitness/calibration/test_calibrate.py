@@ -115,6 +115,7 @@ def test_a_model_whose_activations_overflow_is_named_with_the_tensor(model, tmp_
     named = r"models.experts.math: the gram of model.layers.1.mlp.down_proj.weight holds inf"
     with pytest.raises(InputError, match=named):
         written(folder, tmp_path / "a.safetensors", kinds=["gram"])
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_sample_is_the_same_whatever_the_order_of_the_lines():
