@@ -9,13 +9,18 @@ candidate is new. In turn, on the same recipes and prompts:
 - `rebuilt`: a folder, and lm-eval's own vLLM model built from it for every candidate, as
   mergekit-evolve does; in a process that lives on, so that imports are not counted.
 
-Printed are medians, ratios to `vllm`, and which share of the answers is that of `hf`, of which
-all should be. `--eager` leaves vLLM's compilation out, which `rebuilt` gains most by.
+Printed are medians, ratios to `vllm`, and which share of the answers is that of `hf`. Of the others
+it is counted how many part from `hf`'s where two tokens are all but equally likely (`TIE`), which
+rounding decides, and how many elsewhere: of `vllm`'s none may. A server and lm-eval's vLLM model
+look for stop strings behind the prompt, `hf` in the answer alone, where the first word has no space
+before it: the stop string of this benchmark ends some of their answers there, and none of `hf`'s.
+`--eager` leaves vLLM's compilation out, which `rebuilt` gains most by.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -57,6 +62,8 @@ from evomerge.recipe import BASE, Recipe
 EXPERTS = ("first", "second")
 VOCABULARY, LONGEST, TOKENS = 4000, 512, 64
 UNTIL = [" w9"]  # begins a word in 36
+TIE = 1e-3
+"""Difference of two logits that rounding may turn round; it moves single ones by some 1e-5."""
 Side = Callable[[Recipe], list[str]]
 """Loads a candidate and returns its answers."""
 
@@ -223,9 +230,25 @@ def stock(answers: int, eager: bool) -> None:
         gc.collect()
 
 
-def compare(setup: Setup, sides: dict[str, Side], repeats: int) -> None:
+def lead(engine: HuggingFace, exact: LlamaForCausalLM, prompt: str, *texts: str) -> float:
+    """Return by how much the likeliest token leads where two answers to a prompt part."""
+    lm = engine.lm
+    before = lm.tok_batch_encode([prompt])[0][0].tolist()
+    one, other = (lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    pairs = enumerate(zip(one, other))  # noqa: B905 -- one may be the other's beginning
+    alike = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    with torch.no_grad():
+        logits = exact(torch.tensor([before + one[:alike]])).logits[0, -1]
+    first, second = logits.topk(2).values.tolist()
+    return first - second
+
+
+def compare(
+    setup: Setup, sides: dict[str, Side], repeats: int, hf: HuggingFace, asked: list[Instance]
+) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     same: dict[str, list[float]] = {name: [] for name in sides}
+    leads: dict[str, list[float]] = {name: [] for name in sides}
     rng = np.random.default_rng(0)
     for turn in range(repeats + 1):  # the first warms up
         recipe = setup.space.decode(rng.random(setup.space.dimension))
@@ -235,9 +258,15 @@ def compare(setup: Setup, sides: dict[str, Side], repeats: int) -> None:
             found[name] = side(recipe)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
+        exact = copy.deepcopy(hf.lm.model).double()
         for name, texts in found.items():
-            equal = [a.lstrip() == b.lstrip() for a, b in zip(texts, found["hf"], strict=True)]
-            same[name].append(sum(equal) / len(equal))
+            pairs = [(a.lstrip(), b.lstrip()) for a, b in zip(texts, found["hf"], strict=True)]
+            same[name].append(sum(a == b for a, b in pairs) / len(pairs))
+            leads[name] += [
+                lead(hf, exact, one.args[0], *pair)
+                for one, pair in zip(asked, pairs, strict=True)
+                if pair[0] != pair[1]
+            ]
         shown = ", ".join(f"{n} {s[-1]:.1f} s" for n, s in seconds.items() if s)
         lengths = statistics.mean(len(text.split()) for text in found["hf"])
         print(f"  {shown or 'warm'}; {lengths:.0f} tokens an answer", flush=True)
@@ -246,7 +275,9 @@ def compare(setup: Setup, sides: dict[str, Side], repeats: int) -> None:
         median = statistics.median(seconds[name])
         print(
             f"{name:8} {median:7.2f} s, {median / own:6.2f} × vllm, "
-            f"{statistics.mean(same[name]):.1%} of the answers those of hf"
+            f"{statistics.mean(same[name]):.1%} of the answers those of hf; of the other "
+            f"{len(leads[name])} {sum(one < TIE for one in leads[name])} part at a tie, "
+            f"{sum(one >= TIE for one in leads[name])} elsewhere"
         )
 
 
@@ -287,7 +318,9 @@ def main() -> None:
                 "api": api,
             }
             sides = {name: engine_side(engine, instances) for name, engine in engines.items()}
-            compare(setup, {**sides, "rebuilt": rebuilt}, args.repeats)
+            hf = engines["hf"]
+            assert isinstance(hf, HuggingFace)
+            compare(setup, {**sides, "rebuilt": rebuilt}, args.repeats, hf, instances)
 
 
 if __name__ == "__main__":
