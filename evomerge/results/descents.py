@@ -94,7 +94,7 @@ def score_curve(study: Study, own: Sequence[Evaluation]) -> dict[str, list[float
         if trial.measured and trial.value is not None:
             items.append(float(spent))
             values.append(trial.value)
-            best.append(max(values))
+            best.append(max(trial.value, best[-1]) if best else trial.value)
     return {"items": items, "value": values, "best": best}
 
 

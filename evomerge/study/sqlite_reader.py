@@ -32,7 +32,11 @@ REVISION = "v3.2.0.a"
 BUSY_SECONDS = 30
 """Seconds that SQLite waits for another process's write."""
 CHUNK = 64
-"""Trials whose parts are read together: neighbours are often wanted next."""
+"""Trials whose parts are read together where neighbours are wanted one after the other."""
+NEAR = 8
+"""Trials that are neighbours."""
+SHORT = 64
+"""Characters of an optimizer's state that is read with a trial's small facts."""
 _NOT_FINITE = {"NAN": math.nan, "INF_POS": math.inf, "INF_NEG": -math.inf}
 _NONE: Mapping[str, Any] = {}
 _MEASURED = State.COMPLETE.name
@@ -43,10 +47,12 @@ _FIRST = (
 )
 _PLAIN = (
     "SELECT trial_id, group_concat("
-    """CASE WHEN key IN ({}) THEN '"' || key || '":' || value_json END) """
+    """CASE WHEN key IN ({}) THEN '"' || key || '":' || value_json """
+    """WHEN key = 'optimizer_state' THEN '"optimizer_state":' || """
+    f"CASE WHEN length(value_json) < {SHORT} THEN value_json ELSE 'null' END END) "
     "FROM trial_user_attributes WHERE trial_id IN "
     "(SELECT trial_id FROM trials WHERE study_id = ? AND trial_id > ?) GROUP BY trial_id"
-).format(", ".join("?" * len(SMALL)))
+).replace("({})", f"({', '.join('?' * len(SMALL))})")
 _RARE = (
     "SELECT a.trial_id, a.key, "
     "CASE a.key WHEN 'descent:0' THEN 'null' ELSE a.value_json END FROM trial_system_attributes a "
@@ -211,14 +217,16 @@ class SqliteReader:
 
     def _chunk(self, kind: str, name: str, key: int) -> dict[int, dict[str, Any]]:
         """Trial's id → names → texts, of the trials around an id; kept until others are wanted."""
-        start = key - key % CHUNK
-        known = self._chunks.get((kind, name))
-        if known is not None and known[0].start == start and key in known[0]:
-            return known[1]
+        known, content = self._chunks.get((kind, name), (range(0), {}))
+        if key in known:
+            return content
+        # one trial alone, or its neighbours too where the last one was a neighbour
+        near = known.start - NEAR <= key < known.stop + NEAR
+        start = key - key % CHUNK if near else key
         found: dict[int, dict[str, Any]] = defaultdict(dict)
         with self._snapshot() as rows:
             [(latest,)] = rows("SELECT MAX(trial_id) FROM trials")
-            span = start, min(start + CHUNK - 1, latest or 0)
+            span = start, min(start + CHUNK - 1, latest or 0) if near else key
             if kind == "params":
                 for one, param, number, distribution in rows(_PARAMS, *span):
                     found[one][param] = number, distribution

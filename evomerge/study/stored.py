@@ -2,7 +2,7 @@
 
 A study of 20,000 trials has 100 MB of recipes, genomes and item scores, of which a command needs
 those of a few. An evaluation read from a study keeps what tells trials apart (digest, value,
-counts, seconds: 1 kB), and gets recipe, scores and the like from its storage, each time anew.
+counts, seconds: 1 kB), and gets recipe, scores and the like from its storage.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +22,9 @@ from evomerge.study.record import DescentRecord, Evaluation, RungResult
 from evomerge.study.storage_errors import errors_explained
 
 RECENT = 256
-"""Evaluations recorded last whose parts the driver keeps in memory, for they are wanted next."""
+"""Evaluations recorded last whose parts the driver keeps, for they are wanted next; parts that were
+decoded last and are kept.
+"""
 
 
 class Parts(Protocol):
@@ -64,7 +67,19 @@ class RecentParts:
     def __init__(self, storage: Parts, url: str) -> None:
         """`storage` gives the others; `url` names it in messages."""
         self._storage, self._url = storage, url
+        self._decoded: OrderedDict[tuple[int, str], Any] = OrderedDict()
         self._recent: OrderedDict[int, MemoryParts] = OrderedDict()
+
+    def decoded(self, key: int, name: str, read: Callable[[Parts, int], Any]) -> Any:
+        """Decode a part, or give what was decoded lately."""
+        place = key, name
+        if place in (held := self._decoded):
+            with suppress(KeyError):  # another thread has just let go of it
+                return held[place]
+        held[place] = found = read(self, key)
+        if len(held) > RECENT:
+            held.popitem(last=False)
+        return found
 
     def keep(self, key: int, parts: MemoryParts) -> None:
         """Keep the parts of a trial that was recorded just now, in the place of the oldest."""
@@ -113,7 +128,7 @@ class StoredFacts(NamedTuple):
 
 
 class StoredEvaluation(Evaluation):
-    """An evaluation whose large parts are read from a storage each time they are asked for."""
+    """An evaluation whose large parts are read from a storage when they are asked for."""
 
     _parts: Parts
     _key: int
@@ -142,8 +157,12 @@ def stored(facts: StoredFacts, parts: Parts) -> StoredEvaluation | None:
             given["parents"] = tuple(plain["parents"])
         if facts.rare and (violation := codec.violation_of(facts.rare)):
             given["violation"] = violation
-        if f"{_DESCENT}:0" not in facts.rare:
+        # what few have, and all are asked for
+        if "descent:0" not in facts.rare:
             given["descent"] = None
+        state = plain.get("optimizer_state", _NOTHING)
+        if state is not None:
+            given["state"] = _NOBODY if state == _NOBODY else state
     except (KeyError, TypeError, ValueError):
         return None
     made = object.__new__(StoredEvaluation)
@@ -168,20 +187,23 @@ _AS_WRITTEN = (
     "seconds",
 )
 _EMPTY: Mapping[str, Any] = {"seconds": {}}
-_DESCENT = "descent"
-"""A large part that few trials have, and that all are asked for."""
+_NOTHING: Mapping[str, Any] = {}
+_NOBODY: Mapping[str, Any] = {"members": []}
+"""The state of optimizers that keep no members, one for all."""
 
 
 class _Part:
     """A field that is read from the storage where an evaluation does not hold it itself."""
 
-    def __init__(self, read: Callable[[Parts, int], Any]) -> None:
-        self._read = read
+    def __init__(self, name: str, read: Callable[[Parts, int], Any]) -> None:
+        self._name, self._read = name, read
 
     def __get__(self, one: StoredEvaluation | None, owner: type) -> Any:
         if one is None:
             return self
         try:
+            if isinstance(one._parts, RecentParts):
+                return one._parts.decoded(one._key, self._name, self._read)
             return self._read(one._parts, one._key)
         except ValueError as error:
             raise InputError(
@@ -232,7 +254,7 @@ def _params(parts: Parts, key: int) -> dict[str, Any]:
 
 
 def _descent(parts: Parts, key: int) -> DescentRecord | None:
-    found = codec.unpack_json(_DESCENT, parts.packed(key, _DESCENT))
+    found = codec.unpack_json("descent", parts.packed(key, "descent"))
     return None if found is None else DescentRecord.from_json(found)
 
 
@@ -246,9 +268,9 @@ _LARGE: Mapping[str, Callable[[Parts, int], Any]] = {
     "state": _plain("optimizer_state", {}),
     "versions": _plain("versions", {}),
     "weights": lambda parts, key: codec.unpack_json("weights", parts.packed(key, "weights")),
-    _DESCENT: _descent,
+    "descent": _descent,
 }
 for _name, _read in _LARGE.items():
-    setattr(StoredEvaluation, _name, _Part(_read))
+    setattr(StoredEvaluation, _name, _Part(_name, _read))
 _HELD = [f.name for f in fields(Evaluation) if f.name not in _LARGE]
-_FIELDS = (*_HELD, _DESCENT, "_parts", "_key")
+_FIELDS = (*_HELD, "descent", "state", "_parts", "_key")

@@ -11,8 +11,10 @@ import plotly.graph_objects as go
 from evomerge.report.figures.style import (
     COLORS,
     DASHES,
+    DRAWN,
     ESTIMATED,
     ONLY_NARROW,
+    drawn_places,
     plot_layout,
     shown,
     star,
@@ -44,8 +46,11 @@ def progress(
     done = [t for t in trials if t["value"] is not None and not t["estimated"]]
     estimated = [t for t in trials if t["estimated"]]
     reached = list(accumulate(done, _better))
-    band = _band(done, reached, ends[1])
-    figure.add_traces([*band, *_pruned(estimated), _points(done)])
+    steps = _steps(reached)  # the curves of the best so far hold between these
+    at = [done[place]["trial"] for place in steps] + ends[1:]
+    best = [reached[place] for place in steps] + reached[-1:]
+    band = _band(at, best)
+    figure.add_traces([*band, *_pruned(estimated), _points(done, steps)])
     for (role, name), value in references.items():
         figure.add_scatter(
             x=ends,
@@ -58,8 +63,8 @@ def progress(
             meta=ONLY_NARROW,
         )
     figure.add_scatter(
-        x=[t["trial"] for t in done] + ends[1:],
-        y=[t["value"] for t in reached] + [reached[-1]["value"]],
+        x=at,
+        y=[t["value"] for t in best],
         mode="lines",
         line={"color": COLORS["winner"], "shape": "hv", "width": 2},
         name="best so far",
@@ -86,13 +91,24 @@ def _better(one: Trial, other: Trial) -> Trial:
     return other if other["value"] > one["value"] else one
 
 
-def _points(done: Sequence[Trial]) -> go.Scatter:
+def _steps(reached: Sequence[Trial]) -> list[int]:
+    """Places where the best so far changes, if there are many trials; else all."""
+    if len(reached) <= DRAWN:
+        return list(range(len(reached)))
+    changed = (p for p in range(1, len(reached)) if reached[p] is not reached[p - 1])
+    return [0, *changed]
+
+
+def _points(done: Sequence[Trial], also: Sequence[int] = ()) -> go.Scatter:
+    """Points of trials; of many, some, and those at the places `also`."""
+    shown = [done[place] for place in sorted({*drawn_places(len(done)), *also})]
+    some = f" ({len(shown):,} of {len(done):,})" if len(shown) < len(done) else ""
     return go.Scatter(
-        x=[t["trial"] for t in done],
-        y=[t["value"] for t in done],
+        x=[t["trial"] for t in shown],
+        y=[t["value"] for t in shown],
         mode="markers",
         marker={"color": COLORS["winner"], "opacity": 0.75, "size": 7},
-        name="trial",
+        name=f"trial{some}",
         hovertemplate="trial %{x}: %{y:.4f}<extra></extra>",
     )
 
@@ -110,13 +126,9 @@ def _pruned(estimated: Sequence[Trial]) -> list[go.Scatter]:
     return [points]
 
 
-def _band(done: Sequence[Trial], reached: Sequence[Trial], end: float) -> list[go.Scatter]:
+def _band(x: Sequence[float], best: Sequence[Trial]) -> list[go.Scatter]:
     """The running best ± 1.96 standard errors: the lower edge, and the upper filled down to it."""
-    x = [t["trial"] for t in done] + [end]
-    edges = [
-        [t["value"] + side * NORMAL_95 * (t["se"] or 0.0) for t in [*reached, reached[-1]]]
-        for side in (-1, 1)
-    ]
+    edges = [[t["value"] + side * NORMAL_95 * (t["se"] or 0.0) for t in best] for side in (-1, 1)]
     line = {"width": 0, "shape": "hv", "color": COLORS["winner"]}
     lower, upper = (
         go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
@@ -128,7 +140,8 @@ def _band(done: Sequence[Trial], reached: Sequence[Trial], end: float) -> list[g
 
 def _failures(trials: Sequence[Trial], height: float) -> list[go.Scatter]:
     """Failed trials as crosses under the scores."""
-    failed = [t for t in trials if t["value"] is None]
+    every = [t for t in trials if t["value"] is None]
+    failed = [every[place] for place in drawn_places(len(every))]
     if not failed:
         return []
     return [
@@ -137,7 +150,7 @@ def _failures(trials: Sequence[Trial], height: float) -> list[go.Scatter]:
             y=[height] * len(failed),
             mode="markers",
             marker={"color": COLORS["failed"], "symbol": "x", "size": 8},
-            name=f"failed ({len(failed)})",
+            name=f"failed ({len(every)})",
             customdata=[shown(t["reason"] or "no reason recorded", 80) for t in failed],
             hovertemplate="trial %{x} failed: %{customdata}<extra></extra>",
         )

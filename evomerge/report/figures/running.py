@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from evomerge.report.figures.style import BLUE, COLORS, plot_layout, shown
+from evomerge.report.figures.style import BLUE, COLORS, drawn_places, plot_layout, shown
 from evomerge.report.tables import duration
 
 STAGES = {"materialize": COLORS["parent"], "score": COLORS["winner"]}
@@ -96,9 +96,10 @@ def pace(running: Mapping[str, Any]) -> go.Figure:
     left = running["left"] or 0.0
     unit, name = _unit(running["time"] + left)
     figure = go.Figure(layout=plot_layout(height=300, right=16, top=40))
+    steps = drawn_places(len(time))
     figure.add_scatter(
-        x=[0, *(t / unit for t in time)],
-        y=[0, *count],
+        x=[0, *(time[place] / unit for place in steps)],
+        y=[0, *(count[place] for place in steps)],
         mode="lines",
         line={"color": COLORS["winner"], "shape": "hv", "width": 2},
         name=f"{of} so far",

@@ -20,6 +20,8 @@ BLUE = "rgba(47, 127, 193, 0.35)"
 FAINT = "rgba(125, 133, 144, 0.25)"
 ESTIMATED = "circle-open"
 """The symbol of a score that is an estimate; measured ones are filled."""
+DRAWN = 2000
+"""The most points of one kind that are drawn, or steps of a curve: more cannot be told apart."""
 ONLY_NARROW = "only narrow"
 """A trace's `meta`: the legend names it on pages too narrow for labels beside the plot."""
 
@@ -45,6 +47,12 @@ def plot_layout(height: int, right: int, top: int = 56) -> dict[str, Any]:
         },
         "hovermode": "closest",
     }
+
+
+def drawn_places(count: int) -> list[int]:
+    """Choose which of so many points are drawn, in order: all, or of many every so many-th."""
+    places = list(range(0, count, -(-count // DRAWN) or 1))
+    return places if not count or places[-1] == count - 1 else [*places, count - 1]
 
 
 def star(trial: int, values: Sequence[float], label: str) -> go.Scatter:
