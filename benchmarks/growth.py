@@ -4,8 +4,8 @@ A campaign of the real loop, on workers that take no time (the quickstart's mode
 weight and a density for each layer and expert, 240 items on search), is searched to 1,000 trials,
 to 5,000, to 20,000. At each of these every command runs as a process of its own: its wall and CPU
 seconds and its peak memory. `resume` opens the study as a search does that goes on with it,
-`refresh` is a dashboard's second drawing. The driver's own time for a trial, and the storage's, is
-taken over the last tenth of the trials of each size; its memory for one in a run of its own.
+`refresh` is a dashboard's second drawing. The driver's own CPU time for a trial, and the storage's,
+is taken over the last tenth of the trials of each size; its memory for one in a run of its own.
 
 Prints a table with the exponent of each row's growth between the least and the greatest size, and
 keeps all as JSON.
@@ -14,10 +14,10 @@ keeps all as JSON.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import utilisation
 from overhead import QUICKSTART, SPACE
-from utilisation import CLOCK, SimulatedWorkers, writes_timed
+from utilisation import SimulatedWorkers, writes_timed
 
 from evomerge.campaign.loop import Campaign
 from evomerge.campaign.open import open_study
@@ -38,6 +39,7 @@ from evomerge.campaign.setup import Setup, prepare
 from evomerge.config import load_campaign
 from evomerge.study.record import Evaluation
 
+utilisation.CLOCK = time.process_time  # others may use the machine
 ITEMS = "fitness.splits={search: 80, select: 60, test: 60}"
 COMMANDS = {
     "status": ["status"],
@@ -58,8 +60,22 @@ print(time.perf_counter() - wall, time.process_time() - cpu)
 """
 
 
+LAUNCHER = """
+import os, sys, time
+began = time.perf_counter()
+child = os.fork()
+if not child:
+    os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_TRUNC), 1)
+    os.execvp(sys.argv[2], sys.argv[2:])
+_, status, used = os.wait4(child, 0)
+print(time.perf_counter() - began, used.ru_utime, used.ru_stime, used.ru_maxrss)
+sys.exit(status != 0)
+"""
+"""A process's peak begins with that of the one it is forked from, which has to be a small one."""
+
+
 class Silent:
-    """Listens to a campaign: when each trial was recorded."""
+    """Listens to a campaign: when each trial was recorded, in CPU seconds of the driver."""
 
     def __init__(self) -> None:
         self.moments: list[float] = []
@@ -75,7 +91,7 @@ class Silent:
     def recorded(self, evaluation: Evaluation) -> None:
         """Take the time of a trial."""
         if self._search:
-            self.moments.append(CLOCK())
+            self.moments.append(time.process_time())
 
     def said(self, message: str) -> None:
         """Nothing."""
@@ -87,7 +103,7 @@ def configured(trials: int, given: list[str]) -> Setup:
 
 
 def search(folder: Path, trials: int, given: list[str], workers: int) -> dict[str, float]:
-    """Search until so many trials; what a trial cost the driver at the end of them, in seconds."""
+    """Search until so many trials; what a trial cost the driver at the end of them, CPU seconds."""
     setup, listener = configured(trials, given), Silent()
     executor = SimulatedWorkers(setup, workers, mean=0.0, seed=0)
     with open_study(setup, folder, listener) as study, writes_timed(study) as writes:
@@ -109,6 +125,7 @@ def memory(folder: Path, trials: int, given: list[str], workers: int) -> float:
         def recorded(self, evaluation: Evaluation) -> None:
             super().recorded(evaluation)
             if len(self.moments) in (trials // 2, trials):
+                gc.collect()
                 held.append((len(self.moments), tracemalloc.get_traced_memory()[0]))
 
     listener = Watching()
@@ -134,20 +151,14 @@ def resumed(folder: str, trials: str, *given: str) -> None:
 
 def process(command: list[str]) -> tuple[dict[str, float], str]:
     """Run a command: wall and CPU seconds, peak bytes; and what it printed."""
-    began = time.perf_counter()
-    with tempfile.TemporaryFile() as out:
-        child = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE)
-        _, status, used = os.wait4(child.pid, 0)
-        wall = time.perf_counter() - began
-        assert child.stderr is not None
-        if status:
-            raise SystemExit(child.stderr.read().decode())
-        child.stderr.close()
-        child.returncode = 0
-        out.seek(0)
-        text = out.read().decode()
-    found = {"wall": wall, "cpu": used.ru_utime + used.ru_stime, "peak": 1024.0 * used.ru_maxrss}
-    return found, text
+    with tempfile.NamedTemporaryFile() as out:
+        launched = [sys.executable, "-S", "-c", LAUNCHER, out.name, *command]
+        done = subprocess.run(launched, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        text = Path(out.name).read_text()
+    wall, user, system, peak = map(float, done.stdout.split())
+    return {"wall": wall, "cpu": user + system, "peak": 1024 * peak}, text
 
 
 def measured(folder: Path, trials: int, given: list[str], repeats: int) -> dict[str, Any]:
@@ -194,7 +205,9 @@ def table(found: dict[int, dict[str, Any]]) -> list[str]:
     for name in ("driver", "storage"):
         values = [found[size]["trial"][name] for size in sizes]
         cells = "".join(f"{1000 * value:>10.2f}" for value in values)
-        lines.append(f"{name}, ms a trial".ljust(28) + cells + f"{exponent(sizes, values):>10.2f}")
+        lines.append(
+            f"{name}, CPU ms a trial".ljust(28) + cells + f"{exponent(sizes, values):>10.2f}"
+        )
     return lines
 
 
@@ -205,7 +218,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="of every command")
     parser.add_argument("--optimizer", default="cma")
     parser.add_argument("--rungs", action="store_true", help="of 32 and 128 items")
-    parser.add_argument("--memory", type=int, default=1000, help="trials of the driver's memory")
+    parser.add_argument("--memory", type=int, default=2000, help="trials of the driver's memory")
     parser.add_argument("--folder", type=Path, help="kept; a folder of a run that is gone on with")
     parser.add_argument("--json", type=Path, default=Path("growth.json"))
     asked = parser.parse_args()

@@ -14,7 +14,7 @@ from evomerge.common.errors import EvomergeError
 from evomerge.fitness.tasks.overlap import near_copies
 from evomerge.judging.selection import Judged, best, leading
 from evomerge.results.progress import is_concluded
-from evomerge.study.judged import judged, ranked
+from evomerge.study.judged import as_recorded, judged, ranked
 from evomerge.study.record import POLISHED, Evaluation
 
 
@@ -38,7 +38,8 @@ def front_to_test(record: Recorder) -> list[Evaluation]:
 def _ranked(record: Recorder, trials: Sequence[Evaluation], split: str) -> list[Judged[Evaluation]]:
     """Rank recipes as measured on a split; of several goals the front, parents' equals last."""
     judge = record.judge(split)
-    return ranked(judge, judged(judge, trials), record.known.values(), split)
+    found = as_recorded(judge, trials) if split == "search" else judged(judge, trials)
+    return ranked(judge, found, record.known.values(), split)
 
 
 def choose_finalists(record: Recorder) -> list[Evaluation]:
@@ -72,7 +73,7 @@ def rank_on_select(record: Recorder, among: Sequence[Evaluation]) -> list[Evalua
 
 def leaders(record: Recorder) -> list[Evaluation]:
     """Return every trial that was the best of the search at some time, once a recipe."""
-    found = leading(judged(record.judge("search"), record.trials))
+    found = leading(as_recorded(record.judge("search"), record.trials))
     return list({one.digest: one.trial for one in found if one}.values())
 
 

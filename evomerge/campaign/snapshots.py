@@ -203,6 +203,9 @@ class _Writer(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if is_corpus(obj):
             return _corpus_values, (obj.aggregate, obj.parts)
+        if type(obj).__module__.startswith("cmaes."):
+            # as it is: cmaes' own way makes the covariance symmetric to the last bit, and another
+            return _blank, (type(obj),), dict(vars(obj)), None, None, _fill
         return NotImplemented
 
 
@@ -223,8 +226,8 @@ class _Reader(pickle.Unpickler):
 
     @override
     def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) == (__name__, _corpus_values.__name__):
-            return _corpus_values
+        if module_name == __name__ and global_name in _MAKERS:
+            return _MAKERS[global_name]
         own = module_name.startswith(_OWN) and "." not in global_name
         if (module_name, global_name) in _PLAIN or own:
             found = getattr(importlib.import_module(module_name), global_name)
@@ -237,6 +240,15 @@ def _corpus_values(aggregate: str, parts: Any) -> CorpusValues:
     return CorpusValues.of(aggregate, parts)
 
 
+def _blank(kind: type) -> Any:
+    return object.__new__(kind)
+
+
+def _fill(made: Any, attributes: Mapping[str, Any]) -> None:
+    vars(made).update(attributes)
+
+
+_MAKERS = {made.__name__: made for made in (_corpus_values, _blank, _fill)}
 _BESIDE = ("parent", "baseline", "grid")
 """Roles of what optimizers begin with, and what they are judged against."""
 _METHODS = ("objectives_of",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 from domains import box, build, mixed, numbers, run
 from optimizer_runs import OWN, SMALL
+from running import facts
+from running import run as run_campaign
 
 from evomerge.campaign import snapshots
 from evomerge.campaign.snapshots import Snapshots, beginning
 from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
+from evomerge.search.optimizers import replay
+from evomerge.search.optimizers.cma import SEPARABLE_ABOVE
 from evomerge.study.record import Evaluation
 
 TASKS = ("first", "second")
@@ -37,12 +42,9 @@ def measure(genome):
     return JUDGE.scores({task: (rng.random(12) < chance).astype(float) for task in TASKS})
 
 
-def domain_for(name):
-    return numbers() if name == "map" else mixed()
-
-
-def fresh(name, seed=0):
-    return build(name, domain_for(name), seed, **SMALL.get(name, {}))
+def fresh(name, kind="mixed", seed=0):
+    domain = {"mixed": numbers if name == "map" else mixed, "box": box}[kind]()
+    return build(name, domain, seed, **SMALL.get(name, {}))
 
 
 def trials_of(told):
@@ -81,15 +83,20 @@ def asked(optimizer, told, asks):
             run(optimizer, list(told), asks, measure)[len(told):]]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_after_a_snapshot_every_optimizer_proposes_what_it_proposes_after_a_replay(name, tmp_path):
-    live, file = fresh(name), tmp_path / "snapshot"
+@pytest.mark.parametrize("kind", ["mixed", "box"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "map" else n for n in OWN]
+)
+def test_after_a_snapshot_every_optimizer_proposes_what_it_proposes_after_a_replay(
+    name, kind, tmp_path
+):
+    live, file = fresh(name, kind), tmp_path / "snapshot"
     told = run(live, [], TRIALS, measure)
     kept(file, live, told)
     assert file.exists(), "its state cannot be written: is it made of plain objects?"
     # more trials are on record than it covers: those are told one by one
     later = run(live, list(told), TRIALS + 5, measure)
-    replayed, resumed = fresh(name), fresh(name)
+    replayed, resumed = fresh(name, kind), fresh(name, kind)
     for proposal, scores in later:
         replayed.tell(proposal, scores)
     assert restored(file, resumed, later) == TRIALS
@@ -98,6 +105,18 @@ def test_after_a_snapshot_every_optimizer_proposes_what_it_proposes_after_a_repl
     wanted = asked(replayed, later, TRIALS + 5 + MORE)
     assert asked(resumed, later, TRIALS + 5 + MORE) == wanted
     assert resumed.state() == replayed.state()
+
+
+def test_cma_of_many_genes_is_restored_to_the_last_bit(tmp_path):
+    def wide():
+        return build("cma", box(SEPARABLE_ABOVE + 1))
+
+    live, file = wide(), tmp_path / "snapshot"
+    told = run(live, [], TRIALS, measure)
+    kept(file, live, told)
+    resumed = wide()
+    assert restored(file, resumed, told) == TRIALS
+    assert asked(resumed, told, TRIALS + MORE) == asked(live, told, TRIALS + MORE)
 
 
 @pytest.mark.parametrize("name", ["cma", "m2n2"])
@@ -190,3 +209,26 @@ def test_few_trials_have_no_snapshot_and_many_have_one_after_a_tenth_more(tmp_pa
     assert list(dict.fromkeys(covered)) == [10, 12, 14, 16, 18, 20, 23, 26, 29, 32, 36]
     written.write(live, JUDGE)
     assert not list(tmp_path.glob(".*")), "a partial file is left behind"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rungs", [[], ["fitness.rungs=[6, 15, all]"]])
+def test_a_campaign_goes_on_from_a_snapshot_as_from_a_replay_of_its_record(
+    tiny_folder, monkeypatch, rungs
+):
+    monkeypatch.setattr(snapshots, "LEAST", 4)
+    first = run_campaign(tiny_folder, overrides=["budget.trials=8", *rungs])
+    other = tiny_folder / "other"
+    shutil.copytree(first, other)
+    (other / snapshots.FILE).unlink()
+    told, tell = [], replay.tell
+    monkeypatch.setattr(replay, "tell", lambda *given: told.append(given) or tell(*given))
+
+    def gone_on(folder):
+        told.clear()
+        run_campaign(tiny_folder, folder, overrides=["budget.trials=14", *rungs])
+        return facts(folder), len(told)
+
+    (resumed, none), (replayed, all_of_them) = gone_on(first), gone_on(other)
+    assert (none, all_of_them) == (0, 8)
+    assert resumed == replayed
