@@ -120,6 +120,8 @@ class Campaign:
         self._evaluator.rungs = build_rungs(self._setup, self._record.study, judge, self._listener)
         self._listener.phase("search", len(trials), self._setup.config.budget.trials)
         left = self._in_flight.left_over()  # by the last driver
+        if remark := self._setup.optimizer.remark():
+            self._listener.said(f"{self._setup.config.optimizer.kind}: {remark}")
         known = {*(trial.ask for trial in trials), *(proposal.ask for proposal in left)}
         again = [t for t in self._record.study.withdrawn_to_repeat() if t.ask not in known]
         known |= {trial.ask for trial in again}

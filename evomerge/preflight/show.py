@@ -62,7 +62,8 @@ def _searched(setup: Setup) -> Iterator[tuple[str, str]]:
     config, space = setup.config, setup.space
     yield "space", f"{space.label}, {space.dimension} genes"
     optimizer, screen = config.optimizer.kind, config.optimizer.screen
-    yield "optimizer", f"{optimizer}, screen {screen}" if screen > 1 else optimizer
+    told = [optimizer, *([f"screen {screen}"] if screen > 1 else [])]
+    yield "optimizer", ", ".join([*told, *filter(None, [setup.optimizer.remark()])])
     if setup.said:
         yield "by default", setup.said
     trials, items = config.budget.trials, config.budget.items

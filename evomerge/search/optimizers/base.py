@@ -124,6 +124,10 @@ class Optimizer(ABC):
         """
         return None
 
+    def remark(self) -> str | None:
+        """Say in a line what it does in another way for so many genes; by default nothing."""
+        return None
+
     def answer(self, index: int, nth: int = 0) -> tuple[Genome, tuple[int, ...]]:
         """Return the `nth` answer that it could give to ask `index`, beyond the openings: a genome
         and its parents' ask indices. The first is the one it gives.

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 EDGE = 0.05
 """Distance that a beginning keeps from the walls, beyond which half of the samples would lie."""
 SEPARABLE_ABOVE = 200
-"""Dimensions above which the covariance is kept diagonal (SepCMA): O(n) instead of O(n²)."""
+"""Dimensions above which the covariance is kept diagonal (SepCMA): a trial takes O(n) instead of
+O(n³), .1 ms of 1,000 genes instead of 480 (of 200, 6).
+"""
 
 
 @optimizer("cma")
@@ -37,6 +39,8 @@ class CmaEs(Optimizer):
     it, with step `near`: openings choose the beginning, and are no samples of it. Where that is the
     end of a gradient descent, and no gene has levels, genes along which gradients were large vary
     less at first than the others: the covariance begins diagonal, at `search.descent.scales`.
+
+    Of more than 200 genes the covariance is diagonal (SepCMA, Ros & Hansen 2008).
 
     Where a gene has levels, CatCMA with margin (Hamano et al. 2025, arXiv:2504.07884) takes the
     place of CMA-ES: whole numbers keep a margin of probability beside the mean's level, choices
@@ -77,6 +81,17 @@ class CmaEs(Optimizer):
         self._arrived: list[tuple[Genome, float]] = []
         self._scale: Genome | None = None
         self._strategy = self._start(np.clip(domain.initial, EDGE, 1 - EDGE), sigma)
+
+    @override
+    def remark(self) -> str | None:
+        if self.domain.dimension <= SEPARABLE_ABOVE:
+            return None
+        if self.domain.discrete.any():
+            return (
+                f"full covariance of {self.domain.dimension:,} genes, some with levels: the time "
+                "for a trial grows with their cube"
+            )
+        return f"diagonal covariance, for there are more than {SEPARABLE_ABOVE} genes"
 
     @override
     def _begin(self, known: Sequence[Known]) -> None:

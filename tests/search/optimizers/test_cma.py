@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,14 +11,31 @@ from logistic import Logistic
 
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
+from evomerge.preflight.show import _searched
 from evomerge.search.descent import scales
-from evomerge.search.optimizers.cma import CmaEs
+from evomerge.search.optimizers.cma import SEPARABLE_ABOVE, CmaEs
 from evomerge.search.optimizers.parts.mixed_cma import CMAES, OF_CHOICES, MixedCMA
 from evomerge.search.spaces.genes import Condition, Domain, Gene
 
 
 def test_it_finds_the_optimum():
     assert max(s.value for _, s in run(build("cma"), [], 250) if s) > -5e-3
+
+
+def test_of_many_genes_the_covariance_is_diagonal_and_check_and_the_log_say_so():
+    few, many = (build("cma", box(count)) for count in (SEPARABLE_ABOVE, SEPARABLE_ABOVE + 1))
+    assert few.remark() is None
+    assert not isinstance(few._strategy, SepCMA)
+    assert isinstance(many._strategy, SepCMA)
+    assert "diagonal covariance" in many.remark()
+    assert build("cma", box(SEPARABLE_ABOVE + 1), screen=2).remark() == many.remark()
+    config = SimpleNamespace(
+        optimizer=SimpleNamespace(kind="cma", screen=1),
+        budget=SimpleNamespace(trials=9, items=None),
+    )
+    space = SimpleNamespace(label="layers", dimension=SEPARABLE_ABOVE + 1)
+    shown = dict(_searched(SimpleNamespace(config=config, space=space, optimizer=many, said=None)))
+    assert shown["optimizer"] == f"cma, {many.remark()}"
 
 
 def test_it_finds_the_optimum_of_a_mixed_domain():

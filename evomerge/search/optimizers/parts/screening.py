@@ -77,6 +77,10 @@ class Screened(Optimizer):
         return self._screened.descends()
 
     @override
+    def remark(self) -> str | None:
+        return self._screened.remark()
+
+    @override
     def check_metrics(self, names: Collection[str]) -> None:
         self._screened.check_metrics(names)
 
