@@ -31,8 +31,6 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-import evomerge.judging
-import evomerge.search
 from evomerge.common.version import __version__
 from evomerge.judging.corpus_values import CorpusValues, is_corpus
 from evomerge.judging.scores import Judge
@@ -168,8 +166,8 @@ def beginning(
 def _program() -> list[str]:
     """The versions of what computes a state: Python, libraries, and every line of our own code."""
     own = hashlib.sha256()
-    for package in (evomerge.search, evomerge.judging):
-        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+    for room in ("search", "judging"):
+        for file in sorted((Path(__file__).parents[1] / room).rglob("*.py")):
             own.update(file.read_bytes())
     libraries = [version(name) for name in ("numpy", "scipy", "cmaes", "scikit-learn")]
     return [__version__, platform.python_version(), *libraries, own.hexdigest()]

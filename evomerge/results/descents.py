@@ -88,7 +88,7 @@ def score_curve(study: Study, own: Sequence[Evaluation]) -> dict[str, list[float
     Those that failed, or whose score is an estimate, are left out.
     """
     whole, spent = split_size(study, "search"), sum(one.items for one in study.descents())
-    items, values, best = [], [], []
+    items, values, best = list[float](), list[float](), list[float]()
     for trial in own:
         spent += trial.cost(whole)
         if trial.measured and trial.value is not None:

@@ -62,7 +62,7 @@ class Recorded(Judged[Evaluation]):
         return fitness_of(trial.value, trial.violation)
 
     @property
-    def scores(self) -> Scores | None:  # type: ignore[override]
+    def scores(self) -> Scores | None:
         """The scores as recorded; None when it failed."""
         trial = self.trial
         if trial.value is None:
