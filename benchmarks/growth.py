@@ -5,7 +5,8 @@ weight and a density for each layer and expert, 240 items on search), is searche
 to 5,000, to 20,000. At each of these every command runs as a process of its own: its wall and CPU
 seconds and its peak memory. `resume` opens the study as a search does that goes on with it,
 `refresh` is a dashboard's second drawing. The driver's own CPU time for a trial, and the storage's,
-is taken over the last tenth of the trials of each size; its memory for one in a run of its own.
+is taken over the last tenth of the trials of each size; its memory for one is the growth of what a
+resumed one takes.
 
 Prints a table with the exponent of each row's growth between the least and the greatest size, and
 keeps all as JSON.
@@ -14,16 +15,13 @@ keeps all as JSON.
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -115,38 +113,14 @@ def search(folder: Path, trials: int, given: list[str], workers: int) -> dict[st
     return {"driver": (wall - written) / count, "storage": written / count}
 
 
-def memory(folder: Path, trials: int, given: list[str], workers: int) -> float:
-    """Bytes that the driver of a new campaign keeps for a trial."""
-    setup = configured(trials, given)
-    executor = SimulatedWorkers(setup, workers, mean=0.0, seed=0)
-    held: list[tuple[int, int]] = []
-
-    class Watching(Silent):
-        def recorded(self, evaluation: Evaluation) -> None:
-            super().recorded(evaluation)
-            if len(self.moments) in (trials // 2, trials):
-                gc.collect()
-                held.append((len(self.moments), tracemalloc.get_traced_memory()[0]))
-
-    listener = Watching()
-    tracemalloc.start()
-    with open_study(setup, folder, listener) as study:
-        Campaign(setup, study, executor, listener).run()
-    tracemalloc.stop()
-    (before, least), (after, most) = held[:2]
-    return (most - least) / (after - before)
-
-
 def resumed(folder: str, trials: str, *given: str) -> None:
-    """Print what it takes to take the study up again: wall and CPU seconds, peak bytes beside."""
+    """Print what it takes to take the study up again: wall and CPU seconds."""
     setup, listener = configured(int(trials), list(given)), Silent()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()
     executor = SimulatedWorkers(setup, 1, mean=0.0, seed=0)
     with open_study(setup, Path(folder), listener) as study:
         Campaign(setup, study, executor, listener)
         print(time.perf_counter() - wall, time.process_time() - cpu)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def process(command: list[str]) -> tuple[dict[str, float], str]:
@@ -174,8 +148,8 @@ def measured(folder: Path, trials: int, given: list[str], repeats: int) -> dict[
     code = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
     code += "import growth; growth.resumed(*sys.argv[1:])"
     peak, text = process([sys.executable, "-c", code, str(folder), str(trials), *given])
-    wall, cpu, more = map(float, text.split())
-    found["resume"] = {"wall": wall, "cpu": cpu, "peak": peak["peak"], "more": 1024.0 * more}
+    wall, cpu = map(float, text.split())
+    found["resume"] = {"wall": wall, "cpu": cpu, "peak": peak["peak"]}
     return found
 
 
@@ -190,24 +164,22 @@ def table(found: dict[int, dict[str, Any]]) -> list[str]:
     """The rows: what, one number a size, the exponent."""
     sizes = sorted(found)
     lines = ["what".ljust(28) + "".join(f"{size:>10,}" for size in sizes) + "  exponent"]
-    units = {
-        "wall": ("s", 1.0),
-        "cpu": ("CPU s", 1.0),
-        "peak": ("MB", 1e6),
-        "more": ("more MB", 1e6),
-    }
+    units = {"wall": ("s", 1.0), "cpu": ("CPU s", 1.0), "peak": ("MB", 1e6)}
     for name, key in itertools.product(found[sizes[0]]["commands"], units):
-        values = [found[size]["commands"][name].get(key) for size in sizes]
-        if None not in values:
-            unit, scale = units[key]
-            cells = "".join(f"{value / scale:>10.2f}" for value in values)
-            lines.append(f"{name}, {unit}".ljust(28) + cells + f"{exponent(sizes, values):>10.2f}")
+        values = [found[size]["commands"][name][key] for size in sizes]
+        unit, scale = units[key]
+        cells = "".join(f"{value / scale:>10.2f}" for value in values)
+        lines.append(f"{name}, {unit}".ljust(28) + cells + f"{exponent(sizes, values):>10.2f}")
     for name in ("driver", "storage"):
         values = [found[size]["trial"][name] for size in sizes]
         cells = "".join(f"{1000 * value:>10.2f}" for value in values)
         lines.append(
             f"{name}, CPU ms a trial".ljust(28) + cells + f"{exponent(sizes, values):>10.2f}"
         )
+    if len(sizes) > 1:
+        least, most = (found[size]["commands"]["resume"]["peak"] for size in (sizes[0], sizes[-1]))
+        each = (most - least) / (sizes[-1] - sizes[0]) / 1000
+        lines.append(f"a driver's memory for a trial, kB: {each:.1f}")
     return lines
 
 
@@ -218,7 +190,6 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="of every command")
     parser.add_argument("--optimizer", default="cma")
     parser.add_argument("--rungs", action="store_true", help="of 32 and 128 items")
-    parser.add_argument("--memory", type=int, default=2000, help="trials of the driver's memory")
     parser.add_argument("--folder", type=Path, help="kept; a folder of a run that is gone on with")
     parser.add_argument("--json", type=Path, default=Path("growth.json"))
     asked = parser.parse_args()
@@ -236,10 +207,7 @@ def main() -> int:
             size = (folder / "study.db").stat().st_size
             found[trials] = {"trial": trial, "commands": commands, "bytes": size}
             asked.json.write_text(json.dumps({"options": given, "sizes": found}, indent=1))
-        kept = memory(Path(made) / "memory", asked.memory, given, asked.workers)
     print("\n".join(table(found)))
-    print(f"the driver keeps {kept / 1000:.1f} kB for a trial")
-    asked.json.write_text(json.dumps({"options": given, "sizes": found, "kept": kept}, indent=1))
     return 0
 
 
