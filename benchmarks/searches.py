@@ -70,6 +70,10 @@ ARMS = {
 """Arm → what it changes; all but `plain` begin at the best that is known."""
 
 
+ROUNDING = 1e-9
+"""Scores that differ by less are the same; one more right answer changes them by more."""
+
+
 class Quiet:
     """A listener that says nothing."""
 
@@ -107,9 +111,9 @@ class Found:
     parent: float
 
     def reached(self, score: float) -> float:
-        """Items until `score`; infinite if never."""
+        """Items until `score`, but for rounding; infinite if never."""
         pairs = zip(self.spent, self.best, strict=True)
-        return next((spent for spent, best in pairs if best >= score), math.inf)
+        return next((spent for spent, best in pairs if best >= score - ROUNDING), math.inf)
 
 
 def campaign_of(case: str, zoos: Path) -> Path:

@@ -66,5 +66,5 @@ def zoos(tmp_path_factory):
 def test_no_search_ends_below_a_base_that_is_the_best_parent(searches, zoos, tmp_path, optimizer):
     campaign = searches["campaign_of"]("base_best", zoos)
     changes = [f"optimizer.kind={optimizer}", "workers={isolated: false}"]
-    found = searches["run"](campaign, tmp_path, changes, trials=40, share=None)
+    found = searches["run"](campaign, tmp_path, changes, trials=30, share=None)
     assert found.best[-1] >= found.begun
