@@ -39,6 +39,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/memory_gpu.py
 	$(BIN)/python benchmarks/scoring_gpu.py
 	$(BIN)/python benchmarks/source_statistics.py
+	$(BIN)/python benchmarks/calibrate.py
 	$(BIN)/python benchmarks/merge_command.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/overhead.py

@@ -36,6 +36,7 @@ def test_methods_say_which_kinds_are_needed_of_whom(path):
     assert found == {"base": ("mean_abs",), "math": ("gram",), "lang": ("gram",)}
 
 
+@pytest.mark.slow
 def test_a_campaign_is_told_what_to_make_and_finds_what_was_made(path):
     lacking = evomerge("check", path, "--no-measure", code=2)
     assert lacking.stdout.count("calibration of ") == 3
