@@ -125,11 +125,13 @@ def _values(parameter: Parameter) -> str:
 
 
 def _count(method: Method) -> str:
-    """Say how many experts a method merges."""
+    """Say how many experts a method merges, and which data of them it needs."""
     low, high = method.experts
+    data = f"; needs data of each: {', '.join(method.calibrated)} (evomerge calibrate)"
+    rest = data if method.calibrated else ""
     if high is None:
-        return "any number of experts" if low < 2 else f"{low} experts or more"
-    return f"{low} expert{'s' * (low > 1)}" if low == high else f"{low} to {high} experts"
+        return ("any number of experts" if low < 2 else f"{low} experts or more") + rest
+    return (f"{low} expert{'s' * (low > 1)}" if low == high else f"{low} to {high} experts") + rest
 
 
 @cache

@@ -146,6 +146,7 @@ def test_the_merge_command_gives_the_workers_bytes_whatever_omp_num_threads_says
     file.write_text(json.dumps(recipe.to_json()))
     models = setup.models.sources
     given = [f"--expert={name}={models[name].folder}" for name in models if name != "base"]
+    given += [f"--statistics={name}={s.calibration.path}" for name, s in models.items()]
     for threads in ("1", "2", "4"):
         to = tmp_path / threads
         command = ["merge", str(file), f"--to={to}", f"--base={models['base'].folder}", *given]
