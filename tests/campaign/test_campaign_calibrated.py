@@ -139,6 +139,27 @@ def test_statistics_that_are_not_there_are_refused(shared):
         prepared(shared, "fisher", {**own, "math": "./statistics"})
 
 
+def test_files_that_calibrate_left_are_found_and_those_that_are_named_come_first(shared):
+    path = campaign(shared, "fisher", {"math": "statistics/math.safetensors"})
+    said = ["calibration={documents: texts.jsonl}"]
+    found = load_campaign(path, said).models.statistics
+    assert found == {
+        name: str((shared / "statistics" / f"{name}.safetensors").resolve())
+        for name in ("base", "math", "lang")
+    }
+    elsewhere = ["calibration={documents: texts.jsonl, folder: nowhere}"]
+    assert set(load_campaign(path, elsewhere).models.statistics) == {"math"}
+    assert load_campaign(campaign(shared, "fisher", {})).models.statistics == {}
+
+
+def test_statistics_of_the_hub_that_cannot_be_had_are_refused_by_key(shared):
+    own = {"math": "org/none@main", "lang": "statistics/lang.safetensors"}
+    with pytest.raises(InputError, match=r"models\.statistics\.math: .*org/none@main"):
+        prepared(shared, "fisher", own)
+    with pytest.raises(InputError, match=r"models\.statistics\.math: .*not a hub id"):
+        prepared(shared, "fisher", {**own, "math": "a/b/c"})
+
+
 def test_second_moments_of_a_training_run_are_taken_as_fisher(folder):
     layout = check_models(load_campaign(folder / "campaign.yaml").models).layout
     (folder / "run").mkdir()
