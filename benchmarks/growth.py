@@ -28,12 +28,13 @@ from typing import Any
 
 import numpy as np
 import utilisation
-from overhead import QUICKSTART, SPACE
+from overhead import BARE, QUICKSTART, SPACE
 from utilisation import SimulatedWorkers, writes_timed
 
 from evomerge.campaign.loop import Campaign
 from evomerge.campaign.open import open_study
 from evomerge.campaign.setup import Setup, prepare
+from evomerge.campaign.snapshots import FILE
 from evomerge.config import load_campaign
 from evomerge.study.record import Evaluation
 
@@ -97,7 +98,9 @@ class Silent:
 
 def configured(trials: int, given: list[str]) -> Setup:
     """The campaign with a budget of so many trials."""
-    return prepare(load_campaign(QUICKSTART, [SPACE, ITEMS, f"budget.trials={trials}", *given]))
+    return prepare(
+        load_campaign(QUICKSTART, [SPACE, ITEMS, *BARE, f"budget.trials={trials}", *given])
+    )
 
 
 def search(folder: Path, trials: int, given: list[str], workers: int) -> dict[str, float]:
@@ -105,7 +108,7 @@ def search(folder: Path, trials: int, given: list[str], workers: int) -> dict[st
     setup, listener = configured(trials, given), Silent()
     executor = SimulatedWorkers(setup, workers, mean=0.0, seed=0)
     with open_study(setup, folder, listener) as study, writes_timed(study) as writes:
-        Campaign(setup, study, executor, listener).run()
+        Campaign(setup, study, executor, listener, snapshot=folder / FILE).run()
     latest = listener.moments[-max(2, len(listener.moments) // 10) :]
     wall = latest[-1] - latest[0]
     written = sum(took for began, took in writes if latest[0] < began < latest[-1])
@@ -119,7 +122,7 @@ def resumed(folder: str, trials: str, *given: str) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     executor = SimulatedWorkers(setup, 1, mean=0.0, seed=0)
     with open_study(setup, Path(folder), listener) as study:
-        Campaign(setup, study, executor, listener)
+        Campaign(setup, study, executor, listener, snapshot=Path(folder) / FILE)
         print(time.perf_counter() - wall, time.process_time() - cpu)
 
 
@@ -193,7 +196,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="kept; a folder of a run that is gone on with")
     parser.add_argument("--json", type=Path, default=Path("growth.json"))
     asked = parser.parse_args()
-    given = [f"optimizer={{kind: {asked.optimizer}}}"]
+    given = [f"optimizer={{kind: {asked.optimizer}, screen: 1}}"]
     given += ["fitness.rungs=[32, 128, all]"] if asked.rungs else []
     found: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as made:

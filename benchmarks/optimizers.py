@@ -128,7 +128,7 @@ def open_study(url: str, genes: Domain) -> tuple[float, int]:
     with Study.create_or_resume(
         url, "bench", identity={"bench": 1}, campaign={}, genes=distributions
     ) as study:
-        found = len(study.evaluations())
+        found = sum(e.genome is not None and e.scores is not None for e in study.evaluations())
     return time.perf_counter() - started, found
 
 

@@ -21,6 +21,8 @@ from evomerge.study.record import Evaluation
 
 QUICKSTART = Path(__file__).parents[1] / "search_spaces" / "quickstart" / "quickstart.yaml"
 BAR = 0.15
+BARE = ["initial=[]", "fitness.rungs=[all]", "optimizer.screen=1"]
+"""Without the gradient, the rungs and the screening that a search has by default."""
 SPACE = "space.weights={method: ties, genes: {weight: [0, 1.5], density: [0.2, 1]}}"
 
 
@@ -52,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trials", type=int, default=200)
     trials = parser.parse_args().trials
-    setup = prepare(load_campaign(QUICKSTART, [SPACE, f"budget.trials={trials}"]))
+    setup = prepare(load_campaign(QUICKSTART, [SPACE, *BARE, f"budget.trials={trials}"]))
     clock = SearchClock()
     with (
         tempfile.TemporaryDirectory() as folder,

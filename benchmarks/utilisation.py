@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from overhead import QUICKSTART, SPACE
+from overhead import BARE, QUICKSTART, SPACE
 
 from evomerge.campaign.loop import Campaign
 from evomerge.campaign.open import open_study
@@ -164,7 +164,7 @@ def _timed(function, spans):
 
 def measure(overrides: list[str], trials: int, workers: int, mean: float) -> tuple[float, float]:
     """Utilisation, and the driver's own seconds for a trial."""
-    given = [SPACE, f"budget.trials={trials}", *overrides]
+    given = [SPACE, *BARE, f"budget.trials={trials}", *overrides]
     setup = prepare(load_campaign(QUICKSTART, given))
     executor = SimulatedWorkers(setup, workers, mean, seed=0)
     search = Search(executor)
@@ -198,7 +198,7 @@ def main() -> int:
     if given.cpu:  # on a machine that others use
         global CLOCK
         CLOCK = time.process_time
-    optimizer = f"optimizer={{kind: {given.optimizer}}}"
+    optimizer = f"optimizer={{kind: {given.optimizer}, screen: 1}}"
     missed = False
     for rungs in ([], ["fitness.rungs=[32, 128, all]"]):
         print("with rungs" if rungs else "without rungs")
