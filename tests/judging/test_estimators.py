@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from evomerge.judging.estimators.calibration import calibrate, switched_off_after
+from evomerge.judging.estimators.calibration import (
+    RISK,
+    TOLERATED,
+    Counted,
+    calibrate,
+    switched_off_after,
+)
 from evomerge.judging.estimators.irt import fit
 from evomerge.judging.estimators.mean import mean
 from evomerge.judging.estimators.responses import estimator_of
@@ -142,3 +149,11 @@ def test_an_estimator_that_is_off_is_found_out_and_a_good_one_is_kept():
     assert 0.85 <= calibrate(good).covered / 200 <= 0.95
     bad = [(float(e), 0.02, 0.5) for e in 0.5 + rng.normal(0, 0.08, 200)]
     assert switched_off_after(bad) <= 15
+
+
+def test_coverage_is_judged_by_the_binomial_tail_however_many_were_checked():
+    for of in (1, 2, 7, 40, 300, 1100, 20_000):
+        for covered in {0, of // 2, *range(max(0, int(0.7 * of) - 5), min(of, int(0.78 * of) + 5))}:
+            tail = scipy.stats.binom.cdf(covered, of, TOLERATED)
+            assert Counted(of, covered).off == (tail < RISK), (of, covered, tail)
+    assert not Counted().off

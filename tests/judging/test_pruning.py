@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
 from evomerge.judging.objectives import find_objective
-from evomerge.judging.pruning import beaten_by, is_pruned
+from evomerge.judging.pruning import Incumbents, beaten_by, is_pruned
 from evomerge.judging.scores import Judge
 
 SIZES = {"short": 40, "long": 200}
@@ -59,6 +61,44 @@ def test_with_several_goals_only_who_is_worse_in_each_is_beaten():
     assert not beaten_by(measure, responses_of(0.3), rival, 0.8)[0]
     rival["long"] = np.full((1, 20), 0.4)
     assert beaten_by(measure, responses_of(0.3), rival, 0.8)[0]
+
+
+def by_definition(measure, ours, others, confidence):
+    """The paired test, difference by difference."""
+    means = np.array([ours[t].mean() for t in measure.tasks])
+    slopes, beaten = measure.slopes(means), []
+    for place in range(len(next(iter(others.values())))):
+        theirs = {t: others[t][place] for t in measure.tasks}
+        rival = np.array([theirs[t].mean() for t in measure.tasks])
+        wins = []
+        for goal, (own, other) in enumerate(zip(slopes, measure.slopes(rival), strict=True)):
+            apart = [other[i] * theirs[t] - own[i] * ours[t] for i, t in enumerate(measure.tasks)]
+            error = np.sqrt(sum(one.var(ddof=1) / len(one) for one in apart))
+            gap = (measure.objectives_of(rival) - measure.objectives_of(means))[goal]
+            wins.append(gap > NormalDist().inv_cdf(confidence) * error + 1e-12)
+        beaten.append(all(wins))
+    return beaten
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("mean", {}), ("weakest_link", {}), ("pareto", {"of": ["short", "long"]})],
+)
+def test_incumbents_that_are_added_one_by_one_are_compared_by_the_same_test(kind, options):
+    rng = np.random.default_rng(3)
+    measure = judge(kind, **options).against({"base": responses_of(0.5)})
+    growing, seen = Incumbents(measure), {t: np.empty((0, n)) for t, n in SIZES.items()}
+    mixed = 0
+    for _ in range(40):
+        ours = {t: rng.random(n) * rng.random() for t, n in SIZES.items()}
+        found = list(growing.beating(ours, 0.8)) if len(growing) else []
+        assert found == by_definition(measure, ours, seen, 0.8)
+        mixed += 0 < sum(found) < len(found)
+        one = {t: v[None] for t, v in ours.items()}
+        growing.add(one)
+        seen = {t: np.concatenate([seen[t], v]) for t, v in one.items()}
+    assert mixed > 10
+    assert not growing.beating({t: v[-1] for t, v in seen.items()}, 0.5)[-1], "itself beats nobody"
 
 
 def responses_of(value):
