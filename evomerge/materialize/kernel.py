@@ -80,6 +80,11 @@ class Kernel:
         """Where tensors are merged; of several GPUs, on the target's."""
         return self._feed.device
 
+    @property
+    def compiles(self) -> bool:
+        """Whether element-wise merges are compiled."""
+        return isinstance(self._run, Compiler)
+
     def read(self, out: Tensor, step: TensorStep) -> list[Tensor]:
         """Return the tensors of `step.reads`, on the device of `out` if there are several GPUs."""
         return next(iter(self._feed.each([(out, step)])))
@@ -322,7 +327,7 @@ class Kernel:
 
         Sources, task vectors, sparsified ones and sums live at a time; compiled, one byte at most.
         """
-        if isinstance(self._run, Compiler):
+        if self.compiles:
             return min(_COMPILED_SLICE, _power_of_two(self.scratch))
         return _power_of_two(self.scratch // (4 * (3 * (experts + 1) + 4)))
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -58,43 +58,69 @@ class Entry:
 
 
 def write_shard(
-    path: Path, entries: Sequence[Entry], written: Callable[[str, Tensor], None] | None = None
+    path: Path,
+    entries: Sequence[Entry],
+    written: Callable[[str, Tensor], None] | None = None,
+    together: bool = False,
 ) -> None:
     """Write the file whole or not at all.
 
     It is written beside its place, brought to the disk and renamed. The bytes are those of
     safetensors' own `save_file` with metadata `format: pt` where all tensors have one dtype.
 
-    In memory are as many of its tensors as torch uses threads, but no more than `IN_FLIGHT` bytes
-    of them unless one alone is larger.
+    In memory are as many of its tensors as torch uses threads, and one more, but no more than
+    `IN_FLIGHT` bytes of them unless one alone is larger.
 
     Args:
         written: is called with the name of each tensor, and the tensor; by one of several threads.
+        together: all of torch's threads make one tensor after the other, as compiled code, which
+            keeps Python's lock, needs it; threads of their own record and write them meanwhile.
     """
     ordered = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
-    partial, header, threads = path.with_name(f"{path.name}.partial"), _header(ordered), _threads()
-    starts = [*accumulate((entry.nbytes for entry in ordered), initial=len(header))]
-    room = _Room(IN_FLIGHT)
+    partial, header = path.with_name(f"{path.name}.partial"), _header(ordered)
+    starts = accumulate((entry.nbytes for entry in ordered), initial=len(header))
+    threads, room = max(1, torch.get_num_threads()), _Room(IN_FLIGHT)
 
     with partial.open("wb") as file:
         file.write(header)
         file.flush()
 
-        def make(entry: Entry, start: int) -> None:
-            torch.set_num_threads(1)  # of this thread, and of those that are yet to come
-            with room.of(entry.nbytes), torch.no_grad():
-                tensor = entry.make()
+        def make(entry: Entry) -> Tensor:
+            room.take(entry.nbytes)
+            try:
+                with torch.no_grad():
+                    return entry.make()
+            except BaseException:
+                room.give(entry.nbytes)
+                raise
+
+        def write(entry: Entry, tensor: Tensor, start: int) -> None:
+            try:
+                torch.set_num_threads(1)  # of this thread, and of those that are yet to come
                 if written is not None:
                     written(entry.name, tensor)
                 _write_at(file.fileno(), tensor, start)
+            finally:
+                room.give(entry.nbytes)
+
+        def make_and_write(entry: Entry, start: int) -> None:
+            torch.set_num_threads(1)
+            write(entry, make(entry), start)
 
         with ThreadPoolExecutor(threads) as pool:
-            made = [pool.submit(make, *one) for one in zip(ordered, starts[:-1], strict=True)]
+            done: deque[Future[None]] = deque()
             try:
-                for one in made:  # the first that fails, in the order of the file
+                for entry, start in zip(ordered, starts, strict=False):
+                    if together:
+                        done.append(pool.submit(write, entry, make(entry), start))
+                    else:
+                        done.append(pool.submit(make_and_write, entry, start))
+                    while together and done and done[0].done():  # a full disk ends it at once
+                        done.popleft().result()
+                for one in done:  # the first that fails, in the order of the file
                     one.result()
             finally:
-                for one in made:
+                for one in done:
                     one.cancel()
                 torch.set_num_threads(threads)
         os.fsync(file.fileno())
@@ -108,22 +134,17 @@ class _Room:
     def __init__(self, limit: int) -> None:
         self._limit, self._taken, self._changed = limit, 0, Condition()
 
-    @contextmanager
-    def of(self, nbytes: int) -> Iterator[None]:
-        """Wait until there is room for so many bytes, and take it up within."""
+    def take(self, nbytes: int) -> None:
+        """Take up so many bytes, once there is room for them."""
         with self._changed:
             self._changed.wait_for(lambda: not self._taken or self._taken + nbytes <= self._limit)
             self._taken += nbytes
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= nbytes
-                self._changed.notify_all()
 
-
-def _threads() -> int:
-    return max(1, torch.get_num_threads())
+    def give(self, nbytes: int) -> None:
+        """Give up so many bytes."""
+        with self._changed:
+            self._taken -= nbytes
+            self._changed.notify_all()
 
 
 def _write_at(file: int, tensor: Tensor, start: int) -> None:

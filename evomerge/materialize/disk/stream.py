@@ -74,7 +74,7 @@ def write_weights(
     ]
     check_room(folder, sum(entry.nbytes for _, shard in lacking for entry in shard))
     for path, shard in lacking:
-        write_shard(path, shard, written)
+        write_shard(path, shard, written, together=kernel.compiles)
     if len(names) > 1:
         total = sum(entry.nbytes for shard in entries for entry in shard)
         weight_map = {

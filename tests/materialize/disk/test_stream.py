@@ -235,8 +235,11 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path):
     assert large - small < more / 2**20 / 4, (small, large)
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_that_each_write_a_tensor_give_the_same_file_and_record(tmp_path, threads):
+def test_threads_that_each_write_a_tensor_give_the_same_file_and_record(
+    tmp_path, threads, together
+):
     generator = torch.Generator().manual_seed(0)
     tensors = {f"t{i}": torch.randn(50 + i, generator=generator) for i in range(20)}
     seen = {}
@@ -247,6 +250,7 @@ def test_threads_that_each_write_a_tensor_give_the_same_file_and_record(tmp_path
             tmp_path / "ours",
             [Entry(n, tuple(t.shape), t.dtype, lambda t=t: t) for n, t in tensors.items()],
             seen.__setitem__,
+            together,
         )
         assert torch.get_num_threads() == threads
     finally:
@@ -257,13 +261,16 @@ def test_threads_that_each_write_a_tensor_give_the_same_file_and_record(tmp_path
     assert all(torch.equal(seen[name], tensors[name]) for name in tensors)
 
 
-def test_the_first_tensor_that_fails_in_the_order_of_the_file_is_the_one_that_is_named(tmp_path):
+@pytest.mark.parametrize("together", [False, True])
+def test_the_first_tensor_that_fails_in_the_order_of_the_file_is_the_one_that_is_named(
+    tmp_path, together
+):
     def fail(name):
         raise InputError(name)
 
     entries = [Entry(f"t{i}", (1,), torch.float32, lambda i=i: fail(f"t{i}")) for i in range(5)]
     with pytest.raises(InputError, match="t0"):
-        write_shard(tmp_path / "model.safetensors", entries)
+        write_shard(tmp_path / "model.safetensors", entries, together=together)
     assert not (tmp_path / "model.safetensors").exists()
 
 
