@@ -182,7 +182,7 @@ class Kernel:
             return Prepared(base, view, place, added=False)
         sparsifier = sparsifiers()[sparsify.kind]
         arguments, known = sparsifier.shared_by(len(experts), sparsify.model_dump()), None
-        if sparsifier.statistic is not None:
+        if sparsifier.statistic is not None and self.statistics.keeps:
             known = self.statistics.of(sparsifier.statistic, view, name, step.rule.experts)
         view = sparsified(view, sparsifier, arguments, place, relative, known)
         # the view leaves the base out of what is relative to it
@@ -304,6 +304,8 @@ class Kernel:
         assert step.rule is not None
         method = step.rule.method
         if step.rule.sparsify is not None:  # statistics are of the whole task vectors
+            return None
+        if not self.statistics.keeps:
             return None
         if method.joint is not None:
             named = named_by(method.joint) or ()

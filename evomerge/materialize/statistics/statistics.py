@@ -32,6 +32,11 @@ class Statistics:
         self._mapped: dict[tuple[object, ...], Statistic] = {}
         self._lock = Lock()
 
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept; else measures do better without what is made to be kept."""
+        return self.limit > 0 or self.store is not None
+
     def of(
         self,
         statistic: Callable[[View, int], Statistic],

@@ -14,6 +14,8 @@ from functools import cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from evomerge.methods.core.magnitude_histograms import (
     SMALL,
     Bin,
@@ -109,12 +111,15 @@ def cut(
     Args:
         rankings: of one base, whose tensors are passed over once for all of them.
         ranks: for each of them some k.
-        known: their histograms; counted where they are not given, and needed.
+        known: their histograms. Where they are not given, small tensors are looked at once, by
+            selection, and the histograms of others are counted.
 
     Returns:
         For each ranking one trim for each k.
     """
     n = rankings[0].n
+    if known is None and n <= SMALL:
+        return [_by_selection(one, own) for one, own in zip(rankings, ranks, strict=True)]
     # 1. only 0 < k < n have to be searched for, and only they need a histogram
     inner = {i: [k for k in own if 0 < k < n] for i, own in enumerate(ranks)}
     histograms = {
@@ -134,6 +139,26 @@ def cut(
         [found.get((i, k)) or _all_or_none(k, rankings[i]) for k in own]
         for i, own in enumerate(ranks)
     ]
+
+
+def _by_selection(ranking: Ranking, ranks: Sequence[int]) -> list[Trim]:
+    """Find the trims of one ranking without its histogram: a selection takes less than a sort."""
+    import torch
+
+    inner = {k for k in ranks if 0 < k < ranking.n}
+    if not inner:
+        return [_all_or_none(k, ranking) for k in ranks]
+    parts = [patterns.cpu().numpy() for patterns in ranking.map(patterns_of)]
+    patterns, device, found = np.concatenate(parts), ranking.view.base.device, {}
+    ordered = np.partition(patterns, [ranking.n - k for k in sorted(inner)])
+    for k in inner:
+        # the k-th largest pattern, and which of the entries that share it is the last one kept
+        least = ordered[ranking.n - k]
+        rank = k - np.count_nonzero(patterns > least)
+        last = torch.tensor(np.flatnonzero(patterns == least)[rank - 1], device=device)
+        threshold = torch.tensor(_float(int(least)), device=device)
+        found[k] = Trim(threshold, _placed(last, ranking.n))
+    return [found.get(k) or _all_or_none(k, ranking) for k in ranks]
 
 
 def trim_within_bin(ranking: Ranking, k: int, known: MagnitudeHistogram) -> tuple[Trim, Tensor]:
