@@ -11,7 +11,8 @@ is called as it is: slower, with equal results.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -32,6 +33,16 @@ _TYPICAL = 1 << 20
 _VARIANTS = 256
 """Number of functions and forms of arguments that may be compiled."""
 _CONSTANTS = (bool, int, float, str, torch.dtype, torch.device, type(None))
+
+
+class Arguments(dict[str, Any]):
+    """Arguments that many calls share, and that do not change: their form is found out once."""
+
+    @cached_property
+    def flat(self) -> tuple[Hashable, Sequence[Tensor]]:
+        """The form of the nest, and its tensors."""
+        tensors: list[Tensor] = []
+        return _form(dict(self), None, tensors), tensors
 
 
 class Compiler:
@@ -92,8 +103,11 @@ class Compiler:
         return torch._inductor.compile(graph, fakes, options=options)
 
 
-def _form(value: Any, length: torch.Size, tensors: list[Tensor]) -> Hashable:
+def _form(value: Any, length: torch.Size | None, tensors: list[Tensor]) -> Hashable:
     """Return a nest without its tensors' values and slices' lengths; collect the tensors.
+
+    Args:
+        length: the shape of slices; None where there are none.
 
     Raises:
         TypeError: it holds what is neither tensor, constant, dict, list nor tuple.
@@ -101,6 +115,9 @@ def _form(value: Any, length: torch.Size, tensors: list[Tensor]) -> Hashable:
     if isinstance(value, Tensor):
         tensors.append(value)
         return value.dtype, value.device, None if value.shape == length else value.shape
+    if isinstance(value, Arguments) and all(t.shape != length for t in value.flat[1]):
+        tensors += value.flat[1]
+        return value.flat[0]
     if isinstance(value, dict):
         return tuple((key, _form(entry, length, tensors)) for key, entry in value.items())
     if isinstance(value, list | tuple):

@@ -232,12 +232,17 @@ class Kernel:
                 merged = own + (merged - own) * back.part(slice(0, len(own)))
             yield _round_into(out, merged, dtype)
             return
+        merge = _merge_of(method.function, added)
+        size, entries = self._slice_length(len(experts)), base.numel()
+        if step.rule.complete is not None and back is None and _SMALL < entries <= size:
+            # in one call, without anything of this tensor's own to be found out or cut
+            parts = list(view.experts)
+            yield self._run(merge, out, base, parts, dtype, step.rule.complete)
+            return
         arguments = dict(step.rule.tensors)
         measured = as_tensors(self.measure(step, prepared, name))
-        merge = _merge_of(method.function, added)
-        size = self._slice_length(len(experts))
-        for start in range(0, base.numel(), size):
-            chunk = slice(start, min(start + size, base.numel()))
+        for start in range(0, entries, size):
+            chunk = slice(start, min(start + size, entries))
             run = self._run if chunk.stop - start > _SMALL else _plainly
             if measured is not None:
                 arguments["measured"] = part_of(measured, chunk)
@@ -305,13 +310,11 @@ class Kernel:
         method = step.rule.method
         if step.rule.sparsify is not None:  # statistics are of the whole task vectors
             return None
-        if not self.statistics.keeps:
-            return None
         if method.joint is not None:
             named = named_by(method.joint) or ()
             own = {key: arguments[key] for key in sorted(named)}
             return self.statistics.of_all(method.joint, view, name, step.rule.experts, own)
-        if method.statistic is not None:
+        if method.statistic is not None and self.statistics.keeps:
             return self.statistics.of(method.statistic, view, name, step.rule.experts)
         return None
 

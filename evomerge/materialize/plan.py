@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from evomerge.common.errors import InputError
+from evomerge.materialize.compiled import Arguments
 from evomerge.methods import Method, find_method
 from evomerge.methods.core.calibration_in_recipes import check_calibrated
 from evomerge.methods.core.sparsify_in_recipes import check_sparsifiable
@@ -41,6 +42,15 @@ class MergeRule:
     def tensors(self) -> Mapping[str, Any]:
         """The arguments as an element-wise function gets them: numbers as float32 tensors."""
         return as_tensors(self.arguments)
+
+    @cached_property
+    def complete(self) -> Arguments | None:
+        """The same with what the measure makes of them, where it looks at parameters alone."""
+        method = self.method
+        if method.measure is None or not method.of_parameters:
+            return None
+        measured = as_tensors(method.measured(None, self.arguments))
+        return Arguments(self.tensors, measured=measured)
 
     @cached_property
     def text(self) -> str:

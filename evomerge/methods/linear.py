@@ -10,7 +10,7 @@ from evomerge.methods import Range, Tensor, View, Weight, merge_method
 
 
 def shares(
-    _: View, *, weight: Sequence[float], base_weight: float, normalize: bool
+    _: View | None, *, weight: Sequence[float], base_weight: float, normalize: bool
 ) -> Sequence[float]:
     """Return the factors of base and experts; NaN when they sum to zero and are normalised."""
     total = base_weight + math.fsum(weight) if normalize else 1.0
@@ -21,6 +21,7 @@ def shares(
     reference="Wortsman et al. 2022, arXiv:2203.05482 (uniform soup; here weighted)",
     measure=shares,
     differentiable_in=("weight", "base_weight"),
+    of_parameters=True,
 )
 def linear(
     base: Tensor,

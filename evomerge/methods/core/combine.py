@@ -119,7 +119,7 @@ def product(
     common = parameters_of(combine.merge)
     keywords = [parameter.keyword for parameter in common.values()]
 
-    def measure(view: View, *, statistics: Any = None, **given: Any) -> Kept:
+    def measure(view: View | None, *, statistics: Any = None, **given: Any) -> Kept:
         kept, factors = sparsify(view, given, statistics)
         return shared(Kept(kept, (), factors), **given)
 
@@ -160,6 +160,7 @@ def product(
         relative=True,
         differentiable_in=tuple(p.name for p in common.values() if p.type is float),
         remeasure=shared,
+        of_parameters=sparsify.of_parameters,
     )
     return REGISTRY.add(name, method)
 

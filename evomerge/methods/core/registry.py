@@ -93,6 +93,7 @@ class Method:
     copies: int = 1
     squares: int = 0
     calibrated: tuple[str, ...] = ()
+    of_parameters: bool = False
 
     @property
     def summary(self) -> str:
@@ -143,7 +144,7 @@ class Method:
 
     def measured(
         self,
-        view: View,
+        view: View | None,
         arguments: Mapping[str, Any],
         statistics: Sequence[Statistic] | Statistic | None = None,
     ) -> Any:
@@ -207,7 +208,7 @@ class Method:
 
 def call_with_named(
     measure: Callable[..., Any],
-    view: View,
+    view: View | None,
     arguments: Mapping[str, Any],
     statistics: Sequence[Statistic] | Statistic | None = None,
 ) -> Any:
@@ -245,6 +246,7 @@ def merge_method(
     copies: int = 1,
     squares: int = 0,
     calibrated: Sequence[str] = (),
+    of_parameters: bool = False,
 ) -> Callable[[Callable[..., Tensor]], Method]:
     """Make a function a merge method, registered under its own name; see this module's docstring.
 
@@ -273,6 +275,8 @@ def merge_method(
             source.
         calibrated: kinds of calibration data that it needs of every expert: `fisher`, `gram`,
             `gtheta`.
+        of_parameters: the measure looks at the parameters alone; it is called once for all tensors
+            of a merge, with None for the view.
     """
 
     def decorate(function: Callable[..., Tensor]) -> Method:
@@ -296,6 +300,7 @@ def merge_method(
             copies=copies,
             squares=squares,
             calibrated=tuple(calibrated),
+            of_parameters=of_parameters,
         )
         return REGISTRY.add(method.name, method)
 

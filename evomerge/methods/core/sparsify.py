@@ -75,6 +75,7 @@ class Sparsifier:
         statistic: as a merge method's.
         random: entries are dropped at random, by the masks of `at`.
         calibrated: kinds of calibration data that it needs of every expert, in the view.
+        of_parameters: the measure looks at the parameters alone; it may get None for the view.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Sparsifier:
     statistic: Callable[[View, int], Statistic] | None
     random: bool
     calibrated: tuple[str, ...] = ()
+    of_parameters: bool = False
 
     def shared_by(self, experts: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Give every expert the same values: arguments for a call, of those that it takes."""
@@ -92,7 +94,7 @@ class Sparsifier:
 
     def __call__(
         self,
-        view: View,
+        view: View | None,
         arguments: Mapping[str, Any],
         statistics: Sequence[Statistic] | None = None,
     ) -> Sparsity:
@@ -137,11 +139,13 @@ class Whole(NamedTuple):
         return tau
 
 
-def _nothing_dropped(view: View) -> Sparsity:
+def _nothing_dropped(_: View | None) -> Sparsity:
     return Sparsity([], [])
 
 
-none = Sparsifier("none", _nothing_dropped, MappingProxyType({}), None, random=False)
+none = Sparsifier(
+    "none", _nothing_dropped, MappingProxyType({}), None, random=False, of_parameters=True
+)
 """Keeps task vectors as they are."""
 
 
