@@ -34,7 +34,7 @@ _CODES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-IN_FLIGHT = 1 << 29
+IN_FLIGHT = 1 << 30
 """Bytes of merged tensors that are held at a time."""
 
 
