@@ -33,8 +33,7 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# One table against mergekit and lm-eval, in under half an hour on two quiet cores; it is kept as
-# JSON, and drawn, in runs/bench.
+# One table against mergekit and lm-eval; it is kept as JSON, and drawn, in runs/bench.
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/peers.py
 

@@ -3,9 +3,8 @@
 `python benchmarks/peers.py` (`make bench`) runs, one after the other, `materialize.py` and
 `merge_command.py` and `source_statistics.py` against mergekit, and `scoring.py` against lm-eval,
 the first and the last once more beside a process that keeps one core busy. It prints a line for
-each comparison and writes `bench.json` and `bench.html` into `--to`. It takes under half an hour on
-two quiet cores. A ratio is the peer's time over evomerge's, both measured in one run; `wanted` is
-its bar. Exits with 1 when a bar is missed.
+each comparison and writes `bench.json` and `bench.html` into `--to`. A ratio is the peer's time
+over evomerge's, both measured in one run; `wanted` is its bar. Exits with 1 when a bar is missed.
 
 `--small` (`make bench-small`) runs small forms on one thread and counts processor time, which other
 work on the machine hardly moves. It exits with 1 when a ratio is less than two thirds of the one in
