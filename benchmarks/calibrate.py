@@ -91,6 +91,9 @@ def save(folder: Path, parameters: float, texts: int, tokens: int) -> None:
 
 def measure(folder: Path, name: str, threads: int) -> None:
     """Measure one of `KINDS` in this process, and print seconds and bytes as JSON."""
+    from evomerge.cli.calibrate import map_large_memory
+
+    map_large_memory()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,11 @@ import typer
 
 from evomerge.cli.shared import Override, app, exit_codes, hint, load, resumable, say, waiting
 from evomerge.common.errors import InputError
+
+LARGE = 1 << 19
+"""Bytes from which on memory is given back when it is freed."""
+_M_MMAP_THRESHOLD = -3
+"""glibc's number of that setting, of malloc.h."""
 
 
 @app.command()
@@ -66,6 +73,7 @@ def calibrate(
 
     Killed at any moment, the same command goes on at the layer that it was in.
     """
+    map_large_memory()
     with exit_codes(), resumable():
         asked = None if kinds is None else [kind.strip() for kind in kinds.split(",")]
         if what.endswith((".yaml", ".yml")):
@@ -130,3 +138,14 @@ def _campaign(
 
     for path in calibrate_campaign(config, only=source, kinds=kinds, folder=to, told=hint):
         say(path)
+
+
+def map_large_memory() -> None:
+    """Have malloc give large memory back to the system as soon as it is freed.
+
+    glibc raises the size from which on it does so with what a process frees, beginning with its
+    imports; weights of one layer after the other then lie about a heap that grows to the size of
+    the model.
+    """
+    with suppress(OSError, AttributeError):  # other C libraries have no such setting
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, LARGE)
