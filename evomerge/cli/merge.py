@@ -18,7 +18,6 @@ from evomerge.cli.shared import (
     shard_bytes_of,
     waiting,
 )
-from evomerge.common.data_files import json_data, read_text, yaml_documents
 from evomerge.common.errors import InputError
 from evomerge.models.files.hash_ahead import hashing_ahead
 
@@ -76,6 +75,8 @@ def merge(
 
 def _folders_in(file: Path, given: Mapping[str, str]) -> list[Path]:
     """Find the folders that a file seems to name, before what reads it properly is imported."""
+    from evomerge.common.data_files import json_data, read_text, yaml_documents
+
     try:
         if file.suffix == ".json":
             beside = file.with_name("evomerge.json")
