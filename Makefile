@@ -11,7 +11,7 @@ quickstart: $(VENV)/.run
 	$(BIN)/evomerge report runs/quickstart
 
 test: $(VENV)/.dev
-	@echo "Some 5,000 tests: under 8 minutes on two quiet cores."
+	@echo "Some 7,000 tests: under 8 minutes on two quiet cores."
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow and not gpu"
 
 # Everything: the tests of `make test`, then those that take long and seldom fail.
