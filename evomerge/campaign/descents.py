@@ -386,7 +386,26 @@ class ProposedDescents:
         return replace(candidate, recipe=recipe, proposal=proposal, descent=record)
 
 
-def before_search(record: Recorder) -> list[Planned]:
+def descend_before_search(
+    record: Recorder,
+    executor: Executor,
+    in_flight: InFlight,
+    listener: Listener,
+    deadline: float | None,
+) -> None:
+    """Run the descents of `initial`; the optimizer tries first where they ended.
+
+    `deadline`: in the seconds of time.monotonic; what is not done then goes on in the next session.
+    """
+    if record.trials or not descents_of(record.setup.config.initial):
+        return
+    planned, keep = _before_search(record), record.study.set_descents
+    if Descents(record, executor, in_flight, listener, planned, keep).run(deadline):
+        _note_gradients(record)
+        record.setup = with_ends(record.setup, record.study)
+
+
+def _before_search(record: Recorder) -> list[Planned]:
     """Plan the descents of `initial`; parents must have been measured on search."""
     setup, known = record.setup, record.study.descents()
     configs = descents_of(setup.config.initial)
@@ -435,7 +454,7 @@ def _sets(space: Space, record: DescentRecord, count: int) -> list[Genome]:
     return found
 
 
-def note_gradients(record: Recorder) -> None:
+def _note_gradients(record: Recorder) -> None:
     """Note what the optimizer learns of the descents' gradients, unless all is to be plain.
 
     How far genes may vary at first around their ends, and, where proposals are screened, the sums

@@ -10,11 +10,11 @@ from itertools import chain, count
 
 import numpy as np
 
-from evomerge.campaign.candidate import Candidate
+from evomerge.campaign.candidate import Candidate, proposed_again
 from evomerge.campaign.event_log import EventLog
 from evomerge.common.errors import EvomergeError
-from evomerge.search.optimizers import Proposal
-from evomerge.study.record import Marker
+from evomerge.search.optimizers import Optimizer, Proposal
+from evomerge.study.record import Evaluation, Marker
 from evomerge.study.study import Study
 from evomerge.workers.job import Executor, Job, Outcome
 
@@ -54,7 +54,22 @@ class InFlight:
         """True if more candidates wait for another's result than are being measured."""
         return len(self.waiting) > len(self.running)
 
-    def left_over(self) -> list[Proposal]:
+    def proposals(self, optimizer: Optimizer, trials: Sequence[Evaluation]) -> Iterator[Proposal]:
+        """Give what the last driver left over or withdrew; then the optimizer's, when needed.
+
+        Args:
+            optimizer: is asked for what is in none of these.
+            trials: its own, which are on record.
+        """
+        left = self._left_over()
+        known = {*(trial.ask for trial in trials), *(proposal.ask for proposal in left)}
+        again = [t for t in self._study.withdrawn_to_repeat() if t.ask not in known]
+        known |= {trial.ask for trial in again}
+        asks = (index for index in count() if index not in known)
+        repeated = (proposed_again(trial, optimizer.tells) for trial in again)
+        return chain(left, repeated, map(optimizer.ask, asks))
+
+    def _left_over(self) -> list[Proposal]:
         """Return the proposals that the last driver had not recorded, in the order of the asks."""
         found = []
         for marker in self._left.values():

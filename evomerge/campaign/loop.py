@@ -6,24 +6,20 @@ record makes of it, so a campaign that was killed goes on where it stopped.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import chain, count
 from pathlib import Path
 
 from evomerge.campaign import choice
-from evomerge.campaign.candidate import Candidate, finalist, named, proposed_again
-from evomerge.campaign.descents import Descents, before_search, note_gradients, with_ends
-from evomerge.campaign.evaluator import Evaluator
-from evomerge.campaign.initial_points import descents_of
+from evomerge.campaign.candidate import finalist
+from evomerge.campaign.descents import descend_before_search, with_ends
+from evomerge.campaign.evaluator import Evaluator, in_time
 from evomerge.campaign.listener import Listener
 from evomerge.campaign.polish import polish
 from evomerge.campaign.recorder import Recorder
 from evomerge.campaign.rungs import build_rungs
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import EvomergeError
-from evomerge.config import AUDIT
 from evomerge.study.record import Evaluation
 from evomerge.study.sessions import begin_session
 from evomerge.study.study import Study
@@ -56,11 +52,14 @@ class Campaign:
             snapshot: the file of the optimizer's state; None: the record is replayed whole.
         """
         self._executor, self._listener = executor, listener
-        self._setup = with_ends(setup, study)
-        self._record = Recorder(self._setup, study, listener, snapshot)
+        self._record = Recorder(with_ends(setup, study), study, listener, snapshot)
         listener.on_record(self._record.known.values())
         self._evaluator = Evaluator(self._record, executor, listener, elsewhere or {})
         self._in_flight = self._evaluator.in_flight
+
+    @property
+    def _setup(self) -> Setup:
+        return self._record.setup
 
     def run(self, deadline: float | None = None) -> None:
         """Search until the budget or `deadline` (time.monotonic), choose the winner, test it."""
@@ -68,11 +67,11 @@ class Campaign:
             self._search(deadline)
             winner = self._choose()
             choice.note_test_opened(self._record, winner)
-            self._measure_references("test")
+            self._evaluator.measure_references("test")
             tested = [winner, *choice.front_to_test(self._record)]
             once = {one.digest: finalist(one, "test") for one in tested}
-            self._measure("test", list(once.values()))
-            self._measure_audit(winner)
+            self._evaluator.measure("test", list(once.values()))
+            self._evaluator.measure_audit(winner)
             choice.note_overlap(self._record)
             choice.note_concluded(self._record, winner)
 
@@ -89,9 +88,9 @@ class Campaign:
         """Search, then measure on select every trial that was the best of the search for a time."""
         with self._session():
             self._search()
-            self._measure_references("select")
+            self._evaluator.measure_references("select")
             leaders = choice.leaders(self._record)
-            self._measure("select", [finalist(trial, "select") for trial in leaders])
+            self._evaluator.measure("select", [finalist(trial, "select") for trial in leaders])
 
     @contextmanager
     def _session(self, deadline: float | None = None) -> Iterator[None]:
@@ -113,92 +112,28 @@ class Campaign:
 
     def _search(self, deadline: float | None = None) -> None:
         """Measure parents and baselines; then try what the optimizer proposes."""
-        self._measure_references("search")
-        self._descend(deadline)
+        self._evaluator.measure_references("search")
+        work = self._record, self._executor, self._in_flight, self._listener
+        descend_before_search(*work, deadline)
         self._record.begin_search()
         judge, trials = self._record.judge("search"), self._record.trials
         self._evaluator.rungs = build_rungs(self._setup, self._record.study, judge, self._listener)
         self._listener.phase("search", len(trials), self._setup.config.budget.trials)
-        left = self._in_flight.left_over()  # by the last driver
+        proposals = self._in_flight.proposals(self._setup.optimizer, trials)
         if remark := self._setup.optimizer.remark():
             self._listener.said(f"{self._setup.config.optimizer.kind}: {remark}")
-        known = {*(trial.ask for trial in trials), *(proposal.ask for proposal in left)}
-        again = [t for t in self._record.study.withdrawn_to_repeat() if t.ask not in known]
-        known |= {trial.ask for trial in again}
-        asks = (index for index in count() if index not in known)
-        optimizer = self._setup.optimizer
-        repeated = (proposed_again(trial, optimizer.tells) for trial in again)
-        self._proposals = chain(left, repeated, map(optimizer.ask, asks))  # each when needed
-        self._run_until_idle(lambda: self._may_ask(deadline), deadline)
-
-    def _descend(self, deadline: float | None) -> None:
-        """Run the gradient descents of `initial`; the optimizer tries first where they ended."""
-        if self._record.trials or not descents_of(self._setup.config.initial):
-            return
-        work = Descents(
-            self._record,
-            self._executor,
-            self._in_flight,
-            self._listener,
-            before_search(self._record),
-            self._record.study.set_descents,
-        )
-        if work.run(deadline):
-            note_gradients(self._record)
-            self._setup = self._record.setup = with_ends(self._setup, self._record.study)
-
-    def _run_until_idle(
-        self, may_ask: Callable[[], bool] = lambda: False, deadline: float | None = None
-    ) -> None:
-        """Keep the workers busy until nothing is queued, in flight, or still to be asked for.
-
-        Descents that go on at the deadline rest until the next session: they are on record.
-        """
-        work = self._in_flight
-        while work or may_ask() or self._evaluator.check_last_failures():
-            while self._executor.free and (work.queue or may_ask()):
-                candidate = work.queue.popleft() if work.queue else self._ask()
-                if not candidate.descending or _in_time(deadline):
-                    self._evaluator.start(candidate)
-            if work.running or not self._executor.free:
-                self._evaluator.wait()
-
-    def _ask(self) -> Candidate:
-        return self._evaluator.candidate(next(self._proposals))
+        self._evaluator.run_until_idle(proposals, lambda: self._may_ask(deadline), deadline)
 
     def _may_ask(self, deadline: float | None) -> bool:
         idle = self._in_flight.mostly_waiting  # asking more would only give more of the same
         begun = len(self._in_flight), self._evaluator.begun_items
-        return _in_time(deadline) and not idle and self._record.budget_left(*begun)
-
-    def _measure(self, phase: str, candidates: Sequence[Candidate]) -> None:
-        """Measure what is not on record yet."""
-        unknown = [c for c in candidates if c.key not in self._record.known]
-        self._listener.phase(phase, len(candidates) - len(unknown), len(candidates))
-        self._in_flight.enqueue(unknown)
-        self._run_until_idle()
-
-    def _measure_references(self, split: str) -> None:
-        """Measure the parents first, for objectives and constraints may compare with them."""
-        space = self._setup.space
-        self._measure(f"parents on {split}", named(space.parents(), "parent", split))
-        self._record.meet_parents(split)
-        self._measure(f"baselines on {split}", named(space.baselines(), "baseline", split))
-        if grid := choice.grid_on(split, self._record):
-            self._measure(f"grid on {split}", grid)
-
-    def _measure_audit(self, winner: Evaluation) -> None:
-        """Measure parents and winner on the audit's tasks, if there are any."""
-        if self._setup.audit:
-            parents = named(self._setup.space.parents(), "parent", AUDIT)
-            self._measure("parents on the audit's tasks", parents)
-            self._measure("audit", [finalist(winner, AUDIT)])
+        return in_time(deadline) and not idle and self._record.budget_left(*begun)
 
     def _choose(self) -> Evaluation:
         """The finalist that is preferred on select; where asked for, among polished ones too."""
         found = choice.choose_finalists(self._record)
-        self._measure_references("select")
-        self._measure("select", [finalist(trial, "select") for trial in found])
+        self._evaluator.measure_references("select")
+        self._evaluator.measure("select", [finalist(trial, "select") for trial in found])
         ranked = choice.rank_on_select(self._record, found)
         if self._setup.config.polish is None:
             return ranked[0]
@@ -206,11 +141,7 @@ class Campaign:
         top = ranked[: self._setup.config.polish.top]
         ends = polish(self._record, self._executor, self._in_flight, self._listener, top)
         # 2. score the ends, and let those that could be scored stand in the choice
-        self._measure("polished on search", ends)
+        self._evaluator.measure("polished on search", ends)
         polished = choice.polished_of(self._record, found)
-        self._measure("polished on select", [finalist(end, "select") for end in polished])
+        self._evaluator.measure("polished on select", [finalist(end, "select") for end in polished])
         return choice.rank_on_select(self._record, [*found, *polished])[0]
-
-
-def _in_time(deadline: float | None) -> bool:
-    return deadline is None or time.monotonic() < deadline
