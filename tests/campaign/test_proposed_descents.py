@@ -138,10 +138,11 @@ def test_descents_that_the_time_ends_rest_and_go_on_in_the_next_session(
         with monkeypatch.context() as patch:
             patch.setattr(LocalExecutor, "submit", submit)
             wanted = sum(task != "score" for task in jobs) + more
-            patch.setattr(
-                "evomerge.campaign.loop._in_time",
-                lambda deadline, wanted=wanted: sum(task != "score" for task in jobs) < wanted,
-            )
+            for where in ("loop", "evaluator"):
+                patch.setattr(
+                    f"evomerge.campaign.{where}.in_time",
+                    lambda deadline, wanted=wanted: sum(task != "score" for task in jobs) < wanted,
+                )
             run(folder, other)
     assert len(own(other)) == 2, "the second descent is still in flight"
     run(folder, other)
