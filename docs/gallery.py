@@ -35,10 +35,6 @@ GPU or a network, in about half a minute each on two free cores. Copy the lines 
 campaign of your own. The files are in `search_spaces/gallery/` of the repository; run the commands
 in the repository's folder. `python docs/gallery.py` made this page and its pictures, which are
 figures of the reports.
-
-The runs are of before a plain campaign file meant a gradient start, rungs and screening; with
-`--set initial=[] --set fitness.rungs=[all] --set optimizer.screen=1` searches go as they went then,
-but for `gradient`, which says `initial` itself.
 """
 
 
@@ -174,7 +170,7 @@ EXHIBITS = (
         "lm-eval's metrics: splits, intervals, tests.",
         keys=("fitness",),
         figure="figure-scores",
-        alt="The winner's score with its interval, far above every parent and every default "
+        alt="The winner's score with its interval, above every parent and every default "
         "merge, on the axis mean right_words.",
         seen="The scores are shares of words.",
     ),
