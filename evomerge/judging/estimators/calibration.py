@@ -43,19 +43,9 @@ class Counted:
     @property
     def off(self) -> bool:
         """True where coverage as low has a chance below `RISK` at `TOLERATED` (binomial tail)."""
-        n, k = self.of, self.covered
-        # 1. about the median and above it, the tail holds a half or so
-        if k >= math.floor(TOLERATED * n):
-            return False
-        # 2. its largest term, C(n, k) pᵏ (1 − p)ⁿ⁻ᵏ, by logarithms: C(n, k) exceeds any float
-        log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-        log += k * math.log(TOLERATED) + (n - k) * math.log(1 - TOLERATED)
-        # 3. the terms below it, each a share k (1 − p) / ((n − k + 1) p) < 1 of the one above
-        ratio, share = 1.0, 1.0
-        while k and share > 1e-17 * ratio:
-            share *= k * (1 - TOLERATED) / ((n - k + 1) * TOLERATED)
-            ratio, k = ratio + share, k - 1
-        return math.exp(log) * ratio < RISK
+        from scipy.special import bdtr  # late: a third of a second
+
+        return self.of > 0 and bool(bdtr(self.covered, self.of, TOLERATED) < RISK)
 
 
 @dataclass(frozen=True)
