@@ -44,13 +44,12 @@ from evomerge.judging.splits import Marks, deal
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.models.checks.configs_only import check_configs_only
-from evomerge.models.checks.digests import calibration_digests
 from evomerge.models.path_config import config_of_path
 from evomerge.models.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.recipe import BASE, Recipe
 from evomerge.search.optimizers import Optimizer, build_optimizer
 from evomerge.search.optimizers.base import REGISTRY
-from evomerge.search.spaces.build import build_space
+from evomerge.search.spaces.build import space_of
 from evomerge.search.spaces.genes import Genome
 from evomerge.search.spaces.space import Space
 from evomerge.search.surrogates.loss_slopes import LossSlopes
@@ -376,18 +375,9 @@ def _check_search(setup: Setup) -> None:
 
 
 def _space(config: CampaignConfig, models: CheckedModels) -> Space:
-    digests = {name: source.digest for name, source in models.sources.items()}
     if not models.configs_only:
         check_needs(config, models.sources)
-    space = build_space(
-        config.space,
-        models.layout,
-        digests,
-        config.seed,
-        models.sources,
-        models.tokenizer,
-        calibration_digests(models.sources),
-    )
+    space = space_of(config, models)
     space.starts = (
         () if models.configs_only else tuple(initial_points(config.initial, space, models))
     )

@@ -20,12 +20,11 @@ from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.materialize.disk.stream import SHARD_BYTES, check_room
 from evomerge.materialize.kernel import Kernel
 from evomerge.models.checks.checked_models import CheckedModels, check_models
-from evomerge.models.checks.digests import calibration_digests
 from evomerge.recipe import Recipe
 from evomerge.results.results import Results
 from evomerge.search.optimizers import build_optimizer
 from evomerge.search.optimizers.replay import members
-from evomerge.search.spaces.build import build_space
+from evomerge.search.spaces.build import space_of
 from evomerge.study.record import Evaluation
 from evomerge.study.study import Study
 
@@ -124,16 +123,7 @@ def _front(results: Results) -> list[Evaluation]:
 
 def _archive(config: CampaignConfig, models: CheckedModels, results: Results) -> list[Evaluation]:
     """What the optimizer keeps, each recipe once."""
-    digests = {name: source.digest for name, source in models.sources.items()}
-    space = build_space(
-        config.space,
-        models.layout,
-        digests,
-        config.seed,
-        models.sources,
-        models.tokenizer,
-        calibration_digests(models.sources),
-    )
+    space = space_of(config, models)
     optimizer = build_optimizer(config.optimizer, space, config.seed)
     began = results.study.known_at_start()
     kept = members(optimizer, results.judges["search"], results.evaluations, began)

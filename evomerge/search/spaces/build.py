@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from evomerge.common.errors import InputError
-from evomerge.config import SpaceConfig, TokenizerConfig, WeightsConfig
+from evomerge.config import CampaignConfig, SpaceConfig, TokenizerConfig, WeightsConfig
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 from evomerge.recipe import BASE
@@ -15,6 +16,9 @@ from evomerge.search.spaces.paths import MERGED, build_paths
 from evomerge.search.spaces.space import Space
 from evomerge.search.spaces.sparsify_and_lines import AimSpace, LinesSpace, SparsifySpace
 from evomerge.search.spaces.weights import WeightSpace
+
+if TYPE_CHECKING:
+    from evomerge.models.checks.checked_models import CheckedModels
 
 
 def build_space(
@@ -53,6 +57,21 @@ def build_space(
     references = weights or WeightSpace(_plain(digests), layout, digests, seed, tokenizer=tokenizer)
     kind = config.path.kind
     return PathSpace(paths, kind, weights, references, layout, digests, tokenizer, calibration)
+
+
+def space_of(config: CampaignConfig, models: CheckedModels) -> Space:
+    """Build the space of a campaign over its checked models; see `build_space`."""
+    from evomerge.models.checks.digests import calibration_digests  # late, for it imports torch
+
+    return build_space(
+        config.space,
+        models.layout,
+        {name: source.digest for name, source in models.sources.items()},
+        config.seed,
+        models.sources,
+        models.tokenizer,
+        calibration_digests(models.sources),
+    )
 
 
 def _weights(
