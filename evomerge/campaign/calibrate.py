@@ -9,7 +9,6 @@ from pathlib import Path
 from evomerge.campaign.calibration_needs import needed_kinds
 from evomerge.campaign.calibration_split import CalibrationSplit
 from evomerge.campaign.setup import deal_items
-from evomerge.common.accelerator import ON_REQUEST, available
 from evomerge.common.errors import InputError
 from evomerge.config import CampaignConfig
 from evomerge.fitness.calibration.calibrate import Calibration, calibrate
@@ -21,7 +20,7 @@ from evomerge.models.files.calibration_file import KINDS
 from evomerge.models.messages import campaign_key
 from evomerge.models.open_models import as_stored, open_model, open_models
 from evomerge.recipe import BASE
-from evomerge.workers.devices import cores, device_of
+from evomerge.workers.devices import cores, device_of, own_device
 
 
 def calibrate_model(
@@ -52,9 +51,7 @@ def calibrate_model(
     check_kinds(kinds)
     texts = sample(read_texts("--on", documents), samples)
     source = open_model(model, trust_remote_code=trust_remote_code)
-    here = available()
-    device = "cpu" if here is None or here in ON_REQUEST else here
-    asked = Calibration(model, texts, kinds, tokens, cores(), device)
+    asked = Calibration(model, texts, kinds, tokens, cores(), own_device())
     return calibrate(source, asked, target, trust_remote_code=trust_remote_code, told=told)
 
 

@@ -27,11 +27,18 @@ def device_of(config: CampaignConfig) -> str:
         return workers.device
     if workers.on_ray and not workers.gpus_per_worker:
         return "cpu"
+    if workers.on_ray:
+        from evomerge.common.accelerator import available
+
+        return available() or "cuda"
+    return own_device()
+
+
+def own_device() -> str:
+    """Return what `auto` is in this process: its GPU's kind, or `cpu`."""
     from evomerge.common.accelerator import ON_REQUEST, available
 
     here = available()
-    if workers.on_ray:
-        return here or "cuda"
     return "cpu" if here is None or here in ON_REQUEST else here
 
 
