@@ -154,12 +154,8 @@ class CampaignConfig(Strict):
 
     @model_validator(mode="after")
     def _calibrated_are_models(self) -> CampaignConfig:
-        names = ["base", *self.models.experts]
         for name in self.calibration.per_expert if self.calibration else ():
-            if name not in names:
-                raise ValueError(
-                    f"calibration.per_expert: no model {name!r}; the models are {', '.join(names)}"
-                )
+            self.models.check_name("calibration.per_expert", name)
         return self
 
     @model_validator(mode="after")

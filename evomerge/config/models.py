@@ -208,27 +208,29 @@ class ModelsConfig(Strict):
 
     @model_validator(mode="after")
     def _statistics_are_of_models(self) -> ModelsConfig:
-        names = ["base", *self.experts]
         for name in self.statistics:
-            if name not in names:
-                raise ValueError(
-                    f"statistics: no model {name!r}; the models are {', '.join(names)}"
-                )
+            self.check_name("statistics", name)
         return self
 
     @model_validator(mode="after")
     def _tokens_are_of_models(self) -> ModelsConfig:
-        names = ["base", *self.experts]
-        if self.tokenizer is not None and UNION in names:
+        if self.tokenizer is not None and UNION in self.experts:
             raise ValueError(
                 f"experts: {UNION!r} is what tokenizer.source calls all models; rename"
             )
         for key, name in self.tokenizer.models() if self.tokenizer else ():
-            if name not in names:
-                raise ValueError(
-                    f"tokenizer.{key}: no model {name!r}; the models are {', '.join(names)}"
-                )
+            self.check_name(f"tokenizer.{key}", name)
         return self
+
+    def check_name(self, key: str, name: str) -> None:
+        """Refuse a model that there is not; the message begins with `key`.
+
+        Raises:
+            ValueError: neither the base nor an expert is called so.
+        """
+        names = ["base", *self.experts]
+        if name not in names:
+            raise ValueError(f"{key}: no model {name!r}; the models are {', '.join(names)}")
 
     @field_validator("experts")
     @classmethod

@@ -62,6 +62,11 @@ class _Wrapped(Space):
             for gene in self._own_genes
         )
 
+    @override
+    def statistics(self, genome: Genome) -> dict[str, float]:
+        """The added genes' values, and the inner space's statistics."""
+        return {**self.own_values(genome), **self.inner.statistics(self.inside(genome))}
+
     @property
     @override
     def cuts(self) -> Sequence[int]:
@@ -214,11 +219,6 @@ class LinesSpace(_Wrapped):
         self.label = f"{inner.label}, scaled by depth"
 
     @override
-    def statistics(self, genome: Genome) -> dict[str, float]:
-        """The scales, and the inner space's statistics."""
-        return {**self.own_values(genome), **self.inner.statistics(self.inside(genome))}
-
-    @override
     def decode(self, genome: Genome) -> Recipe:
         """The inner space's recipe with every `lambda` scaled."""
         scales = {**self._fixed, **self.own_values(genome)}
@@ -267,11 +267,6 @@ class AimSpace(_Wrapped):
             self._fixed = {"aim.omega": config.omega}
         super().__init__(inner, own, {"aim.omega": 1.0})
         self.label = f"{inner.label}, held back by activations"
-
-    @override
-    def statistics(self, genome: Genome) -> dict[str, float]:
-        """The share ω, where it is searched, and the inner space's statistics."""
-        return {**self.own_values(genome), **self.inner.statistics(self.inside(genome))}
 
     @override
     def decode(self, genome: Genome) -> Recipe:
