@@ -22,7 +22,7 @@ from evomerge.search.optimizers import replay
 from evomerge.search.spaces.genes import Genome
 from evomerge.study.judged import judge_on, judged, known_of, scores_of
 from evomerge.study.record import Evaluation, RungProgress
-from evomerge.study.study import Study
+from evomerge.study.study import BEGUN_WITH, Study
 from evomerge.workers.worker import PACKAGES
 
 
@@ -56,6 +56,7 @@ class Recorder:
         self._whole = sum(setup.sizes("search").values())
         if own:  # then every parent is on record
             self.meet_parents("search")
+            setup.optimizer.go_on(study.note(BEGUN_WITH) or {})
         judge = self.judge("search")
         self._begin_snapshots(snapshot, record)
         restored = self._snapshots.restore(setup.optimizer, judge, own)
@@ -76,6 +77,8 @@ class Recorder:
         """
         if not self.trials:
             self._begin_snapshots(self._snapshot, self.study.evaluations())
+            if begun_with := self.setup.optimizer.begun_with():
+                self.study.set_note(BEGUN_WITH, begun_with)
         if self.trials or self.setup.config.optimizer.plain:
             return
         known, record = self.study.known_at_start(), self.study.evaluations()

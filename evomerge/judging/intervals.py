@@ -137,7 +137,7 @@ def student(mean: float, values: Values, span: float, z: Values) -> Values:
 
 def t_scores(n: int, z: Values) -> Values:
     """Give the quantiles of Student's t, n − 1 degrees of freedom, where a normal one's are z."""
-    from scipy.special import ndtr, stdtrit
+    from evomerge.judging.special_functions import ndtr, stdtrit
 
     return -np.sign(z) * stdtrit(max(1, n - 1), ndtr(-np.abs(z)))
 
@@ -223,7 +223,7 @@ def normal_scores(count: int, place: int) -> Values:
     Returns:
         shape (count, DRAWS)
     """
-    from scipy.special import ndtri
+    from evomerge.judging.special_functions import ndtri
 
     scores = np.tile(ndtri((np.arange(DRAWS) + 0.5) / DRAWS), (count, 1))
     return np.random.default_rng([count, place]).permuted(scores, axis=1)

@@ -167,7 +167,7 @@ def won_and_lost(won: int, lost: int, n: int) -> tuple[Values, Values]:
     Returns:
         z-scores, not decreasing, and the differences there, shape (points,) each.
     """
-    from scipy.special import betainc, ndtr, ndtri  # a third of a second, for commands that compare
+    from evomerge.judging.special_functions import betainc, ndtr, ndtri
 
     # 1. ψ at z-scores from −4 to 4, with the chance of each
     nodes = np.linspace(-4, 4, 33)
@@ -206,7 +206,7 @@ def _drawn_pair(pair: Values | CorpusPair, z: Values) -> Values:
     """Draw both recipes' means of a task: normal scores, shape (3, DRAWS), → (DRAWS, 2)."""
     if isinstance(pair, CorpusPair):
         return pair.resampled(DRAWS)
-    from scipy.special import betaincinv, ndtr
+    from evomerge.judging.special_functions import betaincinv, ndtr
 
     n, gaps, mean = len(pair), pair[:, 0] - pair[:, 1], pair.mean()
     if is_binary(pair):

@@ -45,7 +45,7 @@ class Resampled:
 
     def end(self, z: Values) -> Values:
         """Give the draws' quantiles by z-score, never on the wrong side of the value."""
-        from scipy.special import ndtr, ndtri
+        from evomerge.judging.special_functions import ndtr, ndtri
 
         z = np.asarray(z, np.float64)
         ends = np.quantile(self.draws, ndtr(z))

@@ -9,8 +9,14 @@ import pytest
 import tiny
 from executors import crash
 from running import evaluations, facts, run
+from silent import Silent
 
-from evomerge.study.run_folder import open_run
+from evomerge.campaign.open import open_study
+from evomerge.campaign.recorder import Recorder
+from evomerge.campaign.setup import prepare
+from evomerge.config import load_campaign
+from evomerge.study.run_folder import open_run, study_to_mend
+from evomerge.study.study import BEGUN_WITH
 
 METRIC = '''
 """How near the model's head is to the base's: no merge is better than the base."""
@@ -78,3 +84,23 @@ def test_a_search_that_was_killed_begins_with_what_it_was_first_told(folder, mon
         crash(folder, other, monkeypatch, at=jobs)
     run(folder, other)
     assert facts(other) == expected
+
+
+def test_a_study_that_knows_of_no_diagonal_goes_on_with_the_full_covariance(folder, monkeypatch):
+    monkeypatch.setattr("evomerge.search.optimizers.cma.SEPARABLE_ABOVE", 1)
+    weights = {"method": ["linear", "task_arithmetic"], "genes": {"weight": [0, 1]}}
+    sections = {"fitness": FITNESS, "space": {"weights": weights}, "budget": {"trials": 2}}
+    tiny.save_campaign(folder, optimizer={"kind": "cma"}, **sections)
+    out = run(folder)
+
+    def remark():
+        setup = prepare(load_campaign(folder / "campaign.yaml"))
+        with open_study(setup, out, Silent()) as study:
+            Recorder(setup, study, Silent())
+            return setup.optimizer.remark()
+
+    assert "diagonal covariance" in remark()
+    with study_to_mend(out) as study:
+        assert study.note(BEGUN_WITH) == {"covariance": "diagonal"}
+        study.set_note(BEGUN_WITH, {})
+    assert "full covariance" in remark()

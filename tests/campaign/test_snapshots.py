@@ -22,6 +22,7 @@ from evomerge.judging.objectives import find_objective
 from evomerge.judging.scores import Judge
 from evomerge.search.optimizers import replay
 from evomerge.search.optimizers.cma import SEPARABLE_ABOVE
+from evomerge.search.spaces.genes import Domain
 from evomerge.study.record import Evaluation
 
 TASKS = ("first", "second")
@@ -107,9 +108,11 @@ def test_after_a_snapshot_every_optimizer_proposes_what_it_proposes_after_a_repl
     assert resumed.state() == replayed.state()
 
 
-def test_cma_of_many_genes_is_restored_to_the_last_bit(tmp_path):
+@pytest.mark.parametrize("levels", [False, True])
+def test_cma_of_many_genes_is_restored_to_the_last_bit(tmp_path, levels):
     def wide():
-        return build("cma", box(SEPARABLE_ABOVE + 1))
+        genes = [*mixed().genes] if levels else []
+        return build("cma", Domain([*genes, *box(SEPARABLE_ABOVE + 1).genes]))
 
     live, file = wide(), tmp_path / "snapshot"
     told = run(live, [], TRIALS, measure)

@@ -43,7 +43,7 @@ class Counted:
     @property
     def off(self) -> bool:
         """True where coverage as low has a chance below `RISK` at `TOLERATED` (binomial tail)."""
-        from scipy.special import bdtr  # late: a third of a second
+        from evomerge.judging.special_functions import bdtr
 
         return self.of > 0 and bool(bdtr(self.covered, self.of, TOLERATED) < RISK)
 

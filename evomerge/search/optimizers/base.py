@@ -128,6 +128,17 @@ class Optimizer(ABC):
         """Say in a line what it does in another way for so many genes; by default nothing."""
         return None
 
+    def begun_with(self) -> dict[str, Any]:
+        """Return what a new study keeps of how the optimizer begins: JSON data, by default none."""
+        return {}
+
+    def go_on(self, begun_with: Mapping[str, Any]) -> None:
+        """Be as a study was begun, before it is told anything; by default it is no other.
+
+        `begun_with`: what the study kept; empty where it knows of no such thing.
+        """
+        return None
+
     def answer(self, index: int, nth: int = 0) -> tuple[Genome, tuple[int, ...]]:
         """Return the `nth` answer that it could give to ask `index`, beyond the openings: a genome
         and its parents' ask indices. The first is the one it gives.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +13,7 @@ from typing_extensions import override
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
 from evomerge.search.optimizers.base import Known, Optimizer, Proposal, optimizer
-from evomerge.search.optimizers.parts.mixed_cma import MixedCMA
+from evomerge.search.optimizers.parts.mixed_cma import MixedCMA, gaussian_genes
 from evomerge.search.spaces.genes import Domain, Genome
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 EDGE = 0.05
 """Distance that a beginning keeps from the walls, beyond which half of the samples would lie."""
 SEPARABLE_ABOVE = 200
-"""Dimensions above which the covariance is kept diagonal (SepCMA): a trial takes O(n) instead of
-O(n³), .1 ms of 1,000 genes instead of 480 (of 200, 6).
+"""Numbers among the genes above which the covariance is kept diagonal: a trial takes O(n) instead
+of O(n³), .1 ms of 1,000 genes instead of 480 (of 200, 6).
 """
+COVARIANCE, DIAGONAL = "covariance", "diagonal"
+"""What a study keeps of how it began; without it genes with levels keep the full covariance."""
 
 
 @optimizer("cma")
@@ -40,7 +42,7 @@ class CmaEs(Optimizer):
     end of a gradient descent, and no gene has levels, genes along which gradients were large vary
     less at first than the others: the covariance begins diagonal, at `search.descent.scales`.
 
-    Of more than 200 genes the covariance is diagonal (SepCMA, Ros & Hansen 2008).
+    Of more than 200 genes that are numbers the covariance is diagonal (SepCMA, Ros & Hansen 2008).
 
     Where a gene has levels, CatCMA with margin (Hamano et al. 2025, arXiv:2504.07884) takes the
     place of CMA-ES: whole numbers keep a margin of probability beside the mean's level, choices
@@ -80,18 +82,32 @@ class CmaEs(Optimizer):
         self._restarted_at = 0
         self._arrived: list[tuple[Genome, float]] = []
         self._scale: Genome | None = None
+        mixed = domain.discrete.any()
+        self._numbers = gaussian_genes(domain.genes) if mixed else domain.dimension
+        self._diagonal = self._numbers > SEPARABLE_ABOVE
         self._strategy = self._start(np.clip(domain.initial, EDGE, 1 - EDGE), sigma)
 
     @override
     def remark(self) -> str | None:
-        if self.domain.dimension <= SEPARABLE_ABOVE:
+        if self._numbers <= SEPARABLE_ABOVE:
             return None
-        if self.domain.discrete.any():
+        if not self._diagonal:
             return (
-                f"full covariance of {self.domain.dimension:,} genes, some with levels: the time "
-                "for a trial grows with their cube"
+                f"full covariance of {self._numbers:,} genes, as the study was begun: the time for "
+                "a trial grows with their cube"
             )
         return f"diagonal covariance, for there are more than {SEPARABLE_ABOVE} genes"
+
+    @override
+    def begun_with(self) -> dict[str, Any]:
+        return {COVARIANCE: DIAGONAL} if self._diagonal else {}
+
+    @override
+    def go_on(self, begun_with: Mapping[str, Any]) -> None:
+        # genes without levels had the diagonal before studies kept this
+        if self._diagonal and self.domain.discrete.any() and COVARIANCE not in begun_with:
+            self._diagonal = False
+            self._strategy = self._start(np.clip(self.domain.initial, EDGE, 1 - EDGE), self._sigma)
 
     @override
     def _begin(self, known: Sequence[Known]) -> None:
@@ -151,11 +167,13 @@ class CmaEs(Optimizer):
         # resampling until all genes fit is hopeless in high dimension; clip instead
         resampling = 10 if self.domain.dimension <= SEPARABLE_ABOVE else 1
         if self.domain.discrete.any():
-            return MixedCMA(self.domain.genes, mean, sigma, self._population, resampling)
+            size = self._population
+            genes, diagonal = self.domain.genes, self._diagonal
+            return MixedCMA(genes, mean, sigma, size, resampling, diagonal=diagonal)
         from cmaes import CMA, SepCMA  # late: they import scipy.stats, which takes .5 s
 
         scale = np.ones(self.domain.dimension) if self._scale is None else self._scale
-        kind = SepCMA if self.domain.dimension > SEPARABLE_ABOVE else CMA
+        kind = SepCMA if self._diagonal else CMA
         return kind(
             mean=mean / scale,
             sigma=sigma,

@@ -14,6 +14,7 @@ from evomerge.judging.scores import Scores
 from evomerge.preflight.show import _searched
 from evomerge.search.descent import scales
 from evomerge.search.optimizers.cma import SEPARABLE_ABOVE, CmaEs
+from evomerge.search.optimizers.parts.diagonal_cma import DiagonalCatCMAwM
 from evomerge.search.optimizers.parts.mixed_cma import CMAES, OF_CHOICES, MixedCMA
 from evomerge.search.spaces.genes import Condition, Domain, Gene
 
@@ -36,6 +37,60 @@ def test_of_many_genes_the_covariance_is_diagonal_and_check_and_the_log_say_so()
     space = SimpleNamespace(label="layers", dimension=SEPARABLE_ABOVE + 1)
     shown = dict(_searched(SimpleNamespace(config=config, space=space, optimizer=many, said=None)))
     assert shown["optimizer"] == f"cma, {many.remark()}"
+
+
+def levelled(numbers):
+    """So many numbers, three of them whole, and a choice."""
+    whole = [Gene(f"rank{i}", 2, 9, kind="int") for i in range(3)]
+    choice = Gene("method", kind="categorical", choices=("linear", "ties"))
+    return Domain([choice, *whole, *(Gene(f"g{i}") for i in range(numbers - 3))])
+
+
+def test_of_many_numbers_beside_levels_the_covariance_is_diagonal_too():
+    few, many = (build("cma", levelled(count)) for count in (SEPARABLE_ABOVE, SEPARABLE_ABOVE + 1))
+    assert (few.remark(), few.begun_with()) == (None, {})
+    assert type(few._strategy._strategy) is CatCMAwM
+    assert many.remark() == build("cma", box(SEPARABLE_ABOVE + 1)).remark()
+    assert many._strategy._strategy._variances.shape == (SEPARABLE_ABOVE + 1,)
+
+
+@pytest.mark.parametrize("screen", [1, 2])
+def test_a_study_begun_with_the_full_covariance_keeps_it(screen):
+    plain, kept = (build("cma", levelled(SEPARABLE_ABOVE + 1), screen=screen) for _ in range(2))
+    plain.go_on({})
+    assert "full covariance of 201 genes, as the study was begun" in plain.remark()
+    kept.go_on(kept.begun_with())
+    assert "diagonal" in kept.remark()
+    numbers = build("cma", box(SEPARABLE_ABOVE + 1), screen=screen)
+    numbers.go_on({})  # of genes without levels it was always diagonal
+    assert "diagonal" in numbers.remark()
+
+
+def test_with_a_diagonal_it_finds_the_optimum_of_a_mixed_domain_and_is_replayed(monkeypatch):
+    monkeypatch.setattr("evomerge.search.optimizers.cma.SEPARABLE_ABOVE", 0)
+    domain = mixed()
+    record = run(build("cma", domain), [], 300, lambda genome: score(domain, genome))
+    best = max((s.value, p) for p, s in record if s)
+    assert best[0] > -5e-3
+    assert domain.params(best[1].genome)["rank"] == 7
+    resumed = build("cma", domain)
+    for proposal, scores in record[:101]:
+        resumed.tell(proposal, scores)
+    again = run(resumed, record[:101], 150, lambda genome: score(domain, genome))
+    assert [p.genome.tobytes() for p, _ in again] == [p.genome.tobytes() for p, _ in record[:150]]
+
+
+def test_a_diagonal_learns_which_genes_matter(monkeypatch):
+    monkeypatch.setattr("evomerge.search.optimizers.cma.SEPARABLE_ABOVE", 0)
+    weights = np.repeat([100.0, 1.0], 10)
+
+    def measure(genome):
+        return Scores(-float(weights @ (genome[4:] - 0.7) ** 2), 0.0, 1)
+
+    optimizer = build("cma", levelled(23))
+    run(optimizer, [], 600, measure)
+    variances = optimizer._strategy._strategy._variances[:20]
+    assert variances[:10].mean() < variances[10:].mean() / 2
 
 
 def test_it_finds_the_optimum_of_a_mixed_domain():
@@ -80,8 +135,13 @@ def test_the_private_attributes_were_read_in_the_installed_cmaes():
         "then raise CMAES there and the bound in pyproject.toml"
     )
     strategy = build("cma", mixed())._strategy._strategy
-    names = ("_mean", "_sigma", "_C", "_qmin", *OF_CHOICES)
-    assert [name for name in names if not hasattr(strategy, name)] == []
+    names = {"_mean", "_sigma", "_C", "_qmin", *OF_CHOICES}
+    names |= {
+        name for name in DiagonalCatCMAwM._update_gaussian.__code__.co_names if name[0] == "_"
+    }
+    names |= {"_z_lim", "_z_space", "_rng", "_eigen_decomposition", "_sample_from_gaussian"}
+    names |= {"_discretization", "_update_gaussian"}
+    assert [name for name in sorted(names - {"_variances"}) if not hasattr(strategy, name)] == []
     assert strategy.ask()._v_raw.shape == strategy._mean.shape
 
 

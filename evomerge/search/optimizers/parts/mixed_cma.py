@@ -1,9 +1,9 @@
 """CatCMA with margin on the unit cube: `cmaes.CatCMAwM` spoken to in genomes.
 
 The library's public interface neither takes a sample back from a record nor starts over fewer
-variables with what was learnt, so some of its private attributes are used, all of them in this
-file: `_v_raw`, `_mean`, `_sigma`, `_C`, `_qmin` and `OF_CHOICES`. `CMAES` is the version that they
-were read in; the tests fail with another one.
+variables with what was learnt, so some of its private attributes are used, in this file `_v_raw`,
+`_mean`, `_sigma`, `_C`, `_qmin` and `OF_CHOICES`, others in `diagonal_cma`. `CMAES` is the version
+that they were read in; the tests fail with another one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from evomerge.search.spaces.genes import Gene, Genome
 
 if TYPE_CHECKING:
     from cmaes import CatCMAwM
+
+    from evomerge.search.optimizers.parts.diagonal_cma import DiagonalCatCMAwM
 
 CMAES = "0.13"
 """The minor version of cmaes that this file holds for."""
@@ -47,17 +49,30 @@ class MixedCMA:
     """
 
     def __init__(
-        self, genes: Sequence[Gene], mean: Genome, sigma: float, population: int, resampling: int
+        self,
+        genes: Sequence[Gene],
+        mean: Genome,
+        sigma: float,
+        population: int,
+        resampling: int,
+        *,
+        diagonal: bool = False,
     ) -> None:
-        """`mean`: shape (dimension,), where the Gaussian begins; `sigma`: its step size; both on
-        the unit cube. `resampling`: how often a sample outside the cube is drawn again before it is
-        clipped.
+        """Begin a distribution over genomes.
+
+        Args:
+            genes: of the genomes.
+            mean: where the Gaussian begins, on the unit cube, shape (dimension,).
+            sigma: its step size there.
+            population: λ.
+            resampling: how often a sample outside the cube is drawn again before it is clipped.
+            diagonal: whether its covariance is kept diagonal.
         """
         self._genes = genes
         self._mean = mean.copy()
         self._sigma = sigma
         self._population = population
-        self._resampling = resampling
+        self._resampling, self._diagonal = resampling, diagonal
         self._levels = np.array([gene.levels or 0 for gene in genes])
         kinds = np.array([_kind(gene) for gene in genes])
         self._floats = np.flatnonzero(kinds == "continuous")
@@ -66,23 +81,28 @@ class MixedCMA:
         self._rows = {genes[int(gene)].name: row for row, gene in enumerate(self._choices)}
         self._continuous = self._floats
         self._gaussian = np.concatenate([self._continuous, self._ordered])
-        self._strategy = self._start(sigma, np.eye(len(self._gaussian)))
+        ones = np.ones(len(self._gaussian))
+        self._strategy = self._start(sigma, ones if diagonal else np.diag(ones))
 
-    def _start(self, sigma: float, covariance: NDArray[np.float64]) -> CatCMAwM:
-        """Make a strategy over the genes that do not rest."""
-        from cmaes import CatCMAwM  # late: it imports scipy.stats, which takes .5 s
+    def _start(self, sigma: float, covariance: NDArray[np.float64]) -> CatCMAwM | DiagonalCatCMAwM:
+        """Make a strategy over the genes that do not rest; `covariance`: (n, n), or (n,) of it."""
+        # late: they import scipy.stats, which takes .5 s
+        from cmaes import CatCMAwM
 
+        from evomerge.search.optimizers.parts.diagonal_cma import DiagonalCatCMAwM
+
+        kind, known = (DiagonalCatCMAwM, "variances") if self._diagonal else (CatCMAwM, "cov")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            return CatCMAwM(
+            return kind(
                 x_space=np.tile([0.0, 1.0], (len(self._continuous), 1)),
                 z_space=[(np.arange(k) + 0.5) / k for k in self._levels[self._ordered]],
                 c_space=list(self._levels[self._choices]),
                 population_size=self._population,
                 mean=self._mean[self._gaussian],
                 sigma=sigma,
-                cov=covariance,
                 seed=0,
+                **{known: covariance},
             )
 
     @property
@@ -124,7 +144,9 @@ class MixedCMA:
             warnings.simplefilter("ignore", RuntimeWarning)
             self._strategy.tell(solutions)
         # 2. rest the genes whose choice is hardly made any more, wake those whose choice is back
-        awake = self._floats[np.array([self._counts(int(g)) for g in self._floats], dtype=bool)]
+        searched = set(self._continuous.tolist())
+        counts = [self._counts(gene, gene not in searched) for gene in self._floats.tolist()]
+        awake = self._floats[np.array(counts, dtype=bool)]
         if len(awake) and not np.array_equal(awake, self._continuous):
             self._continue_with(awake)
 
@@ -139,9 +161,8 @@ class MixedCMA:
         one_hot = np.arange(levels.max(initial=0)) == chosen[:, None]
         return self._strategy.Solution(c=one_hot, _v_raw=genome[self._gaussian])
 
-    def _counts(self, gene: int) -> bool:
+    def _counts(self, gene: int, rests: bool) -> bool:
         """Say whether a gene is searched: no condition is closed; of one at rest, all are open."""
-        rests = gene not in self._continuous
         for condition in self._genes[gene].when:
             row = self._rows.get(condition.gene)
             if row is None:
@@ -161,17 +182,27 @@ class MixedCMA:
         """
         # 1. keep mean, step size and covariance of the genes that were searched
         before, genes = self._strategy, self._gaussian
-        covariance = np.eye(len(self._mean)) * (self._sigma / before._sigma) ** 2
-        covariance[np.ix_(genes, genes)] = before._C
         self._mean[genes] = before._mean
+        variances = np.full(len(self._mean), (self._sigma / before._sigma) ** 2)
         # 2. start over those that are awake now
         self._continuous = awake
         self._gaussian = np.concatenate([awake, self._ordered])
-        chosen = np.ix_(self._gaussian, self._gaussian)
-        self._strategy = self._start(before._sigma, covariance[chosen])
+        if self._diagonal:
+            variances[genes] = np.diag(before._C)
+            covariance = variances[self._gaussian]
+        else:
+            whole = np.diag(variances)
+            whole[np.ix_(genes, genes)] = before._C
+            covariance = whole[np.ix_(self._gaussian, self._gaussian)]
+        self._strategy = self._start(before._sigma, covariance)
         # 3. hand on what was learnt of the choices
         for name in OF_CHOICES:
             setattr(self._strategy, name, getattr(before, name))
+
+
+def gaussian_genes(genes: Sequence[Gene]) -> int:
+    """Count the genes that are variables of the Gaussian: continuous, and ints of many levels."""
+    return sum(_kind(gene) in ("continuous", "ordered") for gene in genes)
 
 
 def _kind(gene: Gene) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,14 @@ class Screened(Optimizer):
     @override
     def remark(self) -> str | None:
         return self._screened.remark()
+
+    @override
+    def begun_with(self) -> dict[str, Any]:
+        return self._screened.begun_with()
+
+    @override
+    def go_on(self, begun_with: Mapping[str, Any]) -> None:
+        self._screened.go_on(begun_with)
 
     @override
     def check_metrics(self, names: Collection[str]) -> None:
