@@ -136,12 +136,11 @@ def _choices(setup: Setup) -> Iterator[Choice]:
 def _gradient_start(setup: Setup) -> Choice:
     starts = [GradientStart(gradient=DESCENT)]
     config = setup.config.model_copy(update={"initial": starts})
-    kinds = {task.task: task.kind for task in setup.tasks if task.weight > 0}
     if setup.optimizer.descends() is not None:
         return Choice(INITIAL, None, f"no gradient start: {config.optimizer.kind} descends itself")
     # 1. is there a gradient?
     try:
-        check_descents(config, setup.space, kinds, None)
+        check_descents(config, setup.space, setup.kinds, setup.unanswered, None)
     except InputError as error:
         reason = str(error).partition(": ")[2]
         return Choice(INITIAL, None, f"no gradient start: {reason}")

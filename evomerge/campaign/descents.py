@@ -204,7 +204,10 @@ class Descents:
         if found is None:
             asked = not (self._after or INITIAL in self._setup.by_default)
             if asked and not (record.step or record.checks):
-                raise EvomergeError(f"{self._planned[index].where}: {outcome.reason}")
+                raise EvomergeError(
+                    f"{self._planned[index].where}: {outcome.reason}; begin elsewhere (from:), or "
+                    "leave it out"
+                )
             self._end(index, str(outcome.reason))
             return
         self._record.spent += 0 if self._after else outcome.job.count_items({})

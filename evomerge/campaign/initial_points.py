@@ -69,7 +69,11 @@ def descents_of(initial: Sequence[Start]) -> dict[str, DescentConfig]:
 
 
 def check_descents(
-    config: CampaignConfig, space: Space, kinds: Mapping[str, str], proposed: Descend | None
+    config: CampaignConfig,
+    space: Space,
+    kinds: Mapping[str, str],
+    unanswered: Sequence[str],
+    proposed: Descend | None,
 ) -> None:
     """Refuse gradient descents that cannot work here, before any model is built.
 
@@ -77,6 +81,7 @@ def check_descents(
         config: the campaign.
         space: whose genomes descend.
         kinds: task → lm-eval's output type.
+        unanswered: what is wrong with each search document that has no right answer.
         proposed: the longest descent that the optimizer's proposals ask for, if they do.
 
     Raises:
@@ -84,7 +89,7 @@ def check_descents(
             begins with the key.
     """
     for where, descent in descents_of(config.initial).items():
-        _check_smooth(config, kinds, where)
+        _check_smooth(config, kinds, unanswered, where)
         best = {BEST_PARENT: [*space.seeds], BEST_KNOWN: ["uniform", *space.seeds]}
         for name in best.get(descent.origin, [descent.origin]):
             at = descent.model_copy(update={"origin": name})
@@ -96,7 +101,7 @@ def check_descents(
             )
     if proposed is not None:
         where = f"optimizer.{'gradient' if 'gradient' in config.optimizer.options else 'kind'}"
-        _check_smooth(config, kinds, where)
+        _check_smooth(config, kinds, unanswered, where)
         _check_genes(config, space, _anywhere(config, space), where)
         if proposed.rule == "frank_wolfe" and space.vertices() is None:
             raise InputError(
@@ -106,7 +111,11 @@ def check_descents(
 
 
 def check_polish(
-    config: CampaignConfig, space: Space, kinds: Mapping[str, str], goals: int
+    config: CampaignConfig,
+    space: Space,
+    kinds: Mapping[str, str],
+    unanswered: Sequence[str],
+    goals: int,
 ) -> None:
     """Refuse a polish that cannot work here, before any model is built.
 
@@ -114,6 +123,7 @@ def check_polish(
         config: of the campaign.
         space: that is searched.
         kinds: task → lm-eval's output type.
+        unanswered: what is wrong with each search document that has no right answer.
         goals: number of the objective's.
 
     Raises:
@@ -127,7 +137,7 @@ def check_polish(
             f"polish: a gradient follows one loss, and the objective has {goals} goals; leave "
             "polish out, or give an objective of one value (fitness.objective)"
         )
-    _check_smooth(config, kinds, "polish")
+    _check_smooth(config, kinds, unanswered, "polish")
     _check_genes(config, space, _anywhere(config, space), "polish")
 
 
@@ -137,10 +147,12 @@ def _anywhere(config: CampaignConfig, space: Space) -> list[Genome]:
     return [space.initial, *space.seeds.values(), *rng.random((_TRIED, space.dimension))]
 
 
-def _check_smooth(config: CampaignConfig, kinds: Mapping[str, str], where: str) -> None:
-    """Refuse an engine, tasks or methods without gradients."""
+def _check_smooth(
+    config: CampaignConfig, kinds: Mapping[str, str], unanswered: Sequence[str], where: str
+) -> None:
+    """Refuse an engine, tasks, documents or methods without gradients."""
     check_gradients(config, where)
-    check_losses(kinds, where, config.fitness.surrogate_loss)
+    check_losses(kinds, where, config.fitness.surrogate_loss, unanswered)
     if config.space.weights is None:
         raise InputError(f"{where}: a path has no gradient; search weights as well")
     check_differentiable(config.space.weights.methods, where)

@@ -100,6 +100,22 @@ class Setup:
         return {task: len(self.items[split][task]) for task in counted}
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """task → lm-eval's output type, `callable` or `agreement`, of those that count."""
+        return {task.task: task.kind for task in self.tasks if task.weight > 0}
+
+    @property
+    def unanswered(self) -> list[str]:
+        """What is wrong with each search document that has no right answer for a gradient."""
+        search = self.items["search"]
+        return [
+            task.unanswered[item]
+            for task in self.tasks
+            for item in search[task.task]
+            if item in task.unanswered
+        ]
+
+    @property
     def measured_items(self) -> SplitItems:
         """The items of the splits, and those of the audit's tasks, if there are any."""
         found = {t.task: [item for item in t.ids if item not in t.excluded] for t in self.audit}
@@ -365,10 +381,10 @@ def _check_search(setup: Setup) -> None:
             "gives the score of a rung's documents and of all, and none from the other; leave "
             "rungs out, or choose another metric"
         )
-    kinds = {task.task: task.kind for task in setup.tasks if task.weight > 0}
-    check_polish(setup.config, setup.space, kinds, setup.judge.goals)
+    learned = (setup.config, setup.space, setup.kinds, setup.unanswered)
+    check_polish(*learned, setup.judge.goals)
     proposed = setup.optimizer.descends()
-    check_descents(setup.config, setup.space, kinds, proposed and proposed[0])
+    check_descents(*learned, proposed and proposed[0])
     setup.optimizer.check_goals(setup.judge.goals)
     setup.optimizer.check_budget(setup.most_trials)
     setup.optimizer.check_metrics([task.task for task in setup.tasks])

@@ -30,7 +30,7 @@ def preflight_table(
     """
     facts = Table(title=f"campaign {setup.config.name}", show_header=False)
     for row in (*_found(setup, stages), *_expected(setup, forecast)):
-        facts.add_row(*row)
+        facts.add_row(*map(Text, row))  # as it is: [all] is no markup
     tasks = Table("task", "metric", *SPLITS, "few-shot only")
     for task in setup.tasks:
         counts = [str(len(setup.items[split][task.task])) for split in SPLITS]

@@ -85,6 +85,14 @@ def test_where_there_is_no_gradient_the_reason_is_said(tiny_folder):
     assert "no gradient start: twin has no gradient" in setup.said
 
 
+def test_there_is_no_gradient_start_where_a_document_has_no_right_answer(tiny_folder):
+    documents = tiny_folder / "tasks" / "pick.jsonl"
+    documents.write_text(documents.read_text().replace('"answer": 3', '"answer": 7'))
+    said = setup_of(tiny_folder).said
+    assert "no gradient start: pick: item" in said
+    assert "has no right choice" in said
+
+
 def test_a_study_that_was_begun_without_defaults_keeps_its_identity(tiny_folder):
     tiny.save_campaign(tiny_folder, budget={"trials": 1})
     config = load_campaign(tiny_folder / "campaign.yaml")
@@ -112,10 +120,13 @@ def test_a_study_keeps_the_defaults_that_it_was_begun_with(tiny_folder, monkeypa
 
 
 def test_check_says_what_is_on_by_default(tiny_folder):
+    tiny.save_task(tiny_folder / "tasks", items=500)
     tiny.save_campaign(tiny_folder, budget=LARGE)
     told = evomerge("check", tiny_folder / "campaign.yaml", "--no-measure").stdout
     assert "by default" in told
-    assert "gradient start from the best that is known" in " ".join(told.replace("│", "").split())
+    told = " ".join(told.replace("│", "").split())
+    assert "gradient start from the best that is known" in told
+    assert "fitness.rungs: [all]" in told
 
 
 def test_a_default_descent_that_fails_does_not_end_the_campaign(tiny_folder, monkeypatch):

@@ -117,7 +117,9 @@ def test_a_loss_that_is_not_finite_ends_the_campaign_with_one_message(tiny_folde
 
     monkeypatch.setattr(Worker, "losses", fails)
     save(tiny_folder, DESCENT)
-    with pytest.raises(EvomergeError, match=r"initial\[0\]\.gradient: a document's loss .* nan"):
+    with pytest.raises(
+        EvomergeError, match=r"initial\[0\]\.gradient: a document's loss .* nan; begin"
+    ):
         run(tiny_folder)
 
 
@@ -225,6 +227,17 @@ def test_a_task_without_a_loss_is_refused_by_name(tiny_folder):
     (tiny_folder / "campaign.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(InputError, match=r"initial\[0\]\.gradient: own \(callable\) has no loss"):
         prepare(load_campaign(tiny_folder / "campaign.yaml"))
+
+
+def test_a_document_without_a_right_answer_is_refused_before_any_work(tiny_folder):
+    save(tiny_folder, DESCENT)
+    place = tiny_folder / "tasks" / "pick.jsonl"
+    place.write_text(place.read_text().replace('"answer": 3', '"answer": 7'))
+    config = load_campaign(tiny_folder / "campaign.yaml")
+    wrong = r"initial\[0\]\.gradient: pick: item \w+ has no right choice, and \d+ more; mend the"
+    with pytest.raises(InputError, match=wrong):
+        prepare(config)
+    prepare(load_campaign(tiny_folder / "campaign.yaml", ["fitness.surrogate_loss.kind=entropy"]))
 
 
 @pytest.mark.slow

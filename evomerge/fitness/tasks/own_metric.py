@@ -163,6 +163,9 @@ def _code(module: ModuleType) -> str:
         return module.__name__
 
 
+_FORM = 'write one JSON object a line, such as {"prompt": "…"}'
+
+
 def read_documents(where: str, path: Path) -> dict[int, dict[str, Any]]:
     """Read JSON objects, one a line, by the numbers of their lines.
 
@@ -177,9 +180,13 @@ def read_documents(where: str, path: Path) -> dict[int, dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        document = json_data(line, f"{where}: {path}, line {number}")
+        place = f"{where}: {path}, line {number}"
+        try:
+            document = json_data(line, place)
+        except InputError as error:
+            raise InputError(f"{error}; {_FORM}") from None
         if not isinstance(document, dict):
-            raise InputError(f"{where}: {path}, line {number}: write one JSON object a line")
+            raise InputError(f"{place}: {_FORM}")
         documents[number] = document
     if not documents:
         raise InputError(f"{where}: {path} has no documents")

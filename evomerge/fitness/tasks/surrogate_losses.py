@@ -17,7 +17,7 @@ expert's whatever the kind, but for `entropy`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -35,6 +35,7 @@ from evomerge.fitness.document_loss import (
     TokenEntropy,
 )
 from evomerge.fitness.expert_answers import ExpertAnswer
+from evomerge.fitness.tasks.lm_eval_quirks import quiet, templates_compiled_once
 from evomerge.fitness.tasks.lm_eval_task import LmEvalMetric
 from evomerge.fitness.tasks.score_source import ScoreSource
 
@@ -45,14 +46,18 @@ SUPERVISED = SurrogateLossConfig()
 
 
 def check_losses(
-    kinds: Mapping[str, str], where: str, loss: SurrogateLossConfig = SUPERVISED
+    kinds: Mapping[str, str],
+    where: str,
+    loss: SurrogateLossConfig = SUPERVISED,
+    unanswered: Sequence[str] = (),
 ) -> None:
-    """Refuse tasks without a loss.
+    """Refuse tasks without a loss, and documents without a right answer where one is needed.
 
     Args:
         kinds: task → lm-eval's output type, `callable` or `agreement`.
         where: the key that asks for a gradient.
         loss: `fitness.surrogate_loss`.
+        unanswered: what is wrong with each document that has no right answer.
 
     Raises:
         InputError: there are such; begins with `where` and names them.
@@ -71,6 +76,29 @@ def check_losses(
             f"fitness.surrogate_loss.teachers: {', '.join(untaught)} has no expert to learn from; "
             f"write teachers: {{{untaught[0]}: EXPERT}}"
         )
+    if loss.kind == "supervised" and unanswered:
+        more = f", and {len(unanswered) - 1} more" if unanswered[1:] else ""
+        raise InputError(
+            f"{where}: {unanswered[0]}{more}; mend the documents, leave the gradient out, or "
+            "follow a loss that needs no answers (fitness.surrogate_loss.kind)"
+        )
+
+
+def unanswered(source: ScoreSource) -> dict[str, str]:
+    """Return item → what is wrong with it, of those that have no right answer to learn."""
+    found: dict[str, str] = {}
+    if not isinstance(source, LmEvalMetric) or source.kind not in KINDS or not source.weight:
+        return found  # a measure beside a score is no loss
+    with quiet(), templates_compiled_once():
+        for place, item in enumerate(source.ids):
+            try:
+                _supervised(source, place)
+            except InputError as error:
+                found[item] = str(error)
+            # It is the task author's own code.
+            except Exception as error:
+                found[item] = f"{source.name}: item {item}: {type(error).__name__}: {error}"
+    return found
 
 
 def prompt_of(source: ScoreSource, place: int) -> str:

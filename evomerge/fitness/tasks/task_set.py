@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from evomerge.fitness.tasks.lm_eval_task import load_lm_eval_task
 from evomerge.fitness.tasks.own_metric import load_own_metric
 from evomerge.fitness.tasks.response_tokens import CUT_OFF, RESPONSE_TOKENS
 from evomerge.fitness.tasks.score_source import MEAN, ScoreSource
-from evomerge.fitness.tasks.surrogate_losses import loss_of, prompt_of
+from evomerge.fitness.tasks.surrogate_losses import loss_of, prompt_of, unanswered
 from evomerge.judging.answer_facts import AnswerFacts
 
 
@@ -53,6 +53,8 @@ class TaskItems:
             `judging.corpus_values.AGGREGATES`, or `own`, a function of the task's own.
         runs_code: whether scoring runs code that the model writes.
         teacher: the model with whose answers those of a merge are compared; None for no such.
+        unanswered: id → what is wrong, of items without a right answer that a gradient could
+            follow.
     """
 
     task: str
@@ -70,6 +72,7 @@ class TaskItems:
     aggregate: str = MEAN
     runs_code: bool = False
     teacher: str | None = None
+    unanswered: Mapping[str, str] = field(compare=False, repr=False, default_factory=dict)
 
     @property
     def corpus(self) -> bool:
@@ -288,7 +291,8 @@ def list_items(config: FitnessConfig) -> tuple[TaskItems, ...]:
     Raises:
         InputError: as `TaskSet`.
     """
-    return tuple(_describe(source) for source in load_sources(config, None))
+    found = ((_describe(source), source) for source in load_sources(config, None))
+    return tuple(replace(items, unanswered=unanswered(source)) for items, source in found)
 
 
 def list_audit(config: FitnessConfig) -> tuple[TaskItems, ...]:
