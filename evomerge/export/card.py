@@ -127,6 +127,11 @@ def _recipe(recipe: Recipe, layout: Layout) -> Iterator[str]:
     if outside == set(layout.outside_groups) and straight and alike:
         rows = {"all": first}
     yield table("tensors", rows)
+    if recipe.mixture is not None:
+        yield (
+            f"The experts of each mixture are then merged into {recipe.mixture.experts} (M-SMoE, "
+            f"`groups: {recipe.mixture.groups}`)."
+        )
     yield (
         "Tensors that no row names are the base's. The numbers are rounded; `recipe.json` has them "
         "in full."

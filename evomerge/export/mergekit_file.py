@@ -91,11 +91,17 @@ def _check_aligned(recipe: Recipe, models: CheckedModels) -> None:
 
 
 def _check_config(recipe: Recipe, inputs: MergeInputs) -> None:
-    """Refuse a path that needs more of the base's config changed than the number of layers.
+    """Refuse a recipe that needs more of the base's config changed than the number of layers.
 
     Raises:
-        InputError: the config has settings by layer; mergekit leaves them as they are.
+        InputError: experts are merged, or the config has settings by layer; mergekit leaves them
+            as they are.
     """
+    if recipe.mixture is not None:
+        raise InputError(
+            "mergekit cannot express this recipe: it has no step that merges the experts within "
+            "one mixture"
+        )
     if keeps_layers(recipe, inputs.models.layout):
         return
     config = inputs.models.sources[BASE].config

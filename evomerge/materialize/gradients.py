@@ -81,9 +81,13 @@ class CoefficientGradients:
         """Add a tensor's share.
 
         Args:
-            gradient: ∂L/∂θ_t, of the tensor's shape, in any float dtype.
+            gradient: ∂L/∂θ_t, of the tensor's shape in the merged model, in any float dtype.
         """
         assert step.rule is not None
+        if step.mixture is not None:  # to what the experts were merged of
+            layer, mixture = step.mixture
+            groups = self._kernel.groups.of(layer, mixture)
+            gradient = groups.spread(layer, step.tensor, gradient)
         group = next(g for g in step.tensor.groups if (step.slot, g) in self._merges)
         owners = _coefficients(step.rule)
         read = self._kernel.read(gradient, step)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evomerge.common.errors import NonFiniteError
 from evomerge.materialize.compiled import Compiler
+from evomerge.materialize.expert_groups import ExpertGroups
 from evomerge.materialize.feed import Feed, MemoryMapped, Target
 from evomerge.materialize.plan import TensorStep, as_tensors
 from evomerge.materialize.sparsified import sparsified
@@ -75,6 +76,11 @@ class Kernel:
     def _feed(self) -> Feed:
         return self.feed or MemoryMapped(self.sources)
 
+    @cached_property
+    def groups(self) -> ExpertGroups:
+        """The groups of the base's experts, where a recipe merges them."""
+        return ExpertGroups(self.sources[BASE])
+
     @property
     def device(self) -> torch.device:
         """Where tensors are merged; of several GPUs, on the target's."""
@@ -114,7 +120,8 @@ class Kernel:
         largest: list[tuple[TensorStep, Tensor]] = []
         for (out, step), read in zip(targets, tensors, strict=True):
             try:
-                parts = self._fill(out.view(-1), step, read, seed, self.dtype(step.tensor.name))
+                fill = self._fill if step.mixture is None else self._fill_fewer
+                parts = fill(out.view(-1), step, read, seed, self.dtype(step.tensor.name))
                 largest += [(step, part) for part in parts]
             except torch.linalg.LinAlgError as error:
                 raise NonFiniteError(f"{self._fault(step)} ({error})") from None
@@ -147,6 +154,18 @@ class Kernel:
             return
         for name, (target, base, *experts) in self.matrices(step, out, *read):
             yield from self._fill_one(target, step, base, experts, name, seed, dtype)
+
+    def _fill_fewer(
+        self, out: Tensor, step: TensorStep, read: list[Tensor], seed: int, dtype: torch.dtype
+    ) -> Iterator[Tensor]:
+        """Fill `out` with the parts of fewer experts, made of a whole tensor that was rounded."""
+        assert step.mixture is not None
+        layer, mixture = step.mixture
+        whole = torch.empty(step.tensor.shape, dtype=dtype, device=out.device)
+        yield from self._fill(whole.view(-1), step, read, seed, dtype)
+        parts = self.groups.of(layer, mixture).merged(layer, step.tensor, whole)
+        for part, own in zip(out.view(mixture.experts, -1), parts, strict=True):
+            yield _round_into(part, own.reshape(-1), dtype)
 
     def matrices(
         self, step: TensorStep, out: Tensor, base: Tensor, *experts: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -16,8 +16,9 @@ from evomerge.methods import Method, find_method
 from evomerge.methods.core.calibration_in_recipes import check_calibrated
 from evomerge.methods.core.sparsify_in_recipes import check_sparsifiable
 from evomerge.models.layout import Layout, TensorSpec
+from evomerge.models.mixture import MixtureLayer, mixture_layers
 from evomerge.models.source import Source
-from evomerge.recipe import BASE, Aim, Merge, Recipe, Sparsifier
+from evomerge.recipe import BASE, Aim, Merge, Mixture, Recipe, Sparsifier
 from evomerge.recipe.recipe import merge_name
 
 
@@ -69,6 +70,8 @@ class TensorStep:
         rule: None for a copy.
         name: the merged model's name of the tensor.
         slot: index in the path; None outside the layers.
+        mixture: what merges the experts of its layer, whose parts the tensor holds; None where it
+            stays as it is.
     """
 
     tensor: TensorSpec
@@ -76,6 +79,13 @@ class TensorStep:
     rule: MergeRule | None
     name: str
     slot: int | None = None
+    mixture: tuple[MixtureLayer, Mixture] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in the merged model, with a part for each of the experts that it has."""
+        shape = self.tensor.shape
+        return shape if self.mixture is None else (self.mixture[1].experts, *shape[1:])
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -90,7 +100,8 @@ def plan(recipe: Recipe, layout: Layout, sources: Collection[str]) -> list[Tenso
     Of the sources only the names are needed.
 
     Raises:
-        InputError: the recipe names a source, layer, group, method or parameter that is not there.
+        InputError: the recipe names a source, layer, group, method or parameter that is not there,
+            or its mixture does not fit the models.
     """
     for name in recipe.sources:
         if name not in sources:
@@ -106,7 +117,34 @@ def plan(recipe: Recipe, layout: Layout, sources: Collection[str]) -> list[Tenso
     after = [tensor for tensor in layout.tensors[first:] if tensor.layer is None]
     slots = range(len(recipe.path))
     inside = chain.from_iterable(_slot(index, recipe, layout, rules) for index in slots)
-    return [*_outside(before, rules), *inside, *_outside(after, rules)]
+    steps = [*_outside(before, rules), *inside, *_outside(after, rules)]
+    return steps if recipe.mixture is None else _with_mixture(steps, recipe, recipe.mixture, layout)
+
+
+def _with_mixture(
+    steps: list[TensorStep], recipe: Recipe, mixture: Mixture, layout: Layout
+) -> list[TensorStep]:
+    """Let the steps of tensors with a part for each expert merge the experts."""
+    if not keeps_layers(recipe, layout):
+        raise InputError(
+            "recipe: mixture: merges experts of a model whose layers stay as they are, and the "
+            "path moves or scales some; leave one of the two out"
+        )
+    try:
+        layers = mixture_layers(layout)
+    except InputError as error:
+        raise InputError(f"recipe: mixture: {error}") from None
+    most = next(iter(layers.values())).experts
+    if mixture.experts >= most:
+        raise InputError(
+            f"recipe: mixture.experts: {mixture.experts}, but the model has {most} a layer; write "
+            f"2 to {most - 1}"
+        )
+    parts = {spec.name: one for one in layers.values() for spec in one.tensors}
+    return [
+        replace(step, mixture=(parts[step.name], mixture)) if step.name in parts else step
+        for step in steps
+    ]
 
 
 def keeps_layers(recipe: Recipe, layout: Layout) -> bool:

@@ -87,7 +87,7 @@ def _differences(wanted: nn.Module, built: nn.Module) -> Iterator[str]:
     for name, module in ours.items():
         if _shapes(module) != _shapes(theirs[name]):
             yield f"{name or 'it'} would have tensors of other shapes"
-        settings, found = _settings(module), _settings(theirs[name])
+        settings, found = settings_of(module), settings_of(theirs[name])
         for key in settings:
             if settings[key] != found.get(key):
                 place = f"{name}.{key}" if name else key
@@ -98,7 +98,8 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in module.named_parameters(recurse=False)}
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def settings_of(module: nn.Module) -> dict[str, Any]:
+    """Return the plain values that a module holds, such as a window, but its place."""
     plain = (bool, int, float, str, type(None))
     return {
         name: value

@@ -182,7 +182,7 @@ class _Bench:
             expert = source != BASE
             made.hold({k: t + 0.1 * torch.randn(shape) if expert else t for k, t in base.items()})
         spec = replace(step.tensor, shape=shape, matrices=1)
-        return [replace(step, tensor=replace(spec, name=name)) for name in names]
+        return [replace(step, tensor=replace(spec, name=name), mixture=None) for name in names]
 
 
 class _MadeUpSource:

@@ -143,6 +143,20 @@ class Merge(Strict):
         return self.drop or self.sparsify
 
 
+class Mixture(Strict):
+    """The experts of a mixture merged into fewer, within every layer that has such (M-SMoE).
+
+    `experts` is their number in each layer of the result. With `groups: weights` experts are
+    grouped by what they give for random inputs, and count the same; with `router` by the base's
+    router on its calibration texts, and count by how often it chooses them. The experts are those
+    of the recipe's merge; groups and frequencies are the base's. Source: Li et al. 2023,
+    arXiv:2310.01334.
+    """
+
+    experts: int = Field(ge=2)
+    groups: Literal["weights", "router"] = "weights"
+
+
 class MergeCoefficient(NamedTuple):
     """Names one number of a recipe: a parameter of the merge of `group` in `slot`.
 
@@ -164,7 +178,8 @@ class Recipe(Strict):
     layers that no merge names are copied from the base model. `seed` keys the random masks.
     `tokenizer` says by which tokens the sources' vocabularies were matched, where they were; their
     digests are then over the matched rows, too. `calibration` has the digest of each source's
-    calibration file that a merge needs (`evomerge calibrate`).
+    calibration file that a merge needs (`evomerge calibrate`). `mixture` gives the merged model
+    fewer experts, where it is a mixture of such.
     """
 
     version: Literal[1] = 1
@@ -176,6 +191,7 @@ class Recipe(Strict):
         default=None, exclude_if=lambda tokenizer: tokenizer is None
     )
     calibration: dict[str, str] = Field(default_factory=dict, exclude_if=lambda files: not files)
+    mixture: Mixture | None = Field(default=None, exclude_if=lambda mixture: mixture is None)
 
     @field_validator("sources")
     @classmethod

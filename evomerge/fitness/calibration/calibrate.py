@@ -25,7 +25,7 @@ from evomerge.models.files.calibration_file import (
 from evomerge.models.layout import Layout
 from evomerge.models.tokens.tokenizer import load_tokenizer
 
-FORWARD, BACKWARD = ("gram", "mean_abs"), ("fisher", "gtheta")
+FORWARD, BACKWARD = ("gram", "mean_abs", "router"), ("fisher", "gtheta")
 """Kinds of statistics by the pass that takes them."""
 
 
@@ -140,11 +140,13 @@ def sizes_of(layout: Layout, kinds: Sequence[str], samples: int) -> dict[str, in
     """Kind → bytes in the file, at most: each matrix of a layer is taken to have its own input."""
     inside = [t.shape for t in layout.tensors if t.layer is not None and len(t.shape) == 2]
     inputs = sum(max(shape) if len(shape) == 1 else shape[-1] for shape in _inputs(layout))
+    routers = [t for t in layout.tensors if t.group == "router" and len(t.shape) == 2]
     known = {
         "fisher": 4 * layout.parameters,
         "gtheta": 4 * layout.parameters * min(SINGLE, samples),
         "gram": 4 * sum(shape[-1] ** 2 for shape in inside),
         "mean_abs": 4 * inputs,
+        "router": 4 * sum(t.shape[0] ** 2 + t.shape[0] for t in routers),
     }
     return {kind: known[kind] for kind in kinds}
 

@@ -1,8 +1,10 @@
-"""Statistics of what enters a model's matrices: Gram matrices and mean magnitudes.
+"""Statistics of what enters a model's matrices: Gram matrices, magnitudes, what routers say.
 
 `gram/W` is XᵀX / T, float32 [in, in], X the inputs of the matrix W at the T tokens of the texts;
 matrices that read the same input share the first one's. `mean_abs/W` is the mean of |x| over the
-tokens, float32 [in]; a norm's, too, which has an input for each of its weights.
+tokens, float32 [in]; a norm's, too, which has an input for each of its weights. `router/W`, W a
+router's, is float32 [1 + experts, experts]: the share of the tokens' choices that falls to each
+expert, and ZᵀZ / T of the router's logits.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from evomerge.fitness.calibration.in_order import InOrder, in_threads
 from evomerge.fitness.calibration.layered_model import LayeredModel
 from evomerge.fitness.calibration.work_folder import States, WorkFolder
 from evomerge.models.layout import Layout
+from evomerge.models.mixture import mixture_layers
 
 ROWS = 1024
 """Tokens whose inputs are multiplied at once: texts are put together until they have as many."""
@@ -63,31 +67,46 @@ def watched(model: LayeredModel, layer: int | None) -> list[Watched]:
 
 
 def check_inputs(layout: Layout, name: str, kinds: Sequence[str]) -> None:
-    """Refuse Gram matrices and magnitudes of stacked experts, whose inputs no module sees.
+    """Refuse Gram matrices and magnitudes of stacked experts, whose inputs no module sees, and
+    routers of models that have none.
 
     Raises:
-        InputError: the model has such; names it.
+        InputError: names the model.
     """
+    if "router" in kinds:
+        try:
+            mixture_layers(layout)
+        except InputError as error:
+            raise InputError(f"{name}: router: {error}") from None
     wanted = [kind for kind in kinds if kind in ("gram", "mean_abs")]
     stacked = next((spec.name for spec in layout.tensors if spec.matrices > 1), None)
     if wanted and stacked:
         raise InputError(
             f"{name}: {', '.join(wanted)} of {layout.architecture} are not taken: "
             f"the experts of a mixture lie stacked in one tensor ({stacked}), and each reads "
-            "tokens of its own; ask for fisher alone, or name methods that need no data"
+            "tokens of its own; ask for fisher or router, or name methods that need no data"
         )
 
 
 class _Inputs(threading.local):
-    """The inputs that a pass in this thread has met: tensor's name → [tokens, in]."""
+    """The inputs that a pass in this thread has met: tensor's name → [tokens, in].
+
+    Beside a router's stand, under the name of its layer's experts, those that it chose: int64
+    [tokens, chosen].
+    """
 
     def __init__(self) -> None:
         self.seen: dict[str, Tensor] = {}
 
 
 @contextmanager
-def _hooked(modules: Sequence[Watched]) -> Iterator[_Inputs]:
-    """Collect the inputs of modules within, each as the very tensor that the module was given."""
+def _hooked(modules: Sequence[Watched], experts: Mapping[str, nn.Module]) -> Iterator[_Inputs]:
+    """Collect the inputs of modules within, each as the very tensor that the module was given.
+
+    Args:
+        modules: with a weight.
+        experts: the experts of a layer, by the name of the module, and which of them are chosen.
+    """
     inputs = _Inputs()
 
     def hook(one: Watched) -> torch.utils.hooks.RemovableHandle:
@@ -97,7 +116,14 @@ def _hooked(modules: Sequence[Watched]) -> Iterator[_Inputs]:
 
         return one.module.register_forward_pre_hook(keep)
 
+    def hook_experts(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def keep(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+            inputs.seen[name] = kwargs["top_k_index"] if "top_k_index" in kwargs else args[1]
+
+        return module.register_forward_pre_hook(keep, with_kwargs=True)
+
     handles = [hook(one) for one in modules]
+    handles += [hook_experts(name, module) for name, module in experts.items()]
     try:
         yield inputs
     finally:
@@ -106,10 +132,19 @@ def _hooked(modules: Sequence[Watched]) -> Iterator[_Inputs]:
 
 
 class _Sums:
-    """Sums over tokens of XᵀX and of |x|, added to in the order of the units."""
+    """Sums over tokens of XᵀX, of |x| and of what routers say, in the order of the units."""
 
-    def __init__(self, modules: Sequence[Watched], grams: bool, magnitudes: bool) -> None:
-        self.modules, self._grams, self._magnitudes = modules, grams, magnitudes
+    def __init__(
+        self,
+        modules: Sequence[Watched],
+        grams: bool,
+        magnitudes: bool,
+        routers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`routers`: router's weight → the name of the module of its experts."""
+        self._grams, self._magnitudes, self._routers = grams, magnitudes, routers
+        self.modules = [one for one in modules if grams or magnitudes or one.tensor in routers]
+        self.routed: dict[str, Tensor] = {}
         self.shared: dict[str, str] = {}
         self.products: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
@@ -132,11 +167,14 @@ class _Sums:
             whole = self._grams and owner == name
             blocks = [*_lower_blocks(rows)] if whole else []
             sums = rows.abs().sum(0, dtype=torch.float64).cpu() if self._magnitudes else None
+            routed = self._routed(one, rows, texts) if name in self._routers else None
             # 3. added in the units' order
             with order.turn(name, unit):
                 self.rows[name] = self.rows.get(name, 0) + len(rows)
                 if sums is not None:
                     self.sums[name] = self.sums[name] + sums if unit else sums
+                if routed is not None:
+                    self.routed[name] = self.routed[name] + routed if unit else routed
                 if self._grams and owner is not None and not whole:
                     self.shared[name] = owner
                 if whole and not unit:
@@ -144,9 +182,22 @@ class _Sums:
                 for start, block in blocks:
                     self.products[name][start:, start : start + block.shape[1]] += block
 
+    def _routed(
+        self, router: Watched, rows: Tensor, texts: Sequence[Mapping[str, Tensor]]
+    ) -> Tensor:
+        """Count a router's choices, and multiply its logits: float64 [1 + experts, experts]."""
+        weight: Tensor = router.module.weight  # type: ignore[assignment]
+        logits = rows @ weight.float().T
+        chosen = torch.cat([text[self._routers[router.tensor]].reshape(-1) for text in texts])
+        counts = torch.bincount(chosen, minlength=len(weight))[: len(weight)]
+        return torch.cat([counts[None].double(), (logits.T @ logits).double()]).cpu()
+
     def statistics(self) -> dict[str, Tensor]:
         """The means, by their keys in the file."""
         found = {}
+        for name, total in self.routed.items():
+            shares, products = total[:1] / total[0].sum(), total[1:] / self.rows[name]
+            found[f"router/{name}"] = torch.cat([shares, products]).float()
         for name, total in self.sums.items():
             found[f"mean_abs/{name}"] = (total / self.rows[name]).float()
         for name, product in self.products.items():
@@ -170,7 +221,7 @@ def take_inputs(
     threads: int,
     told: Callable[[str], None],
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Take `gram` and `mean_abs` of all modules with one pass of the texts, layer by layer.
+    """Take `gram`, `mean_abs` and `router` with one pass of the texts, layer by layer.
 
     In memory are the weights of one layer, its Gram matrices, and of each thread one text's
     activations and one Gram matrix more; hidden states are in mapped files. A process that was
@@ -189,6 +240,7 @@ def take_inputs(
     """
     lengths, size = [len(text) for text in texts], model.hidden_size
     units = _units(lengths)
+    mixtures = mixture_layers(model.source.layout) if "router" in kinds else {}
     # 1. what enters the first layer
     if not any(work.has(f"inputs-{layer}") for layer in range(model.layers + 1)):
         with work.writing("inputs-0", lengths, size) as states, torch.no_grad():
@@ -201,8 +253,12 @@ def take_inputs(
             continue
         before = work.states(f"inputs-{layer}", lengths, size)
         with model.loaded(layer), work.writing(f"inputs-{layer + 1}", lengths, size) as after:
-            sums = _Sums(watched(model, layer), "gram" in kinds, "mean_abs" in kinds)
-            _run(model.through, sums, texts, units, before, after, threads)
+            mixture = mixtures.get(layer)
+            experts = mixture.inward.name.rpartition(".")[0] if mixture else ""
+            routers = {mixture.router.name: experts} if mixture else {}
+            sums = _Sums(watched(model, layer), "gram" in kinds, "mean_abs" in kinds, routers)
+            chosen = {experts: model.modules[experts]} if mixture else {}
+            _run(model.through, sums, texts, units, before, after, threads, chosen)
         work.keep(part, check_finite(model.name, sums.statistics()), sums.shared)
         work.drop(f"inputs-{layer}")
         told(f"{', '.join(kinds)}: layer {layer + 1} of {model.layers}")
@@ -229,9 +285,10 @@ def _run(
     before: States,
     after: States | None,
     threads: int,
+    experts: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> None:
     """Run all texts through the loaded layer, or the head, and add up its modules' inputs."""
-    with _hooked(sums.modules) as inputs:
+    with _hooked(sums.modules, experts) as inputs:
 
         def one(number: int, unit: range, order: InOrder) -> None:
             seen = []

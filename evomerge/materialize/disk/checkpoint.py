@@ -37,6 +37,7 @@ from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.materialize.statistics.store import Store
 from evomerge.models.checks.checked_models import CheckedModels
 from evomerge.models.layout import Layout
+from evomerge.models.mixture import config_with_experts
 from evomerge.models.path_config import config_of_path
 from evomerge.recipe import BASE, Recipe
 
@@ -215,7 +216,7 @@ def checkpoint_size(recipe: Recipe, layout: Layout, kernel: Kernel) -> int:
         kernel: with the models, and the dtype to which their weights are rounded.
     """
     steps = plan(recipe, layout, kernel.sources)
-    merged = sum(math.prod(s.tensor.shape) * kernel.dtype(s.tensor.name).itemsize for s in steps)
+    merged = sum(math.prod(s.shape) * kernel.dtype(s.tensor.name).itemsize for s in steps)
     return merged + sum(tensor.nbytes for tensor in kernel.sources[BASE].beside().values())
 
 
@@ -234,7 +235,7 @@ def check_free(folder: Path) -> Path:
 def _write_config(
     recipe: Recipe, models: CheckedModels, kernel: Kernel, folder: Path, trust_remote_code: bool
 ) -> None:
-    """Write the base's config with the path's layers and the dtype of the merged weights."""
+    """Write the base's config with the recipe's layers and experts, and the weights' dtype."""
     plan(recipe, models.layout, models.sources)  # says better than the config what is wrong
     base, dtype = models.sources[BASE], kernel.dtype(models.layout.tensors[0].name)
 
@@ -243,7 +244,11 @@ def _write_config(
         config.save_pretrained(folder)
         return (folder / "config.json").read_text(encoding="utf-8")
 
-    if keeps_layers(recipe, models.layout):
+    if recipe.mixture is not None:
+        config, experts = base.config_to_save(), recipe.mixture.experts
+        flags = {"trust_remote_code": trust_remote_code}
+        save(config_with_experts(config, models.layout, experts, **flags))
+    elif keeps_layers(recipe, models.layout):
         text = base.remembered(f"config in {dtype}", lambda: save(base.config_to_save()))
         (folder / "config.json").write_text(text, encoding="utf-8")
     else:

@@ -131,7 +131,7 @@ def _entries(
             return pending.pop(name)
 
     def merged() -> Tensor:
-        out = torch.empty(step.tensor.shape, dtype=dtype, device=kernel.device)
+        out = torch.empty(step.shape, dtype=dtype, device=kernel.device)
         kernel.fill(out, step, recipe.seed)
         if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
             out.mul_(factor)
@@ -140,7 +140,7 @@ def _entries(
                 read.add(kernel.sources[name].mapped(step.tensor.name))
         return out
 
-    pieces = base.as_saved({step.name: torch.empty(step.tensor.shape, dtype=dtype, device="meta")})
+    pieces = base.as_saved({step.name: torch.empty(step.shape, dtype=dtype, device="meta")})
     return [
         Entry(name, tuple(like.shape), dtype, partial(piece, name)) for name, like in pieces.items()
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,6 +15,7 @@ from evomerge.models.layout import Layout
 from evomerge.models.path_config import set_layers
 from evomerge.recipe.recipe import Slot
 
+T = TypeVar("T")
 WeightKey = tuple[str, int]
 """What a weight is made of: the source that it is a copy of, and 0; or the rule's text, and the
 recipe's seed. A weight has the same bytes whenever it is made of the same."""
@@ -24,7 +25,10 @@ LayerKey = dict[str, WeightKey]
 
 def weight_key(step: TensorStep, seed: int) -> WeightKey:
     """Return the key of the weight that a step makes."""
-    return (f"copy of {step.source}", 0) if step.rule is None else (step.rule.text, seed)
+    fewer = "" if step.mixture is None else f"; {step.mixture[1]!r}"
+    if step.rule is None:
+        return f"copy of {step.source}{fewer}", 0
+    return f"{step.rule.text}{fewer}", seed
 
 
 def layer_key(steps: Sequence[TensorStep], seed: int) -> LayerKey:
@@ -73,6 +77,18 @@ class LayerWeights(Weights):
         super().__init__(module.state_dict(keep_vars=True))
         self.module = module
         self._views = [module]
+        self._whole: dict[str, Tensor] = {}
+
+    def cut(self, sizes: Mapping[str, int]) -> None:
+        """Cut tensors to their first entries, in the memory that the whole ones have.
+
+        Args:
+            sizes: name within the layer → how many; tensors without one are whole.
+        """
+        for name in sizes:
+            self._whole.setdefault(name, self.tensors[name].data)
+        for name, whole in self._whole.items():
+            self.tensors[name].data = whole[: sizes.get(name)]
 
     def common(self, key: LayerKey) -> int:
         """Return the bytes of the weights that need not be written where these are wanted."""
@@ -100,6 +116,7 @@ class Layers:
 
     def __init__(self, model: PreTrainedModel, layout: Layout, config: PretrainedConfig) -> None:
         """Take over `model.config`, which changes with every path; `config` is the original."""
+        self._prefix = layout.prefix
         parent, _, self._attribute = layout.prefix.rpartition(".")
         self._parent = model.get_submodule(parent)
         self._config = model.config
@@ -155,6 +172,20 @@ class Layers:
     def _new(self, layer: int) -> LayerWeights:
         return LayerWeights(_copied(self._weights[layer][0].module, self._config, share=False))
 
+    def cut(self, sizes: Mapping[str, int], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Cut tensors of all layers to their first entries, and set what their modules say of it.
+
+        Args:
+            sizes: canonical name → how many; tensors without one are whole.
+            settings: module's name → its attributes.
+        """
+        for layer, weights in self._weights.items():
+            start = f"{self._prefix}.{layer}."
+            for one in weights:
+                one.cut(_within(start, sizes))
+                for name, own in _within(start, settings).items():
+                    set_attributes(one.module.get_submodule(name), own)
+
     def wire(self, weights: Sequence[LayerWeights], path: Sequence[Slot]) -> None:
         """Make the model run through the slots' layers, each slot's input times its scale."""
         # weights that several slots share have a module for each, with its own part of the cache
@@ -176,6 +207,17 @@ class Layers:
             for module, slot in zip(modules, path, strict=True)
             if slot.scale != 1
         ]
+
+
+def set_attributes(module: nn.Module, values: Mapping[str, Any]) -> None:
+    """Set a module's plain attributes."""
+    for name, value in values.items():
+        setattr(module, name, value)
+
+
+def _within(start: str, values: Mapping[str, T]) -> dict[str, T]:
+    """Return the values whose names begin so, by the rest of their names."""
+    return {name.removeprefix(start): v for name, v in values.items() if name.startswith(start)}
 
 
 @dataclass(frozen=True)

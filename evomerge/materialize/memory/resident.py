@@ -22,10 +22,12 @@ from evomerge.materialize.memory.layers import (
     WeightKey,
     Weights,
     layer_key,
+    set_attributes,
     weight_key,
 )
 from evomerge.materialize.plan import TensorStep, plan
 from evomerge.models.layout import Layout
+from evomerge.models.mixture import mixture_layers, set_experts, settings_with_experts
 from evomerge.models.tokens.tokenizer import load_generation_config
 from evomerge.recipe import BASE, Recipe
 
@@ -36,7 +38,7 @@ class Resident:
     Attributes:
         model: the transformers model, in evaluation mode, without gradients. Its weights are those
             of the last recipe written; tied weights share storage, and so do slots of the path with
-            the same weights. Its config is the recipe's too: depth, and layer types by slot.
+            the same weights. Its config is the recipe's too: depth, layer types by slot, experts.
         written: each stored weight of the last recipe, once, with the step that makes it.
         reuse: of the last recipe, the numbers of `tensors` and of their `parameters`, and, as
             `tensors kept` and `parameters kept`, of those that were in the model already.
@@ -76,6 +78,8 @@ class Resident:
         self.model = model.eval().requires_grad_(False)
         self._outside = Weights(self.model.state_dict(keep_vars=True))
         self._layers = Layers(self.model, layout, base.config)
+        self._flags = {"trust_remote_code": trust_remote_code}
+        self._experts: int | None = None
         self.written: Sequence[tuple[Tensor, TensorStep]] = ()
         self.reuse: Mapping[str, int] = {}
 
@@ -92,6 +96,7 @@ class Resident:
                 until the next recipe is written.
         """
         steps = plan(recipe, self._layout, self._kernel.sources)
+        self._set_experts(steps)
         # 1. which weights each step is for: those outside of the layers, and those of the slots
         inside = (step for step in steps if step.slot is not None)
         slots = [list(group) for _, group in groupby(inside, key=lambda step: step.slot)]
@@ -119,6 +124,22 @@ class Resident:
         self._layers.wire(weights, recipe.path)
         self.written = [(one.tensors[s.tensor.suffix], s) for one, s in once.values()]
         self.reuse = _reuse([weight for weight, _ in self.written], [out for out, _ in targets])
+
+    def _set_experts(self, steps: Sequence[TensorStep]) -> None:
+        """Give the model's mixtures as many experts as the steps make, in the same memory."""
+        sizes = {step.name: step.shape[0] for step in steps if step.mixture is not None}
+        experts = next(iter(sizes.values()), None)
+        if experts == self._experts:
+            return
+        config = self._kernel.sources[BASE].config
+        count = experts or next(iter(mixture_layers(self._layout).values())).experts
+        settings = settings_with_experts(config, count, **self._flags)
+        self._layers.cut(sizes, settings)
+        for name, own in settings.items():
+            if not name.startswith(f"{self._layout.prefix}."):
+                set_attributes(self.model.get_submodule(name), own)
+        set_experts(self.model.config, config, count)
+        self._experts = experts
 
     @torch.no_grad()
     def record(self, recipe: Recipe) -> WeightsRecord:

@@ -16,6 +16,7 @@ NAMED = {
     "gram": "the Gram matrices",
     "gtheta": "the gradients times weights (gtheta)",
     "mean_abs": "the mean activations (mean_abs)",
+    "router": "the statistics of routers (router)",
 }
 """Kind of calibration data → its name in messages."""
 
@@ -51,6 +52,8 @@ def with_calibration(recipe: Recipe, digests: Mapping[str, str]) -> Recipe:
         digests: source name → digest of its calibration file, of those that have one.
     """
     needed = {name for merge in recipe.merges for name in needs_of(merge)}
+    if recipe.mixture is not None and recipe.mixture.groups == "router":
+        needed.add(BASE)
     own = {name: digests[name] for name in recipe.sources if name in needed and name in digests}
     return recipe if own == recipe.calibration else recipe.model_copy(update={"calibration": own})
 
@@ -69,6 +72,9 @@ def check_calibrated(recipe: Recipe, files: Mapping[str, Calibration | None]) ->
         for name, kinds in needs_of(merge).items():
             where = f"recipe: {merge_name(merge)}: {merge.method}"
             check_kinds(name, kinds, files.get(name), where, recipe.calibration.get(name))
+    if recipe.mixture is not None and recipe.mixture.groups == "router":
+        where, known = "recipe: mixture: groups: router", recipe.calibration.get(BASE)
+        check_kinds(BASE, ["router"], files.get(BASE), where, known)
     for name, digest in recipe.calibration.items():
         file = files.get(name)
         if file is not None and file.digest != digest:
@@ -101,8 +107,9 @@ def check_kinds(
     for kind in kinds:
         if file is None or kind not in file.head.kinds:
             known = f" (digest {digest})" if digest else ""
+            option = " --kinds router" if kind == "router" else ""
             raise InputError(
                 f"{where} needs {NAMED[kind]} of {name!r}{known}: make them with evomerge "
-                f"calibrate, and name the file in models.statistics (campaign file) or with "
-                f"--statistics {name}=FILE (evomerge merge)"
+                f"calibrate{option}, and name the file in models.statistics (campaign file) or "
+                f"with --statistics {name}=FILE (evomerge merge)"
             )

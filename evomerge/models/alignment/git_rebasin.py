@@ -197,7 +197,7 @@ class _Pair:
     def matched(self, units: LayerUnits) -> Iterator[tuple[str, list[Move]]]:
         """Yield `UNITS` or `HEADS` with the moves of one group, for each group of units."""
         for parts in units.mlps:
-            order, _ = _assignment(self.similarity(parts))
+            order, _ = assigned(self.similarity(parts))
             yield UNITS, [Move(rows, order) for rows in parts]
         if units.heads is not None:
             heads, shared = self.heads(units.heads)
@@ -222,21 +222,21 @@ class _Pair:
         # 1. without groups, one order serves both
         queries = self.similarity([rows for rows in heads.parts if rows.count == count])
         if count == shared:
-            order, _ = _assignment(queries)
+            order, _ = assigned(queries)
             return order, order
         # 2. for each pair of KV heads, the best assignment of the query heads within
         size = count // shared
         blocks = queries.reshape(shared, size, shared, size).swapaxes(1, 2)
-        within = [[_assignment(block) for block in row] for row in blocks]
+        within = [[assigned(block) for block in row] for row in blocks]
         # 3. KV heads by their own similarity and that of their query heads
         worth = np.array([[value for _, value in row] for row in within], dtype=np.float32)
         keys = self.similarity([rows for rows in heads.parts if rows.count == shared])
-        order, _ = _assignment(keys + worth)
+        order, _ = assigned(keys + worth)
         chosen = [within[ours][theirs][0] + theirs * size for ours, theirs in enumerate(order)]
         return np.concatenate(chosen), order
 
 
-def _assignment(similarity: np.ndarray) -> tuple[np.ndarray, float]:
+def assigned(similarity: np.ndarray) -> tuple[np.ndarray, float]:
     """Assign each row a column, each once, for the greatest sum; int64 (n,), and that sum.
 
     Raises:

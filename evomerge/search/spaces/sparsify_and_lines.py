@@ -26,7 +26,7 @@ from evomerge.search.spaces.weights import WeightSpace
 LINES = "space.weights.lines"
 
 
-class _Wrapped(Space):
+class Wrapped(Space):
     """Adds genes to another space and changes its recipes by them.
 
     Parents, baselines and the grid are the inner space's, unchanged.
@@ -126,7 +126,7 @@ class _Wrapped(Space):
         return genome[self._inside]
 
 
-class SparsifySpace(_Wrapped):
+class SparsifySpace(Wrapped):
     """A space of weights whose experts lose entries of their task vectors first.
 
     The gene `sparsify.density`, one for the whole model, stands before those of the weights; with
@@ -193,7 +193,7 @@ class SparsifySpace(_Wrapped):
         return with_calibration(sparse, self._calibration)
 
 
-class LinesSpace(_Wrapped):
+class LinesSpace(Wrapped):
     """A space of weights whose task vectors are scaled by α + β·l/(L−1) in layer l of L.
 
     The genes `lines.alpha` and `lines.beta` stand before those of the weights; one that has a value
@@ -247,7 +247,7 @@ class LinesSpace(_Wrapped):
         return found
 
 
-class AimSpace(_Wrapped):
+class AimSpace(Wrapped):
     """A space of weights whose merges change weights less where the base's inputs are large.
 
     The gene `aim.omega` stands before those of the weights; an ω that has a value instead of bounds

@@ -13,9 +13,10 @@ from evomerge.fitness.calibration import backward_pass
 from evomerge.fitness.calibration.calibrate import Calibration, calibrate
 from evomerge.fitness.calibration.layered_model import LayeredModel
 from evomerge.fitness.calibration.texts import Text, sample
-from evomerge.models.files.calibration_file import KINDS, open_calibration
+from evomerge.models.files.calibration_file import open_calibration
 from evomerge.models.open_models import open_model
 
+KINDS = ("fisher", "gram", "mean_abs", "gtheta")
 TEXTS = [Text(" ".join(tiny.WORDS[i : i + 9]), f"texts.jsonl, line {i + 1}") for i in range(12)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from calibrating import inputs_of, is_matrix, layered, saved, texts
+from mixtures import mixture
 
 from evomerge.common.errors import InputError
 from evomerge.fitness.calibration import forward_pass
@@ -81,3 +82,39 @@ def test_stacked_experts_are_refused_by_name():
     with pytest.raises(InputError, match=r"m: gram of MixtralForCausalLM are not taken.*stacked"):
         check_inputs(layout, "m", ["gram", "fisher"])
     check_inputs(layout, "m", ["fisher"])
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_router_statistics_are_those_that_hooks_see(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(forward_pass, "ROWS", 20)  # several units
+    given = texts()
+    model, folder = saved(mixture(kind), tmp_path / "model")
+    found, _ = taken(folder, given, tmp_path / "work", kinds=("router",))
+    again, _ = taken(folder, given, tmp_path / "again", kinds=("router",), threads=1)
+    layers = [i for i, one in enumerate(model.model.layers) if hasattr(one.mlp, "gate")]
+    assert [*found] == [f"router/model.layers.{i}.mlp.gate.weight" for i in layers]
+    for index in layers:
+        logits, chosen = [], []
+        gate = model.model.layers[index].mlp.gate
+
+        def keep(_, args, out, logits=logits, chosen=chosen):
+            logits.append(out[0])
+            chosen.append(out[2])
+
+        handle = gate.register_forward_hook(keep)
+        with torch.no_grad():
+            for text in given:
+                model(text[None])
+        handle.remove()
+        z, name = torch.cat(logits).float(), f"router/model.layers.{index}.mlp.gate.weight"
+        shares = torch.cat(chosen).reshape(-1).bincount(minlength=4) / (2 * len(z))
+        torch.testing.assert_close(found[name][0], shares)
+        torch.testing.assert_close(found[name][1:], z.T @ z / len(z))
+        assert torch.equal(found[name], again[name])
+
+
+def test_routers_of_a_dense_model_are_refused_by_name(tmp_path):
+    _, folder = saved("llama", tmp_path / "model")
+    layout = layered(folder, texts()).source.layout
+    with pytest.raises(InputError, match="the model: router: LlamaForCausalLM has no experts"):
+        check_inputs(layout, "the model", ["router"])
