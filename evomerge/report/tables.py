@@ -13,6 +13,7 @@ from rich.text import Text
 
 from evomerge.config import SPLITS
 from evomerge.results import shown_split
+from evomerge.results.routing_gap import routing_line
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
 from evomerge.results.verdict_words import leader_name, verdict_lines
 from evomerge.results.written_numbers import difference, p_value, short, span, trial_line
@@ -347,6 +348,8 @@ def remarks(best: Mapping[str, Any]) -> list[str]:
         lines.append(choice_line(best["choice"], short))
     if best["test_sets"]:
         lines.append(test_sets_line(best["test_sets"]))
+    if best["routing"]:
+        lines.append(routing_line(best["routing"], leader_name(best)))
     opened = best["test_opened"]
     if not opened:
         lines.append("The test split has not been opened: the budget is not spent.")

@@ -112,15 +112,11 @@ def audit(
         where there is nothing to object. None where it was measured on neither split, or no
         parent was.
     """
-    for split in ("test", "select"):
-        on_split = [e for e in evaluations if e.split == split and e.measured]
-        ours = next((e for e in on_split if e.digest == digest), None)
-        parents = {e.name: e for e in on_split if e.role == "parent" and e.name}
-        if ours is not None and parents:
-            break
-    else:
+    there = latest_split(evaluations, digest)
+    if there is None:
         return None
-    mean = _mean_of(judge)
+    split, ours, parents = there.split, there.ours, there.parents
+    mean = mean_of(judge)
     gains = {name: _gain(Audited(mean, ours, theirs)) for name, theirs in parents.items()}
     found: dict[str, Any] = {
         "split": split,
@@ -138,6 +134,32 @@ def audit(
         *_overlap_lines(overlap),
     ]
     return {**found, "against": rival, "verdict": " ".join(lines) or None}
+
+
+@dataclass(frozen=True)
+class OnSplit:
+    """A recipe and the parents that were measured on one split.
+
+    Attributes:
+        split: its name.
+        ours: the recipe's evaluation.
+        parents: name → a parent's evaluation; one at least.
+    """
+
+    split: str
+    ours: Evaluation
+    parents: Mapping[str, Evaluation]
+
+
+def latest_split(evaluations: Sequence[Evaluation], digest: str) -> OnSplit | None:
+    """Find a recipe and the parents on test once it is open, else on select; None on neither."""
+    for split in ("test", "select"):
+        on_split = [e for e in evaluations if e.split == split and e.measured]
+        ours = next((e for e in on_split if e.digest == digest), None)
+        parents = {e.name: e for e in on_split if e.role == "parent" and e.name}
+        if ours is not None and parents:
+            return OnSplit(split, ours, parents)
+    return None
 
 
 def _forgetting(
@@ -190,8 +212,8 @@ def _forgetting_lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             )
 
 
-def _mean_of(judge: Judge) -> Judge:
-    """The judge of the weighted mean over the tasks that count, without constraints."""
+def mean_of(judge: Judge) -> Judge:
+    """Return the judge of the weighted mean over the tasks that count, without constraints."""
     counted = [i for i, weight in enumerate(judge.weights) if weight > 0]
     signs = np.broadcast_to(judge.signs, len(judge.tasks))
     tasks = [judge.tasks[i] for i in counted]

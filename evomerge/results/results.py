@@ -36,6 +36,7 @@ from evomerge.results.progress import (
     split_size,
     state_of,
 )
+from evomerge.results.routing_gap import routing_gap
 from evomerge.results.selection_bias import choice_summary, correct_for_many
 from evomerge.results.verdict import verdict_on
 from evomerge.results.verdict_words import Verdict
@@ -380,6 +381,7 @@ class Results:
                 self.study.note("overlap"),
                 self.study.note("audit") or (),
             ),
+            "routing": routing_gap(self.judge, self.evaluations, trial.digest),
             "constraints": {split: self._checks(trial.digest, split) for split in SPLITS},
             "test_sets": [
                 task["task"]
