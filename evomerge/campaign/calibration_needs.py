@@ -1,10 +1,10 @@
-"""Calibration data that a campaign's methods need, and whether its models have them."""
+"""Calibration data that a campaign's methods and priors need, and whether its models have them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from evomerge.config import CampaignConfig, WeightsConfig
+from evomerge.config import CampaignConfig, PriorStart, Start, WeightsConfig
 from evomerge.methods import find_method
 from evomerge.methods.core.aim import AIM_KIND
 from evomerge.methods.core.calibration_in_recipes import check_kinds
@@ -17,21 +17,21 @@ from evomerge.recipe import BASE
 def needed_kinds(config: CampaignConfig) -> dict[str, Sequence[str]]:
     """Return model → kinds of statistics that the campaign's merges need of it, in its order."""
     found: dict[str, dict[str, None]] = {name: {} for name in (BASE, *config.models.experts)}
-    for space in (config.space, *(stage.space for stage in config.stages)):
-        for _, of_base, kind in _needs(space.weights):
+    for section in (config, *config.stages):
+        for _, of_base, kind in _needs(section.space.weights, section.initial):
             for name in [BASE] if of_base else config.models.experts:
                 found[name][kind] = None
     return {name: tuple(kinds) for name, kinds in found.items() if kinds}
 
 
 def check_needs(config: CampaignConfig, sources: Mapping[str, Checkpoint]) -> None:
-    """Refuse merges that need calibration data of models that have none.
+    """Refuse merges and priors that need calibration data of models that have none.
 
     Raises:
         InputError: names the key, the model and the way to make a file.
     """
     files = {name: source.calibration for name, source in sources.items()}
-    for where, of_base, kind in _needs(config.space.weights):
+    for where, of_base, kind in _needs(config.space.weights, config.initial):
         for name, file in files.items():
             if (name == BASE) is of_base:
                 check_kinds(name, [kind], file, where)
@@ -43,8 +43,19 @@ def needed_digests(config: CampaignConfig, sources: Mapping[str, Checkpoint]) ->
     return {name: d for name, d in calibration_digests(sources).items() if name in needed}
 
 
-def _needs(weights: WeightsConfig | None) -> Iterator[tuple[str, bool, str]]:
+PRIORS = {"sens": ([], ["sens"]), "fim": (["fisher"], []), "lewis": (["gram"], ["gram"])}
+"""Prior → kinds of statistics that it needs of the base, and of every expert."""
+
+
+def _needs(
+    weights: WeightsConfig | None, initial: Sequence[Start]
+) -> Iterator[tuple[str, bool, str]]:
     """Yield what asks for data, whether it is of the base, else of every expert, and its kind."""
+    for place, start in enumerate(initial):
+        if isinstance(start, PriorStart):
+            for kinds, of_base in zip(PRIORS[start.prior], (True, False), strict=True):
+                for kind in kinds:
+                    yield f"initial[{place}]: the prior {start.prior}", of_base, kind
     if weights is None:
         return
     key = "space.weights"

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from evomerge.campaign.priors import prior_point
 from evomerge.common.errors import InputError
 from evomerge.config import (
     BestTrials,
     CampaignConfig,
     DescentConfig,
     GradientStart,
+    PriorStart,
     Start,
     StudyTrials,
     resolve_spec,
@@ -41,18 +43,18 @@ _TRIED = 8
 """Random genomes among which one must have a gradient, where a descent may begin anywhere."""
 
 
-def initial_points(initial: Sequence[Start], space: Space, models: CheckedModels) -> list[Genome]:
-    """Return the genomes to try first, in the file's order, equal ones once.
+def initial_points(config: CampaignConfig, space: Space, models: CheckedModels) -> list[Genome]:
+    """Return the genomes of `initial` to try first, in the file's order, equal ones once.
 
     Raises:
         InputError: a name that is no model of the space, a recipe or mergekit file that is no point
             of it, a run or study without trials or with no gene in common; names the entry.
     """
     found: dict[bytes, Genome] = {}
-    for index, start in enumerate(initial):
+    for index, start in enumerate(config.initial):
         where = f"initial[{index}]"
         try:
-            for genome in _genomes(start, space, models):
+            for genome in _genomes(start, config, space, models):
                 found.setdefault(genome.tobytes(), genome)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
@@ -202,9 +204,14 @@ def origin_of(
     return name, known[name]
 
 
-def _genomes(start: Start, space: Space, models: CheckedModels) -> Iterator[Genome]:
+def _genomes(
+    start: Start, config: CampaignConfig, space: Space, models: CheckedModels
+) -> Iterator[Genome]:
     if isinstance(start, GradientStart):
         return  # it has an end only when it was run
+    if isinstance(start, PriorStart):
+        yield prior_point(start, config.space.weights, space, models)
+        return
     if isinstance(start, BestTrials):
         yield from _by_name(_best_of_run(start), space, start.run)
     elif isinstance(start, StudyTrials):
@@ -220,7 +227,8 @@ def _genomes(start: Start, space: Space, models: CheckedModels) -> Iterator[Geno
         yield space.seeds[start]
     else:
         files = "a recipe file (….json)", "a mergekit file (….yaml)"
-        known = ", ".join(["uniform", *space.seeds, *files, "{run: FOLDER}", "{study: URL}"])
+        sections = "{run: FOLDER}", "{study: URL}", "{prior: NAME}"
+        known = ", ".join(["uniform", *space.seeds, *files, *sections])
         raise InputError(f"{start!r} is no point of this space; write one of {known}")
 
 

@@ -394,9 +394,7 @@ def _space(config: CampaignConfig, models: CheckedModels) -> Space:
     if not models.configs_only:
         check_needs(config, models.sources)
     space = space_of(config, models)
-    space.starts = (
-        () if models.configs_only else tuple(initial_points(config.initial, space, models))
-    )
+    space.starts = () if models.configs_only else tuple(initial_points(config, space, models))
     if config.space.path.kind != "none":
         _check_depths(config, models)
     return space

@@ -10,7 +10,14 @@ from evomerge.config.base import Strict
 from evomerge.config.calibration import CalibrationConfig
 from evomerge.config.fitness import FitnessConfig
 from evomerge.config.models import DtypeConfig, ModelsConfig
-from evomerge.config.search import BudgetConfig, OptimizerConfig, PolishConfig, StageConfig, Start
+from evomerge.config.search import (
+    BudgetConfig,
+    OptimizerConfig,
+    PolishConfig,
+    PriorStart,
+    StageConfig,
+    Start,
+)
 from evomerge.config.space import SpaceConfig
 from evomerge.config.study import StudyConfig
 from evomerge.config.trackers import NotifyConfig, TrackerConfig
@@ -69,7 +76,8 @@ class CampaignConfig(Strict):
     """
     initial: list[Start] = Field(default_factory=list)
     """Points to try first: `uniform`, a model's name, a recipe file, a mergekit file, trials of
-    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`), before
+    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`), weights or
+    densities by layer from calibration data (`{prior: sens}`), before
     them the ends of gradient descents (`{gradient: {steps: 30, from: uniform}}`). Unless
     given, a short descent from the best that is known, where merges have a gradient and it costs at
     most 15 % of the budget; `[]` turns it off.
@@ -156,6 +164,17 @@ class CampaignConfig(Strict):
     def _calibrated_are_models(self) -> CampaignConfig:
         for name in self.calibration.per_expert if self.calibration else ():
             self.models.check_name("calibration.per_expert", name)
+        return self
+
+    @model_validator(mode="after")
+    def _priors_have_statistics(self) -> CampaignConfig:
+        for place, stage in enumerate(self.stages):
+            merges = any(one.space.path.kind == "none" for one in self.stages[:place])
+            if merges and any(isinstance(start, PriorStart) for start in stage.initial):
+                raise ValueError(
+                    f"stages: {stage.name}: a prior needs calibration data of all models, and the "
+                    "winner of the stage before has none; give it in the first stage"
+                )
         return self
 
     @model_validator(mode="after")

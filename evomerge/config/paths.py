@@ -14,7 +14,14 @@ from evomerge.config.calibration import CalibrationConfig, CalibrationTexts
 from evomerge.config.campaign import CampaignConfig
 from evomerge.config.fitness import AnyTask, TaskConfig
 from evomerge.config.models import TokenizerConfig
-from evomerge.config.search import BestTrials, GradientStart, StageConfig, Start, StudyTrials
+from evomerge.config.search import (
+    BestTrials,
+    GradientStart,
+    PriorStart,
+    StageConfig,
+    Start,
+    StudyTrials,
+)
 
 
 class _Untagged(yaml.SafeLoader):
@@ -222,7 +229,7 @@ def absolute_start(start: Start, folder: Path) -> Start:
         return start.model_copy(update={"run": str((folder / start.run).resolve())})
     if isinstance(start, StudyTrials):
         return start.model_copy(update={"study": resolve_storage(start.study, folder)})
-    if isinstance(start, GradientStart):
+    if isinstance(start, GradientStart | PriorStart):
         return start
     is_file = start.endswith((".json", ".yaml", ".yml"))
     return str((folder / start).resolve()) if is_file else start

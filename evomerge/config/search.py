@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, NonNegativeFloat, Tag, model_validator
 
 from evomerge.config.base import PlugConfig, Strict
 from evomerge.config.space import SpaceConfig
@@ -214,21 +214,85 @@ class GradientStart(Strict):
     """
 
 
+class PriorStart(Strict):
+    """Weights or densities by layer, proposed from what the models' data says, as a point to try
+    first.
+    """
+
+    prior: Literal["sens", "fim", "lewis"]
+    """`sens` (Sens-Merging): weights by how sensitive each expert is to a layer on its own texts.
+    `fim` (FIM-Merging): smaller weights where the base's Fisher information and the change are
+    large. `lewis` (LEWIS): densities by how much a layer's activations changed. Each needs files of
+    `evomerge calibrate`, and genes by layer (`space.weights.granularity`).
+
+    Example: `prior: sens`
+    """
+    scale: float | None = Field(default=None, gt=0)
+    """`sens`, `fim`: λ, by which weights are multiplied; 1/N for N experts, unless given, so that
+    weights of `sens` sum to 1 in each layer.
+
+    Example: `prior: sens, scale: 0.35`
+    """
+    temperature: float = Field(default=2.0, gt=0)
+    """`sens`: T of the softmax over experts; the larger, the more alike they count. Authors have 2
+    for 7 B, 3 for 1.5 B, 6 for 14 B.
+
+    Example: `prior: sens, temperature: 3`
+    """
+    tau: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """`sens`: expert → τ, how much it helps on others' tasks; 1 for those that are not named.
+
+    Example: `prior: sens, tau: {math: 2}`
+    """
+    sharpness: float = Field(default=1.0, ge=0)
+    """`fim`: how far weights of different layers lie apart; at 0 they are all alike.
+
+    Example: `prior: fim, sharpness: 2`
+    """
+    low: float = Field(default=0.5, ge=0, le=1)
+    """`lewis`: density of the matrix whose activations changed the least.
+
+    Example: `prior: lewis, low: 0.3`
+    """
+    high: float = Field(default=0.8, ge=0, le=1)
+    """`lewis`: density of the matrix whose activations changed the most.
+
+    Example: `prior: lewis, high: 0.9`
+    """
+
+    @model_validator(mode="after")
+    def _options_are_the_priors(self) -> Self:
+        own = {"sens": {"scale", "temperature", "tau"}, "fim": {"scale", "sharpness"}}
+        allowed = own.get(self.prior, {"low", "high"})
+        for key in sorted(self.model_fields_set - {"prior"} - allowed):
+            raise ValueError(f"{self.prior} has no {key}; it has {', '.join(sorted(allowed))}")
+        if self.low > self.high:
+            raise ValueError("low is above high; exchange them")
+        if self.tau and not any(self.tau.values()):
+            raise ValueError("tau: all are 0; give one a larger value")
+        return self
+
+
+_SECTIONS = {
+    "study": StudyTrials,
+    "gradient": GradientStart,
+    "prior": PriorStart,
+    "run": BestTrials,
+}
+
+
 def _kind_of_start(start: Any) -> str:
     if isinstance(start, Mapping):
-        return next((kind for kind in ("study", "gradient") if kind in start), "run")
-    if isinstance(start, StudyTrials):
-        return "study"
-    if isinstance(start, GradientStart):
-        return "gradient"
-    return "run" if isinstance(start, BestTrials) else "name"
+        return next((kind for kind in _SECTIONS if kind in start), "run")
+    return next((kind for kind, section in _SECTIONS.items() if isinstance(start, section)), "name")
 
 
 Start = Annotated[
     Annotated[str, Tag("name")]
     | Annotated[BestTrials, Tag("run")]
     | Annotated[StudyTrials, Tag("study")]
-    | Annotated[GradientStart, Tag("gradient")],
+    | Annotated[GradientStart, Tag("gradient")]
+    | Annotated[PriorStart, Tag("prior")],
     Discriminator(_kind_of_start),
 ]
 

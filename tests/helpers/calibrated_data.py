@@ -73,4 +73,6 @@ def some_statistics(layout: Layout, seed: int) -> dict[str, torch.Tensor]:
             shape = spec.shape[::-1] if spec.transposed and len(spec.shape) == 2 else spec.shape
             own = shape if kind in ("gram", "mean_abs") else spec.shape
             found[f"{kind}/{spec.name}"] = _one(kind, own, generator)
-    return found
+    sensitivities = torch.rand(len(layout.tensors), 1, generator=generator, dtype=torch.float64)
+    named = zip(layout.tensors, sensitivities, strict=True)
+    return found | {f"sens/{spec.name}": value for spec, value in named}

@@ -1,11 +1,12 @@
-"""Statistics of gradients: the diagonal empirical Fisher information, and g ⊙ θ of single texts.
+"""Statistics of gradients: the diagonal empirical Fisher information, g ⊙ θ, sensitivities.
 
 The loss of a text is the sum over its tokens, from the second on, of minus the log-probability of
 the token after those before it, in nats. With g its gradient in a tensor, `fisher/TENSOR` is the
 mean over texts of g², float32 of the tensor's shape (Matena & Raffel 2021, arXiv:2111.09832, with
 the texts' own tokens in the place of an expectation over the model's). Gradients are of one text at
 a time, and squared before the mean. `gtheta/TENSOR` is g ⊙ θ, float32 [texts, *shape], of the first
-`SINGLE` texts.
+`SINGLE` texts, and `sens/TENSOR` the mean over all texts of Σ |g ⊙ θ| over the tensor, float64 [1]
+(Sens-Merging's; Liu et al. 2025, arXiv:2502.12420).
 
 Gradients are computed layer by layer, from hidden states that a forward pass has left between all
 layers, so that one layer's weights, sums and gradients are in memory, whatever the model's depth.
@@ -39,7 +40,7 @@ def group_size(layers: int, hidden: int, tokens: int) -> int:
 
 
 class _Sums:
-    """Σ g² over texts, and g ⊙ θ of the first, of some parameters; added to in the texts' order."""
+    """Σ g² and Σ |g ⊙ θ| over texts, and g ⊙ θ of the first; added to in the texts' order."""
 
     def __init__(
         self, parameters: dict[str, nn.Parameter], kinds: Sequence[str], before: dict[str, Tensor]
@@ -63,10 +64,14 @@ class _Sums:
                     one = [self.found[key]] if key in self.found else []
                     self.found[key] = torch.cat([*one, own])
 
+                if "sens" in self._kinds:
+                    key, own = f"sens/{name}", (g * parameter).abs().cpu().sum(dtype=torch.float64)
+                    self.found[key] = own.reshape(1) + self.found.get(key, 0.0)
+
     def part(self, count: int) -> dict[str, Tensor]:
-        """The sums to be kept, Σ g² divided by `count`."""
+        """The sums to be kept, those over all texts divided by `count`."""
         for key in self.found:
-            if key.startswith("fisher/"):
+            if key.startswith(("fisher/", "sens/")):
                 self.found[key] /= count
         return {key: tensor.detach().cpu() for key, tensor in self.found.items()}
 
@@ -79,7 +84,7 @@ def take_gradients(
     threads: int,
     told: Callable[[str], None],
 ) -> dict[str, Tensor]:
-    """Take `fisher` and `gtheta` of all tensors with two forward passes and one backward pass.
+    """Take `fisher`, `gtheta` and `sens` of all tensors: two forward passes, one backward pass.
 
     A process that was killed loses the layer that it was in.
 

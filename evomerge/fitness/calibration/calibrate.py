@@ -25,7 +25,7 @@ from evomerge.models.files.calibration_file import (
 from evomerge.models.layout import Layout
 from evomerge.models.tokens.tokenizer import load_tokenizer
 
-FORWARD, BACKWARD = ("gram", "mean_abs", "router"), ("fisher", "gtheta")
+FORWARD, BACKWARD = ("gram", "mean_abs", "router"), ("fisher", "gtheta", "sens")
 """Kinds of statistics by the pass that takes them."""
 
 
@@ -147,6 +147,7 @@ def sizes_of(layout: Layout, kinds: Sequence[str], samples: int) -> dict[str, in
         "gram": 4 * sum(shape[-1] ** 2 for shape in inside),
         "mean_abs": 4 * inputs,
         "router": 4 * sum(t.shape[0] ** 2 + t.shape[0] for t in routers),
+        "sens": 8 * len(layout.tensors),
     }
     return {kind: known[kind] for kind in kinds}
 

@@ -17,6 +17,7 @@ NAMED = {
     "gtheta": "the gradients times weights (gtheta)",
     "mean_abs": "the mean activations (mean_abs)",
     "router": "the statistics of routers (router)",
+    "sens": "the sensitivities (sens)",
 }
 """Kind of calibration data → its name in messages."""
 

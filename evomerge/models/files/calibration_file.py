@@ -8,6 +8,7 @@ A tensor stands under `KIND/TENSOR`, TENSOR the checkpoint's canonical name:
     gtheta/TENSOR    (samples, *shape): g ⊙ θ of each sample, signed
     router/TENSOR    float32 (1 + experts, experts), of a router's weight: each expert's share of
                      the tokens' choices, and ZᵀZ/T of the logits z at T tokens
+    sens/TENSOR      float64 (1,): the mean over samples of Σ |g ⊙ θ| over the tensor
 
 Layers that read one input share what is about it: it stands under the first one's name, and
 `same_input` says whose that is. A file without our metadata whose tensors have the model's own
@@ -41,7 +42,7 @@ from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import open_weights
 
 FORMAT = "evomerge-calibration-1"
-KINDS = ("fisher", "gram", "mean_abs", "gtheta", "router")
+KINDS = ("fisher", "gram", "mean_abs", "gtheta", "router", "sens")
 """Kinds of statistics, by what their keys begin with."""
 _OF_INPUT = ("gram", "mean_abs")
 """Kinds that are about a layer's input, which several layers may share."""

@@ -12,6 +12,8 @@ from evomerge.fitness.calibration import backward_pass
 from evomerge.fitness.calibration.backward_pass import take_gradients
 from evomerge.fitness.calibration.work_folder import WorkFolder
 
+KINDS = ("fisher", "gtheta", "sens")
+
 
 def tied_llama():
     config = FAMILIES["llama"]().config
@@ -37,7 +39,7 @@ MODELS = {
 }
 
 
-def taken(folder, given, work, kinds=("fisher", "gtheta"), threads=2):
+def taken(folder, given, work, kinds=KINDS, threads=2):
     work.mkdir()
     model = layered(folder, given)
     return take_gradients(model, given, kinds, WorkFolder(work), threads, lambda _: None)
@@ -52,13 +54,16 @@ def test_fisher_is_the_mean_of_each_texts_squared_gradient(name, tmp_path, monke
     found = taken(folder, given, tmp_path / "work")
     each = [gradients_of(model, text) for text in given]
     weights = dict(model.named_parameters())
-    assert found.keys() == {f"{kind}/{n}" for n in weights for kind in ("fisher", "gtheta")}
+    assert found.keys() == {f"{kind}/{n}" for n in weights for kind in KINDS}
     for tensor, weight in weights.items():
         squares = torch.stack([one[tensor].double() ** 2 for one in each]).mean(0).float()
         scale = float(squares.max())
         torch.testing.assert_close(
             found[f"fisher/{tensor}"], squares, rtol=1e-3, atol=1e-5 * scale + 1e-12
         )
+        sums = [(one[tensor] * weight.detach()).abs().double().sum() for one in each]
+        sensitivity = torch.stack(sums).mean().reshape(1)
+        torch.testing.assert_close(found[f"sens/{tensor}"], sensitivity, rtol=1e-3, atol=1e-9)
         single = torch.stack([one[tensor] * weight.detach() for one in each[:2]])
         scale = float(single.abs().max())
         torch.testing.assert_close(
