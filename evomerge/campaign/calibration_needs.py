@@ -17,8 +17,9 @@ from evomerge.recipe import BASE
 def needed_kinds(config: CampaignConfig) -> dict[str, Sequence[str]]:
     """Return model → kinds of statistics that the campaign's merges need of it, in its order."""
     found: dict[str, dict[str, None]] = {name: {} for name in (BASE, *config.models.experts)}
-    for section in (config, *config.stages):
-        for _, of_base, kind in _needs(section.space.weights, section.initial):
+    searches = [(config.space, config.initial), *((s.space, s.initial) for s in config.stages)]
+    for space, initial in searches:
+        for _, of_base, kind in _needs(space.weights, initial):
             for name in [BASE] if of_base else config.models.experts:
                 found[name][kind] = None
     return {name: tuple(kinds) for name, kinds in found.items() if kinds}
@@ -43,7 +44,12 @@ def needed_digests(config: CampaignConfig, sources: Mapping[str, Checkpoint]) ->
     return {name: d for name, d in calibration_digests(sources).items() if name in needed}
 
 
-PRIORS = {"sens": ([], ["sens"]), "fim": (["fisher"], []), "lewis": (["gram"], ["gram"])}
+PRIORS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+    "sens": ([], ["sens"]),
+    "fim": (["fisher"], []),
+    "lewis": (["gram"], ["gram"]),
+    "wsm": ([], []),
+}
 """Prior → kinds of statistics that it needs of the base, and of every expert."""
 
 

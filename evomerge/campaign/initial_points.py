@@ -15,6 +15,7 @@ from evomerge.config import (
     CampaignConfig,
     DescentConfig,
     GradientStart,
+    PointStart,
     PriorStart,
     Start,
     StudyTrials,
@@ -211,8 +212,9 @@ def _genomes(
         return  # it has an end only when it was run
     if isinstance(start, PriorStart):
         yield prior_point(start, config.space.weights, space, models)
-        return
-    if isinstance(start, BestTrials):
+    elif isinstance(start, PointStart):
+        yield _given(start, space)
+    elif isinstance(start, BestTrials):
         yield from _by_name(_best_of_run(start), space, start.run)
     elif isinstance(start, StudyTrials):
         found = best_params(start.study, start.name, start.trials)
@@ -227,9 +229,34 @@ def _genomes(
         yield space.seeds[start]
     else:
         files = "a recipe file (….json)", "a mergekit file (….yaml)"
-        sections = "{run: FOLDER}", "{study: URL}", "{prior: NAME}"
+        sections = "{genes: {…}}", "{run: FOLDER}", "{study: URL}", "{prior: NAME}"
         known = ", ".join(["uniform", *space.seeds, *files, *sections])
         raise InputError(f"{start!r} is no point of this space; write one of {known}")
+
+
+def _given(start: PointStart, space: Space) -> Genome:
+    """Return the genome of the values that the campaign file says; of several, the last counts.
+
+    Raises:
+        InputError: no gene begins so, or a value is none of its; names the key.
+    """
+    params: dict[str, Value] = {}
+    for key, value in start.genes.items():
+        meant = [g for g in space.genes if g.name == key or g.name.startswith(f"{key}.")]
+        if not meant:
+            names = dict.fromkeys(gene.name.partition(".")[0] for gene in space.genes)
+            raise InputError(
+                f"genes.{key}: no gene is called so or begins so; they begin with "
+                f"{', '.join(names)} (a method's own with METHOD.PARAMETER)"
+            )
+        for gene in meant:
+            if gene.kind != "categorical" and not gene.low <= float(value) <= gene.high:
+                raise InputError(
+                    f"genes.{key}: {value} is outside of {gene.name}'s bounds, {gene.low:g} to "
+                    f"{gene.high:g}; give a value within, or widen space.weights.genes"
+                )
+            params[gene.name] = _natural(gene, value, "genes")
+    return space.genome_of(params)
 
 
 def _best_of_run(start: BestTrials) -> list[Mapping[str, Any]]:

@@ -2,7 +2,8 @@
 
 Sens-Merging (Liu et al. 2025, arXiv:2502.12420) and FIM-Merging (Xia 2026, arXiv:2603.21705) give
 the weights of experts, LEWIS (Chopra et al. 2025, arXiv:2503.03874) densities. A layer is here a
-group of tensors that are tuned together, whatever the granularity.
+group of tensors that are tuned together, whatever the granularity. WSM (Tian et al. 2025,
+arXiv:2507.17634) weighs checkpoints of one training run, and needs no data.
 """
 
 from __future__ import annotations
@@ -39,20 +40,21 @@ def prior_point(
 ) -> Genome:
     """Return the genome that a prior proposes; genes that it says nothing of are as at the start.
 
-    Values out of a gene's bounds go to the nearest. Reads every model once, but for `sens`.
+    Values out of a gene's bounds go to the nearest. `fim` and `lewis` read
+    every model once.
 
     Raises:
         InputError: the space has no genes by layer for it, or a model's statistics do not do; of
             models that lack them `check_needs` has said so before.
     """
-    if weights is None or weights.granularity == "model":
+    if weights is None or (weights.granularity == "model" and start.prior != "wsm"):
         raise InputError(
             f"{start.prior} is by layer; search weights, with space.weights.granularity: layer, "
             "block, module or tensor"
         )
     groups = list(tuned_groups(weights, models.layout))
     tensors = [group.tensors(models.layout) for group in groups]
-    compute = {"sens": _sens, "fim": _fim, "lewis": _lewis}[start.prior]
+    compute = {"sens": _sens, "fim": _fim, "lewis": _lewis, "wsm": _wsm}[start.prior]
     values = compute(start, tensors, models)
     parameter = "density" if start.prior == "lewis" else "weight"
     params: dict[str, float] = {}
@@ -63,7 +65,7 @@ def prior_point(
             params |= {name: value for name in names if name in known}
     if not params:
         raise InputError(
-            f"{start.prior} proposes {parameter} by layer, which has no genes here; search it "
+            f"{start.prior} proposes {parameter}, which has no genes here; search it "
             f"(space.weights.genes.{parameter})"
         )
     return space.genome_of(params)
@@ -101,6 +103,8 @@ def _sens(
     # 2. α_il = s_il / ‖s_i‖₂ over layers; τ_i sum to 1
     alpha = sens_shares(found)
     tau = np.array([start.tau.get(name, 1.0) for name in experts])
+    if not tau.any():
+        raise InputError("tau: is 0 for every expert; give one a larger value")
     # 3. σ_il = softmax over experts of τ_i α_il / T; the coefficient is λ N σ_il
     return _scale(start, experts) * len(experts) * sens_weights(alpha, tau, start.temperature)
 
@@ -244,6 +248,33 @@ def _mean_of(
     if not sizes:
         return 1.0
     return float(np.average(densities[list(sizes)], weights=list(sizes.values())))
+
+
+# WSM
+
+
+def _wsm(
+    start: PriorStart, tensors: Sequence[Sequence[TensorSpec]], models: CheckedModels
+) -> Values:
+    """The same weight for all layers of a checkpoint; experts are in the order of the run."""
+    weights = wsm_weights(len(models.sources) - 1, start.decay)
+    return np.repeat(weights[:, None], len(tensors), axis=1)
+
+
+def wsm_weights(count: int, decay: str) -> NDArray[np.float64]:
+    """Return weights c_1 … c_k of a run's checkpoints, whose sum is 1, that stand for a decay.
+
+    With c_j = w_j − w_(j+1) and c_k = w_k (eq. of the paper's theorem) the weighted sum is the
+    model of a run whose updates between checkpoints j − 1 and j were multiplied by w_j. The decay
+    begins with w_1 = 1 at the checkpoint before the first, the base, whose weight is so 0.
+
+    Args:
+        count: k, of checkpoints at equal distances.
+        decay: w_j for x = (j − 1)/k: `linear` 1 − x, `cosine` (1 + cos πx)/2, `sqrt` 1 − √x.
+    """
+    x = np.arange(count + 1) / count
+    forms = {"linear": 1 - x, "cosine": (1 + np.cos(np.pi * x)) / 2, "sqrt": 1 - np.sqrt(x)}
+    return -np.diff(forms[decay])
 
 
 # All of them

@@ -76,8 +76,9 @@ class CampaignConfig(Strict):
     """
     initial: list[Start] = Field(default_factory=list)
     """Points to try first: `uniform`, a model's name, a recipe file, a mergekit file, trials of
-    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`), weights or
-    densities by layer from calibration data (`{prior: sens}`), before
+    another run (`{run: FOLDER}`) or of any Optuna study (`{study: URL, name: NAME}`), values of
+    genes (`{genes: {weight: 0.4}}`), weights or densities by layer from calibration data
+    (`{prior: sens}`), before
     them the ends of gradient descents (`{gradient: {steps: 30, from: uniform}}`). Unless
     given, a short descent from the best that is known, where merges have a gradient and it costs at
     most 15 % of the budget; `[]` turns it off.

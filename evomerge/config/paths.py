@@ -17,6 +17,7 @@ from evomerge.config.models import TokenizerConfig
 from evomerge.config.search import (
     BestTrials,
     GradientStart,
+    PointStart,
     PriorStart,
     StageConfig,
     Start,
@@ -229,7 +230,7 @@ def absolute_start(start: Start, folder: Path) -> Start:
         return start.model_copy(update={"run": str((folder / start.run).resolve())})
     if isinstance(start, StudyTrials):
         return start.model_copy(update={"study": resolve_storage(start.study, folder)})
-    if isinstance(start, GradientStart | PriorStart):
+    if isinstance(start, GradientStart | PointStart | PriorStart):
         return start
     is_file = start.endswith((".json", ".yaml", ".yml"))
     return str((folder / start).resolve()) if is_file else start

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, NonNegativeFloat, Tag, model_validator
 
-from evomerge.config.base import PlugConfig, Strict
+from evomerge.config.base import PlugConfig, Scalar, Strict
 from evomerge.config.space import SpaceConfig
 
 
@@ -214,16 +214,28 @@ class GradientStart(Strict):
     """
 
 
+class PointStart(Strict):
+    """Values of genes as a point to try first; genes that are not named are as at the start."""
+
+    genes: dict[str, Scalar]
+    """Gene → value. A name without its end means all genes that begin so: `weight` all experts'
+    weights in all layers. Use it to begin at what a paper or an earlier merge found.
+
+    Example: `genes: {weight: 0.4}`
+    """
+
+
 class PriorStart(Strict):
     """Weights or densities by layer, proposed from what the models' data says, as a point to try
     first.
     """
 
-    prior: Literal["sens", "fim", "lewis"]
+    prior: Literal["sens", "fim", "lewis", "wsm"]
     """`sens` (Sens-Merging): weights by how sensitive each expert is to a layer on its own texts.
     `fim` (FIM-Merging): smaller weights where the base's Fisher information and the change are
-    large. `lewis` (LEWIS): densities by how much a layer's activations changed. Each needs files of
-    `evomerge calibrate`, and genes by layer (`space.weights.granularity`).
+    large. `lewis` (LEWIS): densities by how much a layer's activations changed. These need files of
+    `evomerge calibrate`, and genes by layer (`space.weights.granularity`). `wsm` (WSM) needs no
+    data: experts are checkpoints of one run in their order, weighted as if the rate had decayed.
 
     Example: `prior: sens`
     """
@@ -259,17 +271,26 @@ class PriorStart(Strict):
 
     Example: `prior: lewis, high: 0.9`
     """
+    decay: Literal["linear", "cosine", "sqrt"] = "linear"
+    """`wsm`: how the rate would have decayed over the checkpoints; `sqrt` is 1 − √. `linear` is
+    their plain mean.
+
+    Example: `prior: wsm, decay: cosine`
+    """
 
     @model_validator(mode="after")
     def _options_are_the_priors(self) -> Self:
-        own = {"sens": {"scale", "temperature", "tau"}, "fim": {"scale", "sharpness"}}
-        allowed = own.get(self.prior, {"low", "high"})
+        own = {
+            "sens": {"scale", "temperature", "tau"},
+            "fim": {"scale", "sharpness"},
+            "lewis": {"low", "high"},
+            "wsm": {"decay"},
+        }
+        allowed = own[self.prior]
         for key in sorted(self.model_fields_set - {"prior"} - allowed):
             raise ValueError(f"{self.prior} has no {key}; it has {', '.join(sorted(allowed))}")
         if self.low > self.high:
             raise ValueError("low is above high; exchange them")
-        if self.tau and not any(self.tau.values()):
-            raise ValueError("tau: all are 0; give one a larger value")
         return self
 
 
@@ -277,6 +298,7 @@ _SECTIONS = {
     "study": StudyTrials,
     "gradient": GradientStart,
     "prior": PriorStart,
+    "genes": PointStart,
     "run": BestTrials,
 }
 
@@ -292,7 +314,8 @@ Start = Annotated[
     | Annotated[BestTrials, Tag("run")]
     | Annotated[StudyTrials, Tag("study")]
     | Annotated[GradientStart, Tag("gradient")]
-    | Annotated[PriorStart, Tag("prior")],
+    | Annotated[PriorStart, Tag("prior")]
+    | Annotated[PointStart, Tag("genes")],
     Discriminator(_kind_of_start),
 ]
 

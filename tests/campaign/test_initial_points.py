@@ -295,3 +295,33 @@ def test_a_search_begins_where_it_is_told_to(tiny_folder):
 def test_a_start_that_is_none_is_refused_before_the_search(tiny_folder, start, message):
     with pytest.raises(InputError, match=message):
         prepare(load_campaign(tiny_folder / "campaign.yaml", [f"initial=[{start}]"]))
+
+
+def test_values_of_genes_are_a_start_and_the_others_stay(folder):
+    _, [params] = space_with(
+        folder,
+        {"genes": {"method": "ties", "weight": 0.4, "weight.layer_1.lang": 1, "ties.density": 0.3}},
+        method=["task_arithmetic", "ties"],
+        granularity="layer",
+        genes={"weight": [0, 1.5], "ties.density": [0.1, 1]},
+    )
+    assert params["method"] == "ties"
+    assert params["weight.layer_1.lang"] == pytest.approx(1.0)
+    weights = {params[name] for name in params if name.startswith("weight.")}
+    assert sorted(weights) == pytest.approx([0.4, 1.0])
+    assert params["ties.density.layer_0.math"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("genes", "said"),
+    [
+        (
+            {"wieght": 1},
+            r"genes\.wieght: no gene is called so .*; they begin with weight",
+        ),
+        ({"weight": 2}, r"genes\.weight: 2 is outside of weight\..*'s bounds, 0 to 1\.5"),
+    ],
+)
+def test_values_of_no_gene_or_out_of_bounds_are_refused(folder, genes, said):
+    with pytest.raises(InputError, match=r"^initial\[0\]: " + said):
+        space_with(folder, {"genes": genes})

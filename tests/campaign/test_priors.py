@@ -16,6 +16,7 @@ from evomerge.campaign.priors import (
     lewis_densities,
     sens_shares,
     sens_weights,
+    wsm_weights,
 )
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
@@ -39,7 +40,7 @@ def prepared(folder, start, weights=BY_LAYER, of=("base", "math", "lang")):
     data = tiny.campaign_data(space={"weights": weights}, initial=[start])
     data["models"]["statistics"] = {one: f"statistics/{one}.safetensors" for one in of}
     path = folder / "campaign.yaml"
-    path.write_text(yaml.safe_dump(data))
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
     return prepare(load_campaign(path))
 
 
@@ -82,6 +83,32 @@ def test_lewis_densities_are_shares_within_components_stretched_to_the_bounds():
     found = lewis_densities(changes, ["q", "up", "q", "up"], 0.5, 0.8)
     np.testing.assert_allclose(found, [0.5, 0.65, 0.8, 0.65])  # shares .25, .5, .75, .5
     np.testing.assert_allclose(lewis_densities(np.zeros(3), ["q"] * 3, 0.2, 0.4), 0.3)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "sqrt"])
+def test_wsm_weights_are_a_run_whose_rate_decayed(decay):
+    """Σ c_j θ_j = θ_0 + Σ w_j (θ_j − θ_(j−1)), with the decay's own w."""
+    rng, count = np.random.default_rng(0), 6
+    updates = rng.normal(size=(count, 5))
+    checkpoints = np.cumsum(updates, axis=0)
+    x = np.arange(count) / count
+    rates = {"linear": 1 - x, "cosine": 0.5 + 0.5 * np.cos(np.pi * x), "sqrt": 1 - np.sqrt(x)}
+    found = wsm_weights(count, decay)
+    np.testing.assert_allclose(found @ checkpoints, rates[decay] @ updates)
+    assert found.sum() == pytest.approx(1)
+    assert (found > 0).all()
+
+
+def test_wsm_proposes_one_weight_for_each_checkpoint_and_needs_no_data(folder):
+    whole = TIES | {"granularity": "model"}
+    setup = prepared(folder, {"prior": "wsm", "decay": "cosine"}, whole, of=())
+    [genome] = setup.space.starts
+    params = setup.space.params(genome)
+    assert [params[f"weight.model.{name}"] for name in ("math", "lang")] == pytest.approx([0.5] * 2)
+    skewed = prepared(folder, {"prior": "wsm", "decay": "sqrt"}, whole, of=())
+    values = skewed.space.params(skewed.space.starts[0])
+    assert values["weight.model.math"] == pytest.approx(np.sqrt(0.5))
+    assert values["weight.model.lang"] == pytest.approx(1 - np.sqrt(0.5))
 
 
 def test_sens_proposes_weights_from_the_experts_files(folder):
@@ -202,9 +229,10 @@ def test_what_a_prior_needs_is_what_calibrate_makes(folder):
         (
             {"prior": "lewis"},
             BY_LAYER | {"genes": {"weight": [0, 1.5]}},
-            r"lewis proposes density by layer, which has no genes here; search it",
+            r"lewis proposes density, which has no genes here; search it",
         ),
         ({"prior": "sens", "tau": {"code": 1}}, BY_LAYER, r"tau: no expert 'code'; there are math"),
+        ({"prior": "sens", "tau": {"math": 0, "lang": 0}}, BY_LAYER, "tau: is 0 for every expert"),
     ],
 )
 def test_a_prior_that_does_not_fit_the_space_is_refused_by_its_place(folder, start, weights, said):
@@ -217,7 +245,6 @@ def test_a_prior_that_does_not_fit_the_space_is_refused_by_its_place(folder, sta
     [
         ({"prior": "fim", "temperature": 2}, "fim has no temperature; it has scale, sharpness"),
         ({"prior": "lewis", "low": 0.9}, "low is above high"),
-        ({"prior": "sens", "tau": {"math": 0}}, "tau: all are 0"),
         ({"prior": "acm"}, "sens"),
     ],
 )
@@ -234,6 +261,6 @@ def test_a_prior_of_a_later_stage_is_refused(folder):
         {"name": "second", "space": space, "initial": [{"prior": "sens"}], "trials": 2},
     ]
     path = folder / "staged.yaml"
-    path.write_text(yaml.safe_dump(data))
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
     with pytest.raises(InputError, match="give it in the first stage"):
         load_campaign(path)

@@ -45,6 +45,13 @@ CONFIGS: dict[str, Any] = {
             "original_max_position_embeddings": 8192,
         },
     ),
+    "meta-llama/Llama-3.2-3B-Instruct": LlamaConfig(
+        **SIZES,
+        num_hidden_layers=28,
+        num_key_value_heads=2,
+        max_position_embeddings=131072,
+        tie_word_embeddings=True,
+    ),
     "WizardLMTeam/WizardMath-7B-V1.0": LlamaConfig(
         **SIZES, num_hidden_layers=32, num_key_value_heads=4, max_position_embeddings=4096
     ),
@@ -103,6 +110,27 @@ def _sum(draw: random.Random) -> dict[str, Any]:
     return {"question": f"{a} と {b} は {_words(draw, 3)}", "answer_number": a + b}
 
 
+def _multilingual(draw: random.Random) -> dict[str, Any]:
+    options = {f"option_{letter}": _words(draw, 2) for letter in "abcd"}
+    return {
+        "id": _words(draw, 2),
+        "instruction": _words(draw, 5),
+        **options,
+        "option_e": None,
+        "answer": draw.choice("ABCD"),
+    }
+
+
+def _ending(draw: random.Random) -> dict[str, Any]:
+    return {
+        "activity_label": _words(draw, 1),
+        "ctx_a": _words(draw, 3),
+        "ctx_b": _words(draw, 2),
+        "endings": [_words(draw, 2) for _ in range(4)],
+        "label": str(draw.randrange(4)),
+    }
+
+
 Row = Callable[[random.Random], dict[str, Any]]
 ROWS: dict[str, tuple[Mapping[str, int], Row]] = {
     "SakanaAI/gsm8k-ja-test_250-1319": ({"test": 1069}, _sum),
@@ -129,6 +157,10 @@ ROWS: dict[str, tuple[Mapping[str, int], Row]] = {
             "unique_id": _words(draw, 2),
         },
     ),
+    # of these three there are more, which nothing here looks at
+    "alexandrainst/m_mmlu": ({"train": 5, "test": 250}, _multilingual),
+    "alexandrainst/m_arc": ({"train": 5, "validation": 5, "test": 250}, _multilingual),
+    "alexandrainst/m_hellaswag": ({"val": 250}, _ending),
     "Anthropic/hh-rlhf": ({"train": 8, "test": 2312}, _pair),
     "truthfulqa/truthful_qa": (
         {"validation": 817},
