@@ -16,7 +16,7 @@ from evomerge.fitness.calibration.texts import Text, sample
 from evomerge.models.files.calibration_file import open_calibration
 from evomerge.models.open_models import open_model
 
-KINDS = ("fisher", "gram", "mean_abs", "gtheta")
+KINDS = ("fisher", "gram", "mean_abs", "gtheta", "sens")
 TEXTS = [Text(" ".join(tiny.WORDS[i : i + 9]), f"texts.jsonl, line {i + 1}") for i in range(12)]
 
 
