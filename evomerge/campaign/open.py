@@ -112,6 +112,7 @@ def open_study(
                 "test_set": task.test_set,
                 **({"aggregate": task.aggregate} if task.corpus else {}),
                 **({"agreement": task.teacher} if task.teacher else {}),
+                **({"composed_of": list(task.composed_of)} if task.composed_of else {}),
             }
             for task in setup.tasks
         ]

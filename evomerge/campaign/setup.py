@@ -30,6 +30,7 @@ from evomerge.config import (
     AnyTask,
     CallableConfig,
     CampaignConfig,
+    ComposeTaskConfig,
     ObjectiveConfig,
     TaskConfig,
 )
@@ -459,6 +460,8 @@ def _identity_of(task: AnyTask) -> dict[str, Any]:
         return task.model_dump(mode="json", exclude={"agreement": {"prompts"}})
     if isinstance(task, CallableConfig):
         return {**task.model_dump(mode="json", exclude={"documents"}), "callable": task.function}
+    if isinstance(task, ComposeTaskConfig):
+        return task.model_dump(mode="json")
     # Measures stand in it only where there are any: older studies know no such key.
     return task.model_dump(mode="json", exclude=None if task.measures else {"measures"})
 
@@ -473,6 +476,8 @@ def _check_chat_template(config: CampaignConfig, models: CheckedModels) -> None:
         return
     asking = [task.task for task in config.fitness.lm_eval_tasks if task.apply_chat_template]
     asking += [t.task for t in config.fitness.agreements if t.agreement.apply_chat_template]
+    composed = [t for t in config.fitness.tasks if isinstance(t, ComposeTaskConfig)]
+    asking += [task.task for task in composed if task.apply_chat_template]
     folder = models.sources[BASE].tokenizer_folder
     tokenizer = load_tokenizer(folder, trust_remote_code=config.models.trust_remote_code)
     if models.configs_only and tokenizer is None:

@@ -11,6 +11,7 @@ from evomerge.config.agreement import AgreementConfig, AgreementTaskConfig
 from evomerge.config.base import NamedConfig, Pair, PlugConfig, Scalar, Strict
 from evomerge.config.calibration import CalibrationConfig, CalibrationTexts
 from evomerge.config.campaign import CampaignConfig
+from evomerge.config.compose import ComposeTaskConfig
 from evomerge.config.draft import Draft, campaign_name, seen_from
 from evomerge.config.fitness import (
     AUDIT,
@@ -91,6 +92,7 @@ __all__ = [
     "CalibrationTexts",
     "CallableConfig",
     "CampaignConfig",
+    "ComposeTaskConfig",
     "ConstraintConfig",
     "DareConfig",
     "DescentConfig",

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from evomerge.config.agreement import AgreementTaskConfig
 from evomerge.config.base import PlugConfig, Strict
+from evomerge.config.compose import ComposeTaskConfig
 from evomerge.config.objectives import ConstraintConfig, ObjectiveConfig
 from evomerge.config.own_metric import CallableConfig
 
@@ -107,7 +108,12 @@ class TaskConfig(Strict):
 
 
 def _kind_of_task(task: Any) -> str:
-    for kind, model in (("callable", CallableConfig), ("agreement", AgreementTaskConfig)):
+    kinds = {
+        "callable": CallableConfig,
+        "agreement": AgreementTaskConfig,
+        "compose": ComposeTaskConfig,
+    }
+    for kind, model in kinds.items():
         if isinstance(task, model) or (isinstance(task, Mapping) and kind in task):
             return f"kind:{kind}"
     return "kind:lm_eval"
@@ -116,7 +122,8 @@ def _kind_of_task(task: Any) -> str:
 AnyTask = Annotated[
     Annotated[TaskConfig, Tag("kind:lm_eval")]
     | Annotated[CallableConfig, Tag("kind:callable")]
-    | Annotated[AgreementTaskConfig, Tag("kind:agreement")],
+    | Annotated[AgreementTaskConfig, Tag("kind:agreement")]
+    | Annotated[ComposeTaskConfig, Tag("kind:compose")],
     Discriminator(_kind_of_task),
 ]
 
@@ -255,7 +262,8 @@ class FitnessConfig(Strict):
     """The measure of a merge: tasks, the objective over them, and how documents are split."""
 
     tasks: list[AnyTask] = Field(min_length=1)
-    """What a merge should be good at: lm-eval tasks, or metrics of your own.
+    """What a merge should be good at: lm-eval tasks, alone or joined in one prompt (`compose`), or
+    metrics of your own.
 
     Example: `tasks: [{task: gsm8k, metric: exact_match}, {task: arc_challenge, metric:
     acc_norm}]`

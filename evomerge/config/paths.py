@@ -12,6 +12,7 @@ from evomerge.common.errors import InputError
 from evomerge.config.agreement import AgreementTaskConfig
 from evomerge.config.calibration import CalibrationConfig, CalibrationTexts
 from evomerge.config.campaign import CampaignConfig
+from evomerge.config.compose import ComposeTaskConfig
 from evomerge.config.fitness import AnyTask, TaskConfig
 from evomerge.config.models import TokenizerConfig
 from evomerge.config.search import (
@@ -172,6 +173,8 @@ def absolute_task(task: AnyTask, folder: Path, include: Path | None) -> AnyTask:
         prompts = str((folder / task.agreement.prompts).resolve())
         update = {"agreement": task.agreement.model_copy(update={"prompts": prompts})}
         return task.model_copy(update=update)
+    if isinstance(task, ComposeTaskConfig):
+        return task
     path = folder / (
         task.module if task.module.endswith(".py") else f"{task.module.replace('.', '/')}.py"
     )

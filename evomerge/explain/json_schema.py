@@ -31,7 +31,8 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["required"].remove("space")  # a campaign with stages has none
     definitions = schema["$defs"]
-    for model in ("CallableConfig", "AgreementTaskConfig"):  # named after function or expert
+    for model in ("CallableConfig", "AgreementTaskConfig", "ComposeTaskConfig"):
+        # they are named after function, expert or parts
         definitions[model]["required"].remove("task")
     # 1. texts and examples of the keys
     for section in sections():

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from evomerge.config import SPLITS
 from evomerge.results import shown_split
+from evomerge.results.composites import composite_line
 from evomerge.results.routing_gap import routing_line
 from evomerge.results.selection_bias import choice_line, test_sets_line, tests_line
 from evomerge.results.verdict_words import leader_name, verdict_lines
@@ -348,6 +349,7 @@ def remarks(best: Mapping[str, Any]) -> list[str]:
         lines.append(choice_line(best["choice"], short))
     if best["test_sets"]:
         lines.append(test_sets_line(best["test_sets"]))
+    lines += [composite_line(one, split) for one in best["composites"]]
     if best["routing"]:
         lines.append(routing_line(best["routing"], leader_name(best)))
     opened = best["test_opened"]

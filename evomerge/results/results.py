@@ -27,6 +27,7 @@ from evomerge.judging.intervals import interval
 from evomerge.judging.paired_tests import compare
 from evomerge.recipe import BASE
 from evomerge.results.audit import audit
+from evomerge.results.composites import composites
 from evomerge.results.descents import proposed_summary, shown_descent
 from evomerge.results.evidence import Evidence, Rival
 from evomerge.results.progress import (
@@ -382,6 +383,7 @@ class Results:
                 self.study.note("audit") or (),
             ),
             "routing": routing_gap(self.judge, self.evaluations, trial.digest),
+            "composites": self._composites(trial.digest),
             "constraints": {split: self._checks(trial.digest, split) for split in SPLITS},
             "test_sets": [
                 task["task"]
@@ -391,6 +393,12 @@ class Results:
             "test_opened": self.study.note("test_opened") or [],
             "stages": (self.study.note("stage") or {}).get("before", []),
         }
+
+    def _composites(self, digest: str) -> list[dict[str, Any]]:
+        """A recipe's composed tasks on test once it is open, else on search; see `composites`."""
+        split = "test" if (digest, "test") in self._measured else "search"
+        one = self._measured.get((digest, split))
+        return [] if one is None else composites(self.task_notes, one.scores)
 
     def _origin(self, trial: Evaluation) -> dict[str, Any] | None:
         """Where a recipe's polish began: `from`, the trial, and its `search` and `select` scores;

@@ -86,7 +86,7 @@ def trials_of(run: Path) -> list[optuna.trial.FrozenTrial]:
 
 # What was printed
 
-ADDED = {"audit", "routing", "verdict", "state", "tried"}
+ADDED = {"audit", "composites", "routing", "verdict", "state", "tried"}
 """Fields of `best --json` and `status --json` that later versions added."""
 
 

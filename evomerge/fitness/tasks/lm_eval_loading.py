@@ -26,7 +26,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from typing_extensions import override
 
 from evomerge.common.errors import InputError
-from evomerge.config import FitnessConfig, TaskConfig
+from evomerge.config import AnyTask, ComposeTaskConfig, FitnessConfig, TaskConfig
 from evomerge.fitness.tasks.lm_eval_quirks import tasks_opened
 from evomerge.fitness.tasks.test_sets import (
     BUILT_IN,
@@ -134,24 +134,33 @@ def open_manager(config: FitnessConfig) -> TaskManager:
     folder = config.include_path
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"fitness.include_path: {folder} is not a folder")
-    named = {i: t.task for i, t in enumerate(config.tasks) if isinstance(t, TaskConfig)}
-    names = list(named.values())
+    named = [
+        (position, name) for position, task in enumerate(config.tasks) for name in _names_of(task)
+    ]
+    names = [name for _, name in named]
     manager = TaskManager(include_path=folder, include_defaults=False)
     manager._factory = LocalTaskFactory()
     index = manager.task_index
     if folder is not None:
         _add_yml(index, Path(folder))
-        for position, name in named.items():
+        for position, name in named:
             _refuse_unreadable(position, name, index, Path(folder))
     # 2. Of names that are missing: the built-in folder that begins the name, then all built-in.
     for name in _unresolved(names, index):
         _add(index, _folder_index(name))
     if _unresolved(names, index):
         _add(index, _built_in_index())
-    for position, name in named.items():
+    for position, name in named:
         if name not in index:
             raise InputError(_unknown(position, name, index, folder))
     return manager
+
+
+def _names_of(task: AnyTask) -> list[str]:
+    """List the lm-eval tasks that an entry names."""
+    if isinstance(task, ComposeTaskConfig):
+        return task.compose
+    return [task.task] if isinstance(task, TaskConfig) else []
 
 
 def load_tasks(

@@ -9,6 +9,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 
+from evomerge.fitness.tasks.documents import marks
 from evomerge.judging.answer_facts import AnswerFacts
 from evomerge.judging.constraints import Values
 
@@ -21,7 +22,7 @@ class ScoreSource(ABC):
 
     Attributes:
         name: the task's name; of a measure beside its score, `task.metric`.
-        kind: lm-eval's output type of the task, `callable` or `agreement`.
+        kind: lm-eval's output type of the task, `callable`, `agreement` or `composed`.
         metric: the metric's name.
         filter: the name of the filter under which it is read.
         higher_is_better: whether more of the metric is better.
@@ -36,6 +37,7 @@ class ScoreSource(ABC):
             `judging.corpus_values.AGGREGATES`, or `own`, a function of the task's own.
         runs_code: whether scoring runs code that the model writes.
         teacher: the model with whose answers those of a merge are compared; None for no such.
+        composed_of: the tasks whose documents are joined in each of these.
     """
 
     name: str
@@ -53,6 +55,11 @@ class ScoreSource(ABC):
     aggregate: str = MEAN
     runs_code: bool = False
     teacher: str | None = None
+    composed_of: tuple[str, ...] = ()
+
+    def marks(self, place: int) -> tuple[str, ...]:
+        """Compute the marks by which other records of a document are known; see `documents`."""
+        return marks(self.documents[place])
 
     @abstractmethod
     def asked(self) -> str:

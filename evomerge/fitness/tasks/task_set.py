@@ -11,12 +11,19 @@ import numpy as np
 from lm_eval.api.instance import Instance
 
 from evomerge.common.errors import InputError
-from evomerge.config import AgreementTaskConfig, CallableConfig, FitnessConfig, TaskConfig
+from evomerge.config import (
+    AgreementTaskConfig,
+    CallableConfig,
+    ComposeTaskConfig,
+    FitnessConfig,
+    TaskConfig,
+)
 from evomerge.fitness.answers import RequestAnswerer
 from evomerge.fitness.document_loss import DocumentLoss
 from evomerge.fitness.expert_answers import ExpertAnswer, Experts, Question
 from evomerge.fitness.tasks.agreement import Agreement, load_agreement
-from evomerge.fitness.tasks.documents import marks, plain_text
+from evomerge.fitness.tasks.composed import load_composed
+from evomerge.fitness.tasks.documents import plain_text
 from evomerge.fitness.tasks.lm_eval_loading import open_manager
 from evomerge.fitness.tasks.lm_eval_quirks import quiet, stock_seeds, templates_compiled_once
 from evomerge.fitness.tasks.lm_eval_task import load_lm_eval_task
@@ -34,7 +41,7 @@ class TaskItems:
     Attributes:
         task: the task's name in lm-eval; of a measure, `task.metric`.
         kind: lm-eval's output type; `callable` for a function of the user's own, `agreement` for
-            agreement with an expert.
+            agreement with an expert, `composed` for joined documents.
         metric: the metric's name, without its filter.
         higher_is_better: as the task says.
         weight: the entry's weight; a group's is shared among its tasks as lm-eval averages them.
@@ -55,6 +62,7 @@ class TaskItems:
         teacher: the model with whose answers those of a merge are compared; None for no such.
         unanswered: id → what is wrong, of items without a right answer that a gradient could
             follow.
+        composed_of: the tasks whose documents are joined in each of its own.
     """
 
     task: str
@@ -73,6 +81,7 @@ class TaskItems:
     runs_code: bool = False
     teacher: str | None = None
     unanswered: Mapping[str, str] = field(compare=False, repr=False, default_factory=dict)
+    composed_of: tuple[str, ...] = ()
 
     @property
     def corpus(self) -> bool:
@@ -329,6 +338,8 @@ def load_sources(config: FitnessConfig, lm: Any | None) -> Iterator[ScoreSource]
             found = [load_own_metric(f"fitness.tasks[{position}]", spec, lm)]
         elif isinstance(spec, AgreementTaskConfig):
             found = [load_agreement(f"fitness.tasks[{position}]", spec, lm)]
+        elif isinstance(spec, ComposeTaskConfig):
+            found = load_composed(position, spec, config, manager, lm)
         elif spec.task in held.values():
             continue  # loaded with the task's first entry
         else:
@@ -355,10 +366,11 @@ def _describe(source: ScoreSource) -> TaskItems:
         excluded=source.excluded,
         asked=source.asked(),
         dataset=source.dataset,
-        marks=tuple(map(marks, source.documents)),
+        marks=tuple(map(source.marks, range(len(source.documents)))),
         test_set=source.test_set,
         aggregate=source.aggregate,
         runs_code=source.runs_code,
         teacher=source.teacher,
+        composed_of=source.composed_of,
         texts=tuple(map(plain_text, source.documents)),
     )
