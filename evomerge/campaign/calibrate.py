@@ -6,19 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.campaign.calibration_needs import needed_kinds
+from evomerge.campaign.calibration_needs import check_crossed, needed_kinds
 from evomerge.campaign.calibration_split import CalibrationSplit
 from evomerge.campaign.setup import deal_items
 from evomerge.common.errors import InputError
 from evomerge.config import CampaignConfig
 from evomerge.fitness.calibration.calibrate import Calibration, calibrate
 from evomerge.fitness.calibration.texts import read_texts, sample
-from evomerge.fitness.tasks.task_set import list_items
+from evomerge.fitness.tasks.task_set import list_audit, list_items
 from evomerge.materialize.disk.recipe_models import with_recipes_made
+from evomerge.methods.core.calibration_in_recipes import CROSS
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.files.calibration_file import KINDS
 from evomerge.models.messages import campaign_key
-from evomerge.models.open_models import as_stored, open_model, open_models
+from evomerge.models.open_models import open_model, open_models
+from evomerge.models.tokens.matching import as_unmatched
 from evomerge.recipe import BASE
 from evomerge.workers.devices import cores, device_of, own_device
 
@@ -49,6 +51,11 @@ def calibrate_model(
         InputError: model, texts or kinds cannot be used, or the file cannot be written.
     """
     check_kinds(kinds)
+    if CROSS in kinds:
+        raise InputError(
+            "--kinds cross: is of several models together; calibrate their campaign, evomerge "
+            "calibrate CAMPAIGN.yaml"
+        )
     texts = sample(read_texts("--on", documents), samples)
     source = open_model(model, trust_remote_code=trust_remote_code)
     asked = Calibration(model, texts, kinds, tokens, cores(), own_device())
@@ -61,7 +68,7 @@ class Planned:
 
     Attributes:
         name: the model's.
-        source: the model as it is stored, neither aligned nor with other tokens.
+        source: the model, aligned where `models.align` says so, with its own tokens.
         asked: texts and kinds.
         target: the file.
         tokenizer: the folder of the tokenizer that its texts are read with.
@@ -101,19 +108,23 @@ def plan_calibration(
     tasks = list_items(config.fitness)
     split = CalibrationSplit(config, tasks)
     items, _ = deal_items(tasks, config, split.aside)
-    texts = split.texts(items)
+    texts = split.texts(items, list_audit(config.fitness))
     for name in wanted:
         if name not in texts:
             raise InputError(
                 f"calibration: no texts for {name}; write per_expert: {{{name}: {{documents: "
                 "FILE}}, or documents for all models"
             )
-    # 2. the models, as they are stored
+    # 2. the models, aligned ones in the base's order, with their own vocabularies
     models = with_recipes_made(config.models).model_copy(update={"statistics": {}})
     opened = open_models(models)
+    crossed = [name for name, own in wanted.items() if CROSS in own]
+    if crossed:
+        check_crossed(config, crossed, texts)
+    together = [as_unmatched(opened[name]) for name in models.experts]
     found = []
     for name, own in wanted.items():
-        source = as_stored(opened[name])
+        source = as_unmatched(opened[name])
         reader = source if models.tokenizer else opened[BASE]
         asked = Calibration(
             name=campaign_key(name),
@@ -122,6 +133,7 @@ def plan_calibration(
             tokens=config.calibration.tokens,
             threads=cores(),
             device=device_of(config),
+            together=together if name in crossed else (),
         )
         target = _target(config, name, folder)
         found.append(Planned(name, source, asked, target, reader.tokenizer_folder))

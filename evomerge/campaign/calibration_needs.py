@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from evomerge.common.errors import InputError
 from evomerge.config import CampaignConfig, PriorStart, Start, WeightsConfig
+from evomerge.fitness.calibration.texts import Text
 from evomerge.methods import find_method
 from evomerge.methods.core.aim import AIM_KIND
-from evomerge.methods.core.calibration_in_recipes import check_kinds
+from evomerge.methods.core.calibration_in_recipes import CROSS, check_kinds, check_together
 from evomerge.methods.core.sparsify import sparsifiers
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.checks.digests import calibration_digests
@@ -36,6 +38,39 @@ def check_needs(config: CampaignConfig, sources: Mapping[str, Checkpoint]) -> No
         for name, file in files.items():
             if (name == BASE) is of_base:
                 check_kinds(name, [kind], file, where)
+    crossed = [where for where, _, kind in _needs(config.space.weights, ()) if kind == CROSS]
+    if crossed:
+        experts = [name for name in sources if name != BASE]
+        check_crossed(config, experts)
+        digests = {name: sources[name].digest for name in experts}
+        check_together(digests, files, crossed[0])
+
+
+def check_crossed(
+    config: CampaignConfig, names: Sequence[str], texts: Mapping[str, Sequence[Text]] | None = None
+) -> None:
+    """Refuse cross Gram matrices of models that cannot read the same tokens.
+
+    Args:
+        names: the models whose matrices are wanted.
+        texts: of each model; None where their files are there already.
+
+    Raises:
+        InputError: says what stands in the way.
+    """
+    way = "cross Gram matrices (pleas) are of all experts on the same tokens; leave "
+    if BASE in names:
+        raise InputError(f"--source base: {way}the base out")
+    if config.models.tokenizer is not None:
+        raise InputError(f"models.tokenizer: {way}out what gives experts other tokens")
+    if config.space.weights is not None and config.space.weights.choose_experts:
+        raise InputError(f"space.weights.choose_experts: {way}it out, or the method pleas")
+    given = texts or {}
+    read = [[text.text for text in given[name]] for name in config.models.experts if name in given]
+    if any(own != read[0] for own in read[1:]):
+        raise InputError(
+            f"calibration.per_expert: {way}it out, and give documents or a task for all of them"
+        )
 
 
 def needed_digests(config: CampaignConfig, sources: Mapping[str, Checkpoint]) -> dict[str, str]:

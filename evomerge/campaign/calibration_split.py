@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from evomerge.common.errors import InputError
-from evomerge.config import CalibrationTexts, CampaignConfig
+from evomerge.config import AUDIT, CalibrationTexts, CampaignConfig, FitnessConfig
 from evomerge.fitness.calibration.task_texts import (
     TaskTexts,
     source_texts,
@@ -46,11 +46,16 @@ class CalibrationSplit:
             for name, items in self._set_aside(where, self._of_task[task]).items():
                 self.aside[name] = self.aside.get(name, frozenset()) | items
 
-    def texts(self, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, list[Text]]:
+    def texts(
+        self,
+        splits: Mapping[str, Mapping[str, Sequence[str]]],
+        audit: Sequence[TaskItems] = (),
+    ) -> dict[str, list[Text]]:
         """Sample the texts of each model that has some, in their order.
 
         Args:
             splits: split → task → the items that it was dealt, without those set aside.
+            audit: the tasks of `fitness.audit`, whose documents are kept from calibration, too.
 
         Raises:
             InputError: a text of a file stands in a split, or none is left; names it.
@@ -58,7 +63,11 @@ class CalibrationSplit:
         calibration = self._config.calibration
         if calibration is None:
             return {}
-        held = self._held(splits)
+        fitness = self._config.fitness
+        held = _documents(fitness, self._tasks, splits)
+        if fitness.of_audit is not None:
+            scored = {t.task: [i for i in t.ids if i not in t.excluded] for t in audit}
+            held |= _documents(fitness.of_audit, audit, {AUDIT: scored})
         chosen: dict[str, list[Text]] = {}
         for where, one in self._named.items():
             found = self._of_file(where, one, held) or self._of_tasks(one, held)
@@ -79,11 +88,11 @@ class CalibrationSplit:
             return []
         found = read_texts(where, Path(one.documents))
         for place, split in standing_in([text.text for text in found], held).items():
+            there = "fitness.audit" if split == AUDIT else f"the {split} split"
             raise InputError(
-                f"{where}: {found[place].place}: {found[place].text[:60]!r} stands in the {split} "
-                "split too, word for word or nearly; what a merge is measured on may not decide "
-                "it: leave it out, or name the task (calibration.task), of which documents are set "
-                "aside"
+                f"{where}: {found[place].place}: {found[place].text[:60]!r} stands in {there} too, "
+                "word for word or nearly; what a merge is measured on may not decide it: leave it "
+                "out, or name the task (calibration.task), of which documents are set aside"
             )
         return found
 
@@ -98,21 +107,6 @@ class CalibrationSplit:
                 every = list(texts.values())
                 taken = standing_in([text.text for text in every], held)
                 found += [text for place, text in enumerate(every) if place not in taken]
-        return found
-
-    def _held(self, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
-        """Split → texts of its documents: their values alone, and as prompts with answers."""
-        found: dict[str, list[str]] = {split: [] for split in splits}
-        plain = {t.task: dict(zip(t.ids, t.texts, strict=True)) for t in self._tasks}
-        asked = {
-            source.name: source_texts(source)
-            for source in sources_again(self._config.fitness)
-            if source.kind in KINDS and source.weight > 0
-        }
-        for split, tasks in splits.items():
-            for task, items in tasks.items():
-                found[split] += [plain[task][item] for item in items if task in plain]
-                found[split] += [asked[task][item].text for item in items if task in asked]
         return found
 
     def _set_aside(self, where: str, texts: TaskTexts) -> dict[str, frozenset[str]]:
@@ -176,6 +170,26 @@ def _sources(config: CampaignConfig) -> Iterator[tuple[str, CalibrationTexts]]:
         yield KEY, CalibrationTexts(documents=calibration.documents, task=calibration.task)
     for model, texts in calibration.per_expert.items():
         yield f"{KEY}.per_expert.{model}", texts
+
+
+def _documents(
+    fitness: FitnessConfig,
+    tasks: Sequence[TaskItems],
+    splits: Mapping[str, Mapping[str, Sequence[str]]],
+) -> dict[str, list[str]]:
+    """Return split → texts of its documents: their values alone, and as prompts with answers."""
+    found: dict[str, list[str]] = {split: [] for split in splits}
+    plain = {t.task: dict(zip(t.ids, t.texts, strict=True)) for t in tasks}
+    asked = {
+        source.name: source_texts(source)
+        for source in sources_again(fitness)
+        if source.kind in KINDS and source.weight > 0
+    }
+    for split, dealt in splits.items():
+        for task, items in dealt.items():
+            found[split] += [plain[task][item] for item in items if task in plain]
+            found[split] += [asked[task][item].text for item in items if task in asked]
+    return found
 
 
 def _place(config: CampaignConfig, model: str) -> str | None:

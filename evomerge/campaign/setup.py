@@ -297,7 +297,7 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     check_experts(config, models, [task.task for task in tasks])
     calibration = CalibrationSplit(config, tasks)
     items, notes = deal_items(tasks, config, calibration.aside)
-    texts = calibration.texts(items)
+    texts = calibration.texts(items, audit)
     _check_texts(config, models, texts)
     notes += agreement_notes(tasks)
     # 4. The search over them.

@@ -54,7 +54,7 @@ def calibrate(
         str | None,
         typer.Option(
             metavar="KIND,…",
-            help="fisher, gram, mean_abs, gtheta, router, sens.",
+            help="fisher, gram, mean_abs, gtheta, router, sens, cross.",
             show_default="what the methods need; of a model, the first three",
         ),
     ] = None,

@@ -376,11 +376,14 @@ def _of_matrix(
     """Return what is about one matrix of a statistic of a tensor; None where it does not fit it."""
     if found is None:
         return None
-    if kind == "gram":
+    if kind in ("gram", "cross"):
         inputs = view.shape[0] if tensor.transposed else view.shape[-1]
         return found if len(view.shape) == 2 and found.shape == (inputs, inputs) else None
     if index is not None:
-        found = found[:, index] if kind == "gtheta" else found[index]
+        # halves of a fused projection count, too: cut as the tensor is
+        each = found if kind == "gtheta" else [found]
+        parts = torch.stack([_matrices(one, tensor.matrices)[index] for one in each])
+        found = parts if kind == "gtheta" else parts[0]
     flat = one_kind(kind, found)
     return flat if flat.shape[-1] == view.base.numel() else None
 

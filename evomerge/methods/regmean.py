@@ -7,11 +7,9 @@ from typing import Annotated
 
 from evomerge.common.one_thread import one_thread
 from evomerge.methods import Lambda, Range, Tensor, View, merge_method
+from evomerge.methods.core.decompositions import times_inverse
 from evomerge.methods.core.merged_update import Scaled, Update, mean
 from evomerge.methods.core.slices import Entries
-
-_RIDGE = 1e-9
-"""Added to the diagonal, in units of its mean."""
 
 
 def solution(view: View, *, reduce: float) -> Update:
@@ -37,23 +35,8 @@ def solution(view: View, *, reduce: float) -> Update:
             pulled = pulled + (tau - middle) @ shrunk
             total = total + shrunk
         # 3. the normal equations; inputs that were never seen keep the mean
-        found = middle + _divided(pulled, total)
+        found = middle + times_inverse(pulled, total)
         return Update((found.mT if view.transposed else found).to(taus[0]).reshape(-1))
-
-
-def _divided(pulled: Tensor, total: Tensor) -> Tensor:
-    """Compute P·S⁻¹ for a symmetric S ≥ 0: by Cholesky, else the solution of least norm."""
-    import torch
-
-    size = float(total.diagonal().mean())
-    if size <= 0:
-        return torch.zeros_like(pulled)
-    ridge = torch.eye(len(total), dtype=total.dtype, device=total.device) * (_RIDGE * size)
-    factor, failed = torch.linalg.cholesky_ex(total + ridge)
-    if int(failed) == 0:
-        return torch.cholesky_solve(pulled.mT, factor).mT
-    cutoff = len(total) * torch.finfo(torch.float32).eps  # of the Grams' own rounding
-    return pulled @ torch.linalg.pinv(total, rtol=cutoff, hermitian=True)
 
 
 def scaled(

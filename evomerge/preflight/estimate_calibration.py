@@ -76,6 +76,8 @@ def _estimate(one: Planned) -> CalibrationEstimate:
     hidden = int(getattr(one.source.config.get_text_config(decoder=True), "hidden_size", 1024))
     forward = sum(lengths) * layout.parameters / _rate(asked.device, hidden)
     passes = sum(most for kinds, most in PASSES.items() if {*kinds} & {*asked.kinds})
+    models = max(1, len(asked.together))
+    passes += PASSES[FORWARD] * (models - 1)  # they are run side by side
     return CalibrationEstimate(
         name=one.name,
         kinds=asked.kinds,
@@ -83,7 +85,7 @@ def _estimate(one: Planned) -> CalibrationEstimate:
         texts=len(asked.texts),
         seconds=passes * forward,
         size=sum(sizes_of(layout, asked.kinds, len(lengths)).values()),
-        states=states_bytes(layout.layers, hidden, asked.kinds, lengths),
+        states=states_bytes(layout.layers, hidden, asked.kinds, lengths, models),
     )
 
 

@@ -94,6 +94,20 @@ def test_a_line_that_stands_in_a_split_is_refused_by_name(folder):
         split.texts(items)
 
 
+def test_documents_of_the_audit_are_refused_and_not_lent(folder):
+    audited = {"audit": {"tasks": [{"task": "other"}]}}
+    fitness = {**tiny.campaign_data()["fitness"], **audited}
+    [document, *_] = map(json.loads, (folder / "tasks/other.jsonl").read_text().splitlines())
+    leaked = {"prompt": document["q"], "completion": f" {document['options'][document['answer']]}"}
+    given = {"documents": texts(folder, {"text": "w1 w2 w3"}, leaked)}
+    path = tiny.save_campaign(folder, calibration=given, fitness=fitness)
+    with pytest.raises(InputError, match=r"texts.jsonl, line 2: .* stands in fitness.audit too"):
+        prepare(load_campaign(path))
+    path = tiny.save_campaign(folder, calibration={"task": "other"}, fitness=fitness)
+    with pytest.raises(InputError, match=r"calibration: no text is left that stands in no other"):
+        prepare(load_campaign(path))
+
+
 def test_more_than_half_of_a_task_is_refused(folder):
     with pytest.raises(InputError, match=r"calibration: 31 of the 60 .* ask for at most 30"):
         dealt(folder, {"task": "pick", "samples": 31})

@@ -12,9 +12,14 @@ import tiny
 import torch
 import yaml
 from calibrated_data import calibrate, some_statistics
+from merged_bytes import resident_bytes
+from mixtures import mixture
+from permuted import permuted
 from running import evaluations, run
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+from evomerge.campaign.calibrate import calibrate_campaign, plan_calibration
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
@@ -25,10 +30,12 @@ from evomerge.models.files.calibration_file import open_calibration, write_calib
 from evomerge.recipe import load_recipe
 from evomerge.study.run_folder import open_run, run_folder
 
+Q = "self_attn.q_proj.weight"
 WEIGHTS = {
     "fisher": {"method": "fisher", "genes": {"weight": [0, 1.5]}},
     "regmean": {"method": "regmean", "genes": {"reduce": [0, 1]}},
     "rcp": {"method": "rcp", "genes": {"scale": [0, 1.5]}},
+    "pleas": {"method": "pleas", "genes": {"ridge": [0, 1]}},
     "trimmed": {
         "method": "ties",
         "genes": {"weight": [0, 1.5]},
@@ -92,6 +99,7 @@ def test_recipes_say_which_statistics_they_need(shared, name):
     [
         ("fisher", "the Fisher statistics of 'lang'", {"math": "statistics/math.safetensors"}),
         ("regmean", "the Gram matrices of 'lang'", {}),
+        ("pleas", "the cross Gram matrices of 'lang'", {"math": "statistics/math.safetensors"}),
         ("trimmed", "the Fisher statistics of 'lang'", {"base": "statistics/base.safetensors"}),
         ("aim", "the mean activations", {"math": "statistics/math.safetensors"}),
     ],
@@ -122,13 +130,10 @@ def test_statistics_that_are_not_finite_are_refused_by_source_and_tensor(folder)
     assert first.removeprefix("fisher/") in str(caught.value)
 
 
-def test_statistics_of_unknown_models_and_of_aligned_ones_are_refused(shared):
+def test_statistics_of_unknown_models_are_refused(shared):
     own = {one: f"statistics/{one}.safetensors" for one in ("math", "lang")}
     with pytest.raises(InputError, match=r"statistics: no model 'code'"):
         prepared(shared, "fisher", {**own, "code": "statistics/math.safetensors"})
-    config = load_campaign(campaign(shared, "fisher", own), ["models.align=[math]"])
-    with pytest.raises(InputError, match=r"models\.align permutes 'math'"):
-        prepare(config)
 
 
 def test_statistics_that_are_not_there_are_refused(shared):
@@ -174,7 +179,7 @@ def test_second_moments_of_a_training_run_are_taken_as_fisher(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fisher", "regmean", "aim"])
+@pytest.mark.parametrize("name", ["fisher", "regmean", "aim", "pleas"])
 def test_the_winner_is_merged_again_to_the_same_bytes_and_not_from_other_files(folder, name):
     campaign(folder, name)
     out = run(folder, overrides=["budget.trials=3"])
@@ -204,6 +209,99 @@ def test_the_winner_is_merged_again_to_the_same_bytes_and_not_from_other_files(f
     write_calibration(Path(given[source]), replace(opened.head, seed=9), other)
     with pytest.raises(InputError, match=rf"made with other calibration data of '{source}'"):
         merge_file(winner / "recipe.json", folder / "fourth", {}, None, statistics=given)
+
+
+def test_permuted_copies_of_one_model_are_merged_to_it_exactly(tmp_path):
+    """`models.align` undoes the permutation, and statistics are of the aligned models."""
+    path = tiny.save_campaign(tmp_path, space={"weights": WEIGHTS["pleas"]})
+    models = tmp_path / "models"
+    expert = AutoModelForCausalLM.from_pretrained(models / "math", dtype=torch.float16)
+    permuted(expert).save_pretrained(models / "lang")
+    line = '{"text": "' + " ".join(tiny.WORDS[:20]) + '"}\n'
+    (tmp_path / "texts.jsonl").write_text(line)
+    given = ["calibration={documents: texts.jsonl}", "models.align=[math, lang]"]
+    config = load_campaign(path, given)
+    files = calibrate_campaign(config)
+    heads = [open_calibration(file).head for file in files]
+    assert heads[0].together == heads[1].together == tuple(head.source for head in heads)
+    setup = prepare(load_campaign(path, given))
+    assert setup.models.sources["lang"].digest != setup.models.sources["lang"].unaligned.digest
+    recipe = setup.space.decode(setup.space.initial)
+    found = resident_bytes(setup.models, recipe)
+    for name, tensor in load_file(models / "math" / "model.safetensors").items():
+        assert torch.equal(found[name], tensor), name
+    # of the other order they are another model's
+    with pytest.raises(InputError, match=r"lang.safetensors is of another model"):
+        prepare(load_campaign(path, given[:1]))
+    elsewhere = "calibration={documents: texts.jsonl, folder: own}"
+    calibrate_campaign(load_campaign(path, [elsewhere]))
+    with pytest.raises(InputError, match=r"models\.align permutes 'lang', whose statistics are of"):
+        prepare(load_campaign(path, [elsewhere, given[1]]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name"), [("qwen3_moe", "fisher"), ("mixtral", "regmean")])
+def test_mixtures_are_calibrated_merged_and_loaded(kind, name, tmp_path):
+    places = {one: str(tmp_path / "models" / one) for one in ("base", "math", "lang")}
+    for seed, place in enumerate(places.values()):
+        model = mixture(kind)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters() if seed else ():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(place)
+        tiny.save_tokenizer(Path(place))
+    tiny.save_task(tmp_path / "tasks")
+    texts = {"task": "pick", "samples": 6, "tokens": 8}
+    path = tiny.save_campaign(tmp_path, space={"weights": WEIGHTS[name]}, calibration=texts)
+    calibrate_campaign(load_campaign(path))
+    setup = prepare(load_campaign(path))
+    recipe = setup.space.decode(setup.space.initial)
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_json()))
+    files = {one: str(tmp_path / f"statistics/{one}.safetensors") for one in ("math", "lang")}
+    out, _ = merge_file(tmp_path / "recipe.json", tmp_path / "out", places, None, statistics=files)
+    merged, *experts = (
+        AutoModelForCausalLM.from_pretrained(place)
+        for place in (out, places["math"], places["lang"])
+    )
+    assert merged(torch.tensor([[5, 9, 3, 20]])).logits.isfinite().all()
+    # stacked experts go by their Fisher information, or are averaged: none has a Gram matrix
+    for tensor, averaged in (("mlp.experts.down_proj", name == "regmean"), (Q, False)):
+        key = f"model.layers.1.{tensor}"
+        found, *own = (one.state_dict()[key] for one in (merged, *experts))
+        assert torch.allclose(found, sum(own) / 2, atol=1e-5) is averaged
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["space.weights.choose_experts=true"], r"^space\.weights\.choose_experts: cross Gram"),
+        (["models.tokenizer={}"], r"^models\.tokenizer: cross Gram matrices"),
+    ],
+)
+def test_cross_grams_want_all_experts_on_the_same_tokens(shared, changes, message):
+    path = campaign(shared, "pleas")
+    with pytest.raises(InputError, match=message):
+        prepare(load_campaign(path, changes))
+
+
+def test_cross_grams_of_other_models_or_texts_are_refused(folder):
+    path = campaign(folder, "pleas")
+    for key, value in (("together", ()), ("documents", "another")):
+        file = folder / "statistics" / "lang.safetensors"
+        opened = open_calibration(file)
+        tensors = {name: tensor.clone() for name, tensor in opened.tensors.items()}
+        write_calibration(file, replace(opened.head, **{key: value}), tensors)
+        with pytest.raises(
+            InputError, match=r"lang and math together, and those of '(lang|math)' are of"
+        ):
+            prepare(load_campaign(path))
+        write_calibration(file, opened.head, tensors)
+    (folder / "texts.jsonl").write_text('{"text": "w1 w2 w3"}\n')
+    texts = "{math: {task: pick}, lang: {documents: texts.jsonl}}"
+    config = load_campaign(path, [f"calibration={{samples: 12, per_expert: {texts}}}"])
+    with pytest.raises(InputError, match=r"^calibration\.per_expert: cross Gram matrices"):
+        plan_calibration(config)
 
 
 def test_a_file_of_mergekits_form_takes_statistics(shared, tmp_path):

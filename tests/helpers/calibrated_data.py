@@ -14,6 +14,7 @@ from evomerge.models.files.calibration_file import (
     write_calibration,
 )
 from evomerge.models.layout import Layout
+from evomerge.recipe import BASE
 
 SAMPLES = 5
 
@@ -25,14 +26,25 @@ def some_calibration(
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[torch.Tensor]] = {}
     for kind in kinds:
-        if kind == "gram" and len(shape) != 2:
+        if kind in ("gram", "cross") and len(shape) != 2:
+            continue
+        if kind == "cross":
+            found[kind] = [one.to(dtype) for one in crossed(shape[-1], experts, generator)]
             continue
         found[kind] = [_one(kind, shape, generator).to(dtype) for _ in range(experts)]
     return found
 
 
+def crossed(inputs: int, experts: int, generator: torch.Generator) -> list[torch.Tensor]:
+    """Return XᵢᵀX̄/T of each expert, for inputs that are not unlike each other."""
+    common = torch.randn(3 * inputs + 4, inputs, generator=generator)
+    own = [common + torch.randn(common.shape, generator=generator) for _ in range(experts)]
+    mean = sum(own[1:], own[0]) / experts
+    return [one.mT @ mean / len(mean) for one in own]
+
+
 def _one(kind: str, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    if kind == "gram":
+    if kind in ("gram", "cross"):  # as of experts that all have the same inputs
         inputs = torch.randn(3 * shape[-1] + 4, shape[-1], generator=generator)
         mixed = inputs @ torch.randn(shape[-1], shape[-1], generator=generator)
         return mixed.mT @ mixed / len(mixed)
@@ -52,9 +64,10 @@ def calibrate(models: CheckedModels, folder: Path, seed: int = 0) -> dict[str, s
         Source → its file, as `models.statistics` has it.
     """
     found = {}
+    together = [source.digest for name, source in models.sources.items() if name != BASE]
     for number, (name, source) in enumerate(models.sources.items()):
         path = folder / f"{name}.safetensors"
-        head = CalibrationHead(source=source.digest, documents="0", samples=SAMPLES, seed=seed)
+        head = CalibrationHead(source.digest, "0", SAMPLES, seed=seed, together=together)
         tensors = some_statistics(models.layout, seed + number)
         source.calibrate_with(open_calibration(write_calibration(path, head, tensors)))
         found[name] = str(path)
@@ -68,10 +81,10 @@ def some_statistics(layout: Layout, seed: int) -> dict[str, torch.Tensor]:
     for spec in layout.tensors:
         kinds = ["fisher", "gtheta"]
         if len(spec.shape) == 2 and spec.group not in ("embeddings", "head"):
-            kinds += ["gram", "mean_abs"]
+            kinds += ["gram", "cross", "mean_abs"]
         for kind in kinds:
             shape = spec.shape[::-1] if spec.transposed and len(spec.shape) == 2 else spec.shape
-            own = shape if kind in ("gram", "mean_abs") else spec.shape
+            own = shape if kind in ("gram", "cross", "mean_abs") else spec.shape
             found[f"{kind}/{spec.name}"] = _one(kind, own, generator)
     sensitivities = torch.rand(len(layout.tensors), 1, generator=generator, dtype=torch.float64)
     named = zip(layout.tensors, sensitivities, strict=True)

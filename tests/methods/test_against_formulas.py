@@ -48,6 +48,9 @@ CALIBRATED = [
     ("regmean", "gram", {"reduce": 0.9}),
     ("regmean", "gram", {"reduce": 0.0}),
     ("regmean", "gram", {"reduce": 1.0}),
+    ("pleas", "cross", {"ridge": 0.0}),
+    ("pleas", "cross", {"ridge": 0.35}),
+    ("pleas", "cross", {"ridge": 1.0}),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import method_formulas as reference
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ def test_data_change_the_merge_and_without_them_it_is_the_mean(name, shape):
     mean = sum(experts[1:], experts[0]) / len(experts)
     everything = {"density": 1.0} if name == "ota" else {}
     torch.testing.assert_close(merged(name, shape, {}, **everything), mean)
-    if name != "regmean" or len(shape) == 2:
+    if name not in ("regmean", "pleas") or len(shape) == 2:
         assert not torch.allclose(merged(name, shape, **everything), mean, atol=1e-3)
 
 
@@ -160,23 +162,62 @@ def test_few_tokens_do_no_harm(reduce):
     """Gram matrices of fewer tokens than inputs are singular."""
     base, experts = some_tensors((13, 11))
     inputs = torch.randn(3, 2, 11, generator=torch.Generator().manual_seed(0))
-    grams = [one.mT @ one / 2 for one in inputs]
-    found = merged("regmean", data={"gram": grams}, reduce=reduce)
+    data = {"gram": [one.mT @ one / 2 for one in inputs]}
+    data["cross"] = [one.mT @ inputs.mean(0) / 2 for one in inputs]
     spread = max(float((expert - base).abs().max()) for expert in experts)
-    assert float((found - base).abs().max()) < 20 * spread
+    for given in ({"name": "regmean", "reduce": reduce}, {"name": "pleas"}):
+        found = merged(data=data, **given)
+        assert float((found - base).abs().max()) < 20 * spread
 
 
-def test_regmean_of_a_transposed_layer_is_the_transpose():
+@pytest.mark.parametrize("name", ["regmean", "pleas"])
+def test_a_transposed_layer_is_merged_to_the_transpose(name):
+    method = REGISTRY[name]
     base, experts = some_tensors((13, 11))
-    grams = some_calibration(["gram"], (13, 11), 3)["gram"]
-    plain = merged("regmean", data={"gram": grams})
-    from dataclasses import replace
-
-    view = whole_view(base.T, [expert.T for expert in experts], {"gram": grams})
-    view = replace(view, transposed=True)
-    measured = REGISTRY["regmean"].measured(view, {"reduce": 0.9, "lambda_": 1.0})
+    data = some_calibration(method.calibrated, (13, 11), 3)
+    plain = merged(name, data=data)
+    view = replace(whole_view(base.T, [e.T for e in experts], data), transposed=True)
+    measured = method.measured(view, arguments_of(method, 3))
     found = base.T + measured.update.values.view(11, 13)
     torch.testing.assert_close(found.T, plain)
+
+
+def of_two_models(shape, tokens):
+    """Experts, their inputs at the same tokens, float64 [tokens, in], and XᵢᵀX̄/T of each."""
+    _, experts = some_tensors(shape, 2)
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(2, tokens, shape[1], generator=generator, dtype=torch.float64)
+    inputs += torch.randn(tokens, shape[1], generator=generator, dtype=torch.float64)
+    return experts, inputs, [one.mT @ inputs.mean(0) / tokens for one in inputs]
+
+
+@pytest.mark.parametrize("shape", [(13, 11), (6, 17)], ids=str)
+def test_nothing_gives_mean_outputs_of_mean_inputs_better_than_pleas(shape):
+    experts, inputs, crossed = of_two_models(shape, 80)
+    target = sum(x @ w.mT for x, w in zip(inputs, experts, strict=True)) / 2
+
+    def residual(merge):
+        return float((inputs.mean(0) @ merge.mT - target).square().sum())
+
+    def of(name, **values):
+        method = REGISTRY[name]
+        given = arguments_of(method, 2, **values)
+        base, _ = some_tensors(shape, 2)
+        data = {"cross": crossed} if method.calibrated else {}
+        return method(base, experts, calibrated=data, **given)
+
+    best, generator = of("pleas"), torch.Generator().manual_seed(5)
+    expected = torch.linalg.lstsq(inputs.mean(0), target).solution.mT
+    torch.testing.assert_close(best, expected, rtol=0, atol=1e-6)
+    least = residual(best)
+    for scale in (1e-3, 1e-2, 1e-1):
+        step = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+        assert residual(best + step) > least
+    for name in ("linear", "task_arithmetic", "ties", "wudi", "tsvm", "swudi", "slerp"):
+        assert residual(of(name)) > least
+    sizes = [residual(of("pleas", ridge=ridge)) for ridge in (0.0, 0.3, 0.7, 1.0)]
+    assert sizes == sorted(sizes)
+    torch.testing.assert_close(of("pleas", ridge=1.0), sum(experts) / 2)
 
 
 def test_reduce_counts_in_steps():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from evomerge.common.digest import canonical_json
 from evomerge.common.errors import InputError
 from evomerge.fitness.calibration.backward_pass import SINGLE, group_size, take_gradients
-from evomerge.fitness.calibration.forward_pass import check_inputs, take_inputs
+from evomerge.fitness.calibration.forward_pass import check_inputs, take_inputs, without_inputs
 from evomerge.fitness.calibration.layered_model import LayeredModel
 from evomerge.fitness.calibration.texts import Text, texts_digest, tokenized
 from evomerge.fitness.calibration.work_folder import work_folder
@@ -25,7 +26,7 @@ from evomerge.models.files.calibration_file import (
 from evomerge.models.layout import Layout
 from evomerge.models.tokens.tokenizer import load_tokenizer
 
-FORWARD, BACKWARD = ("gram", "mean_abs", "router"), ("fisher", "gtheta", "sens")
+FORWARD, BACKWARD = ("gram", "mean_abs", "router", "cross"), ("fisher", "gtheta", "sens")
 """Kinds of statistics by the pass that takes them."""
 
 
@@ -40,6 +41,7 @@ class Calibration:
         tokens: at which each text is cut off.
         threads: how many texts are run at once; it does not change the result.
         device: of torch; texts are run one by one on other ones than `cpu`.
+        together: the models that `cross` is about, the one that is calibrated among them.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Calibration:
     tokens: int
     threads: int = 1
     device: str = "cpu"
+    together: Sequence[Checkpoint] = ()
 
 
 def calibrate(
@@ -86,6 +89,7 @@ def calibrate(
         tokens=sum(map(len, texts)),
         max_tokens=cut,
         kinds=tuple(sorted(asked.kinds)),
+        together=tuple(one.digest for one in asked.together),
     )
     if target.exists():
         check_same(target, head)
@@ -94,22 +98,33 @@ def calibrate(
     identity = canonical_json({**asdict(head), "torch": torch.__version__, "on": asked.device})
     sizes = sizes_of(source.layout, asked.kinds, len(texts))
     width = getattr(source.config.get_text_config(decoder=True), "hidden_size", 0)
-    states = states_bytes(source.layout.layers, width, asked.kinds, list(map(len, texts)))
+    lengths, models = list(map(len, texts)), max(1, len(asked.together))
+    states = states_bytes(source.layout.layers, width, asked.kinds, lengths, models)
     with work_folder(target, identity, states + 2 * sum(sizes.values())) as work:
-        model = LayeredModel(
-            source,
-            asked.name,
-            texts[0],
+        layered = partial(
+            LayeredModel,
+            tokens=texts[0],
             device=asked.device,
             trust_remote_code=trust_remote_code,
         )
+        model = layered(source, asked.name)
         threads = asked.threads if asked.device == "cpu" else 1
         found: dict[str, Tensor] = {}
         shared: dict[str, str] = {}
         forward = [kind for kind in FORWARD if kind in asked.kinds]
         backward = [kind for kind in BACKWARD if kind in asked.kinds]
+        stacked = without_inputs(source.layout)
+        of_inputs = [kind for kind in forward if kind != "router"]
+        if of_inputs and stacked:
+            told(
+                f"{', '.join(of_inputs)}: none of a mixture's experts, which lie stacked in "
+                f"{stacked} and its like; each reads tokens of its own, and methods do without"
+            )
         if forward:
-            found, shared = take_inputs(model, texts, forward, work, threads, told)
+            together = [
+                model if one is source else layered(one, one.name) for one in asked.together
+            ]
+            found, shared = take_inputs(model, texts, forward, work, threads, told, together)
         if backward:
             found |= take_gradients(model, texts, backward, work, threads, told)
         # 3. the file
@@ -124,7 +139,7 @@ def check_same(path: Path, wanted: CalibrationHead) -> None:
         InputError: names what differs.
     """
     held = open_calibration(path).head
-    for name in ("source", "documents", "max_tokens"):
+    for name in ("source", "documents", "max_tokens", "together"):
         if getattr(held, name) != getattr(wanted, name):
             raise InputError(
                 f"{path}: exists, and was made with other {name}; choose another file (--to), or "
@@ -145,6 +160,7 @@ def sizes_of(layout: Layout, kinds: Sequence[str], samples: int) -> dict[str, in
         "fisher": 4 * layout.parameters,
         "gtheta": 4 * layout.parameters * min(SINGLE, samples),
         "gram": 4 * sum(shape[-1] ** 2 for shape in inside),
+        "cross": 4 * sum(shape[-1] ** 2 for shape in inside),
         "mean_abs": 4 * inputs,
         "router": 4 * sum(t.shape[0] ** 2 + t.shape[0] for t in routers),
         "sens": 8 * len(layout.tensors),
@@ -156,14 +172,17 @@ def _inputs(layout: Layout) -> list[tuple[int, ...]]:
     return [t.shape for t in layout.tensors if len(t.shape) in (1, 2) and t.group != "embeddings"]
 
 
-def states_bytes(layers: int, hidden: int, kinds: Sequence[str], lengths: Sequence[int]) -> int:
+def states_bytes(
+    layers: int, hidden: int, kinds: Sequence[str], lengths: Sequence[int], models: int = 1
+) -> int:
     """Bytes of hidden states on disk at a time.
 
     Args:
         hidden: numbers of a token between layers.
         lengths: tokens of each text.
+        models: that are run side by side.
     """
-    forward = 2 * sum(lengths) if {*kinds} & {*FORWARD} else 0
+    forward = 2 * sum(lengths) * models if {*kinds} & {*FORWARD} else 0
     most = group_size(layers, hidden, max(lengths))
     longest = sum(sorted(lengths, reverse=True)[:most])
     backward = (layers + 3) * longest if {*kinds} & {*BACKWARD} else 0

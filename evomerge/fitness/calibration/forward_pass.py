@@ -1,7 +1,8 @@
 """Statistics of what enters a model's matrices: Gram matrices, magnitudes, what routers say.
 
 `gram/W` is XᵀX / T, float32 [in, in], X the inputs of the matrix W at the T tokens of the texts;
-matrices that read the same input share the first one's. `mean_abs/W` is the mean of |x| over the
+matrices that read the same input share the first one's. `cross/W` is XᵀX̄ / T, X̄ the mean of what
+enters W in several models, which are run side by side. `mean_abs/W` is the mean of |x| over the
 tokens, float32 [in]; a norm's, too, which has an input for each of its weights. `router/W`, W a
 router's, is float32 [1 + experts, experts]: the share of the tokens' choices that falls to each
 expert, and ZᵀZ / T of the router's logits.
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -67,8 +68,7 @@ def watched(model: LayeredModel, layer: int | None) -> list[Watched]:
 
 
 def check_inputs(layout: Layout, name: str, kinds: Sequence[str]) -> None:
-    """Refuse Gram matrices and magnitudes of stacked experts, whose inputs no module sees, and
-    routers of models that have none.
+    """Refuse statistics of routers of models that have none.
 
     Raises:
         InputError: names the model.
@@ -78,14 +78,11 @@ def check_inputs(layout: Layout, name: str, kinds: Sequence[str]) -> None:
             mixture_layers(layout)
         except InputError as error:
             raise InputError(f"{name}: router: {error}") from None
-    wanted = [kind for kind in kinds if kind in ("gram", "mean_abs")]
-    stacked = next((spec.name for spec in layout.tensors if spec.matrices > 1), None)
-    if wanted and stacked:
-        raise InputError(
-            f"{name}: {', '.join(wanted)} of {layout.architecture} are not taken: "
-            f"the experts of a mixture lie stacked in one tensor ({stacked}), and each reads "
-            "tokens of its own; ask for fisher or router, or name methods that need no data"
-        )
+
+
+def without_inputs(layout: Layout) -> str | None:
+    """Return a tensor whose matrices, a mixture's experts, have inputs that no module sees."""
+    return next((spec.name for spec in layout.tensors if spec.matrices > 1), None)
 
 
 class _Inputs(threading.local):
@@ -132,26 +129,34 @@ def _hooked(modules: Sequence[Watched], experts: Mapping[str, nn.Module]) -> Ite
 
 
 class _Sums:
-    """Sums over tokens of XᵀX, of |x| and of what routers say, in the order of the units."""
+    """Sums over tokens of XᵀX, XᵀX̄, |x| and what routers say, in the order of the units."""
 
     def __init__(
         self,
         modules: Sequence[Watched],
-        grams: bool,
-        magnitudes: bool,
+        kinds: Sequence[str],
         routers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`routers`: router's weight → the name of the module of its experts."""
-        self._grams, self._magnitudes, self._routers = grams, magnitudes, routers
-        self.modules = [one for one in modules if grams or magnitudes or one.tensor in routers]
+        self._kinds, self._routers = {*kinds} - {"router"}, routers
+        self.modules = [one for one in modules if self._kinds or one.tensor in routers]
+        self.crossed: dict[str, Tensor] = {}
         self.routed: dict[str, Tensor] = {}
         self.shared: dict[str, str] = {}
         self.products: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
 
-    def add(self, unit: int, texts: Sequence[Mapping[str, Tensor]], order: InOrder) -> None:
-        """Add a unit's texts, each as the inputs that its pass has met."""
+    def add(
+        self, unit: int, own: int, models: Sequence[Sequence[Mapping[str, Tensor]]], order: InOrder
+    ) -> None:
+        """Add a unit's texts.
+
+        Args:
+            own: the place of the model whose statistics they are.
+            models: of each, the texts, each as the inputs that its pass has met.
+        """
+        texts = models[own]
         # 1. matrices that were given the very same tensor share its first one's product
         owners: dict[int, str] = {}
         for one in self.modules:
@@ -161,12 +166,15 @@ class _Sums:
             name, given = one.tensor, texts[0].get(one.tensor)
             if given is None:  # a module that this architecture does not call
                 continue
-            rows = torch.cat([text[name].reshape(-1, one.size) for text in texts]).float()
+            rows = _rows(texts, one)
             owner = owners.get(id(given)) if one.matrix else None
             # 2. this unit's sums, on this thread alone
-            whole = self._grams and owner == name
+            first = self._kinds if owner == name else set()
+            whole = "gram" in first
             blocks = [*_lower_blocks(rows)] if whole else []
-            sums = rows.abs().sum(0, dtype=torch.float64).cpu() if self._magnitudes else None
+            cross = rows.T @ _mean(models, one) if "cross" in first else None
+            magnitudes = "mean_abs" in self._kinds
+            sums = rows.abs().sum(0, dtype=torch.float64).cpu() if magnitudes else None
             routed = self._routed(one, rows, texts) if name in self._routers else None
             # 3. added in the units' order
             with order.turn(name, unit):
@@ -175,8 +183,10 @@ class _Sums:
                     self.sums[name] = self.sums[name] + sums if unit else sums
                 if routed is not None:
                     self.routed[name] = self.routed[name] + routed if unit else routed
-                if self._grams and owner is not None and not whole:
-                    self.shared[name] = owner
+                if cross is not None:
+                    self.crossed[name] = self.crossed[name] + cross if unit else cross
+                if {"gram", "cross"} & self._kinds and owner not in (None, name):
+                    self.shared[name] = str(owner)
                 if whole and not unit:
                     self.products[name] = rows.new_zeros(one.size, one.size)
                 for start, block in blocks:
@@ -203,7 +213,20 @@ class _Sums:
         for name, product in self.products.items():
             lower = product.div_(self.rows[name]).tril_()
             found[f"gram/{name}"] = (lower + lower.tril(-1).T).cpu()
+        for name, product in self.crossed.items():
+            found[f"cross/{name}"] = (product / self.rows[name]).cpu()
         return found
+
+
+def _rows(texts: Sequence[Mapping[str, Tensor]], one: Watched) -> Tensor:
+    """Put the texts' inputs of a module together, float32 [tokens, in]."""
+    return torch.cat([text[one.tensor].reshape(-1, one.size) for text in texts]).float()
+
+
+def _mean(models: Sequence[Sequence[Mapping[str, Tensor]]], one: Watched) -> Tensor:
+    """Average a module's inputs over the models, float32 [tokens, in]."""
+    first, *rest = (_rows(texts, one) for texts in models)
+    return sum(rest, first) / len(models)
 
 
 def _lower_blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -220,8 +243,9 @@ def take_inputs(
     work: WorkFolder,
     threads: int,
     told: Callable[[str], None],
+    together: Sequence[LayeredModel] = (),
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Take `gram`, `mean_abs` and `router` with one pass of the texts, layer by layer.
+    """Take `gram`, `cross`, `mean_abs` and `router` with one pass of the texts, layer by layer.
 
     In memory are the weights of one layer, its Gram matrices, and of each thread one text's
     activations and one Gram matrix more; hidden states are in mapped files. A process that was
@@ -231,6 +255,7 @@ def take_inputs(
         texts: int64 [tokens] each.
         threads: how many texts are run at once.
         told: is told of each layer.
+        together: the models that `cross` is about, this one among them.
 
     Returns:
         the statistics, mapped, by their keys; and matrix → the matrix whose Gram it shares.
@@ -239,67 +264,117 @@ def take_inputs(
         InputError: one is not finite; names the model and the tensor.
     """
     lengths, size = [len(text) for text in texts], model.hidden_size
-    units = _units(lengths)
+    units, models = _units(lengths), together or [model]
+    own = [one is model for one in models].index(True)
     mixtures = mixture_layers(model.source.layout) if "router" in kinds else {}
-    # 1. what enters the first layer
-    if not any(work.has(f"inputs-{layer}") for layer in range(model.layers + 1)):
-        with work.writing("inputs-0", lengths, size) as states, torch.no_grad():
-            for index, text in enumerate(texts):
-                states.write(index, model.first(text))
-    # 2. layer by layer
     parts = [f"inputs-of-layer-{layer}" for layer in range(model.layers)]
+    # 1. what enters the first layer; the model's own states are there last, and stand for all
+    if not work.has("inputs-0") and not work.has(parts[0]):
+        with _written(work, _names(0, own, models), own, lengths, size) as states, torch.no_grad():
+            for one, entered in zip(models, states, strict=True):
+                for index, text in enumerate(texts):
+                    entered.write(index, one.first(text))
+    # 2. layer by layer
     for layer, part in enumerate(parts):
         if work.has(part):
             continue
-        before = work.states(f"inputs-{layer}", lengths, size)
-        with model.loaded(layer), work.writing(f"inputs-{layer + 1}", lengths, size) as after:
-            mixture = mixtures.get(layer)
-            experts = mixture.inward.name.rpartition(".")[0] if mixture else ""
-            routers = {mixture.router.name: experts} if mixture else {}
-            sums = _Sums(watched(model, layer), "gram" in kinds, "mean_abs" in kinds, routers)
-            chosen = {experts: model.modules[experts]} if mixture else {}
-            _run(model.through, sums, texts, units, before, after, threads, chosen)
+        mixture = mixtures.get(layer)
+        experts = mixture.inward.name.rpartition(".")[0] if mixture else ""
+        routers = {mixture.router.name: experts} if mixture else {}
+        chosen = {experts: model.modules[experts]} if mixture else {}
+        sums = _Sums(watched(model, layer), kinds, routers)
+        with ExitStack() as held:
+            for one in models:
+                held.enter_context(one.loaded(layer))
+            before = [work.states(name, lengths, size) for name in _names(layer, own, models)]
+            names = _names(layer + 1, own, models)
+            after = held.enter_context(_written(work, names, own, lengths, size))
+            passes = [
+                _Pass(one.through, watched(one, layer), given, left)
+                for one, given, left in zip(models, before, after, strict=True)
+            ]
+            passes[own] = replace(passes[own], modules=sums.modules, experts=chosen)
+            _run(passes, own, sums, texts, units, threads)
         work.keep(part, check_finite(model.name, sums.statistics()), sums.shared)
-        work.drop(f"inputs-{layer}")
+        for name in _names(layer, own, models):
+            work.drop(name)
         told(f"{', '.join(kinds)}: layer {layer + 1} of {model.layers}")
-    # 3. the final norm and the head
-    if not work.has(ENDS):
-        before = work.states(f"inputs-{model.layers}", lengths, size)
-        sums = _Sums(watched(model, None), False, "mean_abs" in kinds)
-        _run(model.logits, sums, texts, units, before, None, threads)
+    # 3. the final norm and the head, which have no Gram matrices
+    if "mean_abs" in kinds and not work.has(ENDS):
+        sums = _Sums(watched(model, None), ["mean_abs"])
+        last = work.states(f"inputs-{model.layers}", lengths, size)
+        _run([_Pass(model.logits, sums.modules, last, None)], 0, sums, texts, units, threads)
         work.keep(ENDS, check_finite(model.name, sums.statistics()), {})
-        work.drop(f"inputs-{model.layers}")
+    for name in _names(model.layers, own, models):
+        work.drop(name)
     found: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
-    for part in (*parts, ENDS):
+    for part in (*parts, *([ENDS] if "mean_abs" in kinds else [])):
         found |= work.part(part)
         shared |= work.facts(part)
     return found, shared
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """Runs the texts through a model's loaded layer, or its head.
+
+    Attributes:
+        run: (text, hidden states before) → those after.
+        modules: whose inputs are looked at.
+        before: hidden states of the texts.
+        after: where they are written; None after the head.
+        experts: as `_hooked` takes them.
+    """
+
+    run: Callable[[Tensor, Tensor], Tensor]
+    modules: Sequence[Watched]
+    before: States
+    after: States | None
+    experts: Mapping[str, nn.Module] = field(default_factory=dict)
+
+
+def _names(layer: int, own: int, models: Sequence[LayeredModel]) -> list[str]:
+    """Name the states before a layer, of each model."""
+    name = f"inputs-{layer}"
+    return [name if place == own else f"{name}-of-{place}" for place in range(len(models))]
+
+
+@contextmanager
+def _written(
+    work: WorkFolder, names: Sequence[str], own: int, lengths: Sequence[int], size: int
+) -> Iterator[list[States]]:
+    """Yield the states of each model to write; the `own` one's are there last."""
+    with work.writing(names[own], lengths, size) as last, ExitStack() as held:
+        yield [
+            last if place == own else held.enter_context(work.writing(name, lengths, size))
+            for place, name in enumerate(names)
+        ]
+
+
 def _run(
-    run: Callable[[Tensor, Tensor], Tensor],
+    passes: Sequence[_Pass],
+    own: int,
     sums: _Sums,
     texts: Sequence[Tensor],
     units: Sequence[range],
-    before: States,
-    after: States | None,
     threads: int,
-    experts: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> None:
-    """Run all texts through the loaded layer, or the head, and add up its modules' inputs."""
-    with _hooked(sums.modules, experts) as inputs:
+    """Run all texts through all passes side by side, and add up the inputs of the `own` one's."""
+    with ExitStack() as held:
+        inputs = [held.enter_context(_hooked(one.modules, one.experts)) for one in passes]
 
         def one(number: int, unit: range, order: InOrder) -> None:
-            seen = []
+            seen: list[list[Mapping[str, Tensor]]] = [[] for _ in passes]
             for index in unit:
-                inputs.seen = {}
-                with torch.no_grad():
-                    found = run(texts[index], before.read(index))
-                if after is not None:
-                    after.write(index, found)
-                seen.append(inputs.seen)
-            sums.add(number, seen, order)
+                for each, met, kept in zip(passes, inputs, seen, strict=True):
+                    met.seen = {}
+                    with torch.no_grad():
+                        found = each.run(texts[index], each.before.read(index))
+                    if each.after is not None:
+                        each.after.write(index, found)
+                    kept.append(met.seen)
+            sums.add(number, own, seen, order)
 
         in_threads(one, units, threads)
 

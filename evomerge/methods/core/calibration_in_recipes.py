@@ -11,6 +11,8 @@ from evomerge.methods.core.registry import find_method
 from evomerge.methods.core.sparsify import sparsifiers
 from evomerge.recipe.recipe import BASE, Merge, Recipe, merge_name
 
+CROSS = "cross"
+"""The kind of calibration data that is of several models together."""
 NAMED = {
     "fisher": "the Fisher statistics",
     "gram": "the Gram matrices",
@@ -18,6 +20,7 @@ NAMED = {
     "mean_abs": "the mean activations (mean_abs)",
     "router": "the statistics of routers (router)",
     "sens": "the sensitivities (sens)",
+    "cross": "the cross Gram matrices",
 }
 """Kind of calibration data → its name in messages."""
 
@@ -73,6 +76,9 @@ def check_calibrated(recipe: Recipe, files: Mapping[str, Calibration | None]) ->
         for name, kinds in needs_of(merge).items():
             where = f"recipe: {merge_name(merge)}: {merge.method}"
             check_kinds(name, kinds, files.get(name), where, recipe.calibration.get(name))
+        if CROSS in find_method(merge.method, "recipe").calibrated:
+            merged = {name: recipe.sources[name] for name in merge.experts}
+            check_together(merged, files, f"recipe: {merge_name(merge)}: {merge.method}")
     if recipe.mixture is not None and recipe.mixture.groups == "router":
         where, known = "recipe: mixture: groups: router", recipe.calibration.get(BASE)
         check_kinds(BASE, ["router"], files.get(BASE), where, known)
@@ -113,4 +119,29 @@ def check_kinds(
                 f"{where} needs {NAMED[kind]} of {name!r}{known}: make them with evomerge "
                 f"calibrate{option}, and name the file in models.statistics (campaign file) or "
                 f"with --statistics {name}=FILE (evomerge merge)"
+            )
+
+
+def check_together(
+    experts: Mapping[str, str], files: Mapping[str, Calibration | None], where: str
+) -> None:
+    """Refuse cross Gram matrices that are of other models than those that are merged.
+
+    Args:
+        experts: name → digest of the models that are merged.
+        files: source name → its calibration file, if there is one.
+        where: begins the message.
+
+    Raises:
+        InputError: names the source and the way to make its file.
+    """
+    read = set()
+    for name in experts:
+        head = getattr(files.get(name), "head", None)
+        read.add((head.documents, head.tokens) if head else None)
+        if head is None or sorted(head.together) != sorted(experts.values()) or len(read) > 1:
+            raise InputError(
+                f"{where} needs the cross Gram matrices of {' and '.join(experts)} together, and "
+                f"those of {name!r} are of other models or texts: remove the files, and make all "
+                "with evomerge calibrate CAMPAIGN.yaml"
             )

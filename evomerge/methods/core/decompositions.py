@@ -15,6 +15,8 @@ from __future__ import annotations
 from evomerge.common.one_thread import one_thread
 from evomerge.methods.core.view import Tensor
 
+_RIDGE = 1e-9
+"""Added to the diagonal of a Gram matrix, in units of its mean."""
 ON_ONE_THREAD = "its decompositions no longer depend on the number of threads, as they did then"
 """Why these methods have other bytes than in releases that ran LAPACK on all threads."""
 
@@ -44,3 +46,24 @@ def polar_factor(matrix: Tensor) -> Tensor:
     u, _, vh = svd(matrix)
     with one_thread():
         return u @ vh
+
+
+def times_inverse(left: Tensor, gram: Tensor) -> Tensor:
+    """Compute P·S⁻¹ for a symmetric S ≥ 0: by Cholesky, else the solution of least norm.
+
+    Args:
+        left: P, float64 (rows, n).
+        gram: S, (n, n), of numbers that were rounded to float32.
+    """
+    import torch
+
+    size = float(gram.diagonal().mean())
+    if size <= 0:
+        return torch.zeros_like(left)
+    with one_thread():
+        ridge = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (_RIDGE * size)
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge)
+        if int(failed) == 0:
+            return torch.cholesky_solve(left.mT, factor).mT
+        cutoff = len(gram) * torch.finfo(torch.float32).eps
+        return left @ torch.linalg.pinv(gram, rtol=cutoff, hermitian=True)

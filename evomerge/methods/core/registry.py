@@ -274,7 +274,7 @@ def merge_method(
         squares: how many matrices (columns, columns) in float32 it holds beside them for each
             source.
         calibrated: kinds of calibration data that it needs of every expert: `fisher`, `gram`,
-            `gtheta`.
+            `gtheta`, `cross`.
         of_parameters: the measure looks at the parameters alone; it is called once for all tensors
             of a merge, with None for the view.
     """

@@ -35,8 +35,8 @@ class View:
         run: calls an element-wise function, compiled or as it is.
         shape: of the tensors, where they have more than one dimension.
         calibrated: kind → one tensor per expert, of the calibration data that the method asks for
-            and all of them have of this tensor: `fisher` (n,), `gram` (inputs, inputs), `gtheta`
-            (samples, n).
+            and all of them have of this tensor: `fisher` (n,), `gram` and `cross` (inputs, inputs),
+            `gtheta` (samples, n).
         rms: of each expert's `fisher`, the root of the mean square over its whole model.
         transposed: rows are the inputs, as in GPT-2's `Conv1D`, not the columns.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evomerge.common.errors import InputError
-from evomerge.models.alignment.git_rebasin import Aligned
 from evomerge.models.checkpoint import Checkpoint
 from evomerge.models.files.calibration_file import CalibrationFile
 from evomerge.models.open_models import as_stored
@@ -28,11 +27,13 @@ def check_calibrations(opened: Mapping[str, Checkpoint]) -> None:
 
 def _check(source: Checkpoint, file: CalibrationFile) -> None:
     # 1. whose it is
-    own = as_stored(source)
-    if isinstance(as_unmatched(source), Aligned):
+    own = as_unmatched(source)
+    stored = as_stored(source)
+    if stored.digest != own.digest and file.head.source in ("", stored.digest):
         raise InputError(
             f"models.align permutes {source.name!r}, whose statistics are of its own order; leave "
-            "one of the two out"
+            "one of the two out, or make them of the aligned model: evomerge calibrate "
+            "CAMPAIGN.yaml"
         )
     if file.head.source not in ("", own.digest):
         raise InputError(

@@ -4,6 +4,7 @@ A tensor stands under `KIND/TENSOR`, TENSOR the checkpoint's canonical name:
 
     fisher/TENSOR    float32, of the tensor's shape: E[g ⊙ g], the diagonal of the Fisher matrix
     gram/TENSOR      float32 (in, in): XᵀX/T of the T inputs x of a Linear
+    cross/TENSOR     float32 (in, in): XᵀX̄/T, X̄ the mean of several models' inputs
     mean_abs/TENSOR  float32 (in,): the mean of |x| over them
     gtheta/TENSOR    (samples, *shape): g ⊙ θ of each sample, signed
     router/TENSOR    float32 (1 + experts, experts), of a router's weight: each expert's share of
@@ -42,9 +43,9 @@ from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import open_weights
 
 FORMAT = "evomerge-calibration-1"
-KINDS = ("fisher", "gram", "mean_abs", "gtheta", "router", "sens")
+KINDS = ("fisher", "gram", "mean_abs", "gtheta", "router", "sens", "cross")
 """Kinds of statistics, by what their keys begin with."""
-_OF_INPUT = ("gram", "mean_abs")
+_OF_INPUT = ("gram", "mean_abs", "cross")
 """Kinds that are about a layer's input, which several layers may share."""
 _BLOCK = 1 << 18
 
@@ -63,6 +64,7 @@ class CalibrationHead:
         same_input: tensor → the tensor whose input it reads, too.
         evomerge: the version that wrote it.
         seed: of the sampling.
+        together: digests of the models whose inputs `cross` is about, in their order.
     """
 
     source: str
@@ -74,6 +76,7 @@ class CalibrationHead:
     same_input: Mapping[str, str] = field(default_factory=dict)
     evomerge: str = __version__
     seed: int = 0
+    together: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -242,11 +245,12 @@ def _ours(
         if one.name in metadata:
             given[one.name] = metadata[one.name]
     try:
-        for name in ("samples", "tokens", "max_tokens", "seed", "kinds", "same_input"):
+        for name in ("samples", "tokens", "max_tokens", "seed", "kinds", "same_input", "together"):
             if name in given:
                 given[name] = json.loads(given[name])
         norms = json.loads(metadata.get("norms", "{}"))
-        head = CalibrationHead(**{**given, "kinds": tuple(given.get("kinds", ()))})
+        lists = {name: tuple(given.get(name, ())) for name in ("kinds", "together")}
+        head = CalibrationHead(**{**given, **lists})
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged metadata ({error}); calibrate the model again") from None
     return CalibrationFile(path, head, tensors, norms)
@@ -261,4 +265,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _plain(head: CalibrationHead) -> dict[str, Any]:
-    return {**dataclasses.asdict(head), "kinds": sorted(head.kinds)}
+    found = {**dataclasses.asdict(head), "kinds": sorted(head.kinds)}
+    if not head.together:  # files of one model alone know no such key
+        del found["together"]
+    return found

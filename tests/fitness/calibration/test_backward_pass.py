@@ -6,7 +6,8 @@ import pytest
 import torch
 from calibrating import gradients_of, layered, saved, texts
 from families import FAMILIES
-from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from mixtures import mixture
+from transformers import LlamaForCausalLM
 
 from evomerge.fitness.calibration import backward_pass
 from evomerge.fitness.calibration.backward_pass import take_gradients
@@ -20,14 +21,6 @@ def tied_llama():
     config.tie_word_embeddings = True
     torch.manual_seed(0)
     return LlamaForCausalLM(config).eval()
-
-
-def mixture():
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 50}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 24}
-    torch.manual_seed(0)
-    config = MixtralConfig(**shape, **heads, num_local_experts=4, initializer_range=0.4)
-    return MixtralForCausalLM(config).eval()
 
 
 MODELS = {

@@ -16,18 +16,21 @@ from evomerge.fitness.calibration.texts import Text, sample
 from evomerge.models.files.calibration_file import open_calibration
 from evomerge.models.open_models import open_model
 
-KINDS = ("fisher", "gram", "mean_abs", "gtheta", "sens")
+KINDS = ("fisher", "gram", "mean_abs", "gtheta", "sens", "cross")
 TEXTS = [Text(" ".join(tiny.WORDS[i : i + 9]), f"texts.jsonl, line {i + 1}") for i in range(12)]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny.save_family(tmp_path_factory.mktemp("models"), experts=())["base"]
+    return tiny.save_family(tmp_path_factory.mktemp("models"), experts=("math",))["base"]
 
 
 def written(model, target, threads=1, kinds=KINDS, texts=TEXTS, told=lambda _: None):
-    asked = Calibration("models.experts.math", texts, kinds, tokens=8, threads=threads)
-    return calibrate(open_model(str(model)), asked, target, told=told)
+    source, together = open_model(str(model)), []
+    if "cross" in kinds:
+        together = [open_model(str(model.parent / "math")), source]
+    asked = Calibration("models.experts.math", texts, kinds, 8, threads, together=together)
+    return calibrate(source, asked, target, told=told)
 
 
 def test_the_file_says_what_it_is_made_of(model, tmp_path):
@@ -40,6 +43,8 @@ def test_the_file_says_what_it_is_made_of(model, tmp_path):
     layer = "model.layers.0.self_attn."
     gram = file.read("gram", f"{layer}k_proj.weight")
     assert torch.equal(gram, file.tensors[f"gram/{layer}q_proj.weight"])
+    assert file.head.together == (open_model(str(model.parent / "math")).digest, source.digest)
+    assert file.read("cross", f"{layer}v_proj.weight").shape == gram.shape
     assert file.read("gtheta", "lm_head.weight").shape == (8, 64, 32)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -87,7 +92,7 @@ def test_a_process_that_is_killed_goes_on_where_it_was(model, tmp_path, monkeypa
             steps += 1
     assert steps > 3
     assert target.read_bytes() == whole.read_bytes()
-    tried = steps * 2  # each process tries the model's two layers first
+    tried = steps * 4  # each process tries the two layers of both models first
     assert len(loaded) == undisturbed + tried
 
 

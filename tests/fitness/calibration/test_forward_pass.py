@@ -9,8 +9,14 @@ from mixtures import mixture
 
 from evomerge.common.errors import InputError
 from evomerge.fitness.calibration import forward_pass
-from evomerge.fitness.calibration.forward_pass import check_finite, check_inputs, take_inputs
+from evomerge.fitness.calibration.forward_pass import (
+    check_finite,
+    check_inputs,
+    take_inputs,
+    without_inputs,
+)
 from evomerge.fitness.calibration.work_folder import WorkFolder
+from evomerge.models.open_models import open_model
 
 
 def taken(folder, given, work, kinds=("gram", "mean_abs"), threads=2):
@@ -57,6 +63,34 @@ def test_matrices_that_read_one_input_share_its_gram(tmp_path):
     assert not any("lm_head" in key for key in found if key.startswith("gram/"))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_models_that_run_side_by_side_are_crossed_with_their_mean(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(forward_pass, "ROWS", 20)  # several units
+    given = texts()
+    own, folder = saved(family, tmp_path / "own")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        other, beside = saved(type(own)(own.config).eval(), tmp_path / "other")
+    models = [layered(place, given) for place in (beside, folder)]
+    found, shared = {}, {}
+    for threads in (1, 3):
+        work = WorkFolder(tmp_path / f"{threads}")
+        work.folder.mkdir()
+        kinds = ("gram", "cross")
+        taken, shared = take_inputs(models[1], given, kinds, work, threads, lambda _: None, models)
+        assert not found or all(torch.equal(found[key], taken[key]) for key in taken)
+        found = {key: value.clone() for key, value in taken.items()}
+    ours, theirs = inputs_of(own, given), inputs_of(other, given)
+    for name, x in ours.items():
+        if name == "lm_head" or not is_matrix(own.get_submodule(name)):
+            continue
+        weight = shared.get(f"{name}.weight", f"{name}.weight")
+        mean = (x.double() + theirs[name].double()) / 2
+        expected = (x.double().T @ mean / len(x)).float()
+        torch.testing.assert_close(found[f"cross/{weight}"], expected, rtol=1e-4, atol=1e-4)
+    assert len([k for k in found if k[:5] == "cross"]) == len([k for k in found if k[:4] == "gram"])
+
+
 def test_the_number_of_threads_does_not_change_a_byte(tmp_path):
     given = texts((24,) * 12)
     _, folder = saved("llama", tmp_path / "model")
@@ -71,17 +105,18 @@ def test_what_is_not_finite_is_named():
         check_finite("models.experts.math", {"gram/h.0.weight": torch.tensor([1.0, torch.inf])})
 
 
-def test_stacked_experts_are_refused_by_name():
-    from transformers import MixtralConfig
-
-    from evomerge.models.layout import derive_layout
-
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 10}
-    config = MixtralConfig(**small, num_hidden_layers=1, num_key_value_heads=1, num_local_experts=2)
-    layout = derive_layout(config)
-    with pytest.raises(InputError, match=r"m: gram of MixtralForCausalLM are not taken.*stacked"):
-        check_inputs(layout, "m", ["gram", "fisher"])
-    check_inputs(layout, "m", ["fisher"])
+def test_a_mixtures_attention_has_grams_and_its_stacked_experts_none(tmp_path):
+    given = texts()
+    model, folder = saved(mixture(), tmp_path / "model")
+    found, _ = taken(folder, given, tmp_path / "work")
+    assert not any("experts" in key for key in found)
+    assert any(key.startswith("mean_abs/model.layers.0.mlp.gate") for key in found)
+    name = "model.layers.1.self_attn.o_proj"
+    x = inputs_of(model, given)[name].double()
+    expected = (x.T @ x / len(x)).float()
+    torch.testing.assert_close(found[f"gram/{name}.weight"], expected, rtol=1e-5, atol=1e-5)
+    layout = open_model(str(folder)).layout
+    assert without_inputs(layout) == "model.layers.0.mlp.experts.gate_up_proj"
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3"])
