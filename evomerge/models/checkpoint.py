@@ -32,7 +32,7 @@ from evomerge.models.files.hash_ahead import (
     states,
 )
 from evomerge.models.files.lazy_tensors import LazyTensors
-from evomerge.models.files.page_release import PageReleaser
+from evomerge.models.files.page_release import reading_once
 from evomerge.models.files.shards import read_stored
 from evomerge.models.known_models import KIND, KnownModel, recall_model, remember_model
 from evomerge.models.layout import Layout, build_skeleton, layout_of
@@ -222,16 +222,15 @@ class Checkpoint(Source):
             tensor = self._tensors[name]
             return "" if wait else tensor_digest(tensor), count_non_finite(tensor)
 
-        digests, damaged, read = {}, {}, PageReleaser()
-        with ThreadPoolExecutor() as pool:
+        digests, damaged = {}, {}
+        mapped = (tensor for name in self._tensors for tensor in self._tensors.mapped(name))
+        with reading_once(mapped), ThreadPoolExecutor() as pool:
             for name, (digest, found) in zip(
                 self._tensors, pool.map(scan, self._tensors), strict=True
             ):
                 digests[name] = digest
                 if found:
                     damaged[name] = found
-                read.add(self._tensors.mapped(name))
-        read.release()
         if wait is not None and self.known is not None:
             made, stored_as = wait(), self.known.stored_as
             for name in digests:

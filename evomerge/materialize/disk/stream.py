@@ -17,7 +17,7 @@ from evomerge.materialize.disk.scales import embedding_factor
 from evomerge.materialize.disk.shard import Entry, is_complete, write_shard
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.plan import TensorStep, check_contents, plan
-from evomerge.models.files.page_release import PageReleaser
+from evomerge.models.files.page_release import reading_once
 from evomerge.models.layout import Layout
 from evomerge.recipe import BASE, Recipe
 
@@ -41,8 +41,7 @@ def write_weights(
     already are kept: the caller knows that they are of this recipe, dtype and `shard_bytes`.
 
     In memory are the merged tensors that `write_shard` makes at a time (of a mixture, those whose
-    pieces are being written), the mapped pages of the sources' tensors that they are made of, and
-    some of those before.
+    pieces are being written), and some mapped pages of the sources: see `reading_once`.
 
     Args:
         written: is called with the name of each tensor that is written, and the tensor; by one of
@@ -60,8 +59,7 @@ def write_weights(
     steps = plan(recipe, layout, kernel.sources)
     factor = embedding_factor(recipe, layout)
     check_contents(recipe, kernel.sources)
-    read = PageReleaser()
-    merged = (_entries(step, kernel, recipe, factor, read) for step in steps)
+    merged = (_entries(step, kernel, recipe, factor) for step in steps)
     # deal the tensors to shards; those that no merge changes have shards of their own, the last
     beside = ([_given(name, tensor)] for name, tensor in kernel.sources[BASE].beside().items())
     entries = [*_shards(merged, shard_bytes), *_shards(beside, shard_bytes)]
@@ -73,8 +71,10 @@ def write_weights(
         if not is_complete(folder / name, shard)
     ]
     check_room(folder, sum(entry.nbytes for _, shard in lacking for entry in shard))
-    for path, shard in lacking:
-        write_shard(path, shard, written, together=kernel.compiles)
+    mapped = (t for s in kernel.sources.values() for name in s.names() for t in s.mapped(name))
+    with reading_once(mapped):
+        for path, shard in lacking:
+            write_shard(path, shard, written, together=kernel.compiles)
     if len(names) > 1:
         total = sum(entry.nbytes for shard in entries for entry in shard)
         weight_map = {
@@ -112,14 +112,8 @@ def saved_parts(
     return [partial(part, step) for step in plan(recipe, layout, kernel.sources)]
 
 
-def _entries(
-    step: TensorStep,
-    kernel: Kernel,
-    recipe: Recipe,
-    factor: float,
-    read: PageReleaser | None = None,
-) -> list[Entry]:
-    """Return a step's entries in a shard; `read` releases the sources' pages once it is merged."""
+def _entries(step: TensorStep, kernel: Kernel, recipe: Recipe, factor: float) -> list[Entry]:
+    """Return a step's entries in a shard."""
     dtype, base = kernel.dtype(step.tensor.name), kernel.sources[BASE]
     pending: dict[str, Tensor] = {}  # pieces of the merged tensor that are not written yet
     alone = Lock()
@@ -135,9 +129,6 @@ def _entries(
         kernel.fill(out, step, recipe.seed)
         if step.slot is None and step.tensor.group == "embeddings" and factor != 1:
             out.mul_(factor)
-        if read is not None:
-            for name in step.reads:
-                read.add(kernel.sources[name].mapped(step.tensor.name))
         return out
 
     pieces = base.as_saved({step.name: torch.empty(step.shape, dtype=dtype, device="meta")})

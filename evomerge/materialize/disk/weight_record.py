@@ -31,7 +31,7 @@ from evomerge.common.version import __version__
 from evomerge.config import Strict
 from evomerge.methods import find_method
 from evomerge.models.checkpoint import tensor_digest
-from evomerge.models.files.page_release import PageReleaser
+from evomerge.models.files.page_release import release
 from evomerge.models.files.shards import read_stored
 from evomerge.recipe import Recipe
 
@@ -130,9 +130,7 @@ def record_weights(
 
 def _stored(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield name, tensor
-    read = PageReleaser()
-    read.add([tensor])
-    read.release()
+    release([tensor])
 
 
 def record_of(

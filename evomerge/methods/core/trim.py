@@ -31,6 +31,11 @@ _ROW = 64
 """Entries that a search counts together: a mask entry by entry would cost more than the sums."""
 _FEW = 1 << 12
 """Entries up to which all are looked at at once, whatever the bin."""
+_SAMPLED, _DEVIATIONS = 16, 4.5
+"""A sample has so many times √n of n entries; and by how many of its standard deviations the rank
+of an entry in it is wrong at most, mostly: once in 100,000 selections it is, which costs a pass."""
+_MOST = (1 << 31) - 1
+"""No pattern is larger."""
 
 
 class Trim(NamedTuple):
@@ -57,7 +62,9 @@ class Trim(NamedTuple):
         """Return a boolean mask over the slice whose `part` this is."""
         import torch
 
-        magnitude = tau.abs().float()
+        magnitude, bound = tau.abs().float(), self._bound(tau)
+        if bound is not None:
+            return magnitude > bound
         index = torch.arange(tau.numel(), dtype=torch.int32, device=tau.device).view(tau.shape)
         return (magnitude > self.threshold) | ((magnitude == self.threshold) & (index <= self.last))
 
@@ -65,7 +72,28 @@ class Trim(NamedTuple):
         """Return τ, and 0 where an entry is not kept."""
         import torch
 
-        return torch.where(self.keep(tau), tau, 0.0)
+        bound = self._bound(tau) if tau.dtype == torch.float32 else None
+        if bound is None:
+            return torch.where(self.keep(tau), tau, 0.0)
+        # uncompiled, `where` takes as long as thirty sums
+        return torch.nn.functional.hardshrink(tau, bound) if bound >= 0 else tau
+
+    def _bound(self, tau: Tensor) -> float | None:
+        """Return what the magnitude of all kept entries of a slice is above, and of no other's.
+
+        None where the last tied entry lies in the slice, and where numbers are not known (functions
+        that are compiled are traced without them) or would have to be waited for (a GPU's).
+        """
+        import torch
+
+        if type(self.last) is not torch.Tensor or self.last.device.type != "cpu":
+            return None
+        last, threshold = int(self.last), float(self.threshold)
+        if last < 0:
+            return threshold
+        if last < tau.numel() - 1:
+            return None
+        return float(np.nextafter(np.float32(threshold), np.float32(-1)))
 
 
 class Band(NamedTuple):
@@ -80,9 +108,8 @@ class Band(NamedTuple):
 
     def of(self, tau: Tensor, at: Any = None, expert: int = 0) -> Tensor:
         """Return τ, and 0 where an entry is not kept."""
-        import torch
-
-        return torch.where(self.keep(tau), tau, 0.0)
+        kept = self.lower.of(tau)
+        return kept - self.upper.of(kept)  # the one keeps all that the other does
 
 
 def trims(
@@ -111,15 +138,17 @@ def cut(
     Args:
         rankings: of one base, whose tensors are passed over once for all of them.
         ranks: for each of them some k.
-        known: their histograms. Where they are not given, small tensors are looked at once, by
-            selection, and the histograms of others are counted.
+        known: their histograms. Where they are not given entries are selected in one pass, or
+            counted where many are tied.
 
     Returns:
         For each ranking one trim for each k.
     """
+    if known is None:
+        each = [_by_selection(one, own) for one, own in zip(rankings, ranks, strict=True)]
+        if all(own is not None for own in each):
+            return [own for own in each if own is not None]
     n = rankings[0].n
-    if known is None and n <= SMALL:
-        return [_by_selection(one, own) for one, own in zip(rankings, ranks, strict=True)]
     # 1. only 0 < k < n have to be searched for, and only they need a histogram
     inner = {i: [k for k in own if 0 < k < n] for i, own in enumerate(ranks)}
     histograms = {
@@ -141,24 +170,56 @@ def cut(
     ]
 
 
-def _by_selection(ranking: Ranking, ranks: Sequence[int]) -> list[Trim]:
-    """Find the trims of one ranking without its histogram: a selection takes less than a sort."""
+def _by_selection(ranking: Ranking, ranks: Sequence[int]) -> list[Trim] | None:
+    """Find the trims of one ranking without its histogram, in one pass over memory.
+
+    None where a sample misleads, or so many entries are tied that they would take too much memory.
+    """
     import torch
 
-    inner = {k for k in ranks if 0 < k < ranking.n}
-    if not inner:
-        return [_all_or_none(k, ranking) for k in ranks]
-    parts = [patterns.cpu().numpy() for patterns in ranking.map(patterns_of)]
-    patterns, device, found = np.concatenate(parts), ranking.view.base.device, {}
-    ordered = np.partition(patterns, [ranking.n - k for k in sorted(inner)])
-    for k in inner:
-        # the k-th largest pattern, and which of the entries that share it is the last one kept
-        least = ordered[ranking.n - k]
-        rank = k - np.count_nonzero(patterns > least)
-        last = torch.tensor(np.flatnonzero(patterns == least)[rank - 1], device=device)
+    n, device = ranking.n, ranking.view.base.device
+    inner = sorted({k for k in ranks if 0 < k < n})
+    # 1. between which two patterns each k-th largest lies, by an ordered sample of every so many
+    # entries, an odd number, which seldom divides a row
+    step = max(1, math.isqrt(n) // _SAMPLED) | 1
+    sample = np.sort(patterns_of(ranking.at(slice(None, None, step))).cpu().numpy())[::-1]
+    spans = [_span(sample, k / n) for k in inner]
+    # 2. how many entries lie above, and those between, in the order of their indices
+    above, between, start = [0] * len(inner), [[] for _ in inner], 0
+    for block in ranking.map(patterns_of) if inner else ():
+        patterns = block.cpu().numpy()
+        for i, (low, high) in enumerate(spans):
+            above[i] += np.count_nonzero(patterns > high)
+            own = np.flatnonzero((patterns >= low) & (patterns <= high))
+            between[i].append((own + start, patterns[own]))
+            if sum(len(places) for places, _ in between[i]) > max(n // 8, SMALL):
+                return None
+        start += len(patterns)
+    # 3. the k-th largest of all is one of these; of those that share its pattern, the last kept
+    found = {}
+    for k, more, parts in zip(inner, above, between, strict=True):
+        places, patterns = (np.concatenate(part) for part in zip(*parts, strict=True))
+        rank = k - more
+        if not 0 < rank <= len(patterns):
+            return None
+        least = np.partition(patterns, len(patterns) - rank)[len(patterns) - rank]
+        rank -= np.count_nonzero(patterns > least)
+        last = torch.tensor(places[np.flatnonzero(patterns == least)[rank - 1]], device=device)
         threshold = torch.tensor(_float(int(least)), device=device)
-        found[k] = Trim(threshold, _placed(last, ranking.n))
+        found[k] = Trim(threshold, _placed(last, n))
     return [found.get(k) or _all_or_none(k, ranking) for k in ranks]
+
+
+def _span(sample: np.ndarray, share: float) -> tuple[int, int]:
+    """Return the patterns between which the entry lies that `share` of all are larger than.
+
+    Args:
+        sample: patterns of some entries, the largest first.
+    """
+    size = len(sample)
+    wrong = 2 + math.ceil(_DEVIATIONS * math.sqrt(size * share * (1 - share)))
+    first, last = math.floor(share * size) - wrong, math.ceil(share * size) + wrong
+    return (int(sample[last]) if last < size else 0), (int(sample[first]) if first >= 0 else _MOST)
 
 
 def trim_within_bin(ranking: Ranking, k: int, known: MagnitudeHistogram) -> tuple[Trim, Tensor]:

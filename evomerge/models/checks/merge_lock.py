@@ -30,7 +30,7 @@ from torch import Tensor
 
 from evomerge.models.alignment.permutable_rows import Rows, permutable_units
 from evomerge.models.checkpoint import Checkpoint
-from evomerge.models.files.page_release import PageReleaser
+from evomerge.models.files.page_release import release
 from evomerge.models.messages import campaign_key
 
 FAR = 0.3
@@ -49,7 +49,6 @@ def lock_of(base: Checkpoint, expert: Checkpoint) -> str | None:
     `LOOKED_AT` layers are read, evenly spaced; the first locked one decides. Models whose attention
     `evomerge.models.alignment.permutable_rows` does not know are not looked at.
     """
-    read = PageReleaser()
     for layer, (q, k, v, o) in _looked_at(base):
         for what, one, other in (("queries and keys", q, k), ("values and output", o, v)):
             prefix = f"{base.layout.prefix}.{layer}."
@@ -57,7 +56,7 @@ def lock_of(base: Checkpoint, expert: Checkpoint) -> str | None:
             theirs = [_heads(expert, prefix, part, q.count) for part in (one, other)]
             found = _locked(ours, theirs)
             for source, part in product((base, expert), (one, other)):
-                read.add(source.mapped(prefix + part.suffix))
+                release(source.mapped(prefix + part.suffix))
             if found is not None:
                 far, close = found
                 return (

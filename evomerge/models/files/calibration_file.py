@@ -39,7 +39,7 @@ from evomerge.common.digest import content_digest
 from evomerge.common.errors import InputError
 from evomerge.common.version import __version__
 from evomerge.models.files.finite import NonFinite, count_non_finite
-from evomerge.models.files.page_release import PageReleaser
+from evomerge.models.files.page_release import reading_once
 from evomerge.models.files.shards import open_weights
 
 FORMAT = "evomerge-calibration-1"
@@ -140,15 +140,13 @@ class CalibrationFile:
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             return digest.hexdigest(), count_non_finite(tensor)
 
-        digests, damaged, read = {}, {}, PageReleaser()
+        digests, damaged = {}, {}
         keys = sorted(self.tensors)
-        with ThreadPoolExecutor() as pool:
+        with reading_once(self.tensors.values()), ThreadPoolExecutor() as pool:
             for key, (digest, found) in zip(keys, pool.map(scan, keys), strict=True):
                 digests[key] = digest
                 if found:
                     damaged[key] = found
-                read.add([self.tensors[key]])
-        read.release()
         # the version that wrote it does not decide what it says
         head = {k: v for k, v in _plain(self.head).items() if k != "evomerge"}
         return content_digest({"head": head, "tensors": digests}), damaged

@@ -33,6 +33,8 @@ _DTYPES = {
     "BF16": ("torch.bfloat16", 2),
 }
 """Code in safetensors → torch's name, and bytes; tensors of other dtypes are not merged."""
+_PIECE = 16 << 20
+"""Bytes that are hashed at a time, and whose pages are let go of then."""
 _SETTLED = 2.0
 """Seconds after its last change from which a file's times tell it from a later version."""
 
@@ -166,12 +168,14 @@ def _digests(folder: Path) -> dict[str, str]:
                 return
             name, mapped, start, stop, header = one
             digest = hashlib.sha256(header)
-            with memoryview(mapped) as whole, whole[start:stop] as own:
-                digest.update(own)
+            for begin in range(start, stop, _PIECE):
+                end = min(begin + _PIECE, stop)
+                with memoryview(mapped) as whole, whole[begin:end] as own:
+                    digest.update(own)
+                if hasattr(mmap, "MADV_DONTNEED"):  # keep no pages of what is read
+                    first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+                    mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
             found[name] = digest.hexdigest()
-            first = start // mmap.PAGESIZE * mmap.PAGESIZE
-            if stop > first and hasattr(mmap, "MADV_DONTNEED"):  # keep no pages of what is read
-                mapped.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
     threads = [threading.Thread(target=work) for _ in range(_cores())]
     for thread in threads:

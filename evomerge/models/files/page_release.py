@@ -7,53 +7,81 @@ import math
 import mmap
 from bisect import bisect
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from threading import RLock
+from threading import Event, Thread
 
 from torch import Tensor
 
-_MAPS = Path("/proc/self/maps")
+KEPT = 256 << 20
+"""Bytes of mapped pages that are kept while models are read once."""
+_EVERY = 0.02
+"""Seconds from one look at them to the next; at 10 GB a second 200 MB are read meanwhile."""
+_MAPS, _SIZES = Path("/proc/self/maps"), Path("/proc/self/statm")
 
 
-class PageReleaser:
-    """Drops the pages of tensors that have been read, where they are mapped files.
+@contextmanager
+def reading_once(tensors: Iterable[Tensor], kept: int = KEPT) -> Iterator[None]:
+    """Let go of the pages of tensors meanwhile, and at the end, where they are mapped files.
 
-    The kernel reads such pages again, from its cache mostly, when they are needed after all.
-    Tensors in memory of their own are not touched; without `/proc/self/maps` nothing is. Several
-    threads may use one.
+    A thread looks at how many pages of files this process has, and drops those of all the tensors
+    when they are more than `kept` bytes; so the largest tensor may be larger than that, whoever
+    reads it and in which order. The kernel reads dropped pages again, from its cache mostly, when
+    they are needed after all. Without `/proc` nothing is dropped.
     """
+    held = list(tensors)  # alive meanwhile, so that what is a file's mapping now still is one then
+    ranges, done = list(_mapped(held)), Event()
+    if not ranges:
+        yield
+        return
+    most = _file_pages() + kept
 
-    def __init__(self, limit: int = 64 << 20) -> None:
-        """Set `limit`, the bytes that wait before a release, which looks through all mappings."""
-        self._limit = limit
-        self._waiting: list[Tensor] = []
-        self._size = 0
-        self._lock = RLock()
+    def watch() -> None:
+        while not done.wait(_EVERY):
+            if _file_pages() > most:
+                _drop(ranges)
 
-    def add(self, tensors: Iterable[Tensor]) -> None:
-        """Add tensors that will not be read again soon; over the limit, all are released."""
-        with self._lock:
-            for tensor in tensors:
-                self._waiting.append(tensor)
-                self._size += tensor.nbytes
-            if self._size > self._limit:
-                self.release()
+    watcher = Thread(target=watch, name="page release", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        _drop(ranges)
 
-    def release(self) -> None:
-        """Drop the pages of all tensors added so far."""
-        with self._lock:
-            waiting, self._waiting, self._size = self._waiting, [], 0
-        if waiting and _MAPS.is_file() and hasattr(mmap, "MADV_DONTNEED"):
-            # A page of memory that is no file's would be zeroed; the tensors are alive until the
-            # end, so that what was a file's mapping when the list was read still is one.
-            mapped = list(_file_mappings())  # in rising order
-            for tensor in waiting:
-                start, stop = _pages(tensor)
-                place = bisect(mapped, (start, math.inf)) - 1
-                if start < stop and place >= 0 and stop <= mapped[place][1]:
-                    ctypes.CDLL(None).madvise(
-                        ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED
-                    )
+
+def release(tensors: Iterable[Tensor]) -> None:
+    """Drop the pages of tensors, where they are mapped files; others are not touched."""
+    held = list(tensors)
+    _drop(_mapped(held))
+
+
+def _drop(ranges: Iterable[tuple[int, int]]) -> None:
+    for start, stop in ranges:
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED
+        )
+
+
+def _mapped(tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
+    """Yield the address ranges of the whole pages of tensors that lie in mappings of files.
+
+    A page of memory that is no file's would be zeroed.
+    """
+    if not (_MAPS.is_file() and hasattr(mmap, "MADV_DONTNEED")):
+        return
+    mapped = list(_file_mappings())  # in rising order
+    for tensor in tensors:
+        start, stop = _pages(tensor)
+        place = bisect(mapped, (start, math.inf)) - 1
+        if start < stop and place >= 0 and stop <= mapped[place][1]:
+            yield start, stop
+
+
+def _file_pages() -> int:
+    """Return the bytes of this process's resident pages that are files'."""
+    return int(_SIZES.read_text(encoding="ascii").split()[2]) * mmap.PAGESIZE
 
 
 def _pages(tensor: Tensor) -> tuple[int, int]:

@@ -21,7 +21,6 @@ from evomerge.materialize.disk.checkpoint import write_checkpoint
 from evomerge.materialize.disk.shard import Entry, write_shard
 from evomerge.materialize.kernel import Kernel
 from evomerge.models.checks.checked_models import check_models
-from evomerge.models.files.page_release import PageReleaser
 from evomerge.models.files.shards import read_stored
 
 SHARD_BYTES = 12_000
@@ -172,17 +171,6 @@ def test_tensors_of_several_dtypes_share_a_shard(tmp_path):
     for name, tensor in tensors.items():
         assert torch.equal(read[name].tensor, tensor)
         assert read[name].tensor.dtype == tensor.dtype
-
-
-def test_released_tensors_read_the_same_again_and_those_in_memory_keep_their_values(tmp_path):
-    values = torch.arange(1 << 20, dtype=torch.float32)
-    save_file({"w": values}, tmp_path / "model.safetensors")
-    mapped = read_stored(tmp_path, allow_pickle=False)["w"].tensor
-    private = values.clone()
-    releaser = PageReleaser(limit=0)
-    releaser.add([mapped, private, mapped.view(1024, 1024).T])
-    assert torch.equal(mapped, values)
-    assert torch.equal(private, values)
 
 
 PEAK = """
