@@ -185,11 +185,12 @@ def _by_selection(ranking: Ranking, ranks: Sequence[int]) -> list[Trim] | None:
     sample = np.sort(patterns_of(ranking.at(slice(None, None, step))).cpu().numpy())[::-1]
     spans = [_span(sample, k / n) for k in inner]
     # 2. how many entries lie above, and those between, in the order of their indices
-    above, between, start = [0] * len(inner), [[] for _ in inner], 0
+    above, start = [0] * len(inner), 0
+    between: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in inner]
     for block in ranking.map(patterns_of) if inner else ():
         patterns = block.cpu().numpy()
         for i, (low, high) in enumerate(spans):
-            above[i] += np.count_nonzero(patterns > high)
+            above[i] += int(np.count_nonzero(patterns > high))
             own = np.flatnonzero((patterns >= low) & (patterns <= high))
             between[i].append((own + start, patterns[own]))
             if sum(len(places) for places, _ in between[i]) > max(n // 8, SMALL):
@@ -203,7 +204,7 @@ def _by_selection(ranking: Ranking, ranks: Sequence[int]) -> list[Trim] | None:
         if not 0 < rank <= len(patterns):
             return None
         least = np.partition(patterns, len(patterns) - rank)[len(patterns) - rank]
-        rank -= np.count_nonzero(patterns > least)
+        rank -= int(np.count_nonzero(patterns > least))
         last = torch.tensor(places[np.flatnonzero(patterns == least)[rank - 1]], device=device)
         threshold = torch.tensor(_float(int(least)), device=device)
         found[k] = Trim(threshold, _placed(last, n))
