@@ -1,24 +1,32 @@
 """Merges by calibration data, as they are and searched, beside task arithmetic and TIES.
 
-    python benchmarks/calibrated.py [--campaign CAMPAIGN.yaml] [--calibration JSON] [--searched N]
+    python benchmarks/calibrated.py --searched 150
+    python benchmarks/calibrated.py --searched 150 --campaign CAMPAIGN.yaml --calibration JSON
 
 On the quickstart's models, or another campaign's: its experts are calibrated on documents of the
 tasks, set aside (`evomerge calibrate`), and every method that uses data, or is new beside them, is
-scored with its defaults on the test split: mean of the tasks and its 95 % interval. `--searched
-TRIALS` also searches each for so many trials, once for each of `--seeds`, and scores the winners.
-Prints one row a merge, and what calibrating took; nothing is asserted: it may show that data do not
-help.
+scored with its defaults on the test split: mean of the tasks and its 95 % interval over documents.
+`--searched TRIALS` also searches each for so many trials, once for each of `--seeds`, and scores
+the winners on test: their mean, and that of their lead over the winner of TIES with the same seed,
+each with Student's 95 % interval over seeds. Prints one row a merge, and what calibrating took. A
+search that is in `--to` already is not run again. Nothing is asserted: it may show that data do
+not help.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
 
 from evomerge.campaign.calibrate import calibrate_campaign
 from evomerge.campaign.calibration_needs import needed_kinds
@@ -40,8 +48,8 @@ QUICKSTART = ROOT / "search_spaces" / "quickstart" / "quickstart.yaml"
 TEXTS = {"math": {"task": "listops_en"}, "lang": {"task": "translate_eo"}}
 WEIGHT: dict[str, Any] = {"genes": {"weight": [0, 1.5]}}
 SPACES: dict[str, dict[str, Any]] = {
-    "task_arithmetic": WEIGHT,
     "ties": WEIGHT,
+    "task_arithmetic": WEIGHT,
     "fisher": WEIGHT,
     "regmean": {"genes": {"reduce": [0, 1], "lambda": [0, 1.5]}},
     "ota": {"genes": {"weight": [0, 1.5], "density": [0.1, 1]}},
@@ -51,6 +59,7 @@ SPACES: dict[str, dict[str, Any]] = {
         "sparsify": {"kind": "fisher", "density": [0.1, 1]},
     },
     "task_arithmetic, aim": {**WEIGHT, "aim": {"omega": [0, 1]}},
+    "pleas": {"genes": {"ridge": [0, 1], "lambda": [0, 1.5]}},
     "balanced_task_arithmetic": WEIGHT,
     "doge": {"genes": {"eta": [0.01, 3], "density": [0.1, 1]}},
     "swudi": {"genes": {"share": [0.3, 1], "lambda": [0, 1.5]}},
@@ -74,30 +83,48 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--searched", type=int, default=0, metavar="TRIALS")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=list(SPACES))
+    own_texts = [label for label in SPACES if label != "pleas"]  # which wants the same for all
+    parser.add_argument("--only", nargs="*", default=own_texts, choices=SPACES)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the campaign")
+    parser.add_argument("--to", type=Path, help="keeps the searches; without it nothing is kept")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    kept = nullcontext(str(arguments.to)) if arguments.to else tempfile.TemporaryDirectory()
+    with kept as name:
         folder = Path(name)
         said = {**arguments.calibration, "samples": arguments.samples}
-        texts = next(iter(said.get("per_expert", {"": said}).values()))
-        said.setdefault("per_expert", {}).setdefault("base", texts)
-        said["folder"] = str(folder / "statistics")
-        overrides = [f"calibration={json.dumps(said)}"]
+        if own := said.get("per_expert"):
+            own.setdefault("base", next(iter(own.values())))
+        said["folder"] = str((folder / "statistics").absolute())
+        overrides = [*arguments.set, f"calibration={json.dumps(said)}"]
         started = time.perf_counter()
         made = calibrate_all(arguments.campaign, overrides, arguments.only)
         size = sum(path.stat().st_size for path in made) / 1e6
         took = time.perf_counter() - started
         print(f"calibrated {len(made)} models in {took:.1f} s, {size:.1f} MB")
-        print(f"{'merge':44} {'test':>6}  interval")
+        print(f"{'merge':36} {'default':22}  {'searched':22}  searched less TIES searched")
+        ties: list[float] = []
         for label in arguments.only:
             config = config_of(arguments.campaign, overrides, label)
-            show(f"{label}, default", scored(prepare(config), folder / "run"))
+            default = scored(prepare(config), folder / "run")
+            ends = []
             for seed in range(arguments.seeds if arguments.searched else 0):
                 more = [*overrides, f"seed={seed}", f"budget.trials={arguments.searched}"]
                 own = config_of(arguments.campaign, more, label)
-                found = search(own, folder / f"{label.replace(' ', '')}-{seed}")
-                show(f"{label}, searched, seed {seed}", found)
+                ends.append(search(own, folder / f"{label.replace(' ', '')}-{seed}"))
+            ties = ends if label == "ties" else ties
+            leads = [a - b for a, b in zip(ends, ties, strict=False)]
+            shown = f"{default.value:.3f} [{default.low:.3f}, {default.high:.3f}]"
+            print(f"{label:36} {shown:22}  {over_seeds(ends):22}  {over_seeds(leads)}", flush=True)
     return 0
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Show the mean and Student's interval."""
+    if len(values) < 2:
+        return ""
+    mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values))
+    half = student.ppf(0.975, len(values) - 1) * error
+    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
 def calibrate_all(campaign: Path, overrides: Sequence[str], labels: Sequence[str]) -> list[Path]:
@@ -141,17 +168,14 @@ def scored(setup: Setup, folder: Path) -> Interval:
     return interval(setup.judge, Worker(spec).measure(recipe, "test").scores)
 
 
-def search(config: CampaignConfig, out: Path) -> Interval:
-    """Run a campaign, and give its winner's score on the test split."""
-    with open_campaign(prepare(config), out, Silent()) as campaign:
-        campaign.run()
-    found = Results(open_run(out)[1]).best()["scores"]["test"]
-    return Interval(found["mean"], found["low"], found["high"])
-
-
-def show(label: str, found: Interval) -> None:
-    """Print a row."""
-    print(f"{label:44} {found.value:6.3f}  [{found.low:.3f}, {found.high:.3f}]", flush=True)
+def search(config: CampaignConfig, out: Path) -> float:
+    """Run a campaign, or read it, and give its winner's score on the test split."""
+    done = out / "test.json"
+    if not done.is_file():
+        with open_campaign(prepare(config), out, Silent()) as campaign:
+            campaign.run()
+        done.write_text(json.dumps(Results(open_run(out)[1]).best()["scores"]["test"]["mean"]))
+    return json.loads(done.read_text())
 
 
 if __name__ == "__main__":
