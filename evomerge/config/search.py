@@ -287,8 +287,10 @@ class PriorStart(Strict):
             "wsm": {"decay"},
         }
         allowed = own[self.prior]
-        for key in sorted(self.model_fields_set - {"prior"} - allowed):
-            raise ValueError(f"{self.prior} has no {key}; it has {', '.join(sorted(allowed))}")
+        for key, field in type(self).model_fields.items():
+            left = field.get_default(call_default_factory=True)  # as a recorded campaign has it
+            if key not in {"prior", *allowed} and getattr(self, key) != left:
+                raise ValueError(f"{self.prior} has no {key}; it has {', '.join(sorted(allowed))}")
         if self.low > self.high:
             raise ValueError("low is above high; exchange them")
         return self

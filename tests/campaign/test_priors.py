@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import yaml
 from calibrated_data import calibrate
+from running import evaluations, run
 
-from evomerge.campaign.calibration_needs import needed_kinds
+from evomerge.campaign.calibrate import calibrate_campaign
+from evomerge.campaign.calibration_needs import check_needs, needed_digests, needed_kinds
+from evomerge.campaign.initial_points import initial_points
 from evomerge.campaign.priors import (
     fim_coefficients,
     lewis_densities,
@@ -23,6 +27,7 @@ from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
 from evomerge.models.checks.checked_models import check_models
 from evomerge.models.files.calibration_file import open_calibration, write_calibration
+from evomerge.search.spaces.build import space_of
 
 TIES = {"method": "ties", "genes": {"weight": [0, 1.5], "density": [0.1, 1]}}
 BY_LAYER = TIES | {"granularity": "layer"}
@@ -37,17 +42,24 @@ def folder(tmp_path_factory):
 
 
 def prepared(folder, start, weights=BY_LAYER, of=("base", "math", "lang")):
+    """What `campaign.setup` makes of it, without tasks."""
     data = tiny.campaign_data(space={"weights": weights}, initial=[start])
     data["models"]["statistics"] = {one: f"statistics/{one}.safetensors" for one in of}
     path = folder / "campaign.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False))
-    return prepare(load_campaign(path))
+    config = load_campaign(path)
+    models = check_models(config.models)
+    check_needs(config, models.sources)
+    space = space_of(config, models)
+    return SimpleNamespace(
+        config=config, models=models, space=space, starts=initial_points(config, space, models)
+    )
 
 
 def proposed(folder, start, weights=BY_LAYER):
     """What a prior proposes, by gene, and the set-up."""
     setup = prepared(folder, start, weights)
-    [genome] = setup.space.starts
+    [genome] = setup.starts
     return setup.space.params(genome), setup
 
 
@@ -102,11 +114,11 @@ def test_wsm_weights_are_a_run_whose_rate_decayed(decay):
 def test_wsm_proposes_one_weight_for_each_checkpoint_and_needs_no_data(folder):
     whole = TIES | {"granularity": "model"}
     setup = prepared(folder, {"prior": "wsm", "decay": "cosine"}, whole, of=())
-    [genome] = setup.space.starts
+    [genome] = setup.starts
     params = setup.space.params(genome)
     assert [params[f"weight.model.{name}"] for name in ("math", "lang")] == pytest.approx([0.5] * 2)
     skewed = prepared(folder, {"prior": "wsm", "decay": "sqrt"}, whole, of=())
-    values = skewed.space.params(skewed.space.starts[0])
+    values = skewed.space.params(skewed.starts[0])
     assert values["weight.model.math"] == pytest.approx(np.sqrt(0.5))
     assert values["weight.model.lang"] == pytest.approx(1 - np.sqrt(0.5))
 
@@ -218,7 +230,7 @@ def test_what_a_prior_needs_is_what_calibrate_makes(folder):
     setup = prepared(folder, {"prior": "lewis"})
     gram = ("gram",)
     assert needed_kinds(setup.config) == {"base": gram, "math": gram, "lang": gram}
-    assert set(setup.identity["statistics"]) == {"base", "math", "lang"}
+    assert set(needed_digests(setup.config, setup.models.sources)) == {"base", "math", "lang"}
     assert needed_kinds(prepared(folder, "uniform").config) == {}
 
 
@@ -243,7 +255,7 @@ def test_a_prior_that_does_not_fit_the_space_is_refused_by_its_place(folder, sta
 @pytest.mark.parametrize(
     ("start", "said"),
     [
-        ({"prior": "fim", "temperature": 2}, "fim has no temperature; it has scale, sharpness"),
+        ({"prior": "fim", "temperature": 3}, "fim has no temperature; it has scale, sharpness"),
         ({"prior": "lewis", "low": 0.9}, "low is above high"),
         ({"prior": "acm"}, "sens"),
     ],
@@ -264,3 +276,23 @@ def test_a_prior_of_a_later_stage_is_refused(folder):
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     with pytest.raises(InputError, match="give it in the first stage"):
         load_campaign(path)
+
+
+@pytest.mark.slow
+def test_a_campaign_calibrates_for_its_priors_and_begins_there(tmp_path):
+    priors = [{"prior": "sens"}, {"prior": "fim"}, {"prior": "lewis"}]
+    texts = {"task": "pick", "samples": 10, "tokens": 12}
+    space = {"weights": BY_LAYER}
+    sections = {"initial": priors, "calibration": texts, "budget": {"trials": 3}}
+    path = tiny.save_campaign(tmp_path, space=space, **sections)
+    with pytest.raises(InputError, match="the prior sens needs the sensitivities"):
+        prepare(load_campaign(path))
+    calibrate_campaign(load_campaign(path))
+    assert set(open_calibration(tmp_path / "statistics" / "math.safetensors").head.kinds) == {
+        "sens",
+        "gram",
+    }
+    starts = prepare(load_campaign(path)).space.starts
+    assert len(starts) == 3
+    tried = [e for e in evaluations(run(tmp_path)) if e.role == "search"]
+    assert [e.genome for e in tried] == [pytest.approx(genome.tolist()) for genome in starts]
