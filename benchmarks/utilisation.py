@@ -46,6 +46,7 @@ class SimulatedWorkers:
 
     Attributes:
         busy: (start, end) of each job, in virtual seconds.
+        proposed: the place of the last job whose recipe was new: further rungs are not.
     """
 
     isolated = True
@@ -54,6 +55,7 @@ class SimulatedWorkers:
         """`mean`: seconds of an evaluation on all items of the search split."""
         self.workers = workers
         self.busy: list[tuple[float, float]] = []
+        self.proposed = 0
         self._items = setup.items
         self._whole = sum(map(len, setup.items["search"].values()))
         self._least = mean * (SHAPE - 1) / SHAPE
@@ -75,9 +77,11 @@ class SimulatedWorkers:
 
     def submit(self, job: Job) -> None:
         """The job ends after a random time."""
-        share = WRITING * (job.recipe.digest not in self._written)
-        share += (1 - WRITING) * self._count(job) / self._whole
-        self._written.add(job.recipe.digest)
+        share = (1 - WRITING) * self._count(job) / self._whole
+        if job.recipe.digest not in self._written:
+            self._written.add(job.recipe.digest)
+            self.proposed = len(self.busy)
+            share += WRITING
         end = self.now + share * self._least * (1 + self._rng.pareto(SHAPE))
         self.busy.append((self.now, end))
         heapq.heappush(self._jobs, (end, next(self._order), job))
@@ -107,9 +111,11 @@ class SimulatedWorkers:
         return sum(map(len, wanted.values()))
 
     def utilisation(self, begin: int) -> float:
-        """The share of the workers' time that they worked, from the job `begin` to the last."""
+        """The share of the workers' time that they worked, from the job `begin` to the last
+        proposal.
+        """
         spans = np.array(self.busy)
-        first, last = spans[begin, 0], spans[-1, 0]
+        first, last = spans[begin, 0], spans[self.proposed, 0]
         worked = np.clip(spans[:, 1], first, last) - np.clip(spans[:, 0], first, last)
         return float(worked.sum() / (self.workers * (last - first)))
 
@@ -176,7 +182,6 @@ def measure(overrides: list[str], trials: int, workers: int, mean: float) -> tup
         Campaign(setup, study, executor, search).run()
         wall = search.ended - search.began
         written = sum(took for began, took in writes if search.began < began < search.ended)
-    del executor.busy[search.last_job :]
     busy, own = executor.utilisation(search.first_job), (wall - written) / search.trials
     print(
         f"{trials} trials of {setup.space.dimension} genes, {workers} workers, "
