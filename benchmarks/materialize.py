@@ -26,7 +26,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -67,7 +67,7 @@ BASE_WEIGHT = 0.2
 OURS = 5  # candidates in a row; mergekit's TIES takes 40 times as long as one of ours
 
 
-def save_models(folder: Path, layers: int) -> None:
+def save_models(folder: Path, layers: int, experts: Sequence[str] = EXPERTS) -> None:
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=512,
@@ -80,7 +80,7 @@ def save_models(folder: Path, layers: int) -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).bfloat16()
     base = {name: value.clone() for name, value in model.state_dict().items()}
-    for name in (BASE, *EXPERTS):
+    for name in (BASE, *experts):
         if name != BASE:
             for parameter, value in zip(model.parameters(), base.values(), strict=False):
                 noise = torch.randn(value.shape) * 0.1 * value.float().std().clamp(0.01)

@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,10 @@ def candidates(dimension: int) -> dict[str, Optimizer]:
 
 
 def ask_and_tell(
-    optimizer: Optimizer, told: list[tuple[Proposal, Scores]], repeats: int
+    optimizer: Optimizer,
+    told: list[tuple[Proposal, Scores]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Seconds of each ask plus tell after the record was told."""
     for proposal, scores in told:
@@ -88,13 +92,13 @@ def ask_and_tell(
     items = np.random.default_rng(0).random(ITEMS)
     seconds = []
     for index in range(len(told), len(told) + repeats):
-        started = time.perf_counter()
+        started = clock()
         proposal = optimizer.ask(index)
-        asked = time.perf_counter()
+        asked = clock()
         scores = scored(proposal.genome, items)
-        scored_at = time.perf_counter()
+        scored_at = clock()
         optimizer.tell(proposal, scores)
-        seconds.append(time.perf_counter() - scored_at + asked - started)
+        seconds.append(clock() - scored_at + asked - started)
     return seconds
 
 
