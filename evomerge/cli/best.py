@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evomerge.cli.shared import AsJson, RunFolder, app, exit_codes, show
+from evomerge.cli.shared import AsJson, RunFolder, app, collector_off, exit_codes, show
 
 
 @app.command()
@@ -12,7 +12,5 @@ def best(folder: RunFolder, as_json: AsJson = False) -> None:
     from evomerge.results import Results
     from evomerge.study.run_folder import open_study
 
-    with exit_codes():
-        study = open_study(folder)
-        with study.still():
-            show(Results(study).best(), as_json, best_table)
+    with exit_codes(), collector_off(), (study := open_study(folder)).still():
+        show(Results(study).best(), as_json, best_table)

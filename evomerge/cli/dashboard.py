@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from evomerge.cli.shared import RunFolder, app, exit_codes, say, warn
+from evomerge.common.errors import EvomergeError
 
 
 @app.command()
@@ -30,4 +33,7 @@ def dashboard(
             )
         shown = f"[{host}]" if ":" in host else host
         say(f"http://{shown}:{listening.getsockname()[1]}/")
+        with suppress(EvomergeError):  # the page says so, until the study can be read
+            content.text()
+        gc.freeze()  # what was read is kept: the collector need not look at it again
         serve(content, listening, host)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from evomerge.cli.shared import AsJson, RunFolder, app, exit_codes, show, stdout
+from evomerge.cli.shared import AsJson, RunFolder, app, collector_off, exit_codes, show, stdout
 from evomerge.common.errors import InputError
 
 
@@ -33,6 +33,5 @@ def status(
             with suppress(KeyboardInterrupt):
                 watch(FollowedRun(folder), stdout)
             return
-        study = open_study(folder)
-        with study.still():
+        with collector_off(), (study := open_study(folder)).still():
             show(Results(study).status(), as_json, status_table)

@@ -28,7 +28,7 @@ NOTHING_YET: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class _Clock:
+class Clock:
     """Running time: the sessions' wall time one after the other, without what lies between.
 
     A session ends with its last record; time after it is not known, and not counted.
@@ -57,8 +57,21 @@ class _Clock:
         return self.offsets[self.session] + self.finished - self.starts[self.session]
 
 
-def running_summary(study: Study, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def clock_of(study: Study, evaluations: Sequence[Evaluation]) -> Clock | None:
+    """Make the clock of a study; None as long as nothing is recorded."""
+    timed = [e for e in evaluations if e.finished]
+    return _clock(timed, sessions(study), _asked_for(study)) if timed else None
+
+
+def running_summary(
+    study: Study, evaluations: Sequence[Evaluation], clock: Clock | None
+) -> dict[str, Any]:
     """Sum up cost, pace and utilisation of a study; times in seconds.
+
+    Args:
+        study: the record.
+        evaluations: all of it.
+        clock: of these; see `clock_of`.
 
     Returns:
         `driven`: true while a driver is at work, null where that cannot be told from here;
@@ -77,7 +90,6 @@ def running_summary(study: Study, evaluations: Sequence[Evaluation]) -> dict[str
         `cost`: purpose → stage → seconds of one worker.
     """
     timed = [e for e in evaluations if e.finished]
-    clock = _clock(timed, sessions(study), _asked_for(study)) if timed else None
     return {
         **pace_summary(study, evaluations, clock),
         "repeated": sum(e.attempt > 1 for e in timed),
@@ -89,7 +101,7 @@ def running_summary(study: Study, evaluations: Sequence[Evaluation]) -> dict[str
 
 
 def pace_summary(
-    study: Study, evaluations: Sequence[Evaluation], clock: _Clock | None = None
+    study: Study, evaluations: Sequence[Evaluation], clock: Clock | None
 ) -> dict[str, Any]:
     """Sum up what is in flight, and how long the rest will take: as `running_summary`, `driven`,
     `in_flight`, `workers`, `rate` and `left`.
@@ -97,12 +109,10 @@ def pace_summary(
     Args:
         study: the record.
         evaluations: all of it.
-        clock: of these, where it is made already.
+        clock: of these; see `clock_of`.
     """
     noted, driven = sessions(study), study.driven
     timed = [e for e in evaluations if e.finished]
-    if clock is None and timed:
-        clock = _clock(timed, noted, _asked_for(study))
     rate = left = None
     if clock is not None:
         mine = np.array([e.optimizers_own for e in timed])
@@ -132,8 +142,8 @@ def split_size(study: Study, split: str) -> int:
 
 def is_concluded(study: Study, evaluations: Sequence[Evaluation]) -> bool:
     """Tell whether a winner was chosen and no trial has been recorded since."""
-    own = sum(e.optimizers_own for e in evaluations)
-    return (study.note("concluded") or {}).get("trials") == own
+    noted = (study.note("concluded") or {}).get("trials")
+    return noted is not None and noted == sum(e.optimizers_own for e in evaluations)
 
 
 State = Literal["running", "selecting", "testing", "done", "stage done", "stopped", "dead"]
@@ -168,7 +178,7 @@ def state_of(study: Study, evaluations: Sequence[Evaluation], spent: bool) -> St
     return "selecting" if own and (spent or on_select) else "running"
 
 
-def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: _Clock) -> dict[str, Any]:
+def _over_time(study: Study, evaluations: Sequence[Evaluation], clock: Clock) -> dict[str, Any]:
     own = [e for e in evaluations if e.optimizers_own]
     mine = np.array([e.optimizers_own for e in evaluations])
     time, whole = clock.running(), split_size(study, "search")
@@ -199,7 +209,7 @@ def _counts(time: NDArray[np.float64], count: NDArray[np.int64]) -> dict[str, li
     return {"time": time.tolist(), "count": count.tolist()}
 
 
-def _clock(evaluations: Sequence[Evaluation], noted: Sequence[Session], workers: int) -> _Clock:
+def _clock(evaluations: Sequence[Evaluation], noted: Sequence[Session], workers: int) -> Clock:
     """Make the clock; records from before the first noted session are a session of their own."""
     # 1. a first session for records of older studies, which noted none
     finished = np.array([e.finished.timestamp() for e in evaluations if e.finished])
@@ -214,7 +224,7 @@ def _clock(evaluations: Sequence[Evaluation], noted: Sequence[Session], workers:
     # 3. sessions that recorded something, each ending with its last record
     used, session = np.unique(session, return_inverse=True)
     ends = np.array([finished[session == place].max() for place in range(len(used))])
-    return _Clock([begun[i] for i in used], finished, session, starts[used], ends)
+    return Clock([begun[i] for i in used], finished, session, starts[used], ends)
 
 
 def _rate(finished: NDArray[np.float64]) -> float | None:
@@ -225,7 +235,7 @@ def _rate(finished: NDArray[np.float64]) -> float | None:
 
 
 def _left(
-    study: Study, evaluations: Sequence[Evaluation], rate: float | None, clock: _Clock
+    study: Study, evaluations: Sequence[Evaluation], rate: float | None, clock: Clock
 ) -> float | None:
     """Seconds until the first of these is spent: trials, items, the session's own time."""
     if rate is None:
@@ -244,7 +254,7 @@ def _left(
     return max(0.0, float(min(left)))
 
 
-def _busy(clock: _Clock, evaluations: Sequence[Evaluation], concluded: bool) -> dict[str, Any]:
+def _busy(clock: Clock, evaluations: Sequence[Evaluation], concluded: bool) -> dict[str, Any]:
     """Count the workers at work, over running time.
 
     An evaluation is taken to have ended when it was recorded, and to have been at work without a

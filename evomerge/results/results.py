@@ -31,6 +31,8 @@ from evomerge.results.composites import composites
 from evomerge.results.descents import proposed_summary, shown_descent
 from evomerge.results.evidence import Evidence, Rival
 from evomerge.results.progress import (
+    Clock,
+    clock_of,
     is_concluded,
     pace_summary,
     running_summary,
@@ -95,7 +97,7 @@ class Results:
         """The optimizer's own trials with their scores on search, in trial order."""
         return as_recorded(self.judges["search"], self.own)
 
-    @property
+    @cached_property
     def concluded(self) -> bool:
         """True once a winner was chosen, until another trial is recorded."""
         return is_concluded(self.study, self.evaluations)
@@ -103,7 +105,12 @@ class Results:
     @cached_property
     def running(self) -> dict[str, Any]:
         """Cost, pace and utilisation; see `running_summary`."""
-        return running_summary(self.study, self.evaluations)
+        return running_summary(self.study, self.evaluations, self._clock)
+
+    @cached_property
+    def _clock(self) -> Clock | None:
+        """The running time of the record; None as long as nothing is recorded."""
+        return clock_of(self.study, self.evaluations)
 
     def status(self) -> dict[str, Any]:
         """Say how far the campaign is, as `evomerge status --json` prints it.
@@ -113,7 +120,8 @@ class Results:
         """
         failed = [t for t in self.own if t.failed]
         pruned = [t for t in self.own if t.estimated]
-        whole, pace = split_size(self.study, "search"), pace_summary(self.study, self.evaluations)
+        whole = split_size(self.study, "search")
+        pace = pace_summary(self.study, self.evaluations, self._clock)
         leader = best(self.searched)
         stage = self.study.note("stage")
         budget, descents = self.study.campaign["budget"], self.study.descents()

@@ -123,8 +123,7 @@ def open_study(folder: Path) -> Study:
     Raises:
         InputError: the folder holds no run, or its study cannot be read.
     """
-    own = run_folder(folder)
-    campaign = _remembered(own)
+    own, campaign = _latest(folder)
     held = campaign.get("study") or {}
     storage = resolve_storage(held.get("storage", SQLITE), own)
     return Study.read(_url(storage, own), held.get("name") or campaign["name"])
@@ -190,18 +189,24 @@ def run_folder(folder: Path) -> Path:
     Raises:
         InputError: the folder holds no run.
     """
+    return _latest(folder)[0]
+
+
+def _latest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Find the folder of the run itself, as `run_folder`, and read its campaign."""
     path = folder / CAMPAIGN_FILE
     if not path.is_file():
         raise InputError(
             f"{folder}: no run here (no {CAMPAIGN_FILE}); give the folder that "
             "`evomerge search` was run with: runs/<name>, or its --out"
         )
-    stages = [stage["name"] for stage in _remembered(folder).get("stages") or []]
+    campaign = _remembered(folder)
+    stages = [stage["name"] for stage in campaign.get("stages") or []]
     for stage in reversed(stages):
         own = stage_folder(folder, stage)
         if (own / CAMPAIGN_FILE).is_file() or stage == stages[0]:
-            return run_folder(own)
-    return folder
+            return _latest(own)
+    return folder, campaign
 
 
 def _remembered(folder: Path) -> dict[str, Any]:
