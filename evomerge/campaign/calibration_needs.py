@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from evomerge.common.errors import InputError
-from evomerge.config import CampaignConfig, PriorStart, Start, WeightsConfig
+from evomerge.config import CampaignConfig, PriorStart, SpaceConfig, Start
 from evomerge.fitness.calibration.texts import Text
 from evomerge.methods import find_method
 from evomerge.methods.core.aim import AIM_KIND
@@ -21,7 +21,7 @@ def needed_kinds(config: CampaignConfig) -> dict[str, Sequence[str]]:
     found: dict[str, dict[str, None]] = {name: {} for name in (BASE, *config.models.experts)}
     searches = [(config.space, config.initial), *((s.space, s.initial) for s in config.stages)]
     for space, initial in searches:
-        for _, of_base, kind in _needs(space.weights, initial):
+        for _, of_base, kind in _needs(space, initial):
             for name in [BASE] if of_base else config.models.experts:
                 found[name][kind] = None
     return {name: tuple(kinds) for name, kinds in found.items() if kinds}
@@ -34,11 +34,11 @@ def check_needs(config: CampaignConfig, sources: Mapping[str, Checkpoint]) -> No
         InputError: names the key, the model and the way to make a file.
     """
     files = {name: source.calibration for name, source in sources.items()}
-    for where, of_base, kind in _needs(config.space.weights, config.initial):
+    for where, of_base, kind in _needs(config.space, config.initial):
         for name, file in files.items():
             if (name == BASE) is of_base:
                 check_kinds(name, [kind], file, where)
-    crossed = [where for where, _, kind in _needs(config.space.weights, ()) if kind == CROSS]
+    crossed = [where for where, _, kind in _needs(config.space, ()) if kind == CROSS]
     if crossed:
         experts = [name for name in sources if name != BASE]
         check_crossed(config, experts)
@@ -88,15 +88,16 @@ PRIORS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
 """Prior → kinds of statistics that it needs of the base, and of every expert."""
 
 
-def _needs(
-    weights: WeightsConfig | None, initial: Sequence[Start]
-) -> Iterator[tuple[str, bool, str]]:
+def _needs(space: SpaceConfig, initial: Sequence[Start]) -> Iterator[tuple[str, bool, str]]:
     """Yield what asks for data, whether it is of the base, else of every expert, and its kind."""
     for place, start in enumerate(initial):
         if isinstance(start, PriorStart):
             for kinds, of_base in zip(PRIORS[start.prior], (True, False), strict=True):
                 for kind in kinds:
                     yield f"initial[{place}]: the prior {start.prior}", of_base, kind
+    if space.mixture is not None and space.mixture.groups == "router":
+        yield "space.mixture.groups: router", True, "router"
+    weights = space.weights
     if weights is None:
         return
     key = "space.weights"

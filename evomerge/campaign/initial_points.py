@@ -157,7 +157,8 @@ def _check_smooth(
     check_gradients(config, where)
     check_losses(kinds, where, config.fitness.surrogate_loss, unanswered)
     if config.space.weights is None:
-        raise InputError(f"{where}: a path has no gradient; search weights as well")
+        what = "a path" if config.space.mixture is None else "a number of experts"
+        raise InputError(f"{where}: {what} has no gradient; search weights as well")
     check_differentiable(config.space.weights.methods, where)
 
 

@@ -45,6 +45,7 @@ from evomerge.judging.splits import Marks, deal
 from evomerge.materialize.disk.recipe_models import with_recipes_made
 from evomerge.models.checks.checked_models import CheckedModels, check_models
 from evomerge.models.checks.configs_only import check_configs_only
+from evomerge.models.mixture import config_with_experts
 from evomerge.models.path_config import config_of_path
 from evomerge.models.tokens.tokenizer import load_tokenizer, tokenizer_digest
 from evomerge.recipe import BASE, Recipe
@@ -394,6 +395,8 @@ def _check_search(setup: Setup) -> None:
 def _space(config: CampaignConfig, models: CheckedModels) -> Space:
     if not models.configs_only:
         check_needs(config, models.sources)
+    if config.space.mixture is not None:
+        _check_mixture(config, models)
     space = space_of(config, models)
     space.starts = () if models.configs_only else tuple(initial_points(config, space, models))
     if config.space.path.kind != "none":
@@ -441,6 +444,23 @@ def _check_depths(config: CampaignConfig, models: CheckedModels) -> None:
         raise InputError(
             f"space.path: winners could not be exported: {error}; write path: none"
         ) from None
+
+
+def _check_mixture(config: CampaignConfig, models: CheckedModels) -> None:
+    """Refuse a mixture that no standard checkpoint can hold with fewer experts.
+
+    Raises:
+        InputError: names the key and the base's folder.
+    """
+    base, mixture = models.sources[BASE], config.space.mixture
+    flags = {"trust_remote_code": config.models.trust_remote_code}
+    assert mixture is not None
+    for experts in dict.fromkeys(mixture.bounds):
+        try:
+            config_with_experts(base, models.layout, experts, **flags)
+        except InputError as error:
+            where = f"space.mixture: {base.folder / 'config.json'}"
+            raise InputError(f"{where}: {error}") from None
 
 
 def _identities(tasks: Sequence[AnyTask]) -> dict[str, Any]:

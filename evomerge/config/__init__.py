@@ -15,6 +15,7 @@ from evomerge.config.compose import ComposeTaskConfig
 from evomerge.config.draft import Draft, campaign_name, seen_from
 from evomerge.config.fitness import (
     AUDIT,
+    PARAMETERS,
     SPLITS,
     AnyTask,
     AuditConfig,
@@ -67,6 +68,7 @@ from evomerge.config.space import (
     Bounds,
     DareConfig,
     LinesConfig,
+    MixtureConfig,
     PathConfig,
     SpaceConfig,
     SparsifyConfig,
@@ -78,6 +80,7 @@ from evomerge.config.workers import WorkersConfig
 
 __all__ = [
     "AUDIT",
+    "PARAMETERS",
     "SPLITS",
     "UNION",
     "AgreementConfig",
@@ -104,6 +107,7 @@ __all__ = [
     "FloatType",
     "GradientStart",
     "LinesConfig",
+    "MixtureConfig",
     "ModelsConfig",
     "NamedConfig",
     "NegativeFlipsConfig",

@@ -153,6 +153,25 @@ class CampaignConfig(Strict):
         return {**data, "space": first}
 
     @model_validator(mode="after")
+    def _merges_have_experts(self) -> CampaignConfig:
+        spaces = [self.space, *(stage.space for stage in self.stages)]
+        if not self.models.experts and any(s.weights or s.mixture is None for s in spaces):
+            raise ValueError(
+                "models.experts: expected at least 1 entry; only space.mixture alone needs none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _smaller_mixtures_are_last(self) -> CampaignConfig:
+        for stage in self.stages[:-1]:
+            if stage.space.mixture is not None:
+                raise ValueError(
+                    f"stages.{stage.name}: its winner has fewer experts than the models of later "
+                    "stages; let space.mixture be the last stage's"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _polish_has_weights(self) -> CampaignConfig:
         if self.polish and self.stages and all(one.space.weights is None for one in self.stages):
             raise ValueError(

@@ -15,6 +15,9 @@ from evomerge.config.own_metric import CallableConfig
 
 SPLITS = ("search", "select", "test")
 """The three disjoint sets of documents, in the order in which they are opened."""
+PARAMETERS = "parameters"
+"""A metric that every lm-eval task has beside its own: the numbers that the candidate's weights
+hold, the same for each document; fewer is better."""
 AUDIT = "audit"
 """Name, in the place of a split's, of the documents of `fitness.audit`."""
 
@@ -23,7 +26,8 @@ class TaskConfig(Strict):
     """One lm-eval task (or group, or tag) and how it counts; fields mean what lm-eval's mean.
 
     `metric` may name a filter as lm-eval prints it: `exact_match,strict-match`. A task that
-    generates also has `response_tokens`, the length of an answer; fewer is better.
+    generates also has `response_tokens`, the length of an answer, and every task `parameters`, the
+    numbers that the merge's weights hold; of both fewer are better.
 
     `measures` are further metrics of the same answers, which cost no second forward pass. Each is
     known elsewhere (to `pareto`, constraints, map_elites) as `task.metric`, without a filter, and
@@ -46,7 +50,7 @@ class TaskConfig(Strict):
     """
     measures: list[str] = Field(default_factory=list)
     """Further metrics of the same answers, for constraints, `pareto` and map_elites; they do
-    not count in the score.
+    not count in the score. `parameters` is the size of the merge, for spaces in which it varies.
 
     Example: `measures: [acc_norm]`
     """

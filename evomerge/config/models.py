@@ -155,8 +155,9 @@ class ModelsConfig(Strict):
 
     Example: `base: meta-llama/Llama-3.1-8B`
     """
-    experts: dict[str, str] = Field(min_length=1)
-    """Name → folder, hub id or LoRA adapter. The name stands in genes, figures and reports.
+    experts: dict[str, str]
+    """Name → folder, hub id or LoRA adapter. The name stands in genes, figures and reports. Only a
+    campaign that makes the base smaller (`space.mixture` alone) may have none: `{}`.
 
     Example: `experts: {math: org/math, code: org/code@main}`
     """

@@ -323,6 +323,44 @@ class WeightsConfig(Strict):
         return genes
 
 
+class MixtureConfig(Strict):
+    """Merging the experts inside a mixture model into fewer, which makes it smaller (M-SMoE).
+
+    Without `weights` the experts are the base's, and `models.experts` may be `{}`; else they are
+    those of the merge.
+    """
+
+    experts: Annotated[list[int], Field(min_length=2, max_length=2)] | int
+    """The number of experts that each layer has in the result: `[low, high]`, a gene, or one value.
+    As many as the model has leaves them as they are.
+
+    Example: `experts: [2, 8]`
+    """
+    groups: Literal["router", "weights"] = "weights"
+    """The way in which experts are grouped: by what they give for random inputs, each counting the
+    same (`weights`), or by the router on the base's calibration texts, each counting by its use
+    (`router`, from `evomerge calibrate`).
+
+    Example: `experts: [2, 8], groups: router`
+    """
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most experts."""
+        low, high = self.experts if isinstance(self.experts, list) else [self.experts] * 2
+        return low, high
+
+    @field_validator("experts")
+    @classmethod
+    def _are_several(cls, value: list[int] | int) -> list[int] | int:
+        low, high = value if isinstance(value, list) else (value, value)
+        if low < 2:
+            raise ValueError(f"{low} experts are no mixture; write 2 or more")
+        if isinstance(value, list) and not low < high:
+            raise ValueError(f"bounds {value} cross; write low < high, or one value to fix it")
+        return value
+
+
 class PathConfig(BaseModel):
     """`kind` names the space of paths; the other keys are its options (`evomerge list paths`)."""
 
@@ -340,7 +378,7 @@ class PathConfig(BaseModel):
 
 
 class SpaceConfig(Strict):
-    """The search space: weights, a path, or both.
+    """The search space: weights, a path, or both; or fewer experts inside a mixture.
 
     `path: none` keeps the models' own layer sequence. Where both are given, the weight genes define
     a merge that the path's options may name as "merged", and that is their model A unless they say
@@ -357,6 +395,12 @@ class SpaceConfig(Strict):
 
     Example: `path: {kind: layer_swap, outer: lang, inner: math}`
     """
+    mixture: MixtureConfig | None = Field(default=None, exclude_if=lambda mixture: mixture is None)
+    """Merge the experts inside a mixture of experts into fewer, for a smaller model. It may stand
+    alone or beside weights.
+
+    Example: `mixture: {experts: [2, 8], groups: weights}`
+    """
     grid: int | None = Field(default=None, ge=2)
     """Values of every searched parameter, the same everywhere, that are scored beside parents
     and baselines, before the search and outside its budget. Use it to show that a search beats
@@ -364,6 +408,11 @@ class SpaceConfig(Strict):
 
     Example: `weights: {method: linear}, grid: 5`
     """
+
+    @property
+    def changes_shapes(self) -> bool:
+        """Whether recipes may have other tensors than the base: more layers, fewer experts."""
+        return self.path.kind != "none" or self.mixture is not None
 
     @field_validator("path", mode="before")
     @classmethod
@@ -376,8 +425,17 @@ class SpaceConfig(Strict):
 
     @model_validator(mode="after")
     def _search_something(self) -> SpaceConfig:
-        if self.weights is None and self.path.kind == "none":
+        if self.weights is None and self.path.kind == "none" and self.mixture is None:
             raise ValueError("nothing to search; give weights, path, or both")
+        if self.mixture is not None and self.path.kind != "none":
+            raise ValueError(
+                "mixture: merges experts of models whose layers stay as they are; leave path out"
+            )
+        if self.weights is None and self.mixture and isinstance(self.mixture.experts, int):
+            raise ValueError(
+                f"mixture.experts: {self.mixture.experts} is one value, so there is nothing to "
+                "search; write [low, high], or give weights, too"
+            )
         if self.grid is not None and self.weights is None:
             raise ValueError("grid: is of coefficients, so it needs weights; leave it out")
         if self.path.kind == "none" and self.path.options:

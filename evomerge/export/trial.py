@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.common.errors import InputError
-from evomerge.config import CampaignConfig
+from evomerge.config import PARAMETERS, CampaignConfig
 from evomerge.export.card import TaskScore
 from evomerge.export.folder import Format, Measured, export_recipe, holds
 from evomerge.export.lm_eval_command import stock_commands
@@ -148,6 +148,7 @@ def _task_scores(results: Results, summary: Mapping[str, Any]) -> list[TaskScore
             **found["scores"]["winner", "winner"],
         )
         for name, found in results.tasks(summary).items()
+        if found["metric"] != PARAMETERS  # no score of documents
     ]
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
+    from evomerge.models.checkpoint import Checkpoint
+
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """What configs call the number of experts of a layer."""
 _PER_TOKEN = "num_experts_per_tok"
@@ -139,7 +141,7 @@ def set_experts(config: PretrainedConfig, original: PretrainedConfig, experts: i
 
 
 def config_with_experts(
-    config: PretrainedConfig, layout: Layout, experts: int, *, trust_remote_code: bool = False
+    base: Checkpoint, layout: Layout, experts: int, *, trust_remote_code: bool = False
 ) -> PretrainedConfig:
     """Build the config of a checkpoint with this number of experts in each mixture.
 
@@ -147,13 +149,20 @@ def config_with_experts(
         layout: the model's.
 
     Raises:
-        InputError: transformers would build something else from it than the same model with fewer
-            experts; names the first difference.
+        InputError: the model is no mixture, or transformers would build something else from it
+            than the same model with fewer experts; names the first difference.
     """
+    smaller = with_fewer_experts(layout, experts)
+    config = base.config_to_save()
     text = config.get_text_config(decoder=True)
+    if base.beside():
+        raise InputError(
+            "the experts of a multimodal model keep their number, since the rest of the model is "
+            "built around it; leave mixture out"
+        )
     if (getattr(text, "n_group", None) or 1) > 1:
         raise InputError(
-            f"mixture: {layout.architecture} chooses among n_group: {text.n_group} fixed groups of "
+            f"{layout.architecture} chooses among n_group: {text.n_group} fixed groups of "
             "experts first, which merged experts would not fit; leave mixture out"
         )
     made = copy.deepcopy(config)
@@ -164,15 +173,15 @@ def config_with_experts(
     # Config classes check their values each in their own way, with their own exceptions.
     except Exception as error:
         raise InputError(
-            f"mixture: the config cannot say {experts} experts: {reason(error)}"
+            f"the config cannot say {experts} experts: {reason(error)}; leave mixture out"
         ) from None
-    wanted = {spec.name: spec.shape for spec in with_fewer_experts(layout, experts).tensors}
+    wanted = {spec.name: spec.shape for spec in smaller.tensors}
     found = {spec.name: spec.shape for spec in built.tensors}
     for name in {**wanted, **found}:
         if wanted.get(name) != found.get(name):
             raise InputError(
-                f"mixture: with {experts} experts in its config {layout.architecture} would have "
-                f"{name} of shape {found.get(name)}, not {wanted.get(name)}; leave mixture out"
+                f"with {experts} experts in its config {layout.architecture} would have {name} "
+                f"of shape {found.get(name)}, not {wanted.get(name)}; leave mixture out"
             )
     made.architectures = [layout.architecture]
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -203,13 +204,21 @@ class Worker:
         written = time.perf_counter()
         counted = counted or split != "search"
         tasks = self._audit if split == AUDIT and self._audit is not None else self._tasks
-        scores = tasks.score(wanted, counted)
+        scores = tasks.score(wanted, counted, self._parameters_of(recipe))
         answers = tasks.answer_facts(wanted) if counted else {}
         self._check_files()  # also after: they may have changed while they were merged
         done = time.perf_counter()
         seconds = {"materialize": written - started, "score": done - written}
         reuse = self._engine.reuse if loaded else {}
         return Measurement(scores, seconds, self._engine.facts, answers=answers, reuse=reuse)
+
+    def _parameters_of(self, recipe: Recipe) -> int:
+        """Count the numbers of a recipe's weights."""
+        from evomerge.materialize.plan import plan
+
+        sources = self._engine.context.kernel.sources
+        steps = plan(recipe, self._engine.context.base.layout, sources)
+        return sum(math.prod(step.shape) for step in steps)
 
     def losses(self, recipe: Recipe, items: Mapping[str, Sequence[str]]) -> Gradient:
         """Load the recipe and compute its losses on search items, without derivatives.

@@ -44,7 +44,7 @@ def test_every_problem_has_a_line_and_each_is_said_once():
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"models": {"base": "b", "experts": {}}}, "models.experts: expected at least 1 entry"),
+        ({"models": {"base": "b", "experts": {}}}, "campaign: models.experts: expected at least 1"),
         ({"name": "my campaign"}, "name: expected a name of letters, digits, '.', '_' and '-'"),
         ({"name": ".."}, "name: it names the run's folder, so that dots alone will not do"),
         ({"name": 3}, "name: expected text (found 3); put it in quotes"),

@@ -122,7 +122,7 @@ def test_the_record_of_weights_is_that_of_the_resident_model(engine, hf, recipes
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["space.path={kind: slices}"], "paths cannot be searched"),
+        (["space.path={kind: slices}"], "neither paths nor smaller mixtures"),
         (["fitness.engine.tensor_parallel_size=0"], "tensor_parallel_size"),
         (["fitness.engine.max_model_lenn=9"], "max_model_len"),
     ],

@@ -104,11 +104,11 @@ class Api(Engine):
             [(server, root)] = reload.items()
             if not root.startswith(("http://", "https://")):
                 raise InputError(f"{where}.reload.{server}: {root} is no http(s) address")
-            if config.space.path.kind != "none":
+            if config.space.changes_shapes:
                 raise InputError(
-                    f"{where}.reload: {server} takes weights in place only for as many layers as "
-                    "it started with, so paths cannot be searched so; give a command that "
-                    "restarts it, or path: none"
+                    f"{where}.reload: {server} takes weights in place only for as many layers and "
+                    "experts as it started with, so neither paths nor smaller mixtures can be "
+                    "searched so; give a command that restarts it, or leave them out (path: none)"
                 )
         if config.workers.count != 1:
             raise InputError(

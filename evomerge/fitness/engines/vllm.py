@@ -112,10 +112,11 @@ class Vllm(Engine):
                 f"{', '.join(f'{name} {own}' for name, own in TESTED.items())}; install that, or "
                 "set fitness.engine.untested_version: true"
             )
-        if config.space.path.kind != "none":
+        if config.space.changes_shapes:
             raise InputError(
-                f"{where}: vLLM has as many layers as it was built with, so paths cannot be "
-                "searched with it; use engine hf, or path: none"
+                f"{where}: vLLM has as many layers and experts as it was built with, so neither "
+                "paths nor smaller mixtures can be searched with it; use engine hf, or leave them "
+                "out (path: none)"
             )
         for task, kind in kinds.items():
             if kind == "callable":

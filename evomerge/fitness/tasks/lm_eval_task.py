@@ -27,7 +27,7 @@ from lm_eval.tasks import TaskManager
 from typing_extensions import override
 
 from evomerge.common.errors import CandidateError, InputError
-from evomerge.config import FitnessConfig, TaskConfig
+from evomerge.config import PARAMETERS, FitnessConfig, TaskConfig
 from evomerge.fitness.tasks.corpus_metrics import (
     OWN,
     aggregate_of,
@@ -307,8 +307,10 @@ def _choose_metric(where: str, name: str, task: Any, named: str) -> Metric:
         InputError: the task has no such metric, not as a mean of one number per document, under
             several filters, or without a direction.
     """
-    # 1. Response tokens stand beside lm-eval's own metrics.
+    # 1. Response tokens and parameters stand beside lm-eval's own metrics.
     metric, _, wanted = named.partition(",")
+    if named == PARAMETERS:
+        return PARAMETERS, PARAMETERS, False
     if named == RESPONSE_TOKENS:
         if task.OUTPUT_TYPE != "generate_until":
             raise InputError(

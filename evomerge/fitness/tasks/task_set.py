@@ -12,6 +12,7 @@ from lm_eval.api.instance import Instance
 
 from evomerge.common.errors import InputError
 from evomerge.config import (
+    PARAMETERS,
     AgreementTaskConfig,
     CallableConfig,
     ComposeTaskConfig,
@@ -123,13 +124,14 @@ class TaskSet:
         self._counts = any(s.filter == RESPONSE_TOKENS for s in self._sources.values())
 
     def score(
-        self, wanted: Mapping[str, Sequence[str]], counted: bool = False
+        self, wanted: Mapping[str, Sequence[str]], counted: bool = False, parameters: int = 0
     ) -> dict[str, np.ndarray]:
         """Metric values of the wanted items, for the weights now in the model.
 
         Args:
             wanted: item ids by task.
             counted: look at the answers' ends too, for `answer_facts`.
+            parameters: the numbers that these weights hold.
 
         Returns:
             For each task float64 values [number of ids], in the order of its ids; `CorpusValues`
@@ -145,7 +147,12 @@ class TaskSet:
         places = {task: sorted(set(found)) for task, found in asked.items()}
         with quiet(), stock_seeds(), templates_compiled_once():
             self._answer(self._requests(places), counted)
-            values = {task: self._sources[task].values(found) for task, found in places.items()}
+            values = {
+                task: np.full(len(found), float(parameters))
+                if self._sources[task].filter == PARAMETERS
+                else self._sources[task].values(found)
+                for task, found in places.items()
+            }
         return {
             task: values[task][np.searchsorted(places[task], found)]
             for task, found in asked.items()

@@ -245,9 +245,11 @@ def _write_config(
         return (folder / "config.json").read_text(encoding="utf-8")
 
     if recipe.mixture is not None:
-        config, experts = base.config_to_save(), recipe.mixture.experts
         flags = {"trust_remote_code": trust_remote_code}
-        save(config_with_experts(config, models.layout, experts, **flags))
+        try:
+            save(config_with_experts(base, models.layout, recipe.mixture.experts, **flags))
+        except InputError as error:
+            raise InputError(f"recipe: mixture: {error}") from None
     elif keeps_layers(recipe, models.layout):
         text = base.remembered(f"config in {dtype}", lambda: save(base.config_to_save()))
         (folder / "config.json").write_text(text, encoding="utf-8")

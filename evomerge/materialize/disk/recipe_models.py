@@ -135,9 +135,7 @@ def open_inputs(
         InputError: a model cannot be used, or they do not fit together.
     """
     specs = adapters_alone(specs)
-    # A campaign needs an expert, which is why the config asks for one; a copy of a model has none.
-    make = ModelsConfig if len(specs) > 1 else ModelsConfig.model_construct
-    config = make(
+    config = ModelsConfig(
         base=specs[BASE],
         experts={name: spec for name, spec in specs.items() if name != BASE},
         align=list(align),

@@ -11,6 +11,7 @@ from evomerge.config import CampaignConfig, SpaceConfig, TokenizerConfig, Weight
 from evomerge.models.layout import Layout
 from evomerge.models.source import Source
 from evomerge.recipe import BASE
+from evomerge.search.spaces.mixture import BaseAlone, MixtureSpace
 from evomerge.search.spaces.path_space import PathSpace
 from evomerge.search.spaces.paths import MERGED, build_paths
 from evomerge.search.spaces.space import Space
@@ -30,7 +31,7 @@ def build_space(
     tokenizer: TokenizerConfig | None = None,
     calibration: Mapping[str, str] = MappingProxyType({}),
 ) -> Space:
-    """Build weights, paths, or paths over a searched merge, as the section says.
+    """Build weights, paths, paths over a searched merge, or smaller mixtures, as the section says.
 
     Args:
         digests: source name → content digest, the base first.
@@ -45,6 +46,9 @@ def build_space(
     weights = None
     if config.weights:
         weights = _weights(config, layout, digests, seed, sources, tokenizer, calibration)
+    if config.mixture is not None:
+        inner = weights or BaseAlone(layout, digests, tokenizer)
+        return MixtureSpace(config.mixture, inner, layout, calibration)
     if config.path.kind == "none":
         assert weights is not None, "the config has one of the two"
         return weights
