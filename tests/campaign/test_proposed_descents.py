@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from planted import choose_as
 from running import evaluations, facts, run
 
 from evomerge.campaign.candidate import proposed_again
+from evomerge.campaign.descents import BEHIND
 from evomerge.campaign.setup import prepare, with_own_loss
 from evomerge.common.errors import CandidateError, InputError
 from evomerge.config import load_campaign, parse_campaign
@@ -97,6 +99,27 @@ def test_a_campaign_killed_after_every_job_goes_on_as_if_nothing_had_happened(
         crash(folder, other, monkeypatch, at=1)
     run(folder, other)
     assert (facts(other), descents(other), [e.genome.tobytes() for e in own(other)]) == expected
+
+
+@pytest.mark.slow
+def test_a_descent_that_leads_nowhere_stops_half_way_and_its_best_point_is_scored(
+    tiny_folder, monkeypatch
+):
+    losses, looks = Worker.losses, count()
+
+    def falls_three_times(self, recipe, items):
+        found, look = losses(self, recipe, items), next(looks)
+        by = -look if look < 3 * 5 else 10  # of five looks each
+        return replace(found, losses={"pick": found.losses["pick"] + by})
+
+    monkeypatch.setattr(Worker, "losses", falls_three_times)
+    save(tiny_folder, {**OPTIMIZER, "steps": 4, "check": 1}, budget={"trials": 5})
+    _, *others, last = own(run(tiny_folder))
+    assert [one.descent.done for one in others] == ["all steps were made"] * 3
+    assert (last.descent.done, last.descent.step) == (BEHIND, 2)
+    assert last.descent.items == 2 * 3 * 6 + 3 * 6, "it cost no more than it made"
+    assert last.value is not None
+    np.testing.assert_array_equal(last.genome, last.descent.start)
 
 
 @pytest.mark.slow
