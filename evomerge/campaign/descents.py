@@ -309,10 +309,12 @@ class Chain:
 def _ended_line(record: DescentRecord) -> str:
     """Say how a descent went that has ended."""
     losses = [loss for _, loss in record.checks]
+    task = record.asked.task if record.asked else None
+    raised = f" for {task} above all" if task else ""
     fell = f": loss held back {losses[0]:.4g} → {min(losses):.4g}" if losses else ""
     return (
-        f"gradient descent from {record.origin}{fell} at step {record.best_step} of {record.step} "
-        f"({record.items:,} items); {record.done}"
+        f"gradient descent from {record.origin}{raised}{fell} at step {record.best_step} of "
+        f"{record.step} ({record.items:,} items); {record.done}"
     )
 
 

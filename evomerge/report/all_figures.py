@@ -181,7 +181,8 @@ def _descents(results: Results, view: StudyView) -> Iterator[Figure]:
         "Gradient descents: loss and score over items",
         descents.losses(curves, trials, _scale(view.facts)),
         heading="loss and score",
-        note="above the loss held back, faint that of each step's documents; below the scores",
+        note="above the loss, of documents held back where there are such, faint that of each "
+        f"step's documents; below the trials' scores; {descents.POINT}",
     )
     # the way to the best trial's genes, or else of the latest descent
     number = view.best["trial"] if view.best else None
@@ -194,7 +195,7 @@ def _descents(results: Results, view: StudyView) -> Iterator[Figure]:
             "Genes over the steps of a descent",
             descents.genes(shown, names),
             heading="genes",
-            note=f"of the descent from {shown['from']}, at every look",
+            note=f"of the descent from {shown['from']}, at every look; {descents.POINT}",
         )
 
 

@@ -121,7 +121,8 @@ def proposed_rows(found: Mapping[str, Any] | None) -> dict[str, str]:
         loss = [value for _, value in last["held_back"]] or last["losses"]
         fell = f", loss {short(loss[0])} → {short(min(loss))}" if loss else ""
         scored = "failed" if last["value"] is None else f"scored {short(last['value'])}"
-        rows["the latest"] = f"from {last['from']}{fell}, {scored}; {last['done']}"
+        raised = f" for {last['task']} above all" if last["task"] else ""
+        rows["the latest"] = f"from {last['from']}{raised}{fell}, {scored}; {last['done']}"
     if found["in_flight"]:
         rows["descents in flight"] = "; ".join(
             f"step {one['step']} of {one['of']} from {one['from']}" for one in found["in_flight"]

@@ -30,7 +30,7 @@ def proposed_summary(study: Study, own: Sequence[Evaluation]) -> dict[str, Any] 
     Returns:
         `trials`, `steps`, `items` of those whose end is on record; `ended`: why → how many;
         `in_flight`: of each `ask`, `from`, `step` and `of`; `latest`: that of the last trial with
-        one, as `shown_descent` has it, with the end's `value`.
+        one, as `shown_descent` has it, with the `task` that counted more and the end's `value`.
     """
     ended = [e.descent for e in own if e.descent]
     begun = [m for m in study.markers() if m.descent] if study.driven is not False else []
@@ -52,7 +52,13 @@ def proposed_summary(study: Study, own: Sequence[Evaluation]) -> dict[str, Any] 
             for marker in begun
             if marker.descent
         ],
-        "latest": last and last.descent and {**shown_descent(last.descent), "value": last.value},
+        "latest": last
+        and last.descent
+        and {
+            **shown_descent(last.descent),
+            "task": _raised(last.descent),
+            "value": last.value,
+        },
     }
 
 
@@ -60,10 +66,11 @@ def descent_curves(study: Study, own: Sequence[Evaluation]) -> list[dict[str, An
     """Give every descent as a curve over the items that were spent by then, in their order.
 
     Returns:
-        Of each `from`, `trial` (its number in the study; None of those that are none), `items`
-        (spent when it began, and when it ended), `step_items` (when each step was made), `losses`,
-        `look_items` (when each look was made), `held_back` (the losses found there), `look_steps`,
-        `value` of its end, and `genes`: the genome at every look, of few genes.
+        Of each `from`, `task` (that counted more than others), `trial` (its number in the study;
+        None of those that are none), `items` (spent when it began, and when it ended), `step_items`
+        (when each step was made), `losses`, `look_items` (when each look was made), `held_back`
+        (the losses found there), `look_steps`, `value` of its end, and `genes`: the genome at every
+        look, of few genes.
     """
     whole = split_size(study, "search")
     found, spent = [], 0
@@ -98,6 +105,11 @@ def score_curve(study: Study, own: Sequence[Evaluation]) -> dict[str, list[float
     return {"items": items, "value": values, "best": best}
 
 
+def _raised(record: DescentRecord) -> str | None:
+    """The task that counted more than the others in a descent's loss."""
+    return record.asked.task if record.asked else None
+
+
 def _curve(record: DescentRecord, before: int) -> dict[str, Any]:
     """Spread a descent's items over its steps and looks, in the order in which they were made."""
     steps, looked = len(record.losses), [int(step) for step, _ in record.checks]
@@ -110,6 +122,7 @@ def _curve(record: DescentRecord, before: int) -> dict[str, Any]:
     ]
     return {
         "from": record.origin,
+        "task": _raised(record),
         "trial": None,
         "value": None,
         "items": [before, before + record.items],

@@ -11,8 +11,12 @@ from evomerge.report.figures.style import COLORS, FAINT, PALETTE, plot_layout, s
 
 Curve = Mapping[str, Any]
 """An entry of `results.descents.descent_curves`."""
-NAMED = 12
-"""Most lines that the legend names."""
+POINT = "point at a line for its name"
+NAMED = 4
+"""Most descents that the legend names; of more it would fill the figure, and each says its name
+where it is pointed at."""
+NAMED_GENES = 12
+"""Most genes that the legend names."""
 
 
 def losses(curves: Sequence[Curve], scores: Mapping[str, Sequence[float]], scale: str) -> go.Figure:
@@ -35,7 +39,7 @@ def losses(curves: Sequence[Curve], scores: Mapping[str, Sequence[float]], scale
             name=name,
             legendgroup=name,
             hovertemplate=f"{name}, its step's documents: %{{y:.4g}}<extra></extra>",
-            showlegend=not curve["held_back"] and place < NAMED,
+            showlegend=not curve["held_back"] and len(curves) <= NAMED,
         )
         # 2. losses of the documents held back
         figure.add_scatter(
@@ -46,7 +50,7 @@ def losses(curves: Sequence[Curve], scores: Mapping[str, Sequence[float]], scale
             name=name,
             legendgroup=name,
             hovertemplate=f"{name}, held back: %{{y:.4g}} after %{{x:,}} items<extra></extra>",
-            showlegend=bool(curve["held_back"]) and place < NAMED,
+            showlegend=bool(curve["held_back"]) and len(curves) <= NAMED,
         )
     # 3. scores, in the panel below
     figure.add_scatter(
@@ -97,7 +101,7 @@ def genes(curve: Curve, names: Sequence[str]) -> go.Figure:
             line={"color": PALETTE[place % len(PALETTE)], "width": 1.5},
             name=shown(name),
             hovertemplate=f"{shown(name, 99)}: %{{y:.3f}} after step %{{x}}<extra></extra>",
-            showlegend=len(names) <= NAMED,
+            showlegend=len(names) <= NAMED_GENES,
         )
     figure.update_xaxes(title_text="step", showgrid=False, rangemode="tozero")
     figure.update_yaxes(title_text="share of the gene's range", range=[-0.03, 1.03])
@@ -106,4 +110,5 @@ def genes(curve: Curve, names: Sequence[str]) -> go.Figure:
 
 def _name(curve: Curve) -> str:
     number = "" if curve["trial"] is None else f", trial {curve['trial']}"
-    return f"from {shown(curve['from'])}{number}"
+    raised = f", for {shown(curve['task'])} above all" if curve["task"] else ""
+    return f"from {shown(curve['from'])}{raised}{number}"
