@@ -49,6 +49,7 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/calibrate.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/utilisation.py
+	$(BIN)/python benchmarks/growth.py --json runs/growth.json
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/m2n2_digits.py --quick
 	$(BIN)/python benchmarks/rungs.py

@@ -373,6 +373,7 @@ def main() -> int:
         parser.error(f"{', '.join(unknown)}: not measured; {', '.join(MEASURES)} are")
     if asked.sizes and len(asked.what) != 1:
         parser.error("--sizes: name the one that is measured")
+    asked.json.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Rows] = {}
     for name in asked.what or MEASURES:
         sizes = asked.sizes or SIZES[name]
