@@ -535,7 +535,19 @@ def deal_items(
         split: {t.task: dealt[measures.get(t.task, t.task)][split] for t in tasks}
         for split in SPLITS
     }
-    notes = [f"{found}: each is dealt to the same split in both" for found in shared]
+    # documents that are joined somewhere are tied to each other, and shared by that alone
+    tied = [{task.task, *task.composed_of} for task in tasks if task.composed_of]
+    notes = [
+        f"{found}: each is dealt to the same split in both"
+        for found in shared
+        if not any(family.issuperset(found.tasks) for family in tied)
+    ]
+    notes += [
+        f"{task.task} joins documents of {' and '.join(task.composed_of)}: each lies in one split "
+        "with those that it is made of"
+        for task in tasks
+        if task.composed_of
+    ]
     for split, dealt_there in items.items():
         alone = [t for t in scored if len({item.partition("#")[0] for item in dealt_there[t]}) == 1]
         if alone:

@@ -32,6 +32,8 @@ def test_joined_documents_count_once_and_lie_in_their_parts_splits(folder):
     setup = prepare(load_campaign(folder / "campaign.yaml"))
     assert setup.sizes("search") == {"pick": 24, "pock": 16, "pick+pock": 16}
     assert setup.measures == {"pick+pock.pick": "pick+pock", "pick+pock.pock": "pick+pock"}
+    [said] = [note for note in setup.models.notes if "split" in note]
+    assert said.startswith("pick+pock joins documents of pick and pock: each lies in one split")
     marks = {t.task: dict(zip(t.ids, t.marks, strict=True)) for t in setup.tasks}
     for tasks in setup.items.values():
         there = {*tasks["pick"], *tasks["pock"]}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny
 from lm_eval.api.instance import Instance
+from running import evaluations, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.config import load_campaign
@@ -38,6 +40,37 @@ def test_the_template_of_an_own_metric_scores_preferences(tmp_path):
 
     pairs = zip(loglikelihoods("better"), loglikelihoods("worse"), strict=True)
     assert found.tolist() == pytest.approx([b - w for b, w in pairs], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_second_stage_of_evo_merging_begins_at_the_shares_of_the_first(tmp_path):
+    models = tiny.save_family(tmp_path / "models", experts=("math", "code", "chat"))
+    tiny.save_task(tmp_path / "tasks")
+    said = [
+        f"models={{base: {models.pop('base')}, experts: {{{_listed(models)}}}}}",
+        "fitness={tasks: [{task: pick, num_fewshot: 0}], include_path: tasks, select_top: 1}",
+        "workers.isolated=false",
+        "budget.trials=2",
+    ]
+    found = {}
+    for stage in ("sparsity", "scale"):
+        name = f"evo_merging_{stage}"
+        shutil.copy(TEMPLATES / f"{name}.yaml", tmp_path / "campaign.yaml")
+        run(tmp_path, tmp_path / "runs" / name, said)
+        found[stage] = [
+            e for e in evaluations(tmp_path / "runs" / name) if e.role == "search" and e.measured
+        ]
+    # 1. everything is kept at first; the best shares, each with 1/N, are where the second begins
+    assert set(found["sparsity"][0].params.values()) == {1.0}
+    best = max(found["sparsity"], key=lambda e: e.value)
+    begun = found["scale"][0].params
+    weights = {name: value for name, value in begun.items() if name.startswith("weight")}
+    assert list(weights.values()) == pytest.approx([1 / 3] * 3)
+    assert {n: v for n, v in begun.items() if n not in weights} == pytest.approx(best.params)
+
+
+def _listed(models):
+    return ", ".join(f"{name}: {path}" for name, path in models.items())
 
 
 def test_the_template_of_a_served_model_has_options_that_exist():
