@@ -203,7 +203,7 @@ def test_a_campaign_runs_to_its_winner(path, offline, tmp_path):
     given = config.fitness.tasks
     tasks = [
         task.model_copy(update={"gen_kwargs": {"max_gen_toks": 3}, "num_fewshot": 0})
-        for task in (given if len(given) < 4 else given[:2])
+        for task in (given if len(given) < 4 else given[1:2])
     ]
     stages = [stage.model_copy(update={"trials": 2}) for stage in config.stages]
     fitness = config.fitness.model_copy(update={"tasks": tasks, "select_top": 1})
