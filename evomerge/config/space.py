@@ -344,6 +344,14 @@ class MixtureConfig(Strict):
     Example: `experts: [2, 8], groups: router`
     """
 
+    per_layer: Literal["same", "free"] = "same"
+    """Let the groups follow one rule in every layer (`same`), or search in each layer which experts
+    lead a group (`free`), by a gene for each expert. The number of groups is the same in all
+    layers: a checkpoint has one number for all of them.
+
+    Example: `experts: [2, 8], per_layer: free`
+    """
+
     @property
     def bounds(self) -> tuple[int, int]:
         """The fewest and the most experts."""
@@ -431,10 +439,11 @@ class SpaceConfig(Strict):
             raise ValueError(
                 "mixture: merges experts of models whose layers stay as they are; leave path out"
             )
-        if self.weights is None and self.mixture and isinstance(self.mixture.experts, int):
+        one = self.mixture is not None and isinstance(self.mixture.experts, int)
+        if self.weights is None and self.mixture and one and self.mixture.per_layer == "same":
             raise ValueError(
                 f"mixture.experts: {self.mixture.experts} is one value, so there is nothing to "
-                "search; write [low, high], or give weights, too"
+                "search; write [low, high], per_layer: free, or give weights, too"
             )
         if self.grid is not None and self.weights is None:
             raise ValueError("grid: is of coefficients, so it needs weights; leave it out")

@@ -131,7 +131,8 @@ class ExpertGroups:
             self._similar[about] = of_kind(parts)
         similar, used = self._similar[about]
         # 2. leaders, and the one that each of the others joins
-        leaders = sorted(leaders_of(similar, used, mixture.experts))
+        first = mixture.leads.get(parts.layer, ())
+        leaders = sorted(leaders_of(similar, used, mixture.experts, first))
         joined: dict[int, list[int]] = {leader: [leader] for leader in leaders}
         for expert in range(parts.experts):
             if expert not in joined:
@@ -199,7 +200,9 @@ class ExpertGroups:
         return gate, up, self._base.read(parts.outward.name)[expert].float().T
 
 
-def leaders_of(similar: np.ndarray, used: np.ndarray | None, count: int) -> list[int]:
+def leaders_of(
+    similar: np.ndarray, used: np.ndarray | None, count: int, first: Sequence[int] = ()
+) -> list[int]:
     """Choose the experts that lead a group.
 
     By usage, where it is known: the most used first, as M-SMoE does, but one that is the same as a
@@ -210,9 +213,10 @@ def leaders_of(similar: np.ndarray, used: np.ndarray | None, count: int) -> list
         similar: (experts, experts), 1 where two are the same.
         used: (experts,), frequencies.
         count: of leaders.
+        first: those that are chosen already.
     """
-    leaders: list[int] = []
-    left = list(range(len(similar)))
+    leaders = list(first)
+    left = [one for one in range(len(similar)) if one not in leaders]
     while len(leaders) < count:
         nearest = similar[:, leaders].max(axis=1) if leaders else -similar.sum(axis=1)
         if used is None:

@@ -140,6 +140,13 @@ def _with_mixture(
             f"recipe: mixture.experts: {mixture.experts}, but the model has {most} a layer; write "
             f"2 to {most - 1}"
         )
+    for layer, leads in mixture.leads.items():
+        known = layer in layers and set(leads) <= set(range(most))
+        if not known or len({*leads}) < len(leads) or len(leads) > mixture.experts:
+            raise InputError(
+                f"recipe: mixture.leads.{layer}: {list(leads)}; name at most {mixture.experts} of "
+                f"the experts 0 to {most - 1}, each once, in layers {', '.join(map(str, layers))}"
+            )
     parts = {spec.name: one for one in layers.values() for spec in one.tensors}
     return [
         replace(step, mixture=(parts[step.name], mixture)) if step.name in parts else step

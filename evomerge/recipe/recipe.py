@@ -149,12 +149,15 @@ class Mixture(Strict):
     `experts` is their number in each layer of the result. With `groups: weights` experts are
     grouped by what they give for random inputs, and count the same; with `router` by the base's
     router on its calibration texts, and count by how often it chooses them. The experts are those
-    of the recipe's merge; groups and frequencies are the base's. Source: Li et al. 2023,
-    arXiv:2310.01334.
+    of the recipe's merge; groups and frequencies are the base's. `leads` names, for a layer,
+    experts that lead a group whatever that says. Source: Li et al. 2023, arXiv:2310.01334.
     """
 
     experts: int = Field(ge=2)
     groups: Literal["weights", "router"] = "weights"
+    leads: dict[int, tuple[int, ...]] = Field(
+        default_factory=dict, exclude_if=lambda leads: not leads
+    )
 
 
 class MergeCoefficient(NamedTuple):

@@ -19,6 +19,7 @@ from evomerge.materialize.disk.weight_record import record_weights
 from evomerge.materialize.expert_groups import ExpertGroups, leaders_of
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
+from evomerge.materialize.plan import plan
 from evomerge.methods.core.calibration_in_recipes import with_calibration
 from evomerge.models.checks.digests import calibration_digests
 from evomerge.models.mixture import mixture_layers
@@ -155,6 +156,23 @@ def test_leaders_are_the_most_used_and_no_two_are_the_same_while_others_are_left
     assert leaders_of(similar, np.array([0.4, 0.3, 0.1, 0.2]), 3) == [0, 3, 2]
     assert leaders_of(similar, np.array([0.4, 0.3, 0.1, 0.2]), 4) == [0, 3, 2, 1]
     assert leaders_of(similar, None, 2) == [0, 2]
+    assert leaders_of(similar, None, 3, first=(3,)) == [3, 2, 0]
+
+
+def test_experts_that_lead_by_the_recipe_keep_their_rows_of_the_router(tmp_path):
+    model = mixture()
+    inputs = opened(saved(model, tmp_path / "base"))
+    made = resident(inputs)
+    made.write(recipe_of(inputs, 2, leads={1: (1, 3)}))
+    name = "model.layers.1.mlp.gate.weight"
+    assert torch.equal(made.model.state_dict()[name], model.state_dict()[name][[1, 3]])
+
+
+@pytest.mark.parametrize("leads", [{0: (0, 0)}, {0: (4,)}, {2: (0,)}, {0: (0, 1, 2)}])
+def test_experts_that_cannot_lead_are_refused(leads, tmp_path):
+    inputs = opened(saved(mixture(), tmp_path / "base"))
+    with pytest.raises(InputError, match=r"mixture.leads.\d: .* at most 2 of the experts 0 to 3"):
+        plan(recipe_of(inputs, 2, leads=leads), inputs.models.layout, inputs.models.sources)
 
 
 def test_a_recipe_without_a_mixture_is_the_same_text_as_ever(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from typing_extensions import override
@@ -20,6 +20,10 @@ from evomerge.search.spaces.space import Space
 from evomerge.search.spaces.sparsify_and_lines import Wrapped
 
 EXPERTS = "mixture.experts"
+LEADS = 0.5
+"""The value of an expert's gene above which it leads a group."""
+UNDECIDED = 0.25
+"""Where the genes of experts begin: few of their neighbours lead."""
 
 
 class BaseAlone(Space):
@@ -58,7 +62,9 @@ class MixtureSpace(Wrapped):
     """A space whose models are mixtures, with their experts merged into fewer.
 
     The gene `mixture.experts`, how many each layer has then, stands before those of the inner
-    space; as many as the model has leave the inner space's recipe as it is.
+    space; as many as the model has leave the inner space's recipe as it is. With `per_layer: free`
+    it is followed by `mixture.lead.LAYER.EXPERT` of every expert of every layer: those above a half
+    lead a group, those of the largest values if they are too many; the rule fills what is left.
     """
 
     def __init__(
@@ -86,15 +92,35 @@ class MixtureSpace(Wrapped):
                 f"write at most {self._all}"
             )
         self._low = low
-        own = [(-1, Gene(EXPERTS, low, high, kind="int"))] if low < high else []
-        super().__init__(inner, own, {EXPERTS: float(self._all)})
+        own = [Gene(EXPERTS, low, high, kind="int")] if low < high else []
+        self._leads: dict[int, list[str]] = {}
+        if config.per_layer == "free":
+            width, wide = len(str(layout.layers - 1)), len(str(self._all - 1))
+            self._leads = {
+                layer: [
+                    f"mixture.lead.layer_{layer:0{width}d}.expert_{expert:0{wide}d}"
+                    for expert in range(self._all)
+                ]
+                for layer in layers
+            }
+        names = [name for of_layer in self._leads.values() for name in of_layer]
+        self._starts = [len(own) + place * self._all for place in range(len(self._leads))]
+        genes = [*own, *map(Gene, names)]
+        plain = {EXPERTS: float(self._all), **dict.fromkeys(names, UNDECIDED)}
+        super().__init__(inner, [(-1, gene) for gene in genes], plain)
         self.label = f"{inner.label}, its experts merged into fewer"
 
     @override
     def decode(self, genome: Genome) -> Recipe:
         """The inner space's recipe with fewer experts."""
-        experts = int(self.own_values(genome).get(EXPERTS, self._low))
-        return self._with(self.inner.decode(self.inside(genome)), experts)
+        values = self.own_values(genome)
+        experts, leads = int(values.get(EXPERTS, self._low)), {}
+        for layer, names in self._leads.items():
+            ordered = sorted(range(self._all), key=lambda one: (-values[names[one]], one))
+            leading = [one for one in ordered if values[names[one]] > LEADS][:experts]
+            if leading:
+                leads[layer] = tuple(sorted(leading))
+        return self._with(self.inner.decode(self.inside(genome)), experts, leads)
 
     @override
     def baselines(self) -> dict[str, Recipe]:
@@ -102,8 +128,25 @@ class MixtureSpace(Wrapped):
         fewest = self._with(self.parents()[BASE], self._low)
         return {**self.inner.baselines(), f"{self._low} experts": fewest}
 
-    def _with(self, recipe: Recipe, experts: int) -> Recipe:
+    @property
+    @override
+    def cuts(self) -> Sequence[int]:
+        """Where a layer's genes begin, too."""
+        return sorted({*self._starts, *super().cuts})
+
+    @override
+    def statistics(self, genome: Genome) -> dict[str, float]:
+        """The number of experts, where it is searched, and the inner space's statistics."""
+        own = {name: v for name, v in self.own_values(genome).items() if name == EXPERTS}
+        return {**own, **self.inner.statistics(self.inside(genome))}
+
+    def _with(
+        self,
+        recipe: Recipe,
+        experts: int,
+        leads: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+    ) -> Recipe:
         if experts == self._all:
             return recipe
-        mixture = Mixture(experts=experts, groups=self._groups)
+        mixture = Mixture(experts=experts, groups=self._groups, leads=dict(leads))
         return with_calibration(recipe.model_copy(update={"mixture": mixture}), self._calibration)

@@ -1,5 +1,7 @@
 """A space of smaller mixtures: how many experts, before what an inner space decides."""
 
+import json
+
 import numpy as np
 import pytest
 from mixtures import mixture
@@ -7,7 +9,7 @@ from mixtures import mixture
 from evomerge.common.errors import InputError
 from evomerge.config import SpaceConfig
 from evomerge.models.layout import layout_of
-from evomerge.recipe import Mixture
+from evomerge.recipe import Mixture, Recipe
 from evomerge.search.spaces.build import build_space
 
 DIGESTS = {"base": "0", "math": "1"}
@@ -52,6 +54,24 @@ def test_beside_weights_the_experts_are_those_of_the_merge(layout):
 def test_groups_by_the_router_put_its_statistics_into_the_recipe(layout):
     routed = space(layout, experts=[2, 4], groups="router", calibration={"base": "c", "math": "d"})
     assert routed.decode(np.array([0.1])).calibration == {"base": "c"}
+
+
+def test_free_layers_have_a_gene_for_every_expert_that_may_lead(layout):
+    free = space(layout, {"base": "0"}, experts=2, per_layer="free")
+    names = [f"mixture.lead.layer_{i}.expert_{j}" for i in range(2) for j in range(4)]
+    assert [gene.name for gene in free.genes] == names
+    assert list(free.cuts) == [0, 4]
+    assert free.decode(free.initial).mixture == Mixture(experts=2)
+    genome = np.array([0.9, 0.6, 0.8, 0.1, 0, 0.2, 0.3, 0.7])
+    recipe = free.decode(genome)
+    assert recipe.mixture == Mixture(experts=2, leads={0: (0, 2), 1: (3,)})
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))).digest == recipe.digest
+    assert recipe.digest != free.decode(free.initial).digest
+    searched = space(layout, {"base": "0"}, experts=[2, 4], per_layer="free")
+    assert list(searched.cuts) == [0, 1, 5]
+    assert [*searched.statistics(searched.initial)] == ["mixture.experts"]
+    most = searched.decode(np.array([0.9, *genome]))
+    assert most.digest == searched.parents()["base"].digest
 
 
 @pytest.mark.parametrize(
