@@ -6,14 +6,19 @@ import errno
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from calibrated_data import calibrate
+from merges import random_recipe
 
 from evomerge.campaign.open import keep_digests
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
 from evomerge.config import load_campaign
 from evomerge.models.checkpoint import Checkpoint
+from evomerge.models.checks.checked_models import check_models
+from evomerge.models.checks.digests import digests_of
 from evomerge.workers.ray import file_copies as copies
 from evomerge.workers.ray.file_copies import file_sets_of, with_copies
 from evomerge.workers.worker import Worker, WorkerSpec
@@ -57,6 +62,27 @@ def test_a_worker_measures_the_same_on_copies_when_the_files_are_gone(
     assert worker.measure(recipe, "search").scores["pick"].tolist() == expected.tolist()
     assert len(set(driver.asked)) == len(driver.asked)
     assert {start for _, file, start in driver.asked if file == "model.safetensors"} > {0, 1000}
+
+
+def test_calibration_files_come_along_and_others_are_refused(spec, tiny_folder):
+    folder = tiny_folder / "calibrated"
+    files = calibrate(check_models(spec.config.models), folder)
+    own = {"statistics": {name: files[name] for name in ("math", "lang")}}
+    models = spec.config.models.model_copy(update=own)
+    config = spec.config.model_copy(update={"models": models})
+    opened = check_models(models)
+    recipe = random_recipe(opened, "fisher")
+    spec = replace(spec, config=config, digests=digests_of(opened.sources))
+    expected = Worker(spec).measure(recipe, "search").scores["pick"]
+    here = with_copies(spec, file_sets := file_sets_of(config), Driver(file_sets))
+    other = (folder / "lang.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    worker = Worker(here, elsewhere=True)
+    assert worker.measure(recipe, "search").scores["pick"].tolist() == expected.tolist()
+    [copy] = Path(here.config.models.statistics["math"]).iterdir()
+    copy.write_bytes(other)
+    with pytest.raises(InputError, match=r"models\.statistics\.math: .* is another file than"):
+        Worker(here, elsewhere=True)
 
 
 def test_prompts_come_along(spec, tiny_folder):
