@@ -165,6 +165,7 @@ def main() -> int:
             text=True,
         )
         parameters = int(saved.stdout.split()[-1])
+        os.sync()  # evomerge brings its result to the disk, mergekit does not: both find it idle
         rows = [compare(method, Path(name), arguments) for method in arguments.methods]
     if arguments.json:
         print(json.dumps({"parameters": parameters, "methods": rows}))

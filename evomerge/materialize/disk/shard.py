@@ -11,12 +11,13 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from threading import Condition
+from threading import Condition, Event
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,8 @@ _CODES = {
 }
 IN_FLIGHT = 1 << 30
 """Bytes of merged tensors that are held at a time."""
+_FLUSHED_EVERY = 0.2
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ def write_shard(
 ) -> None:
     """Write the file whole or not at all.
 
-    It is written beside its place, brought to the disk and renamed. The bytes are those of
-    safetensors' own `save_file` with metadata `format: pt` where all tensors have one dtype.
+    It is written beside its place, brought to the disk, which begins with the first tensor, and
+    renamed. The bytes are those of safetensors' own `save_file` with metadata `format: pt` where
+    all tensors have one dtype.
 
     In memory are as many of its tensors as torch uses threads, and one more, but no more than
     `IN_FLIGHT` bytes of them unless one alone is larger.
@@ -107,7 +111,7 @@ def write_shard(
             torch.set_num_threads(1)
             write(entry, make(entry), start)
 
-        with ThreadPoolExecutor(threads) as pool:
+        with _brought_to_disk(file.fileno()), ThreadPoolExecutor(threads) as pool:
             done: deque[Future[None]] = deque()
             try:
                 for entry, start in zip(ordered, starts, strict=False):
@@ -123,9 +127,30 @@ def write_shard(
                 for one in done:
                     one.cancel()
                 torch.set_num_threads(threads)
-        os.fsync(file.fileno())
     os.replace(partial, path)
     sync(path.parent)
+
+
+@contextmanager
+def _brought_to_disk(file: int) -> Iterator[None]:
+    """Flush an open file to the disk while it is written, and in the end.
+
+    The disk is slower than most merges, and would have nothing to do until they are done.
+    """
+    written = Event()
+
+    def flush() -> None:
+        while not written.wait(_FLUSHED_EVERY):
+            os.fsync(file)
+
+    with ThreadPoolExecutor(1) as flusher:
+        flushed = flusher.submit(flush)
+        try:
+            yield
+        finally:
+            written.set()
+        flushed.result()  # what the disk refuses is said once
+    os.fsync(file)
 
 
 class _Room:
