@@ -18,8 +18,9 @@ import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _DTYPES = {
 """Code in safetensors → torch's name, and bytes; tensors of other dtypes are not merged."""
 _PIECE = 16 << 20
 """Bytes that are hashed at a time, and whose pages are let go of then."""
+_NICE = 10
 _SETTLED = 2.0
 """Seconds after its last change from which a file's times tell it from a later version."""
 
@@ -47,20 +49,23 @@ _AHEAD: dict[Path, tuple[States, _Program]] = {}
 @contextmanager
 def hashing_ahead(folders: Iterable[Path]) -> Iterator[None]:
     """Hash the safetensors of folders meanwhile, if they are large and their digests not known."""
-    begun: list[_Program] = []
+    begun: dict[Path, States] = {}
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         files = states(folder)
         size = sum(state[1] for state in files if state[0].endswith(".safetensors"))
         if size >= LARGE and folder not in _AHEAD and _kept(folder, files) is None:
-            with suppress(OSError):
-                _AHEAD[folder] = files, _Program(folder)
-                begun.append(_AHEAD[folder][1])
+            begun[folder] = files
+    program = None
+    with suppress(OSError):
+        program = _Program(list(begun)) if begun else None
+    if program is not None:
+        _AHEAD.update({folder: (files, program) for folder, files in begun.items()})
     try:
         yield
     finally:
-        for folder in [folder for folder, (_, program) in _AHEAD.items() if program in begun]:
-            del _AHEAD[folder]
-        for program in begun:
+        if program is not None:
+            for folder in begun:
+                del _AHEAD[folder]
             program.stop()
 
 
@@ -71,7 +76,9 @@ def hashed_ahead(folder: Path) -> Callable[[], Mapping[str, str]] | None:
     have changed since, or the process failed.
     """
     files, program = _AHEAD.get(folder.resolve(), ([], None))
-    return program.digests if program is not None and states(folder) == files else None
+    if program is None or states(folder) != files:
+        return None
+    return partial(program.digests, folder.resolve())
 
 
 def recall_digests(folder: Path, model: str) -> Mapping[str, str] | None:
@@ -125,20 +132,20 @@ def _place(folder: Path) -> list[str]:
 
 
 class _Program:
-    """This file, run as a program on one folder."""
+    """This file, run as a program on some folders."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folders: Sequence[Path]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(folder)],
+            [sys.executable, "-I", "-S", __file__, *map(str, folders)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
         self._lock = threading.Lock()
-        self._found: Mapping[str, str] | None = None
+        self._found: Mapping[str, Mapping[str, str]] | None = None
 
-    def digests(self) -> Mapping[str, str]:
-        """Wait for its result; empty where it failed."""
+    def digests(self, folder: Path) -> Mapping[str, str]:
+        """Wait for its result on a folder; empty where it failed."""
         with self._lock:
             if self._found is None:
                 said, _ = self._process.communicate()
@@ -146,27 +153,37 @@ class _Program:
                     self._found = dict(json.loads(said))
                 except ValueError:  # whatever it was, it is met again without haste
                     self._found = {}
-            return self._found
+            return self._found.get(str(folder), {})
 
     def stop(self) -> None:
         """End it, whether it is done or not."""
         self._process.kill()
-        self.digests()  # nobody waits for the rest
+        self.digests(Path())  # nobody waits for the rest
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """Hash every tensor of a folder, on as many threads as there are cores: name → SHA-256."""
-    left = iter(list(_tensors(folder)))
-    found: dict[str, str] = {}
-    lock = threading.Lock()
+def _digests(folders: Sequence[Path]) -> dict[str, dict[str, str]]:
+    """Hash every tensor of some folders: folder → name → SHA-256; nothing of one that is damaged.
 
-    def work() -> None:
+    There are as many threads as cores. All but one step back while others want the core: the
+    process that imports meanwhile has one thread alone, and takes longer.
+    """
+    found: dict[str, dict[str, str]] = {}
+    tensors = []
+    for folder in folders:
+        with suppress(OSError, ValueError, LookupError):
+            tensors += [(str(folder), *one) for one in _tensors(folder)]
+    left, lock = iter(tensors), threading.Lock()
+
+    def work(niceness: int) -> None:
+        if niceness:
+            with suppress(OSError, AttributeError):  # a thread's own on Linux alone
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
         while True:
             with lock:
                 one = next(left, None)
             if one is None:
                 return
-            name, mapped, start, stop, header = one
+            folder, name, mapped, start, stop, header = one
             digest = hashlib.sha256(header)
             for begin in range(start, stop, _PIECE):
                 end = min(begin + _PIECE, stop)
@@ -175,9 +192,10 @@ def _digests(folder: Path) -> dict[str, str]:
                 if hasattr(mmap, "MADV_DONTNEED"):  # keep no pages of what is read
                     first = begin // mmap.PAGESIZE * mmap.PAGESIZE
                     mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
-            found[name] = digest.hexdigest()
+            found.setdefault(folder, {})[name] = digest.hexdigest()
 
-    threads = [threading.Thread(target=work) for _ in range(_cores())]
+    each = (_NICE if number else 0 for number in range(_cores()))
+    threads = [threading.Thread(target=work, args=(niceness,)) for niceness in each]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -213,4 +231,4 @@ def _cores() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_digests(Path(sys.argv[1]))))
+    print(json.dumps(_digests([Path(folder) for folder in sys.argv[1:]])))
