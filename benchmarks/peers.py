@@ -4,7 +4,8 @@
 `merge_command.py` and `source_statistics.py` against mergekit, and `scoring.py` against lm-eval,
 the first and the last once more beside a process that keeps one core busy. It prints a line for
 each comparison and writes `bench.json` and `bench.html` into `--to`. A ratio is the peer's time
-over evomerge's, both measured in one run; `wanted` is its bar. Exits with 1 when a bar is missed.
+over evomerge's, both measured in one run; `wanted` is its bar: of candidates beside the busy core
+half of their ratio without it, of scoring the same as without. Exits with 1 when a bar is missed.
 
 `--small` (`make bench-small`) runs small forms on one thread and counts processor time, which other
 work on the machine hardly moves. It exits with 1 when a ratio is less than two thirds of the one in
@@ -21,10 +22,11 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -79,8 +81,15 @@ def row(what: str, peer: str, ours: float, theirs: float, wanted: float | None) 
     }
 
 
-def candidates(*options: str, suffix: str = "") -> Iterator[Row]:
-    """Compare one candidate's weights with mergekit's `merge_tensors`; with the copy floor, too."""
+def candidates(
+    *options: str, suffix: str = "", quiet: Mapping[str, float] = MappingProxyType({})
+) -> Iterator[Row]:
+    """Compare one candidate's weights with mergekit's `merge_tensors`; with the copy floor, too.
+
+    Args:
+        suffix: of what is measured beside other work.
+        quiet: the ratios without it.
+    """
     variables = (
         {} if suffix else {"OMP_PROC_BIND": "true"}
     )  # a thread may leave a core that is busy
@@ -88,7 +97,8 @@ def candidates(*options: str, suffix: str = "") -> Iterator[Row]:
     for one in found["methods"]:
         theirs = min(one["mergekit bf16"], one["mergekit fp32"])
         name = f"candidate, {one['method']}{suffix}"
-        made = row(name, "mergekit", one["evomerge"], theirs, None if suffix else one["bar"])
+        before = quiet.get(f"candidate, {one['method']}")
+        made = row(name, "mergekit", one["evomerge"], theirs, before / 2 if before else one["bar"])
         # the floor is one of wall time
         yield made if "cpu" in options else {**made, "floors": one["evomerge"] / found["floor"]}
 
@@ -113,19 +123,21 @@ def statistics(*options: str) -> Iterator[Row]:
 def scoring(*options: str, suffix: str = "") -> Iterator[Row]:
     """Compare the scoring of a candidate with lm-eval's, item by item alike."""
     for one in run("scoring.py", *options)["cases"]:
-        wanted = None if suffix else 1 / one["target"]
         theirs = one[one["against"]]
-        yield row(f"{one['case']}{suffix}", "lm-eval", one["evomerge"], theirs, wanted)
+        yield row(f"{one['case']}{suffix}", "lm-eval", one["evomerge"], theirs, 1 / one["target"])
 
 
 def whole() -> Iterator[Row]:
-    yield from candidates("--repeats", "2")
+    quiet = {}
+    for one in candidates("--repeats", "2"):
+        quiet[one["what"]] = one["ratio"]
+        yield one
     yield from commands("--repeats", "4")
     yield from statistics()
     yield from scoring("--threads", "2", "--repeats", "3")
     with one_busy_core():
         beside = ", one core busy"
-        yield from candidates("--repeats", "1", suffix=beside)
+        yield from candidates("--repeats", "1", suffix=beside, quiet=quiet)
         yield from scoring("--threads", "2", "--repeats", "2", suffix=beside)
 
 
@@ -167,19 +179,23 @@ def machine() -> dict[str, Any]:
 
 
 def draw(data: Any, to: Path) -> None:
-    """Draw a bar for each ratio, with a tick where it is wanted, as a page of its own."""
+    """Draw a bar from 1 to each ratio, with a tick where it is wanted, as a page of its own."""
     from plotly import graph_objects
 
     rows = list(reversed(data["rows"]))
     wanted = [one for one in rows if one["wanted"]]
+    below = [bool(one["wanted"]) and one["ratio"] < one["wanted"] for one in rows]
     figure = graph_objects.Figure(
         [
             graph_objects.Bar(
-                x=[one["ratio"] for one in rows],
+                base=1,
+                x=[one["ratio"] - 1 for one in rows],
                 y=[f"{one['what']} ({one['peer']})" for one in rows],
                 text=[f"{one['ratio']:.1f}" for one in rows],
+                textposition="outside",
+                marker={"color": ["#d9822b" if missed else "#4c78a8" for missed in below]},
                 orientation="h",
-                name="measured",
+                name="measured; orange: less than wanted",
             ),
             graph_objects.Scatter(
                 x=[one["wanted"] for one in wanted],
@@ -193,7 +209,13 @@ def draw(data: Any, to: Path) -> None:
     on = data["machine"]
     figure.update_layout(
         title=f"The peer's time over evomerge's: {on['processor']}, {on['cores']} cores",
-        xaxis={"type": "log", "title": "ratio"},
+        xaxis={
+            "type": "log",
+            "title": "ratio",
+            "tickvals": [0.2, 0.5, 1, 2, 5, 10, 20, 50, 100],
+            "range": [-0.5, 2.1],
+        },
+        legend={"orientation": "h", "y": 1.02},
         height=120 + 24 * len(rows),
         margin={"l": 420},
         template="plotly_white",

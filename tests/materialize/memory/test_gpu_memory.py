@@ -28,6 +28,7 @@ from evomerge.materialize.memory.gpu_memory import (
 )
 from evomerge.materialize.memory.resident import Resident
 from evomerge.methods import methods
+from evomerge.models.layout import derive_layout
 from evomerge.models.open_models import open_models
 from evomerge.recipe import Merge
 
@@ -79,6 +80,26 @@ def test_needs_are_the_models_own_sizes(sources):
     assert found.step == len(sources) * largest * 2
     assert found.work == (len(sources) + 1) * largest * 4
     assert found.scoring == 4 * needs_of(sources, layout, torch.float32, batch_size=1).scoring
+
+
+def test_a_campaign_on_7_b_has_room_on_one_gpu_of_24_gb_with_its_sources_streamed():
+    """As `benchmarks/hardware.py` and the page on hardware have it."""
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=32_000,
+    )
+    source = SimpleNamespace(config=config, dtype=lambda name: torch.bfloat16)
+    models, layout = dict.fromkeys(("base", "math", "lang"), source), derive_layout(config)
+    needs = needs_of(models, layout, torch.bfloat16, batch_size=4)
+    found = GpuMemoryPlan(needs, free=24 * 10**9 - 2**30, pinnable=1 << 40)
+    assert found.placement == "prefetched"
+    assert needs.candidate < needs.least < 21.5e9 < needs.all
+    assert "streamed to the GPU from pinned memory" in str(found)
 
 
 def test_a_merge_needs_what_its_method_holds(sources):
