@@ -139,13 +139,8 @@ class ExpertGroups:
                 joined[leaders[int(similar[expert, leaders].argmax())]].append(expert)
         # 3. shares of each group's frequency, and its experts' units in one order
         shares = tuple(_shares(sorted(group), used) for group in joined.values())
-        orders = {
-            expert: self._order(parts, leader, expert)
-            for leader, group in joined.items()
-            for expert in group
-            if expert != leader
-        }
-        return Groups(tuple(leaders), shares, orders)
+        pairs = {expert: leader for leader, group in joined.items() for expert in group[1:]}
+        return Groups(tuple(leaders), shares, self._in_order(parts, pairs))
 
     def _by_outputs(self, parts: MixtureLayer) -> tuple[np.ndarray, None]:
         """Compare experts by what they give for random inputs; no frequencies are known.
@@ -185,19 +180,26 @@ class ExpertGroups:
         norms = gram.diagonal().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
         return (gram / norms / norms[:, None]).numpy().round(DIGITS), used
 
-    def _order(self, parts: MixtureLayer, leader: int, expert: int) -> Tensor:
-        """Find the order of an expert's units that is most like the leader's."""
-        key = (parts.layer, leader, expert)
-        if key not in self._orders:
-            ours, theirs = (self._units(parts, one) for one in (leader, expert))
-            similar = sum((a @ b.T for a, b in zip(ours, theirs, strict=True)), torch.zeros(()))
-            self._orders[key] = torch.from_numpy(assigned(similar.numpy())[0])
-        return self._orders[key]
+    def _in_order(self, parts: MixtureLayer, pairs: Mapping[int, int]) -> dict[int, Tensor]:
+        """Find for each expert the order of its units that is most like its leader's.
 
-    def _units(self, parts: MixtureLayer, expert: int) -> tuple[Tensor, ...]:
-        """Return a unit's weights by row: gate, up and down, each float32 [units, hidden]."""
-        gate, up = self._base.read(parts.inward.name)[expert].float().chunk(2)
-        return gate, up, self._base.read(parts.outward.name)[expert].float().T
+        Args:
+            pairs: expert → its leader.
+        """
+        keys = {expert: (parts.layer, leader, expert) for expert, leader in pairs.items()}
+        if any(key not in self._orders for key in keys.values()):
+            inward, outward = (self._base.read(s.name) for s in (parts.inward, parts.outward))
+        for expert, key in keys.items():
+            if key in self._orders:
+                continue
+            # Σ over gate, up and down of ⟨leader's unit i, expert's unit j⟩
+            one, other = key[1], expert
+            similar = torch.zeros(outward.shape[-1], outward.shape[-1])
+            for ours, theirs in zip(inward[one].chunk(2), inward[other].chunk(2), strict=True):
+                similar.addmm_(ours.float(), theirs.float().T)
+            similar.addmm_(outward[one].float().T, outward[other].float())
+            self._orders[key] = torch.from_numpy(assigned(similar.numpy())[0])
+        return {expert: self._orders[key] for expert, key in keys.items()}
 
 
 def leaders_of(

@@ -204,7 +204,8 @@ class Worker:
         written = time.perf_counter()
         counted = counted or split != "search"
         tasks = self._audit if split == AUDIT and self._audit is not None else self._tasks
-        scores = tasks.score(wanted, counted, self._parameters_of(recipe))
+        parameters = self._parameters_of(recipe) if tasks.sized else 0
+        scores = tasks.score(wanted, counted, parameters)
         answers = tasks.answer_facts(wanted) if counted else {}
         self._check_files()  # also after: they may have changed while they were merged
         done = time.perf_counter()

@@ -16,8 +16,13 @@ from transformers import AutoModelForCausalLM
 from evomerge.campaign.calibrate import calibrate_campaign
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import InputError
-from evomerge.config import load_campaign
+from evomerge.config import load_campaign, parse_campaign
 from evomerge.export.trial import export_trial
+from evomerge.materialize.disk.weight_record import record_weights
+from evomerge.materialize.kernel import Kernel
+from evomerge.materialize.memory.resident import Resident
+from evomerge.models.checks.checked_models import check_models
+from evomerge.recipe import load_recipe
 from evomerge.study.run_folder import open_run, run_folder
 from evomerge.workers.worker import Worker
 
@@ -121,8 +126,16 @@ def test_only_a_smaller_mixture_needs_no_experts(shared):
         load_campaign(path)
 
 
+def test_a_smaller_mixture_is_the_last_stages(shared):
+    stages = [{"name": "small", "space": {"mixture": {"experts": [2, 8]}}}]
+    stages.append({"name": "again", "space": {"mixture": {"experts": [2, 4]}}})
+    data = yaml.safe_load(campaign(shared).read_text())
+    with pytest.raises(InputError, match=r"stages.small: its winner has fewer experts"):
+        parse_campaign({**data, "stages": stages, "space": stages[0]["space"]}, "file.yaml")
+
+
 @pytest.mark.slow
-def test_a_merge_of_mixtures_is_searched_with_its_size(shared):
+def test_a_merge_of_mixtures_is_searched_and_exported_with_its_size(shared, tmp_path):
     mixture("qwen3_moe", seed=1, num_experts=8).save_pretrained(shared / "models" / "other")
     tiny.save_tokenizer(shared / "models" / "other")
     weights = {"method": "linear", "granularity": "model", "genes": {"weight": [0, 1]}}
@@ -139,3 +152,11 @@ def test_a_merge_of_mixtures_is_searched_with_its_size(shared):
     searched = [e.recipe for e in found if e.role == "search"]
     assert any("mixture" in recipe and recipe["merges"] for recipe in searched)
     assert all(torch.isfinite(torch.tensor(e.value)) for e in found if e.measured)
+    config, study = open_run(shared / "both")
+    trial = next(e.number for e in found if e.recipe in searched and "mixture" in e.recipe)
+    out = export_trial(config, study, trial, tmp_path / "out", run=run_folder(shared / "both"))
+    recipe = load_recipe(out / "recipe.json")
+    models = check_models(config.models)
+    made = Resident(models.layout, Kernel(models.sources), torch.float32)
+    made.write(recipe)
+    assert made.record(recipe).digest == record_weights(out, recipe, statistics=False).digest

@@ -122,6 +122,7 @@ class TaskSet:
         for source in self._sources.values():
             self._prepare(source)
         self._counts = any(s.filter == RESPONSE_TOKENS for s in self._sources.values())
+        self.sized = any(s.filter == PARAMETERS for s in self._sources.values())
 
     def score(
         self, wanted: Mapping[str, Sequence[str]], counted: bool = False, parameters: int = 0
@@ -131,7 +132,7 @@ class TaskSet:
         Args:
             wanted: item ids by task.
             counted: look at the answers' ends too, for `answer_facts`.
-            parameters: the numbers that these weights hold.
+            parameters: the numbers that these weights hold, where the tasks are `sized`.
 
         Returns:
             For each task float64 values [number of ids], in the order of its ids; `CorpusValues`
