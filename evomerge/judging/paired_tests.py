@@ -176,7 +176,8 @@ def won_and_lost(won: int, lost: int, n: int) -> tuple[Values, Values]:
     # 2. differences to tabulate: eight standard errors to either side of the one observed, and 0
     spread = math.sqrt(won + lost + 1) / n
     gaps = np.clip((won - lost) / n + spread * np.linspace(-8, 8, 81), -1, 1)
-    gaps = np.unique(np.append(gaps, [-1.0, 0.0, 1.0]))
+    gaps = np.sort(np.append(gaps, [-1.0, 0.0, 1.0]))
+    gaps = gaps[np.append(True, gaps[1:] != gaps[:-1])]  # np.unique imports numpy.ma
     # 3. F(gap) = F of θ at (gap/ψ + 1)/2, the mean over ψ; where ψ is 0, so is the difference
     with np.errstate(divide="ignore", invalid="ignore"):
         theta = np.where(shares > 0, gaps[:, None] / shares, np.sign(gaps)[:, None])

@@ -222,7 +222,8 @@ def _clock(evaluations: Sequence[Evaluation], noted: Sequence[Session], workers:
     starts = np.array([s.started.timestamp() for s in begun])
     session = np.maximum(np.searchsorted(starts, finished, side="right") - 1, 0)
     # 3. sessions that recorded something, each ending with its last record
-    used, session = np.unique(session, return_inverse=True)
+    used = np.flatnonzero(np.bincount(session))
+    session = np.searchsorted(used, session)
     ends = np.array([finished[session == place].max() for place in range(len(used))])
     return Clock([begun[i] for i in used], finished, session, starts[used], ends)
 

@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from evomerge.common.errors import InputError
 from evomerge.study.storage_url import sqlite_path
 
@@ -35,14 +33,20 @@ def driver_at(path: Path) -> Driver | None:
         named, written = json.loads(place.read_text()), place.stat().st_mtime
         if named["host"] != socket.gethostname():
             return None
+        pid = named["pid"]
+    except (OSError, ValueError, KeyError):
+        return "stopped"
+    import psutil  # late, for of most studies there is no driver
+
+    try:
         # a process that began after the name was written has only the number of the driver's
-        begun = psutil.Process(named["pid"]).create_time()
+        begun = psutil.Process(pid).create_time()
         return "at work" if begun < written + _CLOCKS_DIFFER else "dead"
     except psutil.NoSuchProcess:
         return "dead"
     except psutil.Error:
         return "at work"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return "stopped"
 
 
