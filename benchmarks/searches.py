@@ -53,6 +53,7 @@ CASES = {
     "four_experts": (),
     "misleading": (),
     "aside": (),
+    "agreeing": (),
 }
 """Case → what is changed of its campaign."""
 NO_DESCENT, NO_RUNGS, NO_SCREEN = "initial=[]", "fitness.rungs=[all]", "optimizer.screen=1"

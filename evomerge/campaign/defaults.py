@@ -1,4 +1,5 @@
-"""Defaults of a search: the gradient start, rungs and screening that a plain campaign file means.
+"""Defaults of a search that a plain campaign file means: a gradient start and short descents from
+the best so far, or, where there is no gradient, rungs; and screening.
 
 What the campaign file says of them is never changed, `optimizer.plain: true` leaves them off, and a
 study keeps those that it was begun with. What they save is measured in docs/benchmarks.md.
@@ -25,19 +26,24 @@ from evomerge.config import (
 )
 from evomerge.fitness.tasks.corpus_metrics import OWN
 from evomerge.judging.rung_items import check_rungs
+from evomerge.search.descent import batch_for
 from evomerge.study.run_folder import open_study_of
 from evomerge.study.study import BY_DEFAULT
 
 LOSS, RUNGS, SCREEN = "fitness.surrogate_loss", "fitness.rungs", "optimizer.screen"
-DESCENT = DescentConfig.model_validate(
-    {"steps": 15, "batch": 24, "rate": 0.05, "held_back": 0, "check": 0, "from": "best_known"}
-)
-"""The gradient start: so few documents held back would choose its end by luck; the search does."""
+DESCENTS, NEAR = "optimizer.descents", "optimizer.near"
+STEPS, RATE = 30, 0.05
+"""Of the gradient start."""
 POWER = 0.7
 """Bounds the loss of the gradient start: at 0 its end lost accuracy where an expert is surely wrong
 (docs/benchmarks.md)."""
 SHARE = 0.15
-"""Most of the budget's items that gradient descents may cost."""
+"""Most of the budget's items that the gradient start may cost."""
+OFTEN = 12
+"""Most short descents of `cma` from the best so far, after a gradient start; trials for each."""
+STEP = 0.05
+"""Step of `cma` around a descent's end: one of .1 left it in most proposals (docs/benchmarks.md).
+"""
 OPTIMIZER = "cma"
 """The optimizer with which rungs and screening were measured."""
 FEWEST_ITEMS = 200
@@ -66,7 +72,8 @@ class Choice:
 def with_defaults(setup: Setup, folder: Path) -> Setup:
     """Return the set-up with what its campaign file leaves open: `folder` is the run's."""
     config = setup.config
-    left = [key for key in (INITIAL, RUNGS, SCREEN) if not _is_given(config, key)]
+    keys = (INITIAL, DESCENTS, NEAR, RUNGS, SCREEN)
+    left = [key for key in keys if not _is_given(config, key)]
     if INITIAL in left and not _is_given(config, LOSS):
         left.append(LOSS)
     if config.optimizer.plain or not left:
@@ -85,7 +92,7 @@ def with_defaults(setup: Setup, folder: Path) -> Setup:
     return replace(setup.with_search(_with(config, chosen)), by_default=shown, said=said)
 
 
-_OFF = {INITIAL: "[]", RUNGS: "[all]", SCREEN: "1"}
+_OFF = {INITIAL: "[]", DESCENTS: "0", RUNGS: "[all]", SCREEN: "1"}
 
 
 def _is_given(config: CampaignConfig, key: str) -> bool:
@@ -94,7 +101,7 @@ def _is_given(config: CampaignConfig, key: str) -> bool:
     section: Any = config
     for name in sections:
         section = getattr(section, name)
-    return last in section.model_fields_set
+    return last in section.model_fields_set or last in (section.model_extra or {})
 
 
 def _with(config: CampaignConfig, chosen: Mapping[str, Any]) -> CampaignConfig:
@@ -127,16 +134,41 @@ def _begun_with(config: CampaignConfig, folder: Path) -> list[Choice] | None:
 def _choices(setup: Setup) -> Iterator[Choice]:
     start = _gradient_start(setup)
     yield start
-    if start.value is not None:
+    begins = start.value is not None and not _is_given(setup.config, INITIAL)
+    if begins:
         yield Choice(LOSS, SurrogateLossConfig(power=POWER), "")
-    yield _rungs(setup)
+    if begins and setup.config.optimizer.kind == OPTIMIZER:
+        yield Choice(NEAR, STEP, "")
+        often = min(OFTEN, setup.most_trials // OFTEN)
+        yield Choice(DESCENTS, often, f"{often} short descents from the best so far")
+    else:
+        yield _rungs(setup)
     yield _screening(setup)
 
 
+def descent_for(items: int) -> DescentConfig:
+    """Return the gradient start where so many items are searched on.
+
+    Nothing is held back: so few documents would choose its end by luck; the search does that.
+    """
+    return DescentConfig.model_validate(
+        {
+            "steps": STEPS,
+            "batch": batch_for(items),
+            "rate": RATE,
+            "held_back": 0,
+            "check": 0,
+            "from": "best_known",
+        }
+    )
+
+
 def _gradient_start(setup: Setup) -> Choice:
-    starts = [GradientStart(gradient=DESCENT)]
+    sizes = setup.sizes("search")
+    descent = descent_for(sum(sizes.values()))
+    starts = [GradientStart(gradient=descent)]
     config = setup.config.model_copy(update={"initial": starts})
-    if setup.optimizer.descends() is not None:
+    if config.optimizer.kind != OPTIMIZER and setup.optimizer.descends(1) is not None:
         return Choice(INITIAL, None, f"no gradient start: {config.optimizer.kind} descends itself")
     # 1. is there a gradient?
     try:
@@ -145,7 +177,7 @@ def _gradient_start(setup: Setup) -> Choice:
         reason = str(error).partition(": ")[2]
         return Choice(INITIAL, None, f"no gradient start: {reason}")
     # 2. does it fit into the budget?
-    items, whole = cost_of(DESCENT, setup.sizes("search")), _budget(setup)
+    items, whole = cost_of(descent, sizes), _budget(setup)
     if items > SHARE * whole:
         return Choice(
             INITIAL,
@@ -155,7 +187,7 @@ def _gradient_start(setup: Setup) -> Choice:
     return Choice(
         INITIAL,
         starts,
-        f"gradient start from the best that is known: {DESCENT.steps} steps of a bounded loss, "
+        f"gradient start from the best that is known: {STEPS} steps of a bounded loss, "
         f"{items:,} items ({items / whole:.1%} of the budget's)",
     )
 

@@ -228,7 +228,7 @@ class Setup:
             ),
             **(
                 {"surrogate_loss": fitness.surrogate_loss.model_dump(mode="json")}
-                if descents or self.optimizer.descends()
+                if descents or self.optimizer.descends(1)
                 else {}
             ),
             "fitness": {
@@ -385,7 +385,7 @@ def _check_search(setup: Setup) -> None:
         )
     learned = (setup.config, setup.space, setup.kinds, setup.unanswered)
     check_polish(*learned, setup.judge.goals)
-    proposed = setup.optimizer.descends()
+    proposed = setup.optimizer.descends(setup.most_trials)
     check_descents(*learned, proposed and proposed[0])
     setup.optimizer.check_goals(setup.judge.goals)
     setup.optimizer.check_budget(setup.most_trials)

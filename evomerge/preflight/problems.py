@@ -102,8 +102,12 @@ def _few_trials(key: str, setup: Setup) -> Iterator[str]:
     """Yield the rule of the how-to page "How many trials" if a search's budget is below it."""
     trials, genes = setup.most_trials, setup.space.dimension
     wanted = TRIALS_A_GENE * genes
-    descends = setup.optimizer.descends()
-    if trials >= wanted or descents_of(setup.config.initial) or (descends and descends[1] == 1):
+    descends = setup.optimizer.descends(trials)
+    if (
+        trials >= wanted
+        or descents_of(setup.config.initial)
+        or (descends and descends[1] == trials)
+    ):
         return
     fewer = (
         "search fewer genes (space.weights.granularity: model or block)"

@@ -65,8 +65,8 @@ def work_of(setup: Setup, trials: int) -> Work:
     descents = [_descent(one) for one in descents_of(setup.config.initial).values()]
     if budget.items is not None:
         trials = min(trials, math.ceil(budget.items / setup.first_rung))
-    if (found := setup.optimizer.descends()) is not None:
-        descents.append(_proposed(*found, trials, budget.items))
+    if (found := setup.optimizer.descends(trials)) is not None:
+        descents.append(_proposed(*found, budget.items))
     searched = trials * sizes["search"] + sum(part.items for part in descents)
     if budget.items is not None:
         searched = min(searched, budget.items)
@@ -103,10 +103,9 @@ def _descent(config: DescentOptions | Descend) -> Part:
     return Part(config.steps + 1, BACKWARD * config.batch * config.steps + looks * held)
 
 
-def _proposed(longest: Descend, share: float, trials: int, budget: int | None) -> Part:
-    """Count the descents of a share of the trials, as far as the budget of items is enough."""
+def _proposed(longest: Descend, times: float, budget: int | None) -> Part:
+    """Count so many descents of trials, as far as the budget of items is enough."""
     each = _descent(longest)
-    times = share * trials
     if budget is not None:
         times = min(times, budget / each.items)
     return Part(round(times * each.merges), round(times * each.items))

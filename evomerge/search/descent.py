@@ -24,6 +24,13 @@ _DESCENT = 0xDE5CE27
 """Keys the randomness of descents, apart from the optimizer's."""
 
 
+def batch_for(items: int) -> int:
+    """Return how many documents a step takes where so many items are searched on, 4 to 12: a
+    twentieth of them. Small fresh batches lead farther for the same items (docs/benchmarks.md).
+    """
+    return min(12, max(4, items // 20))
+
+
 def begin(origin: str, genome: NDArray[np.float64], asked: Descend | None = None) -> DescentRecord:
     """Return a descent before its first step; `asked`: by a proposal."""
     zeros, start = [0.0] * len(genome), genome.tolist()

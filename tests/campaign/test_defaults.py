@@ -9,7 +9,15 @@ import tiny
 from command_line import evomerge
 from silent import Silent
 
-from evomerge.campaign.defaults import DESCENT, LOSS, RUNGS, SCREEN, with_defaults
+from evomerge.campaign.defaults import (
+    DESCENTS,
+    LOSS,
+    NEAR,
+    RUNGS,
+    SCREEN,
+    descent_for,
+    with_defaults,
+)
 from evomerge.campaign.descents import INITIAL, Descents, cost_of
 from evomerge.campaign.open import open_campaign
 from evomerge.campaign.setup import prepare
@@ -19,7 +27,7 @@ from evomerge.study.run_folder import open_run
 from evomerge.workers.worker import Worker
 
 LARGE = {"trials": 2000}
-BY_HAND = ["initial=[]", "fitness.rungs=[all]", "optimizer.screen=1"]
+BY_HAND = ["initial=[]", "fitness.rungs=[all]", "optimizer.screen=1", "optimizer.descents=0"]
 
 
 def setup_of(folder, *overrides, out=None, **sections):
@@ -32,21 +40,27 @@ def test_a_plain_file_begins_with_a_gradient_and_says_what_it_costs_and_how_to_t
     tiny_folder,
 ):
     setup = setup_of(tiny_folder)
-    assert setup.by_default.keys() == {INITIAL, LOSS, SCREEN}
-    assert setup.config.initial[0].gradient == DESCENT
-    cost = cost_of(DESCENT, setup.sizes("search"))
+    assert setup.by_default.keys() == {INITIAL, LOSS, NEAR, DESCENTS, SCREEN}
+    descent = descent_for(sum(setup.sizes("search").values()))
+    assert setup.config.initial[0].gradient == descent
+    assert setup.config.optimizer.options["descents"] == setup.by_default[DESCENTS]
+    cost = cost_of(descent, setup.sizes("search"))
     assert f"{cost:,} items" in setup.said
-    assert "no rungs" in setup.said
+    assert f"{setup.by_default[DESCENTS]} short descents" in setup.said
     assert "optimizer.plain: true" in setup.said
 
 
-def test_there_are_rungs_where_there_are_items_enough(tiny_folder):
+def test_without_a_gradient_there_are_rungs_where_there_are_items_enough(tiny_folder):
     tiny.save_task(tiny_folder / "tasks", items=500)
-    setup = setup_of(tiny_folder)
+    begun = setup_of(tiny_folder)
+    assert RUNGS not in begun.by_default
+    assert begun.config.fitness.surrogate_loss.power == begun.by_default[LOSS]["power"]
+    setup = setup_of(tiny_folder, "initial=[]")
+    assert "no gradient" not in setup.said
+    assert DESCENTS not in setup.by_default
     first, *_, last = setup.config.fitness.rungs
     assert (first, last) == (setup.first_rung, "all")
     assert setup.by_default[RUNGS] == setup.config.fitness.rungs
-    assert setup.config.fitness.surrogate_loss.power == setup.by_default[LOSS]["power"]
 
 
 @pytest.mark.parametrize("by_hand", BY_HAND)
@@ -126,7 +140,7 @@ def test_check_says_what_is_on_by_default(tiny_folder):
     assert "by default" in told
     told = " ".join(told.replace("│", "").split())
     assert "gradient start from the best that is known" in told
-    assert "fitness.rungs: [all]" in told
+    assert "optimizer.descents: 0" in told
 
 
 def test_a_default_descent_that_fails_does_not_end_the_campaign(tiny_folder, monkeypatch):

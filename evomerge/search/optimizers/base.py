@@ -117,8 +117,9 @@ class Optimizer(ABC):
         """
         return None
 
-    def descends(self) -> tuple[Descend, float] | None:
-        """Return the longest descent that it asks for, and the share of asks with one; None: never.
+    def descends(self, trials: int) -> tuple[Descend, float] | None:
+        """Return the longest descent that it asks for, and how many of so many trials begin with
+        one; None: never.
 
         Campaigns whose merges or tasks have no gradient are refused where it does.
         """

@@ -12,9 +12,11 @@ from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
-from evomerge.search.optimizers.base import Known, Optimizer, Proposal, optimizer
+from evomerge.search.descent import batch_for
+from evomerge.search.optimizers.base import Known, Optimizer, Proposal, ask_index, optimizer
 from evomerge.search.optimizers.parts.mixed_cma import MixedCMA, gaussian_genes
 from evomerge.search.spaces.genes import Domain, Genome
+from evomerge.study.record import Descend
 
 if TYPE_CHECKING:
     from cmaes import CMA, SepCMA
@@ -27,6 +29,12 @@ of O(n³), .1 ms of 1,000 genes instead of 480 (of 200, 6).
 """
 COVARIANCE, DIAGONAL = "covariance", "diagonal"
 """What a study keeps of how it began; without it genes with levels keep the full covariance."""
+EVERY = 4
+"""Of so many asks one is a descent, until there were enough."""
+STEPS = 12
+"""Steps of a descent from the best so far."""
+RATES = (0.05, 0.025, 0.0125)
+"""Of its steps: of the first such descent, of the second, and of all later ones."""
 
 
 @optimizer("cma")
@@ -41,6 +49,11 @@ class CmaEs(Optimizer):
     it, with step `near`: openings choose the beginning, and are no samples of it. Where that is the
     end of a gradient descent, and no gene has levels, genes along which gradients were large vary
     less at first than the others: the covariance begins diagonal, at `search.descent.scales`.
+
+    With `descents` some asks are short gradient descents from the best so far, at falling rates;
+    the distribution begins again at an end that is the best. Where the descents before the search
+    ended clearly below what was known, gradients mislead: there are none then, and the distribution
+    begins as where nothing is known.
 
     Of more than 200 genes that are numbers the covariance is diagonal (SepCMA, Ros & Hansen 2008).
 
@@ -59,6 +72,7 @@ class CmaEs(Optimizer):
         sigma: Annotated[float, Field(gt=0, le=1)] = 0.2,
         near: Annotated[float, Field(gt=0, le=1)] = 0.1,
         population: Annotated[int, Field(ge=3)] | None = None,
+        descents: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
         """Begin at the domain's start.
 
@@ -70,12 +84,17 @@ class CmaEs(Optimizer):
             near: the step size around the best that is known. Raise it where parents are far from
                 good merges.
             population: λ, by default 4 + ⌊3 ln n⌋. Raise it where scores are noisy.
+            descents: so many asks, every fourth until then, are short gradient descents from the
+                best so far. Raise it where the search is long and gradients lead far.
         """
         if sum(gene.levels != 1 for gene in domain.genes) < 2:
             raise InputError("optimizer.kind: cma needs at least two genes; use 'random'")
         super().__init__(domain, seed)
         self._sigma, self._near = sigma, near
         self._best: tuple[tuple[bool, float], Genome] | None = None
+        self._descents, self._misled, self._items = descents, False, 0
+        self._waiting: set[int] = set()  # openings of which nothing was heard yet
+        self._led: Scores | None = None  # the best end of the descents before the search
         self._begun = False
         self._population = population or 4 + math.floor(3 * math.log(domain.dimension))
         self._restarts = 0
@@ -112,33 +131,69 @@ class CmaEs(Optimizer):
     @override
     def _begin(self, known: Sequence[Known]) -> None:
         self._begun = True
+        self._waiting = set(range(len(self._openings)))
         for one in known:
             self._begin_at(one.genome, one.scores)
 
-    def _begin_at(self, genome: Genome, scores: Scores) -> bool:
-        """Move the beginning to a genome if it is better than all before it; return whether."""
+    @override
+    def descends(self, trials: int) -> tuple[Descend, int] | None:
+        most = min(self._descents, math.ceil(trials / EVERY))
+        return (self._descent(0), most) if self._descents else None
+
+    @override
+    def descent_from(self, index: int, genome: Genome, parents: Sequence[int]) -> Descend | None:
+        turn = self._turn(index)
+        return None if turn is None else self._descent(turn)
+
+    def _turn(self, index: int) -> int | None:
+        """Return which descent ask `index` is, from 0; None where it is none."""
+        place = index - len(self._openings)
+        if self._misled or self._best is None or place < 0:
+            return None
+        turn, rest = divmod(place, EVERY)
+        return turn if not rest and turn < self._descents else None
+
+    def _descent(self, turn: int) -> Descend:
+        rate, batch = RATES[min(turn, len(RATES) - 1)], batch_for(self._items)
+        return Descend("the best so far", STEPS, rate, batch, held_back=0.0, check=0)
+
+    def _begin_at(self, genome: Genome, scores: Scores, scale: Genome | None = None) -> bool:
+        """Move the beginning to a genome if it is better than all before it; return whether.
+
+        `scale`: of its genes, where none is known of it.
+        """
         if self._best and self._best[0] >= scores.best_key:
             return False
         self._best = scores.best_key, genome
         self._arrived = []
         mixed = self.domain.discrete.any()
-        self._scale = None if mixed else self.domain.scales.get(genome.tobytes())
+        self._scale = None if mixed else self.domain.scales.get(genome.tobytes(), scale)
         self._strategy = self._start(np.clip(genome, EDGE, 1 - EDGE), self._near)
         return True
 
     @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
+        if self._turn(ask_index(rng)) is not None:
+            assert self._best is not None
+            return self._best[1], ()
         self._strategy.reseed_rng(int(rng.generate_state(1)[0]))
         sample = self._strategy.ask()
         return (sample if self._scale is None else np.clip(sample * self._scale, 0, 1)), ()
 
     @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
-        # 0. openings choose where it begins
-        if self._begun and proposal.ask < len(self._openings):
-            if scores and self._begin_at(proposal.genome, scores):
+        # 0. openings choose where it begins, and so do descents from the best
+        opening = self._begun and proposal.ask < len(self._openings)
+        if opening or proposal.descent:
+            scale = self._scale if proposal.descent else None
+            begins = scores is not None and self._begin_at(proposal.genome, scores, scale)
+            if self._descents and opening:
+                begins = self._opened(proposal, scores) or begins
+            if begins:
                 self._restarted_at = self.tells + 1  # `tells` does not count this result yet
             return
+        if self._descents and scores and (not self._best or scores.best_key > self._best[0]):
+            self._best = scores.best_key, proposal.genome
         # 1. results of proposals made before a restart do not count
         if proposal.tells < self._restarted_at:
             return
@@ -152,6 +207,26 @@ class CmaEs(Optimizer):
             self._arrived = []
             if self._strategy.should_stop():
                 self._restart()
+
+    def _opened(self, proposal: Proposal, scores: Scores | None) -> bool:
+        """Take in an opening; return whether the last of them shows that gradients mislead.
+
+        They do where the best end of the descents before the search is more than its standard error
+        below the best that is known; then the distribution begins as where nothing is.
+        """
+        self._waiting.discard(proposal.ask)
+        if scores is not None:
+            self._items = max(self._items, scores.n)
+            end = proposal.genome.tobytes() in self.domain.scales
+            if end and (self._led is None or scores.best_key > self._led.best_key):
+                self._led = scores
+        if self._waiting or self._led is None or self._best is None:
+            return False
+        self._misled = self._best[0][1] > self._led.best_key[1] + self._led.se
+        if self._misled:
+            self._scale, self._arrived = None, []
+            self._strategy = self._start(np.clip(self.domain.initial, EDGE, 1 - EDGE), self._sigma)
+        return self._misled
 
     def _restart(self) -> None:
         """Restart with a doubled population from a random mean (IPOP)."""

@@ -85,8 +85,8 @@ class Gradient(Optimizer):
         )
 
     @override
-    def descends(self) -> tuple[Descend, float]:
-        return self._asked, 1.0
+    def descends(self, trials: int) -> tuple[Descend, float]:
+        return self._asked, trials
 
     @override
     def descent_from(self, index: int, genome: Genome, parents: Sequence[int]) -> Descend | None:

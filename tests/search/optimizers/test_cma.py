@@ -13,7 +13,8 @@ from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
 from evomerge.preflight.show import _searched
 from evomerge.search.descent import scales
-from evomerge.search.optimizers.cma import SEPARABLE_ABOVE, CmaEs
+from evomerge.search.optimizers import Known, Proposal
+from evomerge.search.optimizers.cma import RATES, SEPARABLE_ABOVE, CmaEs
 from evomerge.search.optimizers.parts.diagonal_cma import DiagonalCatCMAwM
 from evomerge.search.optimizers.parts.mixed_cma import CMAES, OF_CHOICES, MixedCMA
 from evomerge.search.spaces.genes import Condition, Domain, Gene
@@ -273,3 +274,72 @@ def test_scaled_by_gradients_a_search_finds_more_than_with_equal_steps():
             best.append(max(scores.value for _, scores in found if scores))
         gains.append(best[0] - best[1])
     assert np.mean(gains) > 0.002
+
+
+KNOWN, END = np.full(5, 0.2), np.full(5, 0.6)
+"""What is known before the search, and where a descent from it ended."""
+
+
+def begun_after_a_descent(ended, screen=1):
+    """The search after a descent whose end scores so much, from what scores .5 ± .03."""
+    domain = box(5)
+    domain.starts, domain.scales = (END,), {END.tobytes(): np.ones(5)}
+    optimizer = build("cma", domain, near=0.05, descents=3, screen=screen)
+    optimizer.begin([Known(KNOWN, Scores(0.5, 0.03, 100))])
+    for index, value in enumerate((ended, 0.5)):
+        optimizer.tell(optimizer.ask(index), Scores(value, 0.03, 100))
+    return optimizer
+
+
+@pytest.mark.parametrize("screen", [1, 2])
+def test_every_fourth_ask_descends_from_the_best_so_far_until_there_were_enough(screen):
+    optimizer, best, found = begun_after_a_descent(0.6, screen), END, {}
+    for index in range(2, 12):
+        ask = optimizer.ask(index)
+        if ask.descent is None:
+            lucky = index == 4  # a sample may be the best, too
+            best = ask.genome if lucky else best
+            optimizer.tell(ask, Scores(1.05 if lucky else 0.4, 0.03, 100))
+            continue
+        found[index] = ask.descent
+        np.testing.assert_array_equal(ask.genome, best)
+        best = ask.genome + 0.02
+        value = 1 + index / 100
+        ended = Proposal(ask.ask, ask.tells, best, (), ask.descent)
+        optimizer.tell(ended, Scores(value, 0.03, 100))
+    assert list(found) == [2, 6, 10]
+    assert [one.rate for one in found.values()] == list(RATES)
+    assert {one.batch for one in found.values()} == {5}  # a twentieth of 100 documents
+    later = [optimizer.ask(index) for index in range(12, 212)]
+    assert not any(ask.descent for ask in later)
+    samples = [ask.genome for ask in later]
+    assert np.abs(np.mean(samples, axis=0) - best).max() < 0.02  # where the last of them ended
+
+
+@pytest.mark.parametrize(("ended", "misled"), [(0.45, True), (0.48, False), (0.6, False)])
+def test_where_a_descent_led_clearly_down_the_search_begins_as_if_nothing_were_known(ended, misled):
+    optimizer = begun_after_a_descent(ended)
+    asks = [optimizer.ask(index) for index in range(2, 202)]
+    assert any(ask.descent for ask in asks) != misled
+    mean = np.mean([ask.genome for ask in asks], axis=0)
+    begins = box(5).initial if misled else END if ended > 0.5 else KNOWN
+    assert np.abs(mean - begins).max() < 0.06
+
+
+def test_a_search_with_descents_is_replayed_exactly():
+    optimizer, again = (begun_after_a_descent(0.6) for _ in range(2))
+    record = []
+    for index in range(2, 40):
+        ask = optimizer.ask(index)
+        value = 0.6 + 0.1 * np.sin(37 * index)
+        record.append((ask, Scores(value, 0.03, 100)))
+        optimizer.tell(*record[-1])
+    for ask, scores in record:
+        again.tell(ask, scores)
+    assert again.ask(40).genome.tobytes() == optimizer.ask(40).genome.tobytes()
+
+
+def test_how_many_descents_there_are_is_told_for_the_estimate():
+    assert build("cma", box(5)).descends(400) is None
+    assert build("cma", box(5), descents=12).descends(400)[1] == 12
+    assert build("cma", box(5), descents=12).descends(20)[1] == 5

@@ -109,5 +109,5 @@ def test_a_share_of_children_descends_on_the_task_that_their_parent_is_worst_at(
     assert not all(asked)
     share = np.mean([mutated.ask(index).descent is not None for index in range(20, 220)])
     assert 0.35 < share < 0.65
-    assert plain.descends() is None
-    assert mutated.descends()[1] == 0.5
+    assert plain.descends(100) is None
+    assert mutated.descends(100)[1] == 50

@@ -48,8 +48,8 @@ class GradientMutation(Optimizer):
         return self._descent(self._worst_task(parents)) if chance < self._gradient else None
 
     @override
-    def descends(self) -> tuple[Descend, float] | None:
-        return (self._descent(None), self._gradient) if self._gradient else None
+    def descends(self, trials: int) -> tuple[Descend, float] | None:
+        return (self._descent(None), self._gradient * trials) if self._gradient else None
 
     def _descent(self, task: str | None) -> Descend:
         return Descend("a child", STEPS, check=0, task=task, share=1.0)

@@ -73,8 +73,8 @@ class Screened(Optimizer):
         return self._screened.descent_from(index, genome, parents)
 
     @override
-    def descends(self) -> tuple[Descend, float] | None:
-        return self._screened.descends()
+    def descends(self, trials: int) -> tuple[Descend, float] | None:
+        return self._screened.descends(trials)
 
     @override
     def remark(self) -> str | None:
