@@ -23,8 +23,8 @@ class OptimizerConfig(PlugConfig):
     """
     plain: bool = Field(default=False, exclude_if=lambda plain: not plain)
     """Run the bare algorithm: it is not told how parents and baselines did, and nothing is on by
-    default that saves items: no gradient start, no rungs, no screening. Turn it on to compare
-    algorithms.
+    default that saves items: no gradient start, no descents, no rungs, no screening. Turn it on to
+    compare algorithms.
 
     Example: `plain: true`
     """
