@@ -1,5 +1,7 @@
-"""Defaults of a search that a plain campaign file means: a gradient start and short descents from
-the best so far, or, where there is no gradient, rungs; and screening.
+"""Defaults of a search that a plain campaign file means, where each pays.
+
+A gradient start and, with `cma`, short descents from the best so far; rungs where there is no such
+start; screening.
 
 What the campaign file says of them is never changed, `optimizer.plain: true` leaves them off, and a
 study keeps those that it was begun with. What they save is measured in docs/benchmarks.md.
