@@ -10,6 +10,9 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(__version__)
         return
+    from evomerge.common.one_thread import let_waiting_threads_sleep
+
+    let_waiting_threads_sleep()
     from evomerge.cli import main as commands
 
     commands()

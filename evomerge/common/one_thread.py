@@ -8,12 +8,27 @@ none of this.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LOCK = threading.RLock()
 """One Python thread at a time: with older builds of torch MKL's setting is the process's."""
+
+_SPINS = "3000"
+"""How often a waiting thread looks before it sleeps. With the library's own 300,000 it keeps a core
+for long that the very thread it waits for may need, where others use the machine."""
+
+
+def let_waiting_threads_sleep() -> None:
+    """Let threads of GNU's OpenMP, which torch uses on Linux, soon sleep when they wait for others.
+
+    For this process and those that it starts, if torch is not imported yet, and the user's
+    environment says nothing of it. No result depends on it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 @contextmanager
