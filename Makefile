@@ -58,6 +58,7 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/gradient_uses.py
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/repeated_groups.py
+	$(BIN)/python benchmarks/big_shapes.py
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@echo "Installing evomerge into $(VENV): 1 to 5 minutes, torch is the largest part."

@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command `evomerge` sets it; for both sides
 
 import torch
 from mergekit.merge_methods import merge_tensors
