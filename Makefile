@@ -47,6 +47,7 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/memory_gpu.py
 	$(BIN)/python benchmarks/scoring_gpu.py
 	$(BIN)/python benchmarks/calibrate.py
+	$(BIN)/python benchmarks/regmean.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/utilisation.py
 	$(BIN)/python benchmarks/growth.py --json runs/growth.json
