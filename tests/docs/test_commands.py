@@ -38,6 +38,8 @@ ONLY_READ = {
     r"evomerge report runs/(niches|front|layer-swap|lora|own-metric|gradient)": "it draws their "
     "figures, too",
     r"evomerge calibrate .*": "needs texts; tests/cli/test_calibrate.py gives it some",
+    r"evomerge merge recipe\.json --base models/mixture .*": "its model is anybody's mixture; "
+    "tests/materialize/test_expert_groups.py merges some",
     r"evomerge dashboard .*": "serves until Ctrl-C; tests/report/pages/test_dashboard.py asks it",
     r"(\.venv/bin/)?python3? -m (pytest|venv) .*": "the whole suite, or an environment of its own",
     r"python benchmarks/coverage\.py": "takes minutes; tests/benchmarks/test_coverage.py runs it",
