@@ -57,6 +57,7 @@ CASES = {
 }
 """Case → what is changed of its campaign."""
 NO_DESCENT, NO_RUNGS, NO_SCREEN = "initial=[]", "fitness.rungs=[all]", "optimizer.screen=1"
+BOUNDED = "fitness.surrogate_loss.power=0.7"
 ARMS = {
     "plain": ("optimizer.plain=true",),
     "defaults": (),
@@ -67,6 +68,14 @@ ARMS = {
     "m2n2_known": ("optimizer={kind: m2n2}", NO_DESCENT),
     "tpe": ("optimizer={kind: 'optuna:TPESampler'}",),
     "gradient": ("optimizer={kind: gradient}",),
+    "gradient_bounded": ("optimizer={kind: gradient}", BOUNDED),
+    "method_path": (
+        "space.weights.method=[task_arithmetic, ties]",
+        "space.path={kind: indicator, repeats: 2}",
+        "initial=[{gradient: {steps: 15, batch: 24, held_back: 0, check: 0, from: best_known}}]",
+        "optimizer={kind: m2n2, gradient: 0.2}",
+        BOUNDED,
+    ),
 }
 """Arm → what it changes; all but `plain` begin at the best that is known."""
 

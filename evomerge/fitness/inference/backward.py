@@ -28,6 +28,9 @@ FIRST = 256
 """Tokens of the micro-batch that is measured."""
 LEAST = 256 << 20
 """Bytes that a graph may keep on CPU, however small the model."""
+PART = 0.65
+"""Bytes that a graph may keep on CPU, as a part of a larger model's: fewer take less memory and
+more readings of the experts' weights, one a micro-batch (benchmarks/gradient_step.py)."""
 
 Weighted = tuple[DocumentLoss, float]
 """A document's loss, and its factor in the sum that is differentiated."""
@@ -185,12 +188,12 @@ class Backward:
         self._measured = True
 
     def _room(self) -> int:
-        """Bytes that a graph may keep: on CPU as many as the model, on GPUs a share of the free."""
+        """Bytes that a graph may keep: on CPU by the model's size, on GPUs a share of the free."""
         parameters = list(self._model.parameters())
         gpus = {p.device for p in parameters if p.device.type != CPU}
         if gpus:
             return int(SHARE * min(Accelerator(gpu).memory()[0] for gpu in gpus))
-        return max(LEAST, sum(p.nbytes for p in parameters))
+        return max(LEAST, int(PART * sum(p.nbytes for p in parameters)))
 
     @contextmanager
     def _checkpointed(self) -> Iterator[None]:
