@@ -57,6 +57,8 @@ bench-more: $(VENV)/.dev
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/surrogates.py
 	$(BIN)/python benchmarks/gradient_uses.py
+	$(BIN)/python benchmarks/gradient_step.py
+	$(BIN)/python benchmarks/many_genes.py
 	$(BIN)/python benchmarks/coverage.py
 	$(BIN)/python benchmarks/repeated_groups.py
 	$(BIN)/python benchmarks/big_shapes.py

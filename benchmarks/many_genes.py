@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from searches import ROUNDING, campaign_of, run
+from searches import Found, campaign_of, run
 
 from evomerge.campaign.defaults import DESCENT, POWER
 from evomerge.campaign.descents import Chain
@@ -65,12 +65,6 @@ def descend(campaign: Path, changes: tuple[str, ...], seed: int, steps: int) -> 
         record = chain.after(record, job, gradient)
 
 
-def reached(items: list[int], scores: list[float], target: float) -> float:
-    """Items until a score; infinite if never."""
-    pairs = zip(items, scores, strict=True)
-    return next((spent for spent, score in pairs if score >= target - ROUNDING), math.inf)
-
-
 def main() -> None:
     """Run what is not on record yet, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -92,9 +86,10 @@ def main() -> None:
             items, scores, start = found["items"], found["scores"], found["scores"][0]
             if name == "block":
                 target = start + given.share * (max(scores) - start)
+            own = Found(items, scores, start, items[-1], math.nan, math.nan)  # no test split
             print(
                 f"seed {seed}, {found['genes']} genes: from {start:.3f} to {max(scores):.3f} in "
-                f"{items[-1]:,} items; {target:.3f} after {reached(items, scores, target):,}",
+                f"{items[-1]:,} items; {target:.3f} after {own.reached(target):,}",
                 flush=True,
             )
             if not given.trials:
@@ -105,7 +100,7 @@ def main() -> None:
             cma = run(campaign, folder, [*changes, *plain], given.trials, None)
             print(
                 f"  plain cma: {cma.best[-1]:.3f} in {cma.asked:,} items; {target:.3f} after "
-                f"{reached(cma.spent, cma.best, target):,}",
+                f"{cma.reached(target):,}",
                 flush=True,
             )
 
