@@ -3,11 +3,11 @@
     python benchmarks/many_genes.py
 
 On `benchmarks/zoos/deep.py`, which is made if it is not there, task vectors are searched by blocks
-of six layers, by module and by tensor. A descent from the uniform merge follows the bounded loss
-of the default gradient start at its rate and batch; after every third step it is scored on the
-search split, which is not counted. Plain `cma` begins at the same merge. Printed are the items
-until a score `--share` (.9) of the way from the start to the best of the descent with 28 genes, by
-the same seed; a document of a step counts as three.
+of six layers, by module and by tensor. A descent from the uniform merge follows a bounded loss, 24
+documents a step; after every third step it is scored on the search split, which is not counted.
+Plain `cma` begins at the same merge. Printed are the items until a score `--share` (.9) of the way
+from the start to the best of the descent with 28 genes, by the same seed; a document of a step
+counts as three.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from searches import Found, campaign_of, run
 
-from evomerge.campaign.defaults import DESCENT, POWER
 from evomerge.campaign.descents import Chain
 from evomerge.campaign.setup import prepare
 from evomerge.config import load_campaign
@@ -35,6 +34,8 @@ GRANULARITIES = {
     "module": (),
     "tensor": ("space.weights.granularity=tensor",),
 }
+BATCH, RATE, POWER = 24, 0.05, 0.7
+"""Documents of a step, its length as a share of a gene's range, and what bounds the loss."""
 EVERY = 3
 """Steps between two scores of a descent."""
 
@@ -48,7 +49,7 @@ def descend(campaign: Path, changes: tuple[str, ...], seed: int, steps: int) -> 
     own = [*changes, "initial=[]", f"fitness.surrogate_loss.power={POWER}"]
     setup = prepare(load_campaign(campaign, own))
     worker = Worker(WorkerSpec(setup.config, setup.items, threads=1))
-    asked = Descend("uniform", steps, DESCENT.rate, DESCENT.batch, 0.0, 0, 0)
+    asked = Descend("uniform", steps, RATE, BATCH, 0.0, 0, 0)
     chain, record = Chain(setup, asked, [seed]), begin("uniform", setup.space.initial, asked)
     items, scores = [], []
     while True:
