@@ -39,7 +39,7 @@ METHODS = {
     "ties": {"weight": (0.6, 0.3, 0.1), "density": (0.02, 0.03, 0.04)},
     "dare_ties": {"weight": (0.6, 0.3, 0.1), "density": (0.02, 0.03, 0.04)},
 }
-STATISTICS = ("linear", "ties", "sce", "della", "tsvm")
+STATISTICS = ("linear", "ties", "tsvm")
 """Methods whose statistics of 70 B sources are told."""
 EVERY, BLOCK = 16 << 20, 1 << 20
 """Bytes of a tensor, and how many of them are random numbers."""
