@@ -143,11 +143,13 @@ class _Bench:
         more = whole / size
         again = more ** _power(cheaper.seconds, found.seconds, size / before)
         once = more ** _power(cheaper.once, found.once, size / before)
+        # histograms do not grow, merged task vectors do
+        held = more ** _power(cheaper.statistics, found.statistics, size / before, least=0.0)
         return MergeCost(
             seconds=matrices * found.seconds * again,
             once=matrices * found.once * once,
             bytes=found.bytes * more,
-            statistics=matrices * found.statistics * more,
+            statistics=matrices * found.statistics * held,
         )
 
     def _measured(self, step: TensorStep, shape: tuple[int, ...], copies: int = 1) -> MergeCost:
@@ -240,8 +242,8 @@ def _smaller(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
             yield tuple(max(1, round(side * scale)) for side in shape)
 
 
-def _power(before: float, after: float, more: float) -> float:
+def _power(before: float, after: float, more: float, least: float = 1.0) -> float:
     """The power of its entries with which a cost grew when there were `more` times as many."""
     if before <= 0 or after <= 0 or more <= 1:
         return 1.0
-    return min(max(1.0, math.log(after / before) / math.log(more)), _STEEPEST)
+    return min(max(least, math.log(after / before) / math.log(more)), _STEEPEST)

@@ -57,6 +57,17 @@ def test_statistics_are_as_large_as_they_will_be(layout):
     assert estimated(layout, "linear").statistics == 0
 
 
+def test_statistics_that_do_not_grow_with_a_matrix_are_not_scaled_by_its_entries(
+    layout, monkeypatch
+):
+    def measured(self, step, shape, copies=1):
+        return MergeCost(1e-12 * math.prod(shape), 0.0, 0, 100)
+
+    monkeypatch.setattr(merging._Bench, "_measured", measured)
+    monkeypatch.setattr(merging, "_SIZES", (64, 256))
+    assert estimated(layout, "tsvm").statistics == pytest.approx(100 * len(layout.tensors))
+
+
 def costs_by_entries(monkeypatch, power):
     """Let every step cost its entries to a power."""
 
