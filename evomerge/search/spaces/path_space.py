@@ -149,6 +149,17 @@ class PathSpace(Space):
         return Vertices(points, inner.blocks)
 
     @override
+    def point_of(self, recipe: Recipe) -> Genome | None:
+        """As elsewhere; over a searched merge also where the merge is the recipe, along the models'
+        own path.
+        """
+        found, own_path = super().point_of(recipe), self._paths.seeds.get(MERGED)
+        if found is not None or self._weights is None or own_path is None:
+            return found
+        inner = self._weights.point_of(recipe) if self._paths.outside == MERGED else None
+        return None if inner is None else self._joined(inner, own_path)
+
+    @override
     def parents(self) -> dict[str, Recipe]:
         return self._references.parents()
 

@@ -250,6 +250,20 @@ def test_over_weights_the_search_begins_where_the_weights_alone_would():
         assert s.decode(s.initial).digest == plain.decode(plain.initial).digest
 
 
+def test_over_weights_a_parent_is_where_the_weights_have_it():
+    several = {**WEIGHTS, "method": ["task_arithmetic", "ties"]}
+    for path in OVER_WEIGHTS[1:-1]:
+        s, plain = space(path, several), space("none", several)
+        for recipe in [*plain.parents().values(), *plain.baselines().values()]:
+            point, alone = s.point_of(recipe), plain.point_of(recipe)
+            assert (point is None) == (alone is None)
+            if point is not None:
+                assert s.decode(point).digest == plain.decode(alone).digest
+        assert s.point_of(s.parents()["math"]) is not None
+    given = space(OVER_WEIGHTS[-1], several)  # its path is none of the models'
+    assert given.point_of(given.parents()["math"]) is None
+
+
 def test_path_none_is_the_space_of_weights():
     assert not isinstance(space("none", WEIGHTS), PathSpace)
 
