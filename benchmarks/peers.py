@@ -9,8 +9,8 @@ half of their ratio without it, of scoring the same as without. Exits with 1 whe
 
 `--small` (`make bench-small`) runs small forms on one thread and counts processor time, which other
 work on the machine hardly moves. It exits with 1 when a ratio is less than two thirds of the one in
-`benchmarks/peers.json`, which `--small --record` writes; those of which that file says nothing are
-printed alone.
+`benchmarks/peers.json`, which `--small --record` writes; those of which that file says nothing, and
+all on another processor than its own, are printed alone.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def main() -> int:
         rows.append(one)
     data = {"machine": on, "seconds": round(time.monotonic() - began), "rows": rows}
     if arguments.small:
-        return judge(rows, arguments.record)
+        return judge(rows, on["processor"], arguments.record)
     arguments.to.mkdir(parents=True, exist_ok=True)
     (arguments.to / "bench.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     draw(data, arguments.to / "bench.html")
@@ -246,13 +246,21 @@ def main() -> int:
     return int(any(one["wanted"] and one["ratio"] < one["wanted"] for one in rows))
 
 
-def judge(rows: list[Row], record: bool) -> int:
-    """Compare ratios with those on record; return 1 where one has fallen by a third."""
+def judge(rows: list[Row], processor: str, record: bool) -> int:
+    """Compare ratios with those on record; return 1 where one has fallen by a third.
+
+    Processors differ by more than that, so those of another one are not compared.
+    """
     if record:
         ratios = {one["what"]: round(one["ratio"], 2) for one in rows}
-        RECORD.write_text(json.dumps(ratios, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({"processor": processor, "ratios": ratios}, indent=2)
+        RECORD.write_text(text + "\n", encoding="utf-8")
         return 0
-    known = json.loads(RECORD.read_text(encoding="utf-8"))
+    kept = json.loads(RECORD.read_text(encoding="utf-8"))
+    if kept["processor"] != processor:
+        print(f"not compared: on record are ratios on {kept['processor']}, this is {processor}")
+        return 0
+    known = kept["ratios"]
     fallen = [one for one in rows if one["ratio"] < FALLEN * known.get(one["what"], 0)]
     for one in fallen:
         print(f"{one['what']}: {one['ratio']:.2f}x, and {known[one['what']]:.2f}x on record")

@@ -21,13 +21,17 @@ def peers(tmp_path, monkeypatch):
 def test_a_ratio_that_falls_by_a_third_fails_and_one_that_falls_less_or_rises_does_not(
     peers, capsys
 ):
-    peers.RECORD.write_text(json.dumps({"a": 3.0, "gone": 9.0}))
+    kept = {"processor": "a CPU", "ratios": {"a": 3.0, "gone": 9.0}}
+    peers.RECORD.write_text(json.dumps(kept))
     rows = [peers.row("a", "mergekit", 1.0, 2.1, 4.0), peers.row("new", "lm-eval", 1.0, 0.1, None)]
-    assert peers.judge(rows, record=False) == 0
-    assert peers.judge([peers.row("a", "mergekit", 1.0, 1.9, None)], record=False) == 1
+    assert peers.judge(rows, "a CPU", record=False) == 0
+    slow = [peers.row("a", "mergekit", 1.0, 1.9, None)]
+    assert peers.judge(slow, "a CPU", record=False) == 1
     assert "a: 1.90x, and 3.00x on record" in capsys.readouterr().out
-    assert peers.judge(rows, record=True) == 0
-    assert json.loads(peers.RECORD.read_text()) == {"a": 2.1, "new": 0.1}
+    assert peers.judge(slow, "another", record=False) == 0
+    assert "on record are ratios on a CPU, this is another" in capsys.readouterr().out
+    assert peers.judge(rows, "a CPU", record=True) == 0
+    assert json.loads(peers.RECORD.read_text()) == {**kept, "ratios": {"a": 2.1, "new": 0.1}}
 
 
 def test_the_record_in_the_repository_is_of_the_small_forms_own_lines(peers, monkeypatch):
@@ -41,7 +45,7 @@ def test_the_record_in_the_repository_is_of_the_small_forms_own_lines(peers, mon
         peers, "run", lambda script, *options, **_: asked.append(options) or said[script]
     )
     assert list(peers.small()) == []
-    known = json.loads((SCRIPT.parent / "peers.json").read_text())
+    known = json.loads((SCRIPT.parent / "peers.json").read_text())["ratios"]
     methods = {word for options in asked for word in options}
     for name in known:
         if name.startswith("candidate, "):
