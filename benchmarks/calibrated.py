@@ -1,16 +1,16 @@
 """Merges by calibration data, as they are and searched, beside task arithmetic and TIES.
 
-    python benchmarks/calibrated.py --searched 150
-    python benchmarks/calibrated.py --searched 150 --campaign CAMPAIGN.yaml --calibration JSON
+    python benchmarks/calibrated.py --searched 60
+    python benchmarks/calibrated.py --searched 60 --campaign CAMPAIGN.yaml --calibration JSON
 
 On the quickstart's models, or another campaign's: its experts are calibrated on documents of the
 tasks, set aside (`evomerge calibrate`), and every method that uses data, or is new beside them, is
 scored with its defaults on the test split: mean of the tasks and its 95 % interval over documents.
-`--searched TRIALS` also searches each for so many trials, once for each of `--seeds`, and scores
-the winners on test: their mean, and that of their lead over the winner of TIES with the same seed,
-each with Student's 95 % interval over seeds. Prints one row a merge, and what calibrating took. A
-search that is in `--to` already is not run again. Nothing is asserted: it may show that data do
-not help.
+`--searched TRIALS` also searches each by so many trials of `cma` from the best that is known,
+without gradients, once for each of `--seeds`, and scores the winners on test: their mean, and that
+of their lead over the winner of TIES with the same seed, each with Student's 95 % interval over
+seeds. Prints one row a merge, and what calibrating took. A search that is in `--to` already is not
+run again. Nothing is asserted: it may show that data do not help.
 """
 
 from __future__ import annotations
