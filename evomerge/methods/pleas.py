@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from evomerge.common.one_thread import one_thread
 from evomerge.methods import Lambda, Range, Tensor, View, merge_method
 from evomerge.methods.core.decompositions import times_inverse
-from evomerge.methods.core.merged_update import Scaled, Update, mean
+from evomerge.methods.core.merged_update import Scaled, Update, around_mean
 from evomerge.methods.core.slices import Entries
 
 
@@ -21,27 +20,15 @@ def least_squares(view: View, *, ridge: float) -> Update:
     W minimises ‖X̄Wᵀ − Ȳ‖², X̄ and Ȳ the means of Xᵢ and XᵢWᵢᵀ: with Hᵢ = XᵢᵀX̄/T and δᵢ = τᵢ − τ̄,
     it is τ̄ + (Σ δᵢHᵢ)(Σ Hᵢ)⁻¹.
     """
-    from evomerge.common.accelerator import as_float64
 
-    taus = [tau.view(*view.shape) for tau in view.taus(slice(None))]
-    crossed = view.calibrated.get("cross")
-    with one_thread():
-        if crossed is None or taus[0].dim() != 2:
-            return Update(mean(taus).reshape(-1))
-        # 1. rows are outputs, columns inputs
-        wide = [as_float64(tau.mT if view.transposed else tau) for tau in taus]
-        middle = mean(wide)
-        # 2. Σ δᵢHᵢ, and Σ Hᵢ = N X̄ᵀX̄/T, symmetric but for rounding
-        pulled, total = wide[0] * 0, as_float64(crossed[0]) * 0
-        for tau, cross in zip(wide, crossed, strict=True):
-            pulled = pulled + (tau - middle) @ as_float64(cross)
-            total = total + as_float64(cross)
+    def held_at_mean(pulled: Tensor, total: Tensor) -> Tensor:
+        # Σ Hᵢ = N X̄ᵀX̄/T, symmetric but for rounding; a ridge regression towards the mean
         total = (total + total.mT) / 2
-        # 3. the normal equations of a ridge regression towards the mean
         size = float(total.diagonal().mean())
         total.mul_(1 - ridge).diagonal().add_(ridge * size)
-        found = middle + times_inverse(pulled * (1 - ridge), total)
-        return Update((found.mT if view.transposed else found).to(taus[0]).reshape(-1))
+        return times_inverse(pulled * (1 - ridge), total)
+
+    return around_mean(view, "cross", lambda cross: cross, held_at_mean)
 
 
 def scaled(view: View, *, ridge: float, lambda_: float, statistics: Update | None = None) -> Scaled:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from evomerge.common.one_thread import one_thread
 from evomerge.methods import Lambda, Range, Tensor, View, merge_method
 from evomerge.methods.core.decompositions import times_inverse
-from evomerge.methods.core.merged_update import Scaled, Update, mean
+from evomerge.methods.core.merged_update import Scaled, Update, around_mean
 from evomerge.methods.core.slices import Entries
 
 
@@ -17,26 +16,11 @@ def solution(view: View, *, reduce: float) -> Update:
 
     W minimises Σ ‖Xᵢ(W − Wᵢ)ᵀ‖², eq. 2: with δᵢ = τᵢ − τ̄, it is τ̄ + (Σ δᵢGᵢ)(Σ Gᵢ)⁻¹.
     """
-    from evomerge.common.accelerator import as_float64
 
-    taus = [tau.view(*view.shape) for tau in view.taus(slice(None))]
-    grams = view.calibrated.get("gram")
-    with one_thread():
-        if grams is None or taus[0].dim() != 2:
-            return Update(mean(taus).reshape(-1))
-        # 1. rows are outputs, columns inputs
-        wide = [as_float64(tau.mT if view.transposed else tau) for tau in taus]
-        middle = mean(wide)
-        # 2. Σ δᵢGᵢ and Σ Gᵢ, with what is off the diagonals shrunk (eq. 3)
-        pulled, total = wide[0] * 0, as_float64(grams[0]) * 0
-        for tau, gram in zip(wide, grams, strict=True):
-            own = as_float64(gram)
-            shrunk = own * reduce + own.diagonal().diag() * (1 - reduce)
-            pulled = pulled + (tau - middle) @ shrunk
-            total = total + shrunk
-        # 3. the normal equations; inputs that were never seen keep the mean
-        found = middle + times_inverse(pulled, total)
-        return Update((found.mT if view.transposed else found).to(taus[0]).reshape(-1))
+    def shrunk(gram: Tensor) -> Tensor:  # off the diagonal, eq. 3
+        return gram * reduce + gram.diagonal().diag() * (1 - reduce)
+
+    return around_mean(view, "gram", shrunk, times_inverse)
 
 
 def scaled(

@@ -43,6 +43,41 @@ def mean(taus: Sequence[Tensor]) -> Tensor:
     return sum(taus[1:], taus[0]) / len(taus)
 
 
+def around_mean(
+    view: View,
+    kind: str,
+    matrix: Callable[[Tensor], Tensor],
+    solve: Callable[[Tensor, Tensor], Tensor],
+) -> Update:
+    """Merge task vectors as τ̄ + (Σ δᵢHᵢ)(Σ Hᵢ)⁻¹, δᵢ = τᵢ − τ̄; a tensor without Hᵢ by the mean.
+
+    Args:
+        view: of one tensor.
+        kind: of the calibration data that the Hᵢ are made of.
+        matrix: makes Hᵢ of an expert's, both float64 (in, in).
+        solve: makes the second term, float64 (out, in), of Σ δᵢHᵢ and Σ Hᵢ.
+    """
+    from evomerge.common.accelerator import as_float64
+
+    taus = [tau.view(*view.shape) for tau in view.taus(slice(None))]
+    calibrated = view.calibrated.get(kind)
+    with one_thread():
+        if calibrated is None or taus[0].dim() != 2:
+            return Update(mean(taus).reshape(-1))
+        # 1. rows are outputs, columns inputs
+        wide = [as_float64(tau.mT if view.transposed else tau) for tau in taus]
+        middle = mean(wide)
+        # 2. Σ δᵢHᵢ and Σ Hᵢ
+        pulled, total = wide[0] * 0, as_float64(calibrated[0]) * 0
+        for tau, own in zip(wide, calibrated, strict=True):
+            made = matrix(as_float64(own))
+            pulled = pulled + (tau - middle) @ made
+            total = total + made
+        # 3. the normal equations
+        found = middle + solve(pulled, total)
+        return Update((found.mT if view.transposed else found).to(taus[0]).reshape(-1))
+
+
 def of_sources(
     merge: Callable[[Sequence[Tensor]], Tensor],
 ) -> tuple[Callable[[View], Update], Callable[..., Scaled]]:
