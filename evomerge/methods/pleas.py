@@ -23,7 +23,7 @@ def least_squares(view: View, *, ridge: float) -> Update:
 
     def held_at_mean(pulled: Tensor, total: Tensor) -> Tensor:
         # Σ Hᵢ = N X̄ᵀX̄/T, symmetric but for rounding; a ridge regression towards the mean
-        total = (total + total.mT) / 2
+        total.copy_((total + total.mT) / 2)
         size = float(total.diagonal().mean())
         total.mul_(1 - ridge).diagonal().add_(ridge * size)
         return times_inverse(pulled * (1 - ridge), total)

@@ -55,7 +55,7 @@ def around_mean(
         view: of one tensor.
         kind: of the calibration data that the Hᵢ are made of.
         matrix: makes Hᵢ of an expert's, both float64 (in, in).
-        solve: makes the second term, float64 (out, in), of Σ δᵢHᵢ and Σ Hᵢ.
+        solve: makes the second term, float64 (out, in), of Σ δᵢHᵢ and Σ Hᵢ, which it may change.
     """
     from evomerge.common.accelerator import as_float64
 
@@ -73,6 +73,7 @@ def around_mean(
             made = matrix(as_float64(own))
             pulled = pulled + (tau - middle) @ made
             total = total + made
+        del own, made
         # 3. the normal equations
         found = middle + solve(pulled, total)
         return Update((found.mT if view.transposed else found).to(taus[0]).reshape(-1))
