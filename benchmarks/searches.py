@@ -54,6 +54,7 @@ CASES = {
     "misleading": (),
     "aside": (),
     "agreeing": (),
+    "specialists": (),
 }
 """Case → what is changed of its campaign."""
 NO_DESCENT, NO_RUNGS, NO_SCREEN = "initial=[]", "fitness.rungs=[all]", "optimizer.screen=1"
