@@ -132,13 +132,13 @@ def whole() -> Iterator[Row]:
     for one in candidates("--repeats", "2"):
         quiet[one["what"]] = one["ratio"]
         yield one
-    yield from commands("--repeats", "4")
+    yield from commands("--repeats", "2")
     yield from statistics()
-    yield from scoring("--threads", "2", "--repeats", "3")
+    yield from scoring("--threads", "2", "--repeats", "2")
     with one_busy_core():
         beside = ", one core busy"
         yield from candidates("--repeats", "1", suffix=beside, quiet=quiet)
-        yield from scoring("--threads", "2", "--repeats", "2", suffix=beside)
+        yield from scoring("--threads", "2", "--repeats", "1", suffix=beside)
 
 
 def small() -> Iterator[Row]:
