@@ -26,7 +26,7 @@ from evomerge.study.run_folder import (
     statistics_folder,
     study_place,
 )
-from evomerge.study.study import BY_DEFAULT, Study
+from evomerge.study.study import BY_DEFAULT, PIECES, Study
 from evomerge.workers.build import build_executor
 from evomerge.workers.devices import threads_per_worker
 from evomerge.workers.job import Executor
@@ -123,6 +123,8 @@ def open_study(
         told = {"tasks": tasks, **({"audit": audit} if audit else {}), **(notes or {})}
         if setup.by_default:
             told[BY_DEFAULT] = dict(setup.by_default)
+        if setup.pieces:
+            told[PIECES] = dict(setup.pieces)
         for key, note in told.items():
             study.set_note(key, note)
         yield study

@@ -26,7 +26,7 @@ from evomerge.models.source import Source
 from evomerge.models.vocabulary import with_base_rows
 from evomerge.recipe import BASE
 from evomerge.search.spaces.genes import Genome
-from evomerge.search.spaces.granularity import tuned_groups
+from evomerge.search.spaces.granularity import tuned_groups, without_piece
 from evomerge.search.spaces.space import Space
 
 ROWS = 1 << 18
@@ -58,11 +58,13 @@ def prior_point(
     values = compute(start, tensors, models)
     parameter = "density" if start.prior == "lewis" else "weight"
     params: dict[str, float] = {}
-    known = {gene.name for gene in space.genes}
+    known: dict[str, list[str]] = {}
+    for gene in space.genes:  # a piece of a tensor begins as the whole tensor would
+        known.setdefault(without_piece(gene.name), []).append(gene.name)
     experts = [name for name in models.sources if name != BASE]
     for group, own in zip(groups, values.T, strict=True):
         for names, value in _names(parameter, group.label, experts, own, weights.methods):
-            params |= {name: value for name in names if name in known}
+            params |= {gene: value for name in names for gene in known.get(name, ())}
     if not params:
         raise InputError(
             f"{start.prior} proposes {parameter}, which has no genes here; search it "

@@ -14,6 +14,7 @@ import numpy as np
 
 from evomerge.campaign.calibration_needs import check_needs, needed_digests
 from evomerge.campaign.calibration_split import CalibrationSplit
+from evomerge.campaign.chunks import notes_of, pieces_of
 from evomerge.campaign.experts_asked import agreement_notes, check_experts, experts_asked
 from evomerge.campaign.initial_points import (
     check_descents,
@@ -80,6 +81,7 @@ class Setup:
         calibration: model → the texts that it is calibrated on, of those that have some.
         by_default: key of the campaign file → its value, as in the file: defaults that save items.
         said: these defaults in words, or why there are none; empty where nothing is to be said.
+        pieces: label of a group of tensors → number of pieces in which they are cut, if any are.
     """
 
     config: CampaignConfig
@@ -95,6 +97,7 @@ class Setup:
     calibration: Mapping[str, Sequence[Text]] = field(default_factory=dict)
     by_default: Mapping[str, Any] = field(default_factory=dict)
     said: str = ""
+    pieces: Mapping[str, int] = field(default_factory=dict)
 
     def sizes(self, split: str) -> dict[str, int]:
         """task → how many items the split has; measures beside a task have its items."""
@@ -160,15 +163,22 @@ class Setup:
             return budget.trials
         return min(budget.trials, math.ceil(budget.items / self.first_rung))
 
-    def with_config(self, config: CampaignConfig) -> Setup:
+    def with_config(self, config: CampaignConfig, folder: Path | None = None) -> Setup:
         """Set up the same models, tasks and items under a config that searches otherwise.
+
+        Args:
+            config: to search by.
+            folder: of its run, if there is one already.
 
         Raises:
             InputError: no such optimizer, one that cannot search this space, for these goals or
                 within the budget, or rungs for which there are too few items.
         """
         config = with_own_loss(config)
-        return self._searching(config, _space(config, self.models))
+        same = config.space.weights == self.config.space.weights
+        pieces = pieces_of(config, self.models, folder, self.pieces if same else None)
+        setup = replace(self, pieces=pieces)
+        return setup._searching(config, _space(config, self.models, pieces))
 
     def with_search(self, config: CampaignConfig) -> Setup:
         """Set up the same space and starts under a config with another optimizer or other rungs.
@@ -268,10 +278,12 @@ class Setup:
         }
 
 
-def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
+def prepare(config: CampaignConfig, folder: Path | None = None, *, unread: bool = False) -> Setup:
     """Open and check models, tasks and space; compute nothing that a candidate needs.
 
     Args:
+        config: the campaign.
+        folder: its run's, if there may be one already.
         unread: models may lack their weights; their configs are enough to look at the campaign.
 
     Raises:
@@ -287,8 +299,10 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
     # 2. Models and space.
     models = check_configs_only(config.models) if unread else None
     models = models or check_models(with_recipes_made(config.models))
-    space = _space(config, models)
-    models = replace(models, notes=(*models.notes, *space.notes))
+    pieces = pieces_of(config, models, folder)
+    space = _space(config, models, pieces)
+    cut = notes_of(config, pieces, not models.configs_only)
+    models = replace(models, notes=(*models.notes, *space.notes, *cut))
     _check_chat_template(config, models)
     # 3. Tasks, and the splits of their items.
     tasks = list_items(config.fitness)
@@ -312,6 +326,7 @@ def prepare(config: CampaignConfig, *, unread: bool = False) -> Setup:
         trackers=trackers,
         audit=audit,
         calibration=texts,
+        pieces=pieces,
         **_searched_by(config, space),
     )
     _check_search(setup)
@@ -392,12 +407,12 @@ def _check_search(setup: Setup) -> None:
     setup.optimizer.check_metrics([task.task for task in setup.tasks])
 
 
-def _space(config: CampaignConfig, models: CheckedModels) -> Space:
+def _space(config: CampaignConfig, models: CheckedModels, pieces: Mapping[str, int]) -> Space:
     if not models.configs_only:
         check_needs(config, models.sources)
     if config.space.mixture is not None:
         _check_mixture(config, models)
-    space = space_of(config, models)
+    space = space_of(config, models, pieces)
     space.starts = () if models.configs_only else tuple(initial_points(config, space, models))
     if config.space.path.kind != "none":
         _check_depths(config, models)

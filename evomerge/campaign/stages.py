@@ -174,7 +174,7 @@ def check_later(setup: Setup, stages: Sequence[Stage]) -> dict[str, Setup]:
             space = config.space.model_copy(update={"path": PathConfig.model_validate(whole)})
             config = config.model_copy(update={"space": space})
         try:
-            later = replace(setup, models=models).with_config(config)
+            later = replace(setup, models=models).with_config(config, stage.folder)
             found[str(stage.name)] = with_defaults(later, stage.folder)
         except InputError as error:
             raise InputError(f"stages.{stage.name}: {error}") from None

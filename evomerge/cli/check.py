@@ -51,7 +51,8 @@ def check(
             for estimate in calibration_estimates(config):  # before its lack is refused
                 say(f"calibration of {estimate.name}: {estimate}")
             stages = stages_of(config, run)
-            setup = with_defaults(prepare(stages[0].config, unread=True), stages[0].folder)
+            own = stages[0].folder
+            setup = with_defaults(prepare(stages[0].config, own, unread=True), own)
             searches = check_later(setup, stages)
         trials = sum(stage.config.budget.trials for stage in stages)
         with waiting("trying one candidate" if measure else "adding up"):

@@ -46,8 +46,9 @@ def compare_optimizers(
         EvomergeError: the base model itself cannot be scored.
     """
     first = setup.config.seed
+    folders = {arm.label: folder / arm.folder for arm in arms}
     setups = {
-        (arm.label, seed): _setup(setup, arm, seed)
+        (arm.label, seed): _setup(setup, arm, seed, folders[arm.label] / f"seed-{seed}")
         for seed in range(first, first + seeds)
         for arm in arms
     }
@@ -55,7 +56,6 @@ def compare_optimizers(
     runs: dict[str, dict[int, Curve]] = {arm.label: {} for arm in arms}
     references: list[Evaluation] = []
     budget, items = setup.config.budget, sum(setup.sizes("search").values())
-    folders = {arm.label: folder / arm.folder for arm in arms}
     with closing(start_workers(setup, folder, listener)) as executor:
         for place, ((label, seed), own) in enumerate(setups.items(), 1):
             listener.begin(f"{label}, seed {seed} (run {place} of {len(setups)})")
@@ -87,9 +87,9 @@ def objective_label(setup: Setup) -> str:
     return f"{setup.judge.objective.name}{metric} over {count}"
 
 
-def _setup(setup: Setup, arm: Arm, seed: int) -> Setup:
+def _setup(setup: Setup, arm: Arm, seed: int, folder: Path) -> Setup:
     try:
-        own = setup.with_config(_config(setup.config, arm, seed))
+        own = setup.with_config(_config(setup.config, arm, seed), folder)
     except InputError as error:
         raise InputError(f"{OPTION} {arm.label}: {error}") from None
     loss, theirs = own.config.fitness.surrogate_loss.kind, setup.config.fitness.surrogate_loss.kind

@@ -132,6 +132,11 @@ def _recipe(recipe: Recipe, layout: Layout) -> Iterator[str]:
             f"The experts of each mixture are then merged into {recipe.mixture.experts} (M-SMoE, "
             f"`groups: {recipe.mixture.groups}`)."
         )
+    if any(merge.pieces for merge in recipe.merges):
+        yield (
+            "Some tensors are cut in equal pieces with coefficients of their own (Expert "
+            "Merging++); their rows are the means over the pieces."
+        )
     yield (
         "Tensors that no row names are the base's. The numbers are rounded; `recipe.json` has them "
         "in full."

@@ -26,7 +26,7 @@ from evomerge.search.optimizers import build_optimizer
 from evomerge.search.optimizers.replay import members
 from evomerge.search.spaces.build import space_of
 from evomerge.study.record import Evaluation
-from evomerge.study.study import Study
+from evomerge.study.study import PIECES, Study
 
 _LOGGER = logging.getLogger(__name__)
 Kind = Literal["front", "archive"]
@@ -123,7 +123,7 @@ def _front(results: Results) -> list[Evaluation]:
 
 def _archive(config: CampaignConfig, models: CheckedModels, results: Results) -> list[Evaluation]:
     """What the optimizer keeps, each recipe once."""
-    space = space_of(config, models)
+    space = space_of(config, models, results.study.note(PIECES) or {})
     optimizer = build_optimizer(config.optimizer, space, config.seed)
     began = results.study.known_at_start()
     kept = members(optimizer, results.judges["search"], results.evaluations, began)

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from evomerge.common.errors import InputError
-from evomerge.materialize.kernel import Kernel, Prepared
+from evomerge.materialize.kernel import Kernel, Prepared, slices
 from evomerge.materialize.plan import MergeRule, TensorStep, as_tensors
 from evomerge.methods import Entries, find_method
 from evomerge.methods.core.registry import named_by
 from evomerge.methods.core.slices import part_of
-from evomerge.recipe import MergeCoefficient, Recipe
+from evomerge.recipe import Merge, MergeCoefficient, Recipe
 
 STEP = 1e-4
 """Step of the differences of measures, which are arithmetic on a few numbers in float64."""
@@ -56,8 +57,18 @@ def differentiable_in(recipe: Recipe) -> list[MergeCoefficient]:
         method = find_method(merge.method, "recipe")
         for name in method.differentiable_in:
             owners = merge.experts if method.parameters[name].per_expert else [None]
-            found += [MergeCoefficient(merge.slot, merge.group, one, name) for one in owners]
-    return found
+            pieces = range(len(merge.pieces)) if merge.pieces else [None]
+            found += [_name_of(merge, *key) for key in product(owners, [name], pieces)]
+    return list(dict.fromkeys(found))
+
+
+def _name_of(
+    merge: Merge, expert: str | None, parameter: str, piece: int | None
+) -> MergeCoefficient:
+    """Name the coefficient that counts for a piece: its own, or that of the whole tensor."""
+    if piece is not None and not merge.pieces[piece].has(expert, parameter):
+        piece = None
+    return MergeCoefficient(merge.slot, merge.group, expert, parameter, piece)
 
 
 class CoefficientGradients:
@@ -70,7 +81,7 @@ class CoefficientGradients:
     def __init__(self, kernel: Kernel, recipe: Recipe) -> None:
         """Begin at zero for every coefficient of `recipe`."""
         self._kernel, self._seed = kernel, recipe.seed
-        self._merges = {(merge.slot, merge.group) for merge in recipe.merges}
+        self._merges = {(merge.slot, merge.group): merge for merge in recipe.merges}
         self._found: dict[MergeCoefficient, list[float]] = {}
 
     def has_gradient(self, step: TensorStep) -> bool:
@@ -88,7 +99,8 @@ class CoefficientGradients:
             layer, mixture = step.mixture
             groups = self._kernel.groups.of(layer, mixture)
             gradient = groups.spread(layer, step.tensor, gradient)
-        group = next(g for g in step.tensor.groups if (step.slot, g) in self._merges)
+        keys = ((step.slot, group) for group in step.tensor.groups)
+        merge = next(self._merges[key] for key in keys if key in self._merges)
         owners = _coefficients(step.rule)
         read = self._kernel.read(gradient, step)
         for name, (grad, base, *experts) in self._kernel.matrices(
@@ -98,11 +110,12 @@ class CoefficientGradients:
             back = self._kernel.held_back(step, name, base)
             if back is not None:  # θ = θ₀ + (m − θ₀) ⊙ f, so ∂L/∂m = ∂L/∂θ ⊙ f
                 grad = grad.to(prepared.view.dtype) * back.part(slice(0, grad.numel()))
-            measure = partial(self._kernel.measure, step, prepared, name)
-            for part in slice_gradients(step.rule, prepared, measure, grad):
-                for (expert, parameter), value in zip(owners, part.tolist(), strict=True):
-                    key = MergeCoefficient(step.slot, group, expert, parameter)
-                    self._found.setdefault(key, []).append(value)
+            for entries, piece, rule in self._kernel.cuts(step, name, base.numel()):
+                measure = partial(self._kernel.measure, replace(step, rule=rule), prepared, name)
+                for part in slice_gradients(rule, prepared, measure, grad, entries):
+                    for (expert, parameter), value in zip(owners, part.tolist(), strict=True):
+                        key = _name_of(merge, expert, parameter, piece)
+                        self._found.setdefault(key, []).append(value)
 
     def sums(self) -> dict[MergeCoefficient, float]:
         """Return ∂L/∂c so far by coefficient; those of tensors that were not added are missing."""
@@ -110,7 +123,11 @@ class CoefficientGradients:
 
 
 def slice_gradients(
-    rule: MergeRule, prepared: Prepared, measure: Callable[..., Any], gradient: Tensor
+    rule: MergeRule,
+    prepared: Prepared,
+    measure: Callable[..., Any],
+    gradient: Tensor,
+    entries: slice | None = None,
 ) -> Iterator[Tensor]:
     """Yield, slice by slice, the inner products of a gradient with ∂θ/∂c.
 
@@ -118,6 +135,7 @@ def slice_gradients(
         prepared: the tensors of one merge.
         measure: what the method measures of them with the rule's arguments, or with others given.
         gradient: flat, (n,).
+        entries: those that the rule merges; None for all.
 
     Yields:
         Tensors (coefficients,) in the order of `_coefficients`.
@@ -131,8 +149,7 @@ def slice_gradients(
     measured = measure()
     line = _linearised(measured, _tangents(rule, measured, measure), epsilon)
     size = SLICE if base.device.type == "cpu" else view.block
-    for start in range(0, base.numel(), size):
-        chunk = slice(start, min(start + size, base.numel()))
+    for chunk in slices(entries or slice(0, base.numel()), size):
         own, experts = base[chunk].to(view.dtype), [e[chunk].to(view.dtype) for e in view.experts]
         own = torch.zeros_like(own) if prepared.added else own
         # 3. the method's own function on the slice, and its derivative towards the gradient
@@ -141,7 +158,7 @@ def slice_gradients(
             if method.measure is not None:
                 given["measured"] = part_of(line, chunk)
             if method.needs_position:
-                given["at"] = prepared.place(start)
+                given["at"] = prepared.place(chunk.start)
             merged = method.function(own, experts, **given)
             if not merged.requires_grad:  # nothing of the slice depends on a coefficient
                 continue

@@ -15,7 +15,7 @@ from evomerge.common.errors import NonFiniteError
 from evomerge.materialize.compiled import Compiler
 from evomerge.materialize.expert_groups import ExpertGroups
 from evomerge.materialize.feed import Feed, MemoryMapped, Target
-from evomerge.materialize.plan import TensorStep, as_tensors
+from evomerge.materialize.plan import Cut, TensorStep, as_tensors
 from evomerge.materialize.sparsified import sparsified
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.methods.core.aim import AIM_KIND, aim_factors
@@ -253,23 +253,36 @@ class Kernel:
             return
         merge = _merge_of(method.function, added)
         size, entries = self._slice_length(len(experts)), base.numel()
-        if step.rule.complete is not None and back is None and _SMALL < entries <= size:
+        whole = not step.rule.pieces and back is None and _SMALL < entries <= size
+        if whole and step.rule.complete is not None:
             # in one call, without anything of this tensor's own to be found out or cut
             parts = list(view.experts)
             yield self._run(merge, out, base, parts, dtype, step.rule.complete)
             return
-        arguments = dict(step.rule.tensors)
-        measured = as_tensors(self.measure(step, prepared, name))
-        for start in range(0, entries, size):
-            chunk = slice(start, min(start + size, entries))
-            run = self._run if chunk.stop - start > _SMALL else _plainly
-            if measured is not None:
-                arguments["measured"] = part_of(measured, chunk)
-            if method.needs_position:
-                arguments["at"] = prepared.place(start)
-            parts = [expert[chunk] for expert in view.experts]
-            rest = [] if back is None else [back.part(chunk)]
-            yield run(merge, out[chunk], base[chunk], parts, dtype, arguments, *rest)
+        for cut in self.cuts(step, name, entries):
+            arguments = dict(cut.rule.tensors)
+            measured = as_tensors(self.measure(step, prepared, name, cut.rule.arguments))
+            for chunk in slices(cut.entries, size):
+                run = self._run if chunk.stop - chunk.start > _SMALL else _plainly
+                if measured is not None:
+                    arguments["measured"] = part_of(measured, chunk)
+                if method.needs_position:
+                    arguments["at"] = prepared.place(chunk.start)
+                parts = [expert[chunk] for expert in view.experts]
+                rest = [] if back is None else [back.part(chunk)]
+                yield run(merge, out[chunk], base[chunk], parts, dtype, arguments, *rest)
+
+    def cuts(self, step: TensorStep, name: str, entries: int) -> Iterator[Cut]:
+        """Yield the ranges of a merge's entries that have one rule each; see `MergeRule.cut`.
+
+        Args:
+            step: with the tensor's rule.
+            name: the tensor's, or of one of the matrices stacked in it.
+            entries: of the tensor or matrix.
+        """
+        assert step.rule is not None
+        first = (matrix_index(step.tensor.name, name) or 0) * entries
+        return step.rule.cut(math.prod(step.tensor.shape), first, entries)
 
     def held_back(self, step: TensorStep, name: str, base: Tensor) -> Entries | None:
         """Return what multiplies the changes of a merged tensor (AIM); None where nothing does.
@@ -391,6 +404,12 @@ def _of_matrix(
 def matrix_index(tensor: str, name: str) -> int | None:
     """Return the index of a matrix stacked in a tensor, by its name; None for the whole tensor."""
     return int(name[len(tensor) + 1 : -1]) if len(name) > len(tensor) else None
+
+
+def slices(entries: slice, size: int) -> Iterator[slice]:
+    """Cut a range of entries at the multiples of `size`."""
+    for start in range(entries.start - entries.start % size, entries.stop, size):
+        yield slice(max(start, entries.start), min(start + size, entries.stop))
 
 
 def _plainly(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

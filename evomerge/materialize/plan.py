@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,6 +31,7 @@ class MergeRule:
         arguments: parameter → value; per-expert ones as lists in the order of `experts`.
         sparsify: before the method; None, too, where it would keep everything.
         aim: what holds back the method's changes; None, too, where it would hold back nothing.
+        pieces: the arguments of each piece of a flattened tensor; none where it is merged whole.
     """
 
     method: Method
@@ -38,6 +39,33 @@ class MergeRule:
     arguments: Mapping[str, Any]
     sparsify: Sparsifier | None = None
     aim: Aim | None = None
+    pieces: tuple[Mapping[str, Any], ...] = ()
+
+    @cached_property
+    def _of_pieces(self) -> Sequence[MergeRule]:
+        return [replace(self, arguments=own, pieces=()) for own in self.pieces]
+
+    def cut(self, whole: int, first: int, entries: int) -> Iterator[Cut]:
+        """Yield the pieces that meet a part of a flattened tensor, in order.
+
+        Pieces are those of `torch.chunk`: of ⌈n/m⌉ entries, the last shorter; of a tensor of fewer
+        entries than it has pieces the last ones are empty.
+
+        Args:
+            whole: n, the tensor's entries.
+            first: index in it of the part's first entry.
+            entries: of the part.
+        """
+        if not self.pieces:
+            yield Cut(slice(0, entries), None, self)
+            return
+        size = -(-whole // len(self.pieces))
+        for index, rule in enumerate(self._of_pieces):
+            start, stop = (
+                min(max(at - first, 0), entries) for at in (index * size, (index + 1) * size)
+            )
+            if start < stop:
+                yield Cut(slice(start, stop), index, rule)
 
     @cached_property
     def tensors(self) -> Mapping[str, Any]:
@@ -56,7 +84,22 @@ class MergeRule:
     @cached_property
     def text(self) -> str:
         """The whole rule as text; rules with one text make the same bytes (0 and -0 may not)."""
-        return repr((self.method.name, self.experts, self.arguments, self.sparsify, self.aim))
+        said = (self.method.name, self.experts, self.arguments, self.sparsify, self.aim)
+        return repr((*said, self.pieces) if self.pieces else said)
+
+
+class Cut(NamedTuple):
+    """A range of entries that are merged by one rule.
+
+    Attributes:
+        entries: of what is merged, flat.
+        piece: its index; None for the whole.
+        rule: without pieces.
+    """
+
+    entries: slice
+    piece: int | None
+    rule: MergeRule
 
 
 @dataclass(frozen=True)
@@ -216,10 +259,18 @@ def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:
     ordered = [name for name in recipe.sources if name in merge.experts]
     experts = {name: merge.experts[name] for name in ordered}
     check_sparsifiable(method, merge)
+    if merge.pieces:
+        method.check_pieces(where)
     sparsify = merge.sparsifier if merge.sparsifier and merge.sparsifier.density < 1 else None
     arguments = method.arguments(merge.parameters, experts, where)
     aim = merge.aim if merge.aim and merge.aim.omega < 1 else None
-    return MergeRule(method, tuple(ordered), arguments, sparsify, aim)
+    pieces = tuple(
+        method.arguments(
+            one.parameters, {n: one.experts[n] for n in ordered}, f"{where}, piece {i}"
+        )
+        for i, one in enumerate(merge.of_pieces() if merge.pieces else ())
+    )
+    return MergeRule(method, tuple(ordered), arguments, sparsify, aim, pieces)
 
 
 def as_tensors(value: Any) -> Any:

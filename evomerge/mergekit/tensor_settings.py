@@ -105,6 +105,12 @@ def tensor_settings(
 def _settings_of(merge: Merge, recipe: Recipe) -> TensorSettings:
     """Fill in a merge's defaults and name its method and parameters as mergekit does."""
     where = f"recipe: {merge_name(merge)}"
+    if merge.pieces:
+        raise inexpressible(
+            f"mergekit has one coefficient for a whole tensor, and the {merge_name(merge)} has "
+            f"{len(merge.pieces)} pieces (space.weights.chunks); export a checkpoint, or "
+            "recipe.json (--format recipe), which evomerge merge reads"
+        )
     if merge.aim is not None:
         raise inexpressible(
             "mergekit has no AIM, which changes weights less where activations are large; "

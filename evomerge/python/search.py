@@ -120,7 +120,7 @@ def _run_stage(
         from evomerge.campaign.setup import prepare
         from evomerge.campaign.stages import check_later, run_stage
 
-        setup = with_defaults(prepare(stages[0].config), stages[0].folder)
+        setup = with_defaults(prepare(stages[0].config, stages[0].folder), stages[0].folder)
         check_later(setup, stages)
     for text in (*setup.models.notes, *([setup.said] if setup.by_default else [])):
         note(text)

@@ -97,6 +97,20 @@ Sparsifier = Drop | Magnitude | Breadcrumbs | Della | FisherTrim
 """A way to make task vectors sparse, and its parameters, the same for all experts."""
 
 
+class Piece(Strict):
+    """What one piece of a cut tensor has other than its merge says: values by expert, and shared.
+
+    Source: chunked coefficients of Expert Merging++, Zhang et al. 2025, arXiv:2509.25712.
+    """
+
+    experts: dict[str, ExpertValues] = Field(default_factory=dict, exclude_if=lambda own: not own)
+    parameters: dict[str, float] = Field(default_factory=dict, exclude_if=lambda own: not own)
+
+    def has(self, expert: str | None, parameter: str) -> bool:
+        """Tell whether it has a value of its own of an expert's parameter; None: a shared one."""
+        return parameter in (self.parameters if expert is None else self.experts.get(expert, {}))
+
+
 class Merge(Strict):
     """A merge method and its coefficients for one group of tensors of one slot.
 
@@ -106,7 +120,8 @@ class Merge(Strict):
     ("embeddings", "final_norm", "head"). `experts` are merged in the order in which the recipe's
     sources stand. Their task vectors are made sparse first where there is a `drop` (DARE), or a
     `sparsify` (of another kind): `sparsify: {kind: dare}` is read as the `drop` that it means, so
-    that one merge has one digest. `aim` holds back what the method changes.
+    that one merge has one digest. `aim` holds back what the method changes. With `pieces` each
+    flattened tensor is cut in so many, as `torch.chunk` does: in equal ones, the last shorter.
     """
 
     slot: int | None = Field(ge=0)
@@ -119,6 +134,7 @@ class Merge(Strict):
         Annotated[Magnitude | Breadcrumbs | Della | FisherTrim, Field(discriminator="kind")] | None
     ) = Field(default=None, exclude_if=lambda sparsify: sparsify is None)
     aim: Aim | None = Field(default=None, exclude_if=lambda aim: aim is None)
+    pieces: tuple[Piece, ...] = Field(default=(), exclude_if=lambda pieces: not pieces)
 
     @model_validator(mode="before")
     @classmethod
@@ -141,6 +157,22 @@ class Merge(Strict):
     def sparsifier(self) -> Sparsifier | None:
         """How task vectors are made sparse before the method merges them; None: they are not."""
         return self.drop or self.sparsify
+
+    def of_pieces(self) -> list[Merge]:
+        """Write the merge of each piece as one of whole tensors; itself, where it has none."""
+        return [
+            self.model_copy(
+                update={
+                    "experts": {
+                        name: {**values, **own.experts.get(name, {})}
+                        for name, values in self.experts.items()
+                    },
+                    "parameters": {**self.parameters, **own.parameters},
+                    "pieces": (),
+                }
+            )
+            for own in self.pieces
+        ] or [self]
 
 
 class Mixture(Strict):
@@ -166,12 +198,14 @@ class MergeCoefficient(NamedTuple):
     Attributes:
         expert: whose it is; None for one that experts share.
         parameter: the method's name for it.
+        piece: index of the piece whose own it is; None for one of whole tensors.
     """
 
     slot: int | None
     group: str
     expert: str | None
     parameter: str
+    piece: int | None = None
 
 
 class Recipe(Strict):
@@ -220,14 +254,23 @@ class Recipe(Strict):
         seen = set()
         for merge in self.merges:
             where = merge_name(merge)
-            for expert, values in merge.experts.items():
-                if expert not in self.sources or expert == BASE:
-                    raise ValueError(f"{where} names expert {expert!r}; {known}")
-                if not all(math.isfinite(value) for value in values.values()):
-                    raise ValueError(f"{where} gives expert {expert!r} a value that is not finite")
-            for name, value in merge.parameters.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise ValueError(f"{where}: {name} is {value}; give a finite number")
+            for one in (merge, *merge.pieces):
+                for expert, values in one.experts.items():
+                    if expert not in self.sources or expert == BASE:
+                        raise ValueError(f"{where} names expert {expert!r}; {known}")
+                    if not all(math.isfinite(value) for value in values.values()):
+                        raise ValueError(
+                            f"{where} gives expert {expert!r} a value that is not finite"
+                        )
+                for name, value in one.parameters.items():
+                    if isinstance(value, float) and not math.isfinite(value):
+                        raise ValueError(f"{where}: {name} is {value}; give a finite number")
+            for index, piece in enumerate(merge.pieces):
+                if others := set(piece.experts) - set(merge.experts):
+                    raise ValueError(
+                        f"{where}: piece {index} names expert {min(others)!r}, which the merge "
+                        "has not"
+                    )
             if merge.slot is not None and merge.slot >= len(self.path):
                 raise ValueError(f"{where}: the path has only {len(self.path)} slots")
             if (merge.slot, merge.group) in seen:

@@ -15,6 +15,17 @@ def weights(**changes):
         (weights(genes={"weight": {"low": 0, "high": 1, "log": True}}), "needs low > 0"),
         (weights(method=["ties", "ties"]), "ties is listed twice"),
         (weights(methods_per="group"), "methods_per: group needs a list of methods"),
+        (weights(chunks={}), "chunks: cuts single tensors, and granularity is layer; write"),
+        (
+            weights(chunks={}, granularity="tensor", method=["a", "b"], methods_per="group"),
+            "chunks: leaves some tensors without genes, and methods_per: group",
+        ),
+        (
+            weights(chunks={"budget": 0}, granularity="tensor"),
+            "chunks.budget: expected more than 0",
+        ),
+        (weights(chunks={"power": -1}, granularity="tensor"), "chunks.power: expected at least 0"),
+        (weights(chunks={"kappa": 1}, granularity="tensor"), "chunks.kappa: unknown key"),
         (weights(lines={"alpha": [1, 0]}), "cross; write [low, high] with low < high"),
         (weights(dare={"density": 0}), "density is 0.0; write numbers above 0, up to 1"),
         (weights(dare={"density": [0.5, 0.5]}), "cross; write low < high"),

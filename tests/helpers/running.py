@@ -14,7 +14,7 @@ def run(folder, out=None, overrides=(), deadline=None):
     """Run the folder's campaign; returns the run's folder."""
     out = out or folder / "run"
     config = load_campaign(folder / "campaign.yaml", overrides)
-    with open_campaign(prepare(config), out, Silent()) as campaign:
+    with open_campaign(prepare(config, out), out, Silent()) as campaign:
         campaign.run(deadline)
     return out
 

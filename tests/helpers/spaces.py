@@ -20,7 +20,11 @@ def layout(layers=3, tied=False):
     return Layout("Tiny", layers, "layers", tuple(tensors), {}, 8)
 
 
-def space(method="ties", granularity="layer", genes=None, tied=False, digests=DIGESTS, **more):
+def space(
+    method="ties", granularity="layer", genes=None, tied=False, digests=DIGESTS, pieces=(), **more
+):
     genes = genes or {"weight": [0, 1.5]}
     weights = {"method": method, "granularity": granularity, "genes": genes, **more}
-    return WeightSpace(SpaceConfig(weights=weights), layout(tied=tied), digests, seed=1)
+    return WeightSpace(
+        SpaceConfig(weights=weights), layout(tied=tied), digests, seed=1, pieces=dict(pieces)
+    )

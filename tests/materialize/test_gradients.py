@@ -19,6 +19,7 @@ from evomerge.methods.core.aim import aimed
 from evomerge.methods.core.masks import at
 from evomerge.methods.core.sparsify import sparsifiers
 from evomerge.methods.core.view import whole_view
+from evomerge.recipe import Merge
 
 SHAPE = (6, 7)
 OWN = {n: m for n, m in methods().items() if m.function.__module__.startswith("evomerge.")}
@@ -160,3 +161,52 @@ def test_so_are_those_of_what_is_made_sparse_and_held_back(sparsifier, method, m
         slope = (ends[0] - ends[1]) / 2.0**-7
         assert value == pytest.approx(slope, rel=1e-4), key
         assert value != 0
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear"])
+def test_so_are_those_of_single_pieces(method, models, monkeypatch):
+    """A piece's own number counts on its entries alone, one of the whole tensor on all."""
+    monkeypatch.setattr(kernel, "ARITHMETIC", torch.float64)
+    monkeypatch.setattr(gradients, "SLICE", 100)  # pieces' borders lie within slices
+    work = Kernel(models.sources, "float64")
+    recipe = random_recipe(models, method)
+    pieces = [{"experts": {"math": {"weight": 0.1 + 0.25 * i}}} for i in range(3)]
+    merges = [
+        Merge.model_validate({**merge.model_dump(), "pieces": pieces}) for merge in recipe.merges
+    ]
+    recipe = recipe.model_copy(update={"merges": tuple(merges)})
+    name = "model.layers.0.self_attn.q_proj.weight"
+
+    def filled(recipe):
+        step = next(s for s in plan(recipe, models.layout, models.sources) if s.tensor.name == name)
+        merged = torch.empty(step.tensor.shape, dtype=torch.float64)
+        work.fill(merged, step, recipe.seed)
+        return step, merged
+
+    step, merged = filled(recipe)
+    random = torch.Generator().manual_seed(5)
+    gradient = torch.randn(merged.shape, generator=random, dtype=torch.float64)
+    found = gradients.CoefficientGradients(work, recipe)
+    found.add(step, gradient)
+    sums = found.sums()
+    assert {key.piece for key in sums if key.expert == "math"} == {0, 1, 2}
+    assert {key.piece for key in sums if key.expert != "math"} == {None}
+    assert sums.keys() == {key for key in gradients.differentiable_in(recipe) if key.slot == 0}
+    for key, value in sums.items():
+        ends = []
+        for by in (2.0**-8, -(2.0**-8)):
+            moved = [_moved(merge, key, by) for merge in recipe.merges]
+            ends.append(filled(recipe.model_copy(update={"merges": tuple(moved)}))[1])
+        slope = ((ends[0] - ends[1]) * gradient).sum().item() / 2.0**-7
+        # linear is not linear in its weights where they are normalised: the difference errs by h²
+        assert value == pytest.approx(slope, rel=1e-3), key
+        assert value != 0
+
+
+def _moved(merge, key, by):
+    """The merge with one of its numbers changed."""
+    data = merge.model_dump()
+    own = data if key.piece is None else data["pieces"][key.piece]
+    values = own["parameters"] if key.expert is None else own["experts"][key.expert]
+    values[key.parameter] += by
+    return Merge.model_validate(data)

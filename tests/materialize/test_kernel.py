@@ -7,13 +7,16 @@ import pytest
 import tiny
 import torch
 from merged_bytes import assert_same_bytes, open_family, resident_bytes, streamed_bytes
+from merges import sparse
+from mixtures import mixture
 from some_recipes import some_recipe, space_of
 from transformers import AutoModelForCausalLM
 
-from evomerge.common.errors import NonFiniteError
+from evomerge.common.errors import InputError, NonFiniteError
 from evomerge.config import ModelsConfig
 from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
+from evomerge.materialize.plan import plan
 from evomerge.methods import merge_method, methods
 from evomerge.methods.core.registry import REGISTRY
 from evomerge.models.checks.checked_models import check_models
@@ -200,3 +203,69 @@ def test_an_expert_with_another_vocabulary_merges_into_the_bases_rows(tmp_path, 
     shared = min(rows, 64)
     assert torch.equal(merged[:shared], expert[:shared])
     assert torch.equal(merged[shared:], base[shared:])
+
+
+def cut(recipe, pieces):
+    """The recipe with every merge in pieces of these weights of math."""
+    own = [{"experts": {"math": {"weight": weight}}} for weight in pieces]
+    merges = [Merge.model_validate({**m.model_dump(), "pieces": own}) for m in recipe.merges]
+    return recipe.model_copy(update={"merges": tuple(merges)})
+
+
+BY_ENTRY = [n for n in ELEMENTWISE if methods()[n].by_entry and "weight" in methods()[n].parameters]
+
+
+@pytest.mark.parametrize("method", BY_ENTRY)
+def test_pieces_are_those_of_torch_chunk_each_merged_by_its_own_coefficients(
+    models, method, tmp_path
+):
+    assert {"linear", "task_arithmetic"} <= {*BY_ENTRY}
+    recipe, weights = some_recipe(models, method), [0.1, 0.9, 0.4, 0.7, 0.2]
+    pieces = resident_bytes(models, cut(recipe, weights), scratch=1)
+    assert_same_bytes(pieces, streamed_bytes(models, cut(recipe, weights), tmp_path / "o"))
+    wholes = [resident_bytes(models, cut(recipe, [weight])) for weight in weights]
+    for name, found in pieces.items():
+        parts = found.flatten().chunk(len(weights))
+        for index, part in enumerate(parts):
+            whole = wholes[index][name].flatten().chunk(len(weights))[index]
+            assert torch.equal(part, whole), (name, index)
+    assert any(spec.shape[0] % 5 for spec in models.layout.tensors)
+
+
+@pytest.mark.parametrize("sparsifier", [None, "dare"])
+def test_equal_pieces_give_the_bytes_of_the_whole(models, sparsifier):
+    recipe = some_recipe(models, "task_arithmetic")
+    if sparsifier:  # random masks know their place
+        recipe = sparse(recipe, sparsifier)
+    whole = cut(recipe, [0.3]).merges
+    whole = [one for merge in whole for one in merge.of_pieces()]
+    expected = resident_bytes(models, recipe.model_copy(update={"merges": tuple(whole)}))
+    for count in (1, 3, 40):  # norms have 32 entries
+        assert_same_bytes(resident_bytes(models, cut(recipe, [0.3] * count)), expected)
+
+
+def test_pieces_of_a_method_that_looks_at_whole_tensors_are_refused(models):
+    with pytest.raises(InputError, match=r"recipe: merge of .*: ties looks at whole tensors"):
+        resident_bytes(models, cut(some_recipe(models, "ties"), [0.1, 0.2]))
+
+
+def test_pieces_run_through_stacked_matrices(tmp_path):
+    """A tensor of stacked experts is cut as a whole, not each of its matrices."""
+    for seed, name in enumerate(("base", "math")):
+        mixture(seed=seed).save_pretrained(tmp_path / name)
+        tiny.save_tokenizer(tmp_path / name)
+    places = {name: str(tmp_path / name) for name in ("base", "math")}
+    models = check_models(ModelsConfig(base=places["base"], experts={"math": places["math"]}))
+    recipe = some_recipe(models, "task_arithmetic")
+    weights = [0.1, 0.9, 0.4]
+    steps = {s.tensor.name: s for s in plan(cut(recipe, weights), models.layout, models.sources)}
+    name, step = next((n, s) for n, s in steps.items() if s.tensor.matrices > 1)
+    kernel = Kernel(models.sources, "float32")
+    found = torch.empty(step.tensor.shape)
+    kernel.fill(found, step, recipe.seed)
+    for index, weight in enumerate(weights):
+        whole = plan(cut(recipe, [weight]), models.layout, models.sources)
+        own = torch.empty(step.tensor.shape)
+        kernel.fill(own, next(s for s in whole if s.tensor.name == name), recipe.seed)
+        part = found.flatten().chunk(3)[index]
+        assert torch.equal(part, own.flatten().chunk(3)[index])

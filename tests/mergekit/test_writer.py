@@ -67,6 +67,20 @@ def test_normalize_is_written_because_the_tools_defaults_differ(
     assert yaml.safe_load(file.text)["parameters"]["normalize"] is normalize
 
 
+def test_pieces_of_tensors_are_more_than_mergekit_can_say(models):
+    recipe = some_recipe(models, "linear")
+    first, *others = recipe.merges
+    pieces = [{"experts": {"math": {"weight": share}}} for share in (0.1, 0.2)]
+    cut = Merge.model_validate({**first.model_dump(), "pieces": pieces})
+    with pytest.raises(InputError, match="mergekit has one coefficient for a whole tensor"):
+        to_mergekit(
+            recipe.model_copy(update={"merges": (cut, *others)}),
+            models.layout,
+            specs(models),
+            "float32",
+        )
+
+
 def test_slerp_joins_the_base_and_the_one_expert(tmp_path):
     models = open_family(tmp_path / "m", experts=("math",))
     recipe = some_recipe(models, "slerp")

@@ -66,6 +66,19 @@ def test_digest_depends_on_everything_the_recipe_says(change):
     assert Recipe(**fields).digest != Recipe(**{**fields, **change}).digest
 
 
+def test_pieces_are_part_of_the_digest_and_a_merge_without_them_is_as_it_was():
+    plain = Recipe(sources=SOURCES, path=PATH, merges=(merge(),))
+    assert "pieces" not in plain.to_json()["merges"][0]
+    pieces = [{"experts": {"math": {"weight": 0.1}}}, {"parameters": {"lambda": 0.5}}]
+    cut = Recipe(sources=SOURCES, path=PATH, merges=(merge(pieces=pieces),))
+    assert cut.digest != plain.digest
+    assert Recipe.from_json(json.loads(json.dumps(cut.to_json()))) == cut
+    first, second = cut.merges[0].of_pieces()
+    assert (first.experts["math"], first.experts["lang"]) == ({"weight": 0.1}, {"weight": 1.0})
+    assert (second.experts["math"], second.parameters["lambda"]) == ({"weight": 0.5}, 0.5)
+    assert plain.merges[0].of_pieces() == [plain.merges[0]]
+
+
 def test_integers_and_floats_of_equal_value_are_one_recipe():
     one = Recipe(sources=SOURCES, path=PATH, merges=(merge(parameters={"lambda": 1}),))
     other = Recipe(sources=SOURCES, path=PATH, merges=(merge(parameters={"lambda": 1.0}),))
@@ -77,6 +90,21 @@ def test_integers_and_floats_of_equal_value_are_one_recipe():
     [
         ({"path": [{"source": "art", "layer": 0}]}, "names source 'art'; its sources are base"),
         ({"merges": [{**merge().model_dump(), "experts": {"art": {}}}]}, "names expert 'art'"),
+        (
+            {"merges": [{**merge().model_dump(), "pieces": [{"experts": {"art": {}}}]}]},
+            "names expert 'art'",
+        ),
+        (
+            {
+                "merges": [
+                    {
+                        **merge(experts={"math": {}}).model_dump(),
+                        "pieces": [{"experts": {"lang": {}}}],
+                    }
+                ]
+            },
+            "piece 0 names expert 'lang', which the merge has not",
+        ),
         ({"merges": [{**merge().model_dump(), "slot": 7}]}, "the path has only 2 slots"),
         ({"merges": [merge().model_dump()] * 2}, "slot 0, mlp stands twice"),
         ({"sources": {"math": "11"}}, "no source is called 'base'"),

@@ -39,7 +39,7 @@ def grams(
     found = []
     for group in groups:
         total = torch.zeros(1, dtype=torch.float64)
-        for slices in _slices(sources, group):
+        for slices in slices_of(sources, group):
             vectors = slices[1:] - slices[:1] if task_vectors else slices
             with one_thread():
                 total = total + vectors @ vectors.T
@@ -64,8 +64,8 @@ def remember(path: Path, key: str, values: Grams) -> None:
     partial.replace(path)
 
 
-def _slices(sources: Mapping[str, Source], group: Sequence[TensorSpec]) -> Iterator[Tensor]:
-    """The group's entries, float64 [sources, at most CHUNK], the base's in row 0."""
+def slices_of(sources: Mapping[str, Source], group: Sequence[TensorSpec]) -> Iterator[Tensor]:
+    """Yield the group's entries in order, float64 [sources, at most CHUNK], the base's in row 0."""
     for spec in group:
         tensors = [with_base_rows(s, sources[BASE], spec).reshape(-1) for s in sources.values()]
         for start in range(0, tensors[0].numel(), CHUNK):

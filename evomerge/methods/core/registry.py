@@ -110,6 +110,23 @@ class Method:
         """Experts count by what they change: `lambda: 0` gives the base."""
         return "lambda" in self.parameters
 
+    @property
+    def by_entry(self) -> bool:
+        """Each entry depends on the entries of its own place and on parameters alone."""
+        return self.elementwise and (self.measure is None or self.of_parameters)
+
+    def check_pieces(self, where: str) -> None:
+        """Refuse a method that cannot merge the pieces of a tensor by coefficients of their own.
+
+        Raises:
+            InputError: it looks beyond single entries; begins with `where`.
+        """
+        if not self.by_entry:
+            raise InputError(
+                f"{where}: {self.name} looks at whole tensors, so it cannot merge their pieces "
+                "by coefficients of their own; use task_arithmetic or linear, or leave them whole"
+            )
+
     def __call__(
         self,
         base: Tensor,

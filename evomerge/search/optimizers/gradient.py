@@ -162,7 +162,8 @@ class ExpertMerging(Gradient):
     arXiv:2509.25712).
 
     It needs no labels for its steps: its loss is that of `surrogate_loss: {kind: experts}`, which
-    names the expert of each task. `pull: 5, norm: l1` are its authors'.
+    names the expert of each task. `pull: 5, norm: l1` are its authors', and `space.weights.chunks`
+    has the genes of Expert Merging++.
     """
 
     loss = "experts"

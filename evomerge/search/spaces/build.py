@@ -30,6 +30,7 @@ def build_space(
     sources: Mapping[str, Source] | None = None,
     tokenizer: TokenizerConfig | None = None,
     calibration: Mapping[str, str] = MappingProxyType({}),
+    pieces: Mapping[str, int] = MappingProxyType({}),
 ) -> Space:
     """Build weights, paths, paths over a searched merge, or smaller mixtures, as the section says.
 
@@ -39,13 +40,15 @@ def build_space(
         sources: read for the Grams of spherical recombination; see `WeightSpace`.
         tokenizer: how the sources' tokens were matched; every recipe says so.
         calibration: source → digest of its calibration file; recipes say those that they need.
+        pieces: into how many pieces tensors are cut; see `WeightSpace`.
 
     Raises:
         InputError: what is named does not exist or does not fit; begins with its key.
     """
     weights = None
     if config.weights:
-        weights = _weights(config, layout, digests, seed, sources, tokenizer, calibration)
+        own = WeightSpace(config, layout, digests, seed, sources, tokenizer, calibration, pieces)
+        weights = _wrapped(config.weights, own, layout, seed, calibration)
     if config.mixture is not None:
         inner = weights or BaseAlone(layout, digests, tokenizer)
         return MixtureSpace(config.mixture, inner, layout, calibration)
@@ -63,7 +66,9 @@ def build_space(
     return PathSpace(paths, kind, weights, references, layout, digests, tokenizer, calibration)
 
 
-def space_of(config: CampaignConfig, models: CheckedModels) -> Space:
+def space_of(
+    config: CampaignConfig, models: CheckedModels, pieces: Mapping[str, int] = MappingProxyType({})
+) -> Space:
     """Build the space of a campaign over its checked models; see `build_space`."""
     from evomerge.models.checks.digests import calibration_digests  # late, for it imports torch
 
@@ -75,28 +80,25 @@ def space_of(config: CampaignConfig, models: CheckedModels) -> Space:
         models.sources,
         models.tokenizer,
         calibration_digests(models.sources),
+        pieces,
     )
 
 
-def _weights(
-    config: SpaceConfig,
+def _wrapped(
+    config: WeightsConfig,
+    weights: WeightSpace,
     layout: Layout,
-    digests: Mapping[str, str],
     seed: int,
-    sources: Mapping[str, Source] | None,
-    tokenizer: TokenizerConfig | None,
     calibration: Mapping[str, str],
 ) -> Space:
-    weights = WeightSpace(config, layout, digests, seed, sources, tokenizer, calibration)
-    assert config.weights is not None
-    sparse, lines = config.weights.dare or config.weights.sparsify, config.weights.lines
+    """Wrap a space of weights in what else the section says: sparse, scaled by depth, held back."""
+    sparse = config.dare or config.sparsify
     space: Space = weights
     if sparse is not None:
         space = SparsifySpace(sparse, weights, seed, calibration)
-    if lines is not None:
-        space = LinesSpace(lines, space, weights, layout.layers)
-    aim = config.weights.aim
-    return space if aim is None else AimSpace(aim, space, calibration)
+    if config.lines is not None:
+        space = LinesSpace(config.lines, space, weights, layout.layers)
+    return space if config.aim is None else AimSpace(config.aim, space, calibration)
 
 
 def _plain(digests: Mapping[str, str]) -> SpaceConfig:

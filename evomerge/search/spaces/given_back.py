@@ -19,7 +19,8 @@ def gives_source(merges: Sequence[Merge], name: str) -> bool:
 
     Each is made of random float32 tensors, base and experts. Without merges it is the base.
     """
-    alike = {(m.method, repr(m.experts), repr(m.parameters), repr(m.sparsifier)): m for m in merges}
+    whole = [one for merge in merges for one in merge.of_pieces()]
+    alike = {(m.method, repr(m.experts), repr(m.parameters), repr(m.sparsifier)): m for m in whole}
     return all(_gives(merge, name) for merge in alike.values()) if merges else name == BASE
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from evomerge.config import WeightsConfig
@@ -60,3 +61,36 @@ def _of_layer(granularity: str, layer: int, label: str, layout: Layout) -> Itera
     of_modules = [module for module in layout.modules if module in present]
     found = of_tensors if granularity == "tensor" else of_modules
     yield from (Group(f"{label}.{name}", ((layer, name),)) for name in found)
+
+
+def pieces_by_importance(
+    importance: Mapping[str, float], budget: float, power: float
+) -> dict[str, int]:
+    """Deal a budget of coefficients to tensors (Expert Merging++, arXiv:2509.25712).
+
+    m_l = ⌊B I_l^κ / Σ_j I_j^κ⌋, with I scaled to sum 1. All is rounded to nine digits before
+    it decides, so that neither a processor's nor a library's last bits do.
+
+    Args:
+        importance: label → I_l, not negative.
+        budget: B, in units of the number of tensors.
+        power: κ; at 0 all that changed count alike.
+
+    Returns:
+        label → m_l.
+    """
+    total = sum(importance.values())
+    shares = {k: float(f"{v / total:.9g}") if v > 0 else 0.0 for k, v in importance.items()}
+    powers = {label: share**power if share > 0 else 0.0 for label, share in shares.items()}
+    scale = budget * len(powers) / (sum(powers.values()) or 1.0)
+    return {label: int(float(f"{scale * value:.9g}")) for label, value in powers.items()}
+
+
+def piece_label(index: int, count: int) -> str:
+    """Name a piece in genes: `piece_03`."""
+    return f"piece_{index:0{len(str(count - 1))}d}"
+
+
+def without_piece(gene: str) -> str:
+    """Return a gene's name as it would be if its tensor were not cut."""
+    return re.sub(r"\.piece_\d+(?=\.|$)", "", gene)

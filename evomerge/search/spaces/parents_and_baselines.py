@@ -13,7 +13,7 @@ from evomerge.common.errors import InputError
 from evomerge.config import TokenizerConfig
 from evomerge.methods import Method, find_method
 from evomerge.methods.core.calibration_in_recipes import with_calibration
-from evomerge.recipe import BASE, Merge, Recipe, Slot
+from evomerge.recipe import BASE, Merge, Piece, Recipe, Slot
 from evomerge.search.spaces.bounds import Searched
 from evomerge.search.spaces.genes import Value
 from evomerge.search.spaces.granularity import Group
@@ -70,9 +70,10 @@ class LayerOrderRecipes:
         values: Owned,
         fixed: Mapping[str, Value],
         experts: Sequence[str],
+        pieces: Sequence[Owned] = (),
     ) -> Merge:
         """One merge of the target's tensors: `values` before `fixed` before the method's defaults;
-        what the method does not have is passed over.
+        what the method does not have is passed over. `pieces` are the values of each of the pieces.
         """
         complete: dict[str | None, dict[str, Any]] = {}
         for owner in (None, *experts):
@@ -88,6 +89,13 @@ class LayerOrderRecipes:
             method=method.name,
             experts={name: complete[name] for name in experts},
             parameters=complete[None],
+            pieces=tuple(
+                Piece(
+                    experts={name: dict(own[name]) for name in experts if name in own},
+                    parameters=dict(own.get(None, {})),
+                )
+                for own in pieces
+            ),
         )
 
     def parents(self) -> dict[str, Recipe]:

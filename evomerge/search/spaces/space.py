@@ -114,13 +114,14 @@ class Space(Domain):
 
 def _coefficients(recipe: Recipe) -> dict[MergeCoefficient, float]:
     """Every number of a recipe's merges, by its name."""
-    owned: list[tuple[Merge, str | None, Mapping[str, Any]]] = []
+    owned: list[tuple[Merge, int | None, str | None, Mapping[str, Any]]] = []
     for merge in recipe.merges:
-        owned += [(merge, expert, values) for expert, values in merge.experts.items()]
-        owned.append((merge, None, merge.parameters))
+        for piece, one in ((None, merge), *enumerate(merge.pieces)):
+            owned += [(merge, piece, expert, values) for expert, values in one.experts.items()]
+            owned.append((merge, piece, None, one.parameters))
     return {
-        MergeCoefficient(merge.slot, merge.group, expert, name): value
-        for merge, expert, values in owned
+        MergeCoefficient(merge.slot, merge.group, expert, name, piece): value
+        for merge, piece, expert, values in owned
         for name, value in values.items()
         if isinstance(value, float)
     }

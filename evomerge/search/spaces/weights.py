@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,11 +21,12 @@ from evomerge.methods import Method, find_method
 from evomerge.models.layout import Layout, TensorSpec
 from evomerge.models.source import Source
 from evomerge.recipe import BASE, Merge, MergeCoefficient, Recipe
+from evomerge.recipe.recipe import merge_name
 from evomerge.search.frank_wolfe import Vertices
 from evomerge.search.spaces.bounds import Searched, read_tuning
 from evomerge.search.spaces.genes import Condition, Gene, Genome, Value
 from evomerge.search.spaces.given_back import gives_source
-from evomerge.search.spaces.granularity import tuned_groups
+from evomerge.search.spaces.granularity import piece_label, tuned_groups
 from evomerge.search.spaces.parents_and_baselines import LayerOrderRecipes
 from evomerge.search.spaces.slerp_recombination import (
     LinearCombinations,
@@ -37,13 +39,20 @@ _BASE_ALONE: Mapping[str, float] = {"weight": 0.0, "base_weight": 1.0}
 """The values with which a merge is the base."""
 
 
+_Values = dict[str | None, dict[str, Value]]
+"""Expert, or None for what experts share → parameter → value."""
+
+
 @dataclass(frozen=True)
 class _Coefficient:
-    """The target of a gene: a parameter of one expert (or shared: None) in one tuned group."""
+    """The target of a gene: a parameter of one expert (or shared: None) in one tuned group, or in
+    one piece of each of its tensors.
+    """
 
     group: int
     expert: str | None
     searched: Searched
+    piece: int | None = None
 
     @property
     def parameter(self) -> str:
@@ -74,6 +83,7 @@ class WeightSpace(Space):
         sources: Mapping[str, Source] | None = None,
         tokenizer: TokenizerConfig | None = None,
         calibration: Mapping[str, str] = MappingProxyType({}),
+        pieces: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Check the configuration against the methods' signatures and the models' layout.
 
@@ -84,6 +94,8 @@ class WeightSpace(Space):
                 recombine linearly.
             tokenizer: how the sources' tokens were matched; every recipe says so.
             calibration: source → digest of its calibration file; recipes say those that they need.
+            pieces: label of a group → number of pieces of its tensors, each with genes; of 0 the
+                coefficients stay where they begin. Groups that are not named are whole.
 
         Raises:
             InputError: unknown method or parameter, bounds outside a method's range, no genes.
@@ -99,9 +111,12 @@ class WeightSpace(Space):
         self._experts = [name for name in digests if name != BASE]
         for method in self.methods:
             method.check_experts(len(self._experts), f"{where}.method")
+            if weights.chunks is not None:
+                method.check_pieces(f"{where}.chunks")
         self._switched = self._experts if weights.choose_experts else []
         self._layers = layout.layers
         self.groups = list(tuned_groups(weights, layout))
+        self._pieces = [pieces.get(group.label, 1) for group in self.groups]
         self._tensors = [group.tensors(layout) for group in self.groups]
         self._recipes = LayerOrderRecipes(
             digests, self.groups, layout.layers, seed, tokenizer, calibration
@@ -119,6 +134,11 @@ class WeightSpace(Space):
         self._pinned: dict[_Coefficient, Value] = {}
         owned = list(self._enumerate(tuning.searched, tuning.own.of))
         tuning.own.check_used()
+        if weights.chunks is not None and not owned:
+            raise InputError(
+                f"{where}.chunks.budget: no tensor's share of it comes to one coefficient, so "
+                "there is nothing to search; write a larger budget, or a smaller power"
+            )
         super().__init__([gene for _, gene in owned])
         self._owners = [owner for owner, _ in owned]
         self.initial = self._uniform()
@@ -148,16 +168,21 @@ class WeightSpace(Space):
                 owner = -1 if choice == "method" else index
                 yield owner, Gene(choice, kind="categorical", choices=names)
             for coefficient in self._of_group(index, searched):
-                kind = coefficient.searched
-                parts = [kind.name, group.label, coefficient.expert]
+                kind, piece = coefficient.searched, coefficient.piece
+                own = None if piece is None else piece_label(piece, self._pieces[index])
+                parts = [kind.name, group.label, own, coefficient.expert]
                 name = ".".join(part for part in parts if part)
                 given = bounds_of(name, kind.bounds)
                 if not isinstance(given, Bounds):
                     self._pinned[coefficient] = given
                     continue
-                self._coefficients[name] = coefficient
                 when = tuple(self._conditions(coefficient))
-                yield index, Gene(name, given.low, given.high, log=given.log, when=when)
+                gene = Gene(name, given.low, given.high, log=given.log, when=when)
+                if self._pieces[index] == 0:
+                    self._pinned[coefficient] = gene.value(gene.unit(self._beginning(coefficient)))
+                    continue
+                self._coefficients[name] = coefficient
+                yield index, gene
 
     def _conditions(self, coefficient: _Coefficient) -> Iterator[Condition]:
         """Yield the conditions of a coefficient: its expert is used, and its method chosen."""
@@ -168,9 +193,10 @@ class WeightSpace(Space):
             yield Condition(choice, methods)
 
     def _of_group(self, index: int, searched: Sequence[Searched]) -> Iterator[_Coefficient]:
-        for kind in searched:
+        count = self._pieces[index]
+        for piece, kind in product(range(count) if count > 1 else [None], searched):
             owners = self._experts if kind.parameter.per_expert else [None]
-            yield from (_Coefficient(index, owner, kind) for owner in owners)
+            yield from (_Coefficient(index, owner, kind, piece) for owner in owners)
 
     @property
     @override
@@ -190,10 +216,13 @@ class WeightSpace(Space):
         params: dict[str, Value] = {f"use.{name}": True for name in self._switched}
         params |= {choice: self.methods[0].name for choice in self._chosen_by if choice}
         for name, coefficient in self._coefficients.items():
-            is_weight = coefficient.parameter == "weight"
-            default = coefficient.searched.parameter.default
-            params[name] = 1 / len(self._experts) if is_weight else default
+            params[name] = self._beginning(coefficient)
         return np.array([gene.unit(params[gene.name]) for gene in self.genes])
+
+    def _beginning(self, coefficient: _Coefficient) -> Value:
+        """The value of a coefficient in the uniform merge."""
+        is_weight = coefficient.parameter == "weight"
+        return 1 / len(self._experts) if is_weight else coefficient.searched.parameter.default
 
     @override
     def recombine(self, a: Genome, b: Genome, split: int, weight: float) -> Genome:
@@ -251,6 +280,7 @@ class WeightSpace(Space):
             len(self.methods) > 1
             or self._switched
             or self._pinned
+            or max(self._pieces) > 1
             or any(g.log for g in self.genes)
         ):
             return None
@@ -279,14 +309,20 @@ class WeightSpace(Space):
             return self._recipes.recipe(BASE, [])
         methods = [self._method_of(index, params) for index in range(len(self.groups))]
         searched = {c: params[name] for name, c in self._coefficients.items() if name in params}
-        values: list[dict[str | None, dict[str, Value]]] = [{} for _ in self.groups]
+        values: list[_Values] = [{} for _ in self.groups]
+        pieces: list[list[_Values]] = [
+            [{} for _ in range(count if count > 1 else 0)] for count in self._pieces
+        ]
         for coefficient, value in (self._pinned | searched).items():
-            if methods[coefficient.group].name in coefficient.searched.methods:
-                into = values[coefficient.group].setdefault(coefficient.expert, {})
-                into[coefficient.parameter] = value
+            index, piece = coefficient.group, coefficient.piece
+            if methods[index].name in coefficient.searched.methods:
+                into = values[index] if piece is None else pieces[index][piece]
+                into.setdefault(coefficient.expert, {})[coefficient.parameter] = value
         merges = [
-            self._recipes.merge(method, target, own, self._fixed[method.name], experts)
-            for group, method, own in zip(self.groups, methods, values, strict=True)
+            self._recipes.merge(
+                method, target, own or _means(parts), self._fixed[method.name], experts, parts
+            )
+            for group, method, own, parts in zip(self.groups, methods, values, pieces, strict=True)
             for target in group.targets
         ]
         return self._recipes.recipe(BASE, merges)
@@ -301,7 +337,7 @@ class WeightSpace(Space):
                 continue
             owner = (coefficient.expert, coefficient.parameter)
             targets = self.groups[coefficient.group].targets
-            keys = (MergeCoefficient(*target, *owner) for target in targets)
+            keys = (MergeCoefficient(*target, *owner, coefficient.piece) for target in targets)
             total = math.fsum(derivatives.get(key, 0.0) for key in keys)
             found[index] = total * gene.slope(genome[index])
         return found
@@ -323,10 +359,10 @@ class WeightSpace(Space):
             for index, coefficient in weights.items():
                 points[row, index] = self.genes[index].unit(float(coefficient.expert == name))
         # 3. what moves together
-        by_group: dict[int, list[int]] = {}
+        together: dict[tuple[int, int | None], list[int]] = {}
         for index, coefficient in weights.items():
-            by_group.setdefault(coefficient.group, []).append(index)
-        return Vertices(points, [np.array(block) for block in by_group.values()])
+            together.setdefault((coefficient.group, coefficient.piece), []).append(index)
+        return Vertices(points, [np.array(block) for block in together.values()])
 
     @override
     def encode(self, recipe: Recipe) -> Genome:
@@ -347,6 +383,13 @@ class WeightSpace(Space):
             self._check_encodable(merge)
         merges = {(merge.slot, merge.group): merge for merge in recipe.merges}
         found = [_merges_of(tensors, merges) for tensors in self._tensors]
+        for count, own in zip(self._pieces, found, strict=True):
+            for merge in own:
+                if merge is not None and merge.pieces and len(merge.pieces) != count:
+                    raise InputError(
+                        f"the {merge_name(merge)} of the recipe has {len(merge.pieces)} pieces, "
+                        f"and {max(count, 1)} here (space.weights.chunks)"
+                    )
         used = {name for merge in recipe.merges for name in merge.experts}
         params: dict[str, Value] = {f"use.{name}": name in used for name in self._switched}
         params |= self._choices(found)
@@ -407,12 +450,13 @@ class WeightSpace(Space):
             for c in (*self._coefficients.values(), *self._pinned)
             if method.name in c.searched.methods
         }
-        active = [v for v in merge.experts.values() if v.get("weight", 1.0) != 0]
+        parts = merge.of_pieces()
+        active = [v for m in parts for v in m.experts.values() if v.get("weight", 1.0) != 0]
         for p in method.parameters.values():
             if p.name in searched:
                 continue
             here = self._fixed[method.name].get(p.name, p.default)
-            for given in active if p.per_expert else [merge.parameters]:
+            for given in active if p.per_expert else [one.parameters for one in parts]:
                 if (there := given.get(p.name, p.default)) != here:
                     bounds = ", or give it bounds" if p.type is float else ""
                     raise InputError(
@@ -464,5 +508,22 @@ def _value_in(merge: Merge | None, coefficient: _Coefficient) -> Value | None:
         return _BASE_ALONE.get(name)
     if merge.method not in coefficient.searched.methods:
         return None
+    if merge.pieces and coefficient.piece is not None:
+        own = merge.pieces[coefficient.piece]
+        if own.has(owner, name):
+            return own.parameters[name] if owner is None else own.experts[owner][name]
     given: Mapping[str, Any] = merge.parameters if owner is None else merge.experts[owner]
     return given.get(name, coefficient.searched.parameter.default)
+
+
+def _means(pieces: Sequence[_Values]) -> _Values:
+    """Return what a merge says of a tensor as a whole: each value's mean over its pieces."""
+    found: dict[str | None, dict[str, list[float]]] = {}
+    for own in pieces:
+        for owner, values in own.items():
+            for name, value in values.items():
+                found.setdefault(owner, {}).setdefault(name, []).append(float(value))
+    return {
+        owner: {name: math.fsum(given) / len(given) for name, given in values.items()}
+        for owner, values in found.items()
+    }
