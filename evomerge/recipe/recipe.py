@@ -254,7 +254,8 @@ class Recipe(Strict):
         seen = set()
         for merge in self.merges:
             where = merge_name(merge)
-            for one in (merge, *merge.pieces):
+            parts: tuple[Merge | Piece, ...] = (merge, *merge.pieces)
+            for one in parts:
                 for expert, values in one.experts.items():
                     if expert not in self.sources or expert == BASE:
                         raise ValueError(f"{where} names expert {expert!r}; {known}")

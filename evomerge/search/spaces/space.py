@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.common.errors import InputError
-from evomerge.recipe import Merge, MergeCoefficient, Recipe
+from evomerge.recipe import Merge, MergeCoefficient, Piece, Recipe
 from evomerge.search.frank_wolfe import Vertices
 from evomerge.search.spaces.genes import Domain, Genome
 
@@ -116,7 +116,8 @@ def _coefficients(recipe: Recipe) -> dict[MergeCoefficient, float]:
     """Every number of a recipe's merges, by its name."""
     owned: list[tuple[Merge, int | None, str | None, Mapping[str, Any]]] = []
     for merge in recipe.merges:
-        for piece, one in ((None, merge), *enumerate(merge.pieces)):
+        parts: list[tuple[int | None, Merge | Piece]] = [(None, merge), *enumerate(merge.pieces)]
+        for piece, one in parts:
             owned += [(merge, piece, expert, values) for expert, values in one.experts.items()]
             owned.append((merge, piece, None, one.parameters))
     return {

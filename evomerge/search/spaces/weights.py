@@ -384,11 +384,11 @@ class WeightSpace(Space):
         merges = {(merge.slot, merge.group): merge for merge in recipe.merges}
         found = [_merges_of(tensors, merges) for tensors in self._tensors]
         for count, own in zip(self._pieces, found, strict=True):
-            for merge in own:
-                if merge is not None and merge.pieces and len(merge.pieces) != count:
+            for cut in own:
+                if cut is not None and cut.pieces and len(cut.pieces) != count:
                     raise InputError(
-                        f"the {merge_name(merge)} of the recipe has {len(merge.pieces)} pieces, "
-                        f"and {max(count, 1)} here (space.weights.chunks)"
+                        f"the {merge_name(cut)} of the recipe has {len(cut.pieces)} pieces, and "
+                        f"{max(count, 1)} here (space.weights.chunks)"
                     )
         used = {name for merge in recipe.merges for name in merge.experts}
         params: dict[str, Value] = {f"use.{name}": name in used for name in self._switched}
