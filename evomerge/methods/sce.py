@@ -9,6 +9,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from evomerge.methods import Lambda, Range, Tensor, View, merge_method
+from evomerge.methods.core.combine import is_positive, is_zero, sign_of
 from evomerge.methods.core.inner_products import blocks
 from evomerge.methods.core.magnitude_histograms import MagnitudeHistogram, Ranking, histogram_of
 from evomerge.methods.core.trim import Trim, cut, trim_within_bin
@@ -135,10 +136,10 @@ def weighted_consensus(parts: Sequence[Tensor], weights: Sequence[float]) -> Ten
     """Compute Σ wτ/Σ w over the entries with the sign of Σ τ (zero counts as positive)."""
     import torch
 
-    positive = sum(parts[1:], parts[0]) >= 0
+    sign = sign_of(sum(parts[1:], parts[0]))
     total, divisor = torch.zeros_like(parts[0]), torch.zeros_like(parts[0])
     for weight, part in zip(weights, parts, strict=True):
-        agrees = (((part > 0) & positive) | ((part < 0) & ~positive)).to(part.dtype)
-        total = total + part * agrees * weight
-        divisor = divisor + agrees * weight
-    return total / torch.where(divisor == 0, 1.0, divisor)
+        share = is_positive(part * sign) * weight
+        total = total + part * share
+        divisor = divisor + share
+    return total / (divisor + is_zero(divisor))

@@ -10,9 +10,18 @@ from written_merges import written
 from evomerge.materialize.compiled import Compiler
 from evomerge.materialize.statistics.statistics import Statistics
 from evomerge.methods import View, methods
-from evomerge.methods.core.magnitude_histograms import magnitude_histogram
+from evomerge.methods.core.magnitude_histograms import by_magnitude, magnitude_histogram
+from evomerge.methods.core.masks import at, limits
+from evomerge.methods.core.trim import cut
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    """One for all lengths, which share what it compiles."""
+    return Compiler()
+
 
 ELEMENTWISE = [name for name, method in methods().items() if method.elementwise]
 
@@ -45,6 +54,22 @@ def test_compiled_what_a_random_drop_leaves_is_merged_to_the_same_bytes(models, 
     assert "uncompiled" not in caplog.text
     for tensor, value in plain.items():
         assert value.view(torch.int32).equal(compiled[tensor].view(torch.int32)), tensor
+
+
+@pytest.mark.parametrize("n", [300, 1000, 4096, 4097])
+@torch.no_grad()
+def test_compiled_trims_and_masks_know_the_places_of_slices_of_any_length(n, compiler):
+    tau = torch.randn(n, generator=torch.Generator().manual_seed(n)).mul(4).round()
+    [[trim]] = cut([by_magnitude(View(tau * 0, [tau], torch.float32), 0)], [[n // 3]])
+    where = slice(n // 4, n)
+    arguments = tau[where], trim.part(where), at(0, "w", ["math"], where.start), limits([0.3])[0]
+    wanted = _trimmed_and_masked(*arguments)
+    assert torch.equal(compiler(_trimmed_and_masked, *arguments), wanted)
+    assert int((wanted != 0).sum()) > 0
+
+
+def _trimmed_and_masked(tau, trim, place, limit):
+    return trim.of(tau) + 0.5 * place.keep(0, tau, limit)
 
 
 def test_a_function_that_cannot_be_compiled_is_called_as_it_is(caplog):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from evomerge.methods.core.masks import At
 from evomerge.methods.core.parameters import Lambda, Parameter, Weight, parameters_of
 from evomerge.methods.core.registry import REGISTRY, Method
+from evomerge.methods.core.slices import traced
 from evomerge.methods.core.sparsify import Sparsifier, Whole
 from evomerge.methods.core.view import Tensor, View
 
@@ -82,30 +83,36 @@ def elect_and_sum(parts: Sequence[Tensor], weight: Sequence[float], normalize: b
     """
     import torch
 
-    # In numbers, ±1, 1 and 0: uncompiled, comparisons and `where` take many times as long.
     # step 2: the sign of the sum; zero counts as positive
-    sign = _sign(sum(parts[1:], parts[0]))
+    sign = sign_of(sum(parts[1:], parts[0]))
     # step 3: the disjoint sum, its sign taken off, and the weights that took part in it
     total = torch.zeros_like(parts[0])
     divisor = torch.zeros_like(parts[0])
     for value, part in zip(weight, parts, strict=True):
         size = part * sign
-        agrees = size.clamp(min=0).sign()
+        agrees = is_positive(size)
         total = total + size * agrees
         divisor = divisor + agrees * value
     total = total * sign
-    return total / (divisor + _is_zero(divisor)) if normalize else total
+    return total / (divisor + is_zero(divisor)) if normalize else total
 
 
-def _sign(values: Tensor) -> Tensor:
+def is_positive(values: Tensor) -> Tensor:
+    """Return 1 for numbers above 0, 0 for others, in their dtype."""
+    if traced(values):
+        return (values > 0).to(values.dtype)
+    # uncompiled, comparisons and `where` take many times as long; compiled, half as long
+    return values.clamp(min=0).sign()
+
+
+def sign_of(values: Tensor) -> Tensor:
     """Return -1 for negative numbers, 1 for others."""
-    return values.sign() + _is_zero(values)
+    return 1 - 2 * is_positive(-values)
 
 
-def _is_zero(values: Tensor) -> Tensor:
+def is_zero(values: Tensor) -> Tensor:
     """Return 1 for zeros, 0 for others."""
-    sign = values.sign()
-    return 1 - sign * sign
+    return 1 - is_positive(values.abs())
 
 
 class Kept(NamedTuple):

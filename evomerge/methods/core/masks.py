@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from evomerge.methods.core.slices import first_places, places
 from evomerge.methods.core.view import Tensor
 
 
@@ -21,17 +22,15 @@ class At(NamedTuple):
 
     Attributes:
         words: int32 (experts, 2), the keys of each expert's mask.
-        start: int64 (), index of the slice's first entry.
+        first: int32 (64,), the indices of the slice's first entries; see `places`.
     """
 
     words: Tensor
-    start: Tensor
+    first: Tensor
 
     def starting_at(self, start: int) -> At:
         """Return the place of a later slice of the same tensor, before index 2³²."""
-        import torch
-
-        return self._replace(start=torch.tensor(start))
+        return self._replace(first=first_places(start))
 
     def keep(self, expert: int, like: Tensor, limit: Tensor) -> Tensor:
         """Draw which entries of a slice survive, independently of each other.
@@ -44,12 +43,8 @@ class At(NamedTuple):
         Returns:
             bool tensor of `like`'s shape.
         """
-        import torch
-
-        index = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
-        index = index + self.start.to(torch.int32)  # wraps; `at` keeps the rest in the words
-        bits = _mix(_mix(index ^ self.words[expert, 0]) ^ self.words[expert, 1])
-        return bits.view(like.shape) <= limit
+        index = places(like, self.first)  # modulo 2³²; `at` keeps the rest in the words
+        return _mix(_mix(index ^ self.words[expert, 0]) ^ self.words[expert, 1]) <= limit
 
 
 def at(seed: int, tensor: str, experts: Sequence[str], start: int = 0) -> At:
@@ -60,7 +55,7 @@ def at(seed: int, tensor: str, experts: Sequence[str], start: int = 0) -> At:
     if start >> 32:
         words = words.clone()
         words[:, 0] ^= _mix(torch.tensor(start >> 32, dtype=torch.int32))
-    return At(words, torch.tensor(start))
+    return At(words, first_places(start & 0xFFFFFFFF))
 
 
 @lru_cache(maxsize=1 << 14)

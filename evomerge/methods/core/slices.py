@@ -4,9 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from evomerge.methods.core.view import Tensor
+
+LANES = 64
+"""Indices that `places` is given: what vector instructions take at a time divides it."""
+
+
+@lru_cache(maxsize=1 << 10)
+def first_places(start: int = 0) -> Tensor:
+    """Return the first `LANES` indices of a slice that begins at `start`, int32, modulo 2³²."""
+    import torch
+
+    wrapped = (start + (1 << 31)) % (1 << 32) - (1 << 31)
+    return torch.arange(LANES, dtype=torch.int32) + wrapped
+
+
+def places(like: Tensor, first: Tensor) -> Tensor:
+    """Return the index of every entry of a slice, int32 of the shape of `like`, modulo 2³².
+
+    Args:
+        first: the slice's, from `first_places`.
+    """
+    import torch
+
+    if not traced(like):
+        count = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
+        return (count + first[0]).view(like.shape)
+    # compiled, to count takes fifty operations; to add to indices that are read, one
+    count = torch.arange(like.numel(), device=like.device)
+    rows = (count // LANES * LANES).to(torch.int32)
+    return (rows + first.to(like.device).view(LANES)[count % LANES]).view(like.shape)
+
+
+def traced(tensor: Tensor) -> bool:
+    """Say whether a tensor stands for others, in a function that is about to be compiled."""
+    import torch
+
+    return type(tensor) is not torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from evomerge.methods.core.magnitude_histograms import (
     histogram_of,
     patterns_of,
 )
+from evomerge.methods.core.slices import first_places, places, traced
 from evomerge.methods.core.view import Tensor, View
 
 _ROW = 64
@@ -43,29 +45,28 @@ class Trim(NamedTuple):
 
     Kept are the entries above `threshold`, float32 (), and those equal to it up to index `last`,
     int32 (), or int64 () where there are more than 2³¹: of tied entries the lower index comes
-    first.
+    first. A slice's has its `first_places` beside.
     """
 
     threshold: Tensor
     last: Tensor
+    first: Tensor | None = None
 
     def part(self, where: slice) -> Trim:
         """Return the trim of a slice of at most 2³¹ entries, `last` counted in it, int32."""
         import torch
 
-        if not where.start and self.last.dtype == torch.int32:
-            return self
-        last = (self.last - where.start).clamp(-1, (1 << 31) - 1)
-        return self._replace(last=last.to(torch.int32))
+        last = self.last
+        if where.start or last.dtype != torch.int32:
+            last = (last - where.start).clamp(-1, (1 << 31) - 1).to(torch.int32)
+        return self._replace(last=last, first=first_places())
 
     def keep(self, tau: Tensor) -> Tensor:
         """Return a boolean mask over the slice whose `part` this is."""
-        import torch
-
         magnitude, bound = tau.abs().float(), self._bound(tau)
         if bound is not None:
             return magnitude > bound
-        index = torch.arange(tau.numel(), dtype=torch.int32, device=tau.device).view(tau.shape)
+        index = places(tau, first_places() if self.first is None else self.first)
         return (magnitude > self.threshold) | ((magnitude == self.threshold) & (index <= self.last))
 
     def of(self, tau: Tensor, at: Any = None, expert: int = 0) -> Tensor:
@@ -84,9 +85,7 @@ class Trim(NamedTuple):
         None where the last tied entry lies in the slice, and where numbers are not known (functions
         that are compiled are traced without them) or would have to be waited for (a GPU's).
         """
-        import torch
-
-        if type(self.last) is not torch.Tensor or self.last.device.type != "cpu":
+        if traced(self.last) or self.last.device.type != "cpu":
             return None
         last, threshold = int(self.last), float(self.threshold)
         if last < 0:
@@ -108,6 +107,10 @@ class Band(NamedTuple):
 
     def of(self, tau: Tensor, at: Any = None, expert: int = 0) -> Tensor:
         """Return τ, and 0 where an entry is not kept."""
+        import torch
+
+        if traced(tau):
+            return torch.where(self.keep(tau), tau, 0.0)
         kept = self.lower.of(tau)
         return kept - self.upper.of(kept)  # the one keeps all that the other does
 
@@ -229,10 +232,12 @@ def trim_within_bin(ranking: Ranking, k: int, known: MagnitudeHistogram) -> tupl
     Returns:
         The trim, and the indices of those entries, int64, rising.
     """
+    import torch
+
     bin_ = known.bin_of_rank(k)
     [[rows]] = _rows([ranking], [[bin_]])
-    [found], index = _among_few([_Search(ranking, rows, bin_)])
-    return found, index[: bin_.rank].sort().values
+    found, index = _among_few(_Search(ranking, rows, bin_))
+    return found, torch.from_numpy(index).to(rows.device)
 
 
 def _all_or_none(k: int, ranking: Ranking) -> Trim:
@@ -324,12 +329,7 @@ class _Search(NamedTuple):
 def _selected(searches: Mapping[tuple[int, int], _Search]) -> dict[tuple[int, int], Trim]:
     """Find the trims that end at the entries searched for."""
     tied = {k: one for k, one in searches.items() if one.bin.tied and one.ranking.n > _FEW}
-    few = {key: one for key, one in searches.items() if key not in tied}
-    ordered = list(few.values())
-    # of large tensors one search at a time, which holds its rows' entries
-    step = max(1, len(few)) if all(one.ranking.n <= SMALL for one in ordered) else 1
-    parts = [_among_few(ordered[i : i + step]) for i in range(0, len(few), step)]
-    found = dict(zip(few, [trim for trims, _ in parts for trim in trims], strict=True))
+    found = {key: _among_few(one)[0] for key, one in searches.items() if key not in tied}
     if tied:
         found |= zip(tied, _among_ties(list(tied.values())), strict=True)
     return found
@@ -364,34 +364,40 @@ def _at(searches: Sequence[_Search], places: Sequence[Tensor]) -> Tensor:
     return torch.cat(values)
 
 
-def _among_few(searches: Sequence[_Search]) -> tuple[list[Trim], Tensor]:
-    """Find the trims in bins of a few entries, and the indices of all these entries, int64, sorted.
-
-    All searches go through one sort: by search, then the largest first, of tied entries the lower
-    index.
-    """
+def _among_few(search: _Search) -> tuple[Trim, np.ndarray]:
+    """Find the trim in a bin of a few entries, and the indices of those it keeps, int64, rising."""
     import torch
 
-    n, device = searches[0].ranking.n, searches[0].rows.device
-    # 1. the entries of all rows that have some of their search's bin
-    search, row = torch.stack([one.rows for one in searches]).nonzero(as_tuple=True)
-    index = row[:, None] * _ROW + torch.arange(_ROW, device=device)
-    counts = search.bincount(minlength=len(searches)).tolist()
-    patterns = patterns_of(_at(searches, index.clamp(max=n - 1).split(counts)))
-    # 2. of these, those within the bin
-    bounds = [one.bin[:3] for one in searches]
-    start, stop, rank = torch.tensor(bounds, device=device).unbind(1)
-    inside = (patterns >= start[search, None]) & (patterns < stop[search, None]) & (index < n)
-    place, lane = inside.nonzero(as_tuple=True)
-    search, index, patterns = search[place], index[place, lane], patterns[place, lane]
-    # 3. sorted by search and falling pattern; stable, so that indices rise among ties
-    order = ((search << 31) - patterns).argsort(stable=True)
-    first = torch.searchsorted(search, torch.arange(len(searches), device=device))
-    index, patterns = index[order], patterns[order]
-    # 4. the rank-th of each search is the last that is kept
-    last = first + rank - 1
-    ends = zip(patterns[last].view(torch.float32), _placed(index[last], n), strict=True)
-    return [Trim(*end) for end in ends], index
+    ranking, (start, stop, rank, _) = search.ranking, search.bin
+    device = search.rows.device
+    # 1. the entries of the bin, of all rows that have some
+    rows = search.rows.nonzero().view(-1)
+    patterns = _patterns_in(ranking, rows)
+    place = np.flatnonzero((patterns >= start) & (patterns < stop))
+    index = rows.cpu().numpy()[place // _ROW] * _ROW + place % _ROW
+    patterns = patterns.reshape(-1)[place]
+    # 2. the rank-th largest, and of those that are equal to it the last kept
+    least = np.partition(patterns, len(patterns) - rank)[len(patterns) - rank]
+    ties = index[patterns == least]
+    last = int(ties[rank - np.count_nonzero(patterns > least) - 1])
+    kept = index[(patterns > least) | ((patterns == least) & (index <= last))]
+    threshold = torch.tensor(_float(int(least)), device=device)
+    return Trim(threshold, _placed(torch.tensor(last, device=device), ranking.n)), kept
+
+
+def _patterns_in(ranking: Ranking, rows: Tensor) -> np.ndarray:
+    """Return the patterns of the entries of some rows, int32 (rows, `_ROW`); beyond the end -1."""
+    import torch
+
+    view, n = ranking.view, ranking.n
+    if n % _ROW == 0:
+        # whole rows are read much quicker than entries
+        base, *experts = (tensor.view(-1, _ROW) for tensor in (view.base, *view.experts))
+        lined = replace(ranking, view=replace(view, base=base, experts=experts))
+        return patterns_of(lined.at(rows)).cpu().numpy()
+    index = rows[:, None] * _ROW + torch.arange(_ROW, device=rows.device)
+    patterns = patterns_of(ranking.at(index.clamp(max=n - 1)))
+    return torch.where(index < n, patterns, -1).cpu().numpy()
 
 
 def _placed(last: Tensor, n: int) -> Tensor:
