@@ -64,8 +64,8 @@ def notes_of(config: CampaignConfig, pieces: Mapping[str, int], read: bool) -> l
     guess = "" if read else "; by tensors' sizes, for the weights that decide it are not here"
     return [
         f"{WHERE}: {len(counts)} of {len(pieces)} tensors have genes, in {sum(counts)} pieces, up "
-        f"to {pieces[most]} ({most}); the other {len(pieces) - len(counts)} keep the weights of "
-        f"the start{guess}"
+        f"to {pieces[most]} ({most}); the other {len(pieces) - len(counts)} stay as in the "
+        f"uniform merge{guess}"
     ]
 
 

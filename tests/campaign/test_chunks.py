@@ -80,7 +80,7 @@ def test_how_many_genes_and_how_many_tensors_without_is_said(folder, models):
     assert note == (
         f"space.weights.chunks: {len(counts)} of {len(pieces)} tensors have genes, in "
         f"{sum(counts)} pieces, up to {max(counts)} ({most}); the other "
-        f"{len(pieces) - len(counts)} keep the weights of the start"
+        f"{len(pieces) - len(counts)} stay as in the uniform merge"
     )
     [guess] = chunks.notes_of(config, pieces, read=False)
     assert guess == f"{note}; by tensors' sizes, for the weights that decide it are not here"

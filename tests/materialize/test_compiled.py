@@ -13,6 +13,7 @@ from evomerge.methods import View, methods
 from evomerge.methods.core.magnitude_histograms import by_magnitude, magnitude_histogram
 from evomerge.methods.core.masks import at, limits
 from evomerge.methods.core.trim import cut
+from evomerge.recipe import Merge
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +38,20 @@ def models(tmp_path_factory):
 @torch.no_grad()
 def test_compiled_methods_give_the_same_bytes(models, name, caplog):
     recipe = random_recipe(models, name)
+    _, plain = written(models, recipe, compiled=False, scratch=1)
+    _, compiled = written(models, recipe, compiled=True)
+    assert "uncompiled" not in caplog.text
+    for tensor, value in plain.items():
+        assert value.view(torch.int32).equal(compiled[tensor].view(torch.int32)), tensor
+
+
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic"])
+@torch.no_grad()
+def test_compiled_pieces_are_the_same_bytes_wherever_they_begin(models, name, caplog):
+    recipe = random_recipe(models, name)
+    pieces = [{"experts": {"math": {"weight": 0.1 * i}}} for i in range(1, 8)]
+    own = [Merge.model_validate({**m.model_dump(), "pieces": pieces}) for m in recipe.merges]
+    recipe = recipe.model_copy(update={"merges": tuple(own)})
     _, plain = written(models, recipe, compiled=False, scratch=1)
     _, compiled = written(models, recipe, compiled=True)
     assert "uncompiled" not in caplog.text
