@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from evomerge.campaign.descents import INITIAL, cost_of
+from evomerge.campaign.descents import BACKWARD, INITIAL, cost_of
 from evomerge.campaign.initial_points import check_descents
 from evomerge.campaign.setup import Setup
 from evomerge.common.errors import InputError
@@ -28,14 +28,20 @@ from evomerge.config import (
 )
 from evomerge.fitness.tasks.corpus_metrics import OWN
 from evomerge.judging.rung_items import check_rungs
-from evomerge.search.descent import batch_for
 from evomerge.study.run_folder import open_study_of
 from evomerge.study.study import BY_DEFAULT
 
 LOSS, RUNGS, SCREEN = "fitness.surrogate_loss", "fitness.rungs", "optimizer.screen"
 DESCENTS, NEAR = "optimizer.descents", "optimizer.near"
-STEPS, RATE = 30, 0.05
-"""Of the gradient start."""
+ASKED, LEAST, MOST = 2.7, 216, 1296
+"""Items that the gradient start costs for each search item, and its fewest and most."""
+SHARED, LARGEST = 40, 6
+"""Search items for each document of its steps, and most documents of one."""
+RATE, SINGLE = 0.035, 0.05
+"""Of its steps, and of those of one document alone, which lead less far for their noise."""
+AVERAGE = 0.33
+"""Share of its steps, the last ones, whose mean is its end: steps of few documents lead around the
+best point (docs/benchmarks.md)."""
 POWER = 0.7
 """Bounds the loss of the gradient start: at 0 its end lost accuracy where an expert is surely wrong
 (docs/benchmarks.md)."""
@@ -153,13 +159,15 @@ def descent_for(items: int) -> DescentConfig:
 
     Nothing is held back: so few documents would choose its end by luck; the search does that.
     """
+    batch = min(LARGEST, max(1, items // SHARED))
     return DescentConfig.model_validate(
         {
-            "steps": STEPS,
-            "batch": batch_for(items),
-            "rate": RATE,
+            "steps": round(min(MOST, max(LEAST, ASKED * items)) / (BACKWARD * batch)),
+            "batch": batch,
+            "rate": RATE if batch > 1 else SINGLE,
             "held_back": 0,
             "check": 0,
+            "average": AVERAGE,
             "from": "best_known",
         }
     )
@@ -189,7 +197,7 @@ def _gradient_start(setup: Setup) -> Choice:
     return Choice(
         INITIAL,
         starts,
-        f"gradient start from the best that is known: {STEPS} steps of a bounded loss, "
+        f"gradient start from the best that is known: {descent.steps} steps of a bounded loss, "
         f"{items:,} items ({items / whole:.1%} of the budget's)",
     )
 

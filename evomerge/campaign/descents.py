@@ -33,10 +33,12 @@ from evomerge.search.descent import (
     begin,
     is_behind,
     looked,
+    mean_of_tail,
     pulled,
     scales,
     stepped,
     with_slopes,
+    with_tail,
 )
 from evomerge.search.spaces.genes import Genome
 from evomerge.search.spaces.space import Space
@@ -278,7 +280,7 @@ class Chain:
         if job.task == "losses":
             record = replace(record, held=job.count_items({}))
             return looked(record, loss, asked.steps, asked.patience)
-        # 2. a step; without looks the best point is the last that had a gradient
+        # 2. a step; without looks the best point is the last that had a gradient, until the end
         genome = np.array(record.genome)
         record = replace(record, losses=[*record.losses, loss])
         if record.step == 0:
@@ -291,10 +293,11 @@ class Chain:
         moved = self._stepped(record, gradient)
         if asked.check:
             return moved
-        last = moved.step == asked.steps
-        best = replace(moved, best=moved.genome if last else record.genome)
-        best = replace(best, best_step=moved.step if last else record.step)
-        return replace(best, done=ALL_STEPS) if last else best
+        if moved.step < asked.steps:
+            moved = with_tail(moved, asked)
+            return replace(moved, best=record.genome, best_step=record.step)
+        end = mean_of_tail(with_tail(moved, asked), asked)
+        return replace(moved, best=end, best_step=moved.step, tail=[], done=ALL_STEPS)
 
     def _stepped(self, record: DescentRecord, gradient: NDArray[np.float64]) -> DescentRecord:
         """Make a step by the rule that was asked for."""

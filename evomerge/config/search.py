@@ -144,11 +144,22 @@ class DescentOptions(Strict):
 
     Example: `patience: 5`
     """
+    average: float = Field(default=0.0, ge=0, le=1, exclude_if=lambda share: not share)
+    """With `check: 0`, the end is the mean over this share of the steps, the last ones; 0: where
+    the last one led. Give it with small batches, whose steps lead around the best point.
+
+    Example: `average: 0.3, check: 0, held_back: 0`
+    """
 
     @model_validator(mode="after")
     def _looks_have_documents(self) -> Self:
         if self.check and not self.held_back:
             raise ValueError("held_back: 0 leaves nothing to look at; write check: 0 as well")
+        if self.check and self.average:
+            raise ValueError(
+                "average: looks choose the end where there are any; write check: 0 and "
+                "held_back: 0 as well, or leave average out"
+            )
         return self
 
 

@@ -83,6 +83,21 @@ def with_slopes(record: DescentRecord, gradient: NDArray[np.float64]) -> Descent
     return replace(record, slopes=sums)
 
 
+def with_tail(record: DescentRecord, asked: Descend) -> DescentRecord:
+    """Add the genome to the sum of those of the last steps, once these have begun."""
+    if record.step <= asked.steps - asked.averaged:
+        return record
+    before = record.tail or [0.0] * len(record.genome)
+    return replace(record, tail=(np.array(before) + record.genome).tolist())
+
+
+def mean_of_tail(record: DescentRecord, asked: Descend) -> list[float]:
+    """Return the mean genome of the last steps (Polyak & Juditsky 1992), (dimension,): steps on few
+    documents lead around the best point, and their mean lies nearer to it than the last.
+    """
+    return [value / asked.averaged for value in record.tail]
+
+
 def scales(record: DescentRecord) -> NDArray[np.float64] | None:
     """How far each gene may vary around a descent's end, relative to the others, (dimension,).
 

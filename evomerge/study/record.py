@@ -157,6 +157,7 @@ class Descend:
         pull: weight of the distance to the start in the loss, a mean over the genes.
         norm: of that distance: `l1` its absolute value, `l2` its square.
         rule: of a step: projected Adam's, or Frank-Wolfe's towards one model in each group.
+        average: share of the last steps the mean of whose genomes is the end; 0: the last one is.
     """
 
     origin: str
@@ -171,6 +172,12 @@ class Descend:
     pull: float = 0.0
     norm: Literal["l1", "l2"] = "l2"
     rule: Literal["adam", "frank_wolfe"] = "adam"
+    average: float = 0.0
+
+    @property
+    def averaged(self) -> int:
+        """Number of the last steps whose genomes are averaged, 1 or more."""
+        return max(1, round(self.average * self.steps))
 
     def looks(self, step: int) -> bool:
         """True if the documents held back are looked at after so many steps."""
@@ -199,6 +206,7 @@ class DescentRecord:
             genome x and gradient g, each (dimension,).
         held: documents held back; 0 before the first look at them.
         trail: the genome at every look, rounded, of few genes; for figures.
+        tail: sum of the genomes of the steps that `average` counts, (dimension,).
         seconds: wall time of its jobs.
         asked: what a proposal asked for; None of the descents before the search.
     """
@@ -220,6 +228,7 @@ class DescentRecord:
     slopes: list[list[float]] = field(default_factory=list)
     held: int = 0
     trail: list[list[float]] = field(default_factory=list)
+    tail: list[float] = field(default_factory=list)
     seconds: float = field(default=0.0, compare=False)
     asked: Descend | None = None
 

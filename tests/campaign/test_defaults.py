@@ -22,7 +22,7 @@ from evomerge.campaign.descents import INITIAL, Descents, cost_of
 from evomerge.campaign.open import open_campaign
 from evomerge.campaign.setup import prepare
 from evomerge.common.errors import CandidateError
-from evomerge.config import load_campaign
+from evomerge.config import DescentConfig, load_campaign
 from evomerge.study.run_folder import open_run
 from evomerge.workers.worker import Worker
 
@@ -48,6 +48,23 @@ def test_a_plain_file_begins_with_a_gradient_and_says_what_it_costs_and_how_to_t
     assert f"{cost:,} items" in setup.said
     assert f"{setup.by_default[DESCENTS]} short descents" in setup.said
     assert "optimizer.plain: true" in setup.said
+
+
+@pytest.mark.parametrize(
+    ("items", "steps", "batch", "rate"),
+    [(30, 72, 1, 0.05), (240, 36, 6, 0.035), (450, 68, 6, 0.035), (9000, 72, 6, 0.035)],
+)
+def test_a_gradient_start_has_small_batches_and_costs_a_few_items_for_each(
+    items, steps, batch, rate
+):
+    descent = descent_for(items)
+    assert (descent.steps, descent.batch, descent.rate) == (steps, batch, rate)
+    assert descent.average > 0
+
+
+def test_a_gradient_start_that_a_study_has_noted_without_an_average_ends_at_its_last_step():
+    noted = {"steps": 30, "batch": 12, "rate": 0.05, "held_back": 0, "check": 0}
+    assert DescentConfig.model_validate(noted).average == 0
 
 
 def test_without_a_gradient_there_are_rungs_where_there_are_items_enough(tiny_folder):

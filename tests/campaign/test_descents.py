@@ -71,6 +71,27 @@ def test_a_killed_descent_goes_on_as_if_nothing_had_happened(whole, monkeypatch,
     assert (facts(other), records(other)) == expected
 
 
+def test_the_mean_of_the_last_steps_is_the_end_and_survives_a_kill(
+    tiny_folder, monkeypatch, tmp_path
+):
+    bare = {"batch": 6, "check": 0, "held_back": 0}
+    ends = []
+    for steps in (2, 3):
+        save(tiny_folder, {"gradient": {**bare, "steps": steps}})
+        [record] = records(run(tiny_folder, tmp_path / str(steps)))
+        ends.append(record.best)
+    save(tiny_folder, {"gradient": {**bare, "steps": 3, "average": 0.67}})
+    out = tmp_path / "averaged"
+    references = [e for e in evaluations(tmp_path / "3") if e.role in ("parent", "baseline")]
+    before = sum(e.split == "search" for e in references)
+    crash(tiny_folder, out, monkeypatch, at=before + 2)  # after two steps
+    [begun] = records(out)
+    assert begun.tail
+    [record] = records(run(tiny_folder, out))
+    assert record.best == pytest.approx(np.mean(ends, axis=0), abs=1e-12)
+    assert ends[0] != ends[1]
+
+
 def test_a_descent_that_took_the_driver_down_twice_goes_on_in_another_process(
     tiny_folder, monkeypatch, tmp_path
 ):

@@ -10,7 +10,17 @@ import torch
 from pydantic import ValidationError
 
 from evomerge.config import DescentConfig
-from evomerge.search.descent import Batches, begin, is_behind, looked, pulled, scales, stepped
+from evomerge.search.descent import (
+    Batches,
+    begin,
+    is_behind,
+    looked,
+    mean_of_tail,
+    pulled,
+    scales,
+    stepped,
+    with_tail,
+)
 from evomerge.study.record import Descend, DescentRecord
 
 ITEMS = {"a": [f"a{i}" for i in range(20)], "b": [f"b{i}" for i in range(7)]}
@@ -32,6 +42,24 @@ def test_a_step_is_adams_within_the_bounds():
         np.testing.assert_allclose(record.genome, weights.detach().numpy(), rtol=1e-9)
     assert record.genome[2] == 1.0
     assert DescentRecord(**asdict(record)) == record
+
+
+def test_the_end_is_the_mean_of_the_last_steps_where_it_is_to_be():
+    record, asked = begin("uniform", np.array([0.9, 0.1])), Descend("", 5, average=0.5)
+    seen = []
+    for _ in range(asked.steps):
+        record = with_tail(stepped(record, np.array([1.0, -1.0]), 0.1), asked)
+        seen.append(record.genome)
+    assert asked.averaged == 2
+    assert mean_of_tail(record, asked) == pytest.approx(np.mean(seen[3:], axis=0))
+    assert Descend("", 5).averaged == 1
+
+
+def test_an_average_is_for_descents_that_do_not_look():
+    with pytest.raises(ValidationError, match="average: looks choose the end"):
+        DescentConfig(average=0.5)
+    assert DescentConfig(average=0.5, check=0, held_back=0).model_dump()["average"] == 0.5
+    assert "average" not in DescentConfig().model_dump()  # as campaigns were recorded before
 
 
 def test_the_end_is_the_best_look_and_patience_ends_it():
