@@ -112,6 +112,8 @@ class Found:
         asked: items asked for in all.
         test: the winner's score on test.
         parent: the best parent's there.
+        chosen: that of the best found: the winner's, or of a parent that is as good on select; NaN
+            in older records.
     """
 
     spent: list[int]
@@ -120,6 +122,7 @@ class Found:
     asked: int
     test: float
     parent: float
+    chosen: float = math.nan
 
     def reached(self, score: float) -> float:
         """Items until `score`, but for rounding; infinite if never."""
@@ -184,9 +187,10 @@ def _read(folder: Path) -> Found:
                     values.append(best)
         known = [e.value for e in record if e.split == "search" and e.name and e.value is not None]
         shown = Results(study).best()
-    parents = [scores["test"]["mean"] for scores in shown["parents"].values()]
+    parents = {name: scores["test"]["mean"] for name, scores in shown["parents"].items()}
     test = shown["scores"]["test"]["mean"]
-    return Found(spent, values, max(known), total, test, max(parents))
+    chosen = parents.get(shown["verdict"]["preferred"], test)
+    return Found(spent, values, max(known), total, test, max(parents.values()), chosen)
 
 
 def runs_of(folder: Path, case: str, arms: Sequence[str]) -> dict[str, dict[int, Found]]:
@@ -220,6 +224,7 @@ def summed_up(runs: Mapping[str, Mapping[int, Found]]) -> dict[str, dict[str, An
             "asked": [found[seed].asked for seed in seeds],
             "test": [found[seed].test for seed in seeds],
             "parent": [found[seed].parent for seed in seeds],
+            "chosen": [found[seed].chosen for seed in seeds],
             "gain": _interval(gains),
         }
     return summary

@@ -34,6 +34,8 @@ from evomerge.results.verdict_words import (
 from evomerge.results.written_numbers import short
 from evomerge.study.record import POLISHED, Evaluation
 
+TIE = 1e-12
+"""Means of as many right answers differ by less, since they are summed in another order."""
 NOTHING = 0.1
 """A task's mean has fallen to nearly nothing below this share of the best parent's."""
 
@@ -85,7 +87,7 @@ def _one_goal(found: Judgement) -> Verdict:
         for one in rivals
         if ours
         and (scores := evidence.scores(one.digest, found.ruling))
-        and scores.fitness >= ours.fitness
+        and scores.fitness >= ours.fitness - TIE
     ]
     ahead = not before
     # 3. the lead is over the best on `split` of those in the way, or of all if there are none
@@ -99,6 +101,7 @@ def _one_goal(found: Judgement) -> Verdict:
     # 5. what it comes to
     case = Case(
         ahead=ahead,
+        first=_first_on_select(found, before),
         alone=bool(parents) and not rivals,
         outlaw=broken and any(not found.breaks(one.digest) for one in before),
         better=_better_baseline(found, baseline, over, rivals),
@@ -120,6 +123,7 @@ def _one_goal(found: Judgement) -> Verdict:
         baseline=baseline.name if baseline else None,
         baseline_lead=over,
         select=chosen,
+        preferred=case.first.name if case.first else None,
         fallen=_fallen(found, parents),
         excluded=[one.name for one in excluded],
     )
@@ -150,6 +154,17 @@ def _better_baseline(
     known = [scores for one in others if (scores := found.evidence.scores(one, "select"))]
     first = len(known) > 1 and all(theirs.fitness > scores.fitness for scores in known)
     return baseline if first else None
+
+
+def _first_on_select(found: Judgement, before: Sequence[Rival]) -> Rival | None:
+    """Return the best on select of the parents that stand in the way; None if a default merge is
+    better, or select was not measured.
+    """
+    first = found.evidence.best(before, "select") if found.ruling == "select" else None
+    if first is None:
+        return None
+    top = found.evidence.best([first, *found.rivals("baseline")], "select")
+    return first if top == first else None
 
 
 def _kept_stage(found: Judgement) -> Verdict | None:
@@ -245,7 +260,7 @@ def _front(found: Judgement) -> Verdict:
         "ahead": ahead,
         "dominated": dominated,
     }
-    verdict = replace(one, kind=kind, beats=preferred, front=added)
+    verdict = replace(one, kind=kind, beats=preferred, preferred=None, front=added)
     # 4. the words
     verdict = replace(verdict, text=front_sentence(found, verdict))
     if ahead and not preferred:

@@ -39,6 +39,8 @@ class Verdict:
         baseline_lead: over it.
         select: `merge`, `parent`, `score`: its own score on select, the best parent there, and that
             one's score; None where either is not measured.
+        preferred: the best parent on select, where neither the merge nor a default merge is better:
+            that parent is the best found; None where another is.
         stage: the earlier stage whose winner stays the result, being no worse on select: `stage`,
             and `trial`, under which this study holds it, or null; None where there is none.
         front: of several goals: `split`, `members`, `ahead` (trials that no parent equals or
@@ -60,6 +62,7 @@ class Verdict:
     baseline: str | None = None
     baseline_lead: Mapping[str, float] | None = None
     select: Mapping[str, Any] | None = None
+    preferred: str | None = None
     stage: Mapping[str, Any] | None = None
     front: Mapping[str, Any] | None = None
     fallen: Sequence[Mapping[str, Any]] = ()
@@ -75,6 +78,7 @@ class Case:
 
     Attributes:
         ahead: of all parents on select.
+        first: the parent that is first on select, default merges among the rest.
         alone: it keeps the constraints, and no parent does.
         outlaw: it breaks a constraint which the best parent keeps.
         better: the baseline that is first on select, before the parents too.
@@ -82,6 +86,7 @@ class Case:
     """
 
     ahead: bool
+    first: Rival | None = None
     alone: bool = False
     outlaw: bool = False
     better: Rival | None = None
@@ -230,6 +235,11 @@ def _advice(found: Judgement, verdict: Verdict, case: Case) -> str | None:
         return f"Export that merge with --trial {case.better.number}, or search on. {HELP}."
     if not verdict.beats and found.evidence.capped:
         return "To find a merge that is more than a copy, add prompts of another expert, or a task."
+    if case.first is not None:
+        return (
+            f"The best found is `{case.first.name}` itself: keep it (--trial {case.first.number} "
+            f"exports it). {HELP}."
+        )
     if not verdict.beats:
         return f"{HELP}."
     lead = verdict.lead

@@ -68,3 +68,4 @@ def test_no_search_ends_below_a_base_that_is_the_best_parent(searches, zoos, tmp
     changes = [f"optimizer.kind={optimizer}", "workers={isolated: false}"]
     found = searches["run"](campaign, tmp_path, changes, trials=30, share=None)
     assert found.best[-1] >= found.begun
+    assert found.chosen in (found.test, found.parent)

@@ -123,13 +123,22 @@ def test_a_small_lead_is_level_and_says_how_many_items_would_tell():
 def test_an_equal_merge_is_level_and_no_merge_beats_its_equal():
     found = Case().merge(all=0.5).parent("math", all=0.5).verdict()
     assert (found.kind, found.beats) == ("level", False)
+    assert found.preferred == "math"
     assert found.text.startswith("No merge beats `math`: trial 0 is level with it, +.000 [")
+
+
+def test_as_many_right_answers_are_equal_however_they_are_summed():
+    case = Case(tasks=("a", "b", "c"), n=30)
+    case.merge(all=(0.6, 0.6, 0.1)).parent("math", all=(0.1, 0.6, 0.6))
+    assert not case.verdict().beats
+    assert case.verdict().preferred == "math"
 
 
 def test_the_choice_falls_on_select_though_test_says_otherwise():
     case = Case().merge(search=0.9, select=0.5, test=0.9)
     found = case.parent("math", search=0.5, select=0.6, test=0.5).verdict()
-    assert (found.kind, found.beats) == ("level", False)
+    assert (found.kind, found.beats, found.preferred) == ("level", False, "math")
+    assert found.advice.startswith("The best found is `math` itself: keep it (--trial 0 exports it")
     assert "No merge beats `math` on select, where the choice is made (.500 to .600)" in found.text
     assert "though trial 0 leads it by +.400 [" in found.text
 
@@ -137,9 +146,16 @@ def test_the_choice_falls_on_select_though_test_says_otherwise():
 def test_a_merge_that_is_ahead_on_select_and_behind_on_test_has_no_lead():
     case = Case().merge(search=0.9, select=0.9, test=0.5)
     found = case.parent("math", search=0.5, select=0.6, test=0.55).verdict()
-    assert not found.beats
+    assert (found.beats, found.preferred) == (False, None)
+    assert found.advice.startswith("More trials")
     assert found.text.startswith("No merge beats `math`: trial 0 is ")
     assert "on select" not in found.text
+
+
+def test_the_best_found_is_the_best_parent_on_select_whatever_test_says():
+    case = Case().merge(all=0.5).parent("math", search=0.5, select=0.7, test=0.5)
+    found = case.parent("lang", search=0.5, select=0.6, test=0.8).verdict()
+    assert (found.parent, found.preferred) == ("lang", "math")
 
 
 def test_another_parent_that_is_better_on_test_is_named_too():
@@ -166,7 +182,8 @@ def test_a_default_merge_that_beats_the_parents_where_the_search_does_not_is_sai
     assert "--trial 1" in found.advice
     behind = Case().merge(all=0.3).parent("math", all=0.9).baseline("ties", all=0.8).verdict()
     assert behind.text.startswith("No merge beats `math`")
-    assert "--trial" not in behind.advice
+    assert "keep it (--trial 0 exports it)" in behind.advice
+    assert (found.preferred, behind.preferred) == (None, "math")
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.9, "leads the best parent"), (0.3, "no merge")])
