@@ -18,6 +18,7 @@ from evomerge.materialize.kernel import Kernel
 from evomerge.materialize.memory.resident import Resident
 from evomerge.materialize.plan import plan
 from evomerge.methods import merge_method, methods
+from evomerge.methods.core.aim import aimed
 from evomerge.methods.core.registry import REGISTRY
 from evomerge.models.checks.checked_models import check_models
 from evomerge.recipe import Merge, Recipe
@@ -232,11 +233,14 @@ def test_pieces_are_those_of_torch_chunk_each_merged_by_its_own_coefficients(
     assert any(spec.shape[0] % 5 for spec in models.layout.tensors)
 
 
-@pytest.mark.parametrize("sparsifier", [None, "dare"])
-def test_equal_pieces_give_the_bytes_of_the_whole(models, sparsifier):
+@pytest.mark.parametrize("before", ["nothing", "dare", "aim"])
+def test_equal_pieces_give_the_bytes_of_the_whole(models, before):
+    """Random masks and what holds columns back know their place."""
     recipe = some_recipe(models, "task_arithmetic")
-    if sparsifier:  # random masks know their place
-        recipe = sparse(recipe, sparsifier)
+    if before == "dare":
+        recipe = sparse(recipe, "dare")
+    if before == "aim":
+        recipe = aimed(recipe, lambda _: 0.4, 0.9)
     whole = cut(recipe, [0.3]).merges
     whole = [one for merge in whole for one in merge.of_pieces()]
     expected = resident_bytes(models, recipe.model_copy(update={"merges": tuple(whole)}))
