@@ -100,6 +100,8 @@ class Compiler:
         fakes = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         known = torch._inductor.list_options()
         options = {name: True for name in _EXACT if name in known}
+        if "size_asserts" in known:  # the form says it
+            options["size_asserts"] = False
         return torch._inductor.compile(graph, fakes, options=options)
 
 
@@ -112,16 +114,20 @@ def _form(value: Any, length: torch.Size | None, tensors: list[Tensor]) -> Hasha
     Raises:
         TypeError: it holds what is neither tensor, constant, dict, list nor tuple.
     """
-    if isinstance(value, Tensor):
+    kind = type(value)
+    if kind is Tensor or isinstance(value, Tensor):
         tensors.append(value)
-        return value.dtype, value.device, None if value.shape == length else value.shape
-    if isinstance(value, Arguments) and all(t.shape != length for t in value.flat[1]):
+        shape = value.shape
+        return value.dtype, value.device, None if shape == length else shape
+    if kind in _CONSTANTS:
+        return value
+    if kind is Arguments and all(t.shape != length for t in value.flat[1]):
         tensors += value.flat[1]
         return value.flat[0]
     if isinstance(value, dict):
-        return tuple((key, _form(entry, length, tensors)) for key, entry in value.items())
+        return tuple([(key, _form(entry, length, tensors)) for key, entry in value.items()])
     if isinstance(value, list | tuple):
-        return type(value), *(_form(entry, length, tensors) for entry in value)
+        return (kind, *[_form(entry, length, tensors) for entry in value])
     if isinstance(value, _CONSTANTS):
         return value
     raise TypeError(f"no place for a {type(value).__name__} among the arguments")

@@ -275,6 +275,8 @@ def _rule(merge: Merge, layout: Layout, recipe: Recipe) -> MergeRule:
 
 def as_tensors(value: Any) -> Any:
     """Turn numbers, alone or in sequences, into float32 tensors of shape () or (n,)."""
+    if isinstance(value, torch.Tensor):
+        return value
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float32)
     if isinstance(value, dict):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -38,6 +37,8 @@ _SAMPLED, _DEVIATIONS = 16, 4.5
 of an entry in it is wrong at most, mostly: once in 100,000 selections it is, which costs a pass."""
 _MOST = (1 << 31) - 1
 """No pattern is larger."""
+_LARGEST = 0x7F7FFFFF
+"""The pattern of the largest float32."""
 
 
 class Trim(NamedTuple):
@@ -142,11 +143,13 @@ def cut(
         rankings: of one base, whose tensors are passed over once for all of them.
         ranks: for each of them some k.
         known: their histograms. Where they are not given entries are selected in one pass, or
-            counted where many are tied.
+            counted where many are tied. Few entries are looked at all at once, without.
 
     Returns:
         For each ranking one trim for each k.
     """
+    if rankings[0].n <= _FEW:
+        return [_among_all(one, own) for one, own in zip(rankings, ranks, strict=True)]
     if known is None:
         each = [_by_selection(one, own) for one, own in zip(rankings, ranks, strict=True)]
         if all(own is not None for own in each):
@@ -178,9 +181,7 @@ def _by_selection(ranking: Ranking, ranks: Sequence[int]) -> list[Trim] | None:
 
     None where a sample misleads, or so many entries are tied that they would take too much memory.
     """
-    import torch
-
-    n, device = ranking.n, ranking.view.base.device
+    n = ranking.n
     inner = sorted({k for k in ranks if 0 < k < n})
     # 1. between which two patterns each k-th largest lies, by an ordered sample of every so many
     # entries, an odd number, which seldom divides a row
@@ -206,12 +207,40 @@ def _by_selection(ranking: Ranking, ranks: Sequence[int]) -> list[Trim] | None:
         rank = k - more
         if not 0 < rank <= len(patterns):
             return None
-        least = np.partition(patterns, len(patterns) - rank)[len(patterns) - rank]
-        rank -= int(np.count_nonzero(patterns > least))
-        last = torch.tensor(places[np.flatnonzero(patterns == least)[rank - 1]], device=device)
-        threshold = torch.tensor(_float(int(least)), device=device)
-        found[k] = Trim(threshold, _placed(last, n))
+        least, place = _smallest_kept(patterns, rank)
+        found[k] = _trim_at(least, int(places[place]), ranking)
     return [found.get(k) or _all_or_none(k, ranking) for k in ranks]
+
+
+def _among_all(ranking: Ranking, ranks: Sequence[int]) -> list[Trim]:
+    """Find the trims of one ranking by looking at all its entries at once."""
+    patterns, found = patterns_of(ranking.at(slice(None))).cpu().numpy(), []
+    for k in ranks:
+        inner = 0 < k < ranking.n
+        found.append(
+            _trim_at(*_smallest_kept(patterns, k), ranking) if inner else _all_or_none(k, ranking)
+        )
+    return found
+
+
+def _smallest_kept(patterns: np.ndarray, rank: int) -> tuple[int, int]:
+    """Return the `rank`-th largest pattern, and the place of the last of its equals that is kept.
+
+    Args:
+        patterns: of entries whose indices rise.
+    """
+    least = np.partition(patterns, len(patterns) - rank)[len(patterns) - rank]
+    more = int(np.count_nonzero(patterns > least))
+    return int(least), int(np.flatnonzero(patterns == least)[rank - more - 1])
+
+
+def _trim_at(least: int, last: int, ranking: Ranking) -> Trim:
+    """Make the trim whose least magnitude has this pattern, with ties up to index `last`."""
+    import torch
+
+    device = ranking.view.base.device
+    threshold = torch.tensor(_float(least), device=device)
+    return Trim(threshold, _placed(torch.tensor(last, device=device), ranking.n))
 
 
 def _span(sample: np.ndarray, share: float) -> tuple[int, int]:
@@ -241,12 +270,8 @@ def trim_within_bin(ranking: Ranking, k: int, known: MagnitudeHistogram) -> tupl
 
 
 def _all_or_none(k: int, ranking: Ranking) -> Trim:
-    import torch
-
-    device, none = ranking.view.base.device, k <= 0 or ranking.n == 0
-    threshold = torch.tensor(torch.finfo(torch.float32).max if none else 0.0, device=device)
-    last = torch.tensor(-1 if none else ranking.n - 1, device=device)
-    return Trim(threshold, _placed(last, ranking.n))
+    none = k <= 0 or ranking.n == 0
+    return _trim_at(_LARGEST if none else 0, -1 if none else ranking.n - 1, ranking)
 
 
 def _rows(rankings: Sequence[Ranking], bins: Sequence[Sequence[Bin]]) -> list[list[Tensor]]:
@@ -280,7 +305,8 @@ def _rows(rankings: Sequence[Ranking], bins: Sequence[Sequence[Bin]]) -> list[li
         parts.append(
             count([_padded(tau) for tau in view.taus(slice(whole, None), experts)], bounds)
         )
-    counts = iter([torch.cat(part) for part in zip(*parts, strict=True)])
+    joined = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    counts = iter(joined)
     return [[next(counts) for _ in own] for own in bins]
 
 
@@ -328,7 +354,7 @@ class _Search(NamedTuple):
 
 def _selected(searches: Mapping[tuple[int, int], _Search]) -> dict[tuple[int, int], Trim]:
     """Find the trims that end at the entries searched for."""
-    tied = {k: one for k, one in searches.items() if one.bin.tied and one.ranking.n > _FEW}
+    tied = {key: one for key, one in searches.items() if one.bin.tied}
     found = {key: _among_few(one)[0] for key, one in searches.items() if key not in tied}
     if tied:
         found |= zip(tied, _among_ties(list(tied.values())), strict=True)
@@ -366,10 +392,7 @@ def _at(searches: Sequence[_Search], places: Sequence[Tensor]) -> Tensor:
 
 def _among_few(search: _Search) -> tuple[Trim, np.ndarray]:
     """Find the trim in a bin of a few entries, and the indices of those it keeps, int64, rising."""
-    import torch
-
     ranking, (start, stop, rank, _) = search.ranking, search.bin
-    device = search.rows.device
     # 1. the entries of the bin, of all rows that have some
     rows = search.rows.nonzero().view(-1)
     patterns = _patterns_in(ranking, rows)
@@ -377,12 +400,10 @@ def _among_few(search: _Search) -> tuple[Trim, np.ndarray]:
     index = rows.cpu().numpy()[place // _ROW] * _ROW + place % _ROW
     patterns = patterns.reshape(-1)[place]
     # 2. the rank-th largest, and of those that are equal to it the last kept
-    least = np.partition(patterns, len(patterns) - rank)[len(patterns) - rank]
-    ties = index[patterns == least]
-    last = int(ties[rank - np.count_nonzero(patterns > least) - 1])
+    least, end = _smallest_kept(patterns, rank)
+    last = int(index[end])
     kept = index[(patterns > least) | ((patterns == least) & (index <= last))]
-    threshold = torch.tensor(_float(int(least)), device=device)
-    return Trim(threshold, _placed(torch.tensor(last, device=device), ranking.n)), kept
+    return _trim_at(least, last, ranking), kept
 
 
 def _patterns_in(ranking: Ranking, rows: Tensor) -> np.ndarray:
@@ -392,9 +413,9 @@ def _patterns_in(ranking: Ranking, rows: Tensor) -> np.ndarray:
     view, n = ranking.view, ranking.n
     if n % _ROW == 0:
         # whole rows are read much quicker than entries
-        base, *experts = (tensor.view(-1, _ROW) for tensor in (view.base, *view.experts))
-        lined = replace(ranking, view=replace(view, base=base, experts=experts))
-        return patterns_of(lined.at(rows)).cpu().numpy()
+        tensors = (view.base, *(view.experts[expert] for expert in ranking.experts))
+        base, *experts = (one.view(-1, _ROW)[rows].to(view.dtype) for one in tensors)
+        return patterns_of(ranking.of([one - base for one in experts])).cpu().numpy()
     index = rows[:, None] * _ROW + torch.arange(_ROW, device=rows.device)
     patterns = patterns_of(ranking.at(index.clamp(max=n - 1)))
     return torch.where(index < n, patterns, -1).cpu().numpy()
