@@ -28,6 +28,7 @@ from evomerge.config import (
 )
 from evomerge.fitness.tasks.corpus_metrics import OWN
 from evomerge.judging.rung_items import check_rungs
+from evomerge.search.descent import AVERAGE, small_batch_for
 from evomerge.study.run_folder import open_study_of
 from evomerge.study.study import BY_DEFAULT
 
@@ -35,13 +36,8 @@ LOSS, RUNGS, SCREEN = "fitness.surrogate_loss", "fitness.rungs", "optimizer.scre
 DESCENTS, NEAR = "optimizer.descents", "optimizer.near"
 ASKED, LEAST, MOST = 2.7, 216, 1296
 """Items that the gradient start costs for each search item, and its fewest and most."""
-SHARED, LARGEST = 40, 6
-"""Search items for each document of its steps, and most documents of one."""
 RATE, SINGLE = 0.035, 0.05
 """Of its steps, and of those of one document alone, which lead less far for their noise."""
-AVERAGE = 0.33
-"""Share of its steps, the last ones, whose mean is its end: steps of few documents lead around the
-best point (docs/benchmarks.md)."""
 POWER = 0.7
 """Bounds the loss of the gradient start: at 0 its end lost accuracy where an expert is surely wrong
 (docs/benchmarks.md)."""
@@ -159,7 +155,7 @@ def descent_for(items: int) -> DescentConfig:
 
     Nothing is held back: so few documents would choose its end by luck; the search does that.
     """
-    batch = min(LARGEST, max(1, items // SHARED))
+    batch = small_batch_for(items)
     return DescentConfig.model_validate(
         {
             "steps": round(min(MOST, max(LEAST, ASKED * items)) / (BACKWARD * batch)),

@@ -18,6 +18,9 @@ WIDEST = 3.0
 ALL_STEPS = "all steps were made"
 FOLLOWED = 64
 """Most genes whose way is kept for figures."""
+AVERAGE = 0.33
+"""Share of the steps of small batches, the last ones, whose mean is the end: they lead around the
+best point."""
 OTHERS = 3
 """Fewest descents that another one is compared with."""
 _DESCENT = 0xDE5CE27
@@ -29,6 +32,13 @@ def batch_for(items: int) -> int:
     twentieth of them. Small fresh batches lead farther for the same items (docs/benchmarks.md).
     """
     return min(12, max(4, items // 20))
+
+
+def small_batch_for(items: int) -> int:
+    """Return how many documents a step takes where the end is a mean over steps, 1 to 6: a fortieth
+    of those that are searched on (docs/benchmarks.md).
+    """
+    return min(6, max(1, items // 40))
 
 
 def begin(origin: str, genome: NDArray[np.float64], asked: Descend | None = None) -> DescentRecord:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from evomerge.common.errors import InputError
 from evomerge.judging.scores import Scores
-from evomerge.search.descent import batch_for
+from evomerge.search.descent import AVERAGE, batch_for, small_batch_for
 from evomerge.search.optimizers.base import Known, Optimizer, Proposal, ask_index, optimizer
 from evomerge.search.optimizers.parts.mixed_cma import MixedCMA, gaussian_genes
 from evomerge.search.spaces.genes import Domain, Genome
@@ -29,12 +29,17 @@ of O(n³), .1 ms of 1,000 genes instead of 480 (of 200, 6).
 """
 COVARIANCE, DIAGONAL = "covariance", "diagonal"
 """What a study keeps of how it began; without it genes with levels keep the full covariance."""
-EVERY = 4
+DESCENTS, AVERAGED = "descents", "averaged"
+"""What a study keeps of how it descends; without it as formerly."""
+EVERY = 2
 """Of so many asks one is a descent, until there were enough."""
-STEPS = 12
-"""Steps of a descent from the best so far."""
-RATES = (0.05, 0.025, 0.0125)
-"""Of its steps: of the first such descent, of the second, and of all later ones."""
+STEPS, SINGLE = 24, 48
+"""Steps of a descent from the best so far, and of one whose steps are of one document."""
+RATES = (0.025, 0.0125)
+"""Of its steps: of the first such descent, and of all later ones."""
+FORMER_EVERY, FORMER_STEPS, FORMER_RATES = 4, 12, (0.05, 0.025, 0.0125)
+"""Those of studies that keep nothing of it, where a step takes more documents, and the last one
+leads to the end."""
 
 
 @optimizer("cma")
@@ -50,10 +55,11 @@ class CmaEs(Optimizer):
     end of a gradient descent, and no gene has levels, genes along which gradients were large vary
     less at first than the others: the covariance begins diagonal, at `search.descent.scales`.
 
-    With `descents` some asks are short gradient descents from the best so far, at falling rates;
-    the distribution begins again at an end that is the best. Where the descents before the search
-    ended clearly below what was known, gradients mislead: there are none then, and the distribution
-    begins as where nothing is known.
+    With `descents` some asks are short gradient descents from the best so far, at falling rates, on
+    small batches, to the mean over their last steps; the distribution begins again at an end that
+    is the best. Where the descents before the search ended clearly below what was known, gradients
+    mislead: there are none then, and the distribution begins as where nothing is known. With
+    `patience` it does so, too, where it stands still.
 
     Of more than 200 genes that are numbers the covariance is diagonal (SepCMA, Ros & Hansen 2008).
 
@@ -73,6 +79,7 @@ class CmaEs(Optimizer):
         near: Annotated[float, Field(gt=0, le=1)] = 0.1,
         population: Annotated[int, Field(ge=3)] | None = None,
         descents: Annotated[int, Field(ge=0)] = 0,
+        patience: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
         """Begin at the domain's start.
 
@@ -84,15 +91,19 @@ class CmaEs(Optimizer):
             near: the step size around the best that is known. Raise it where parents are far from
                 good merges.
             population: λ, by default 4 + ⌊3 ln n⌋. Raise it where scores are noisy.
-            descents: so many asks, every fourth until then, are short gradient descents from the
+            descents: so many asks, every second until then, are short gradient descents from the
                 best so far. Raise it where the search is long and gradients lead far.
+            patience: after so many populations without a better trial, a search that began around
+                the best begins as where nothing is known. 0: it stays there.
         """
         if sum(gene.levels != 1 for gene in domain.genes) < 2:
             raise InputError("optimizer.kind: cma needs at least two genes; use 'random'")
         super().__init__(domain, seed)
         self._sigma, self._near = sigma, near
         self._best: tuple[tuple[bool, float], Genome] | None = None
-        self._descents, self._misled, self._items = descents, False, 0
+        self._descents, self._averaged = descents, True
+        self._misled, self._items = False, 0
+        self._patience, self._since, self._wide = patience, 0, True  # results since the best
         self._waiting: set[int] = set()  # openings of which nothing was heard yet
         self._led: Scores | None = None  # the best end of the descents before the search
         self._begun = False
@@ -119,10 +130,12 @@ class CmaEs(Optimizer):
 
     @override
     def begun_with(self) -> dict[str, Any]:
-        return {COVARIANCE: DIAGONAL} if self._diagonal else {}
+        found: dict[str, Any] = {COVARIANCE: DIAGONAL} if self._diagonal else {}
+        return {**found, DESCENTS: AVERAGED} if self._descents else found
 
     @override
     def go_on(self, begun_with: Mapping[str, Any]) -> None:
+        self._averaged = begun_with.get(DESCENTS) == AVERAGED
         # genes without levels had the diagonal before studies kept this
         if self._diagonal and self.domain.discrete.any() and COVARIANCE not in begun_with:
             self._diagonal = False
@@ -137,7 +150,7 @@ class CmaEs(Optimizer):
 
     @override
     def descends(self, trials: int) -> tuple[Descend, int] | None:
-        most = min(self._descents, math.ceil(trials / EVERY))
+        most = min(self._descents, math.ceil(trials / self._every))
         return (self._descent(0), most) if self._descents else None
 
     @override
@@ -150,12 +163,22 @@ class CmaEs(Optimizer):
         place = index - len(self._openings)
         if self._misled or self._best is None or place < 0:
             return None
-        turn, rest = divmod(place, EVERY)
+        turn, rest = divmod(place, self._every)
         return turn if not rest and turn < self._descents else None
 
+    @property
+    def _every(self) -> int:
+        return EVERY if self._averaged else FORMER_EVERY
+
     def _descent(self, turn: int) -> Descend:
-        rate, batch = RATES[min(turn, len(RATES) - 1)], batch_for(self._items)
-        return Descend("the best so far", STEPS, rate, batch, held_back=0.0, check=0)
+        rates = RATES if self._averaged else FORMER_RATES
+        origin, rate = "the best so far", rates[min(turn, len(rates) - 1)]
+        if not self._averaged:
+            batch = batch_for(self._items)
+            return Descend(origin, FORMER_STEPS, rate, batch, held_back=0.0, check=0)
+        batch = small_batch_for(self._items)
+        steps = STEPS if batch > 1 else SINGLE
+        return Descend(origin, steps, rate, batch, held_back=0.0, check=0, average=AVERAGE)
 
     def _begin_at(self, genome: Genome, scores: Scores, scale: Genome | None = None) -> bool:
         """Move the beginning to a genome if it is better than all before it; return whether.
@@ -169,7 +192,13 @@ class CmaEs(Optimizer):
         mixed = self.domain.discrete.any()
         self._scale = None if mixed else self.domain.scales.get(genome.tobytes(), scale)
         self._strategy = self._start(np.clip(genome, EDGE, 1 - EDGE), self._near)
+        self._wide = False
         return True
+
+    def _begin_wide(self) -> None:
+        """Begin as where nothing is known."""
+        self._scale, self._arrived, self._wide = None, [], True
+        self._strategy = self._start(np.clip(self.domain.initial, EDGE, 1 - EDGE), self._sigma)
 
     @override
     def _propose(self, rng: np.random.SeedSequence) -> tuple[Genome, tuple[int, ...]]:
@@ -183,6 +212,8 @@ class CmaEs(Optimizer):
     @override
     def _learn(self, proposal: Proposal, scores: Scores | None) -> None:
         # 0. openings choose where it begins, and so do descents from the best
+        better = scores is not None and (not self._best or scores.best_key > self._best[0])
+        self._since = 0 if better else self._since + 1
         opening = self._begun and proposal.ask < len(self._openings)
         if opening or proposal.descent:
             scale = self._scale if proposal.descent else None
@@ -192,10 +223,14 @@ class CmaEs(Optimizer):
             if begins:
                 self._restarted_at = self.tells + 1  # `tells` does not count this result yet
             return
-        if self._descents and scores and (not self._best or scores.best_key > self._best[0]):
+        if (self._descents or self._patience) and scores and better:
             self._best = scores.best_key, proposal.genome
         # 1. results of proposals made before a restart do not count
         if proposal.tells < self._restarted_at:
+            return
+        if not self._wide and 0 < self._patience * self._population <= self._since:
+            self._begin_wide()
+            self._restarted_at = self.tells + 1  # `tells` does not count this result yet
             return
         # 2. losses: smaller is better, failures last
         loss = -scores.fitness if scores else math.inf
@@ -224,8 +259,7 @@ class CmaEs(Optimizer):
             return False
         self._misled = self._best[0][1] > self._led.best_key[1] + self._led.se
         if self._misled:
-            self._scale, self._arrived = None, []
-            self._strategy = self._start(np.clip(self.domain.initial, EDGE, 1 - EDGE), self._sigma)
+            self._begin_wide()
         return self._misled
 
     def _restart(self) -> None:
@@ -233,7 +267,7 @@ class CmaEs(Optimizer):
         self._restarts += 1
         self._restarted_at = self.tells + 1  # `tells` does not count this result yet
         self._population *= 2
-        self._scale = None
+        self._scale, self._wide = None, True
         rng = np.random.default_rng(self._random(self._restarts, stream=1))
         self._strategy = self._start(rng.random(self.domain.dimension), self._sigma)
 
