@@ -99,20 +99,18 @@ def elect_and_sum(parts: Sequence[Tensor], weight: Sequence[float], normalize: b
 
 def is_positive(values: Tensor) -> Tensor:
     """Return 1 for numbers above 0, 0 for others, in their dtype."""
-    if traced(values):
-        return (values > 0).to(values.dtype)
     # uncompiled, comparisons and `where` take many times as long; compiled, half as long
-    return values.clamp(min=0).sign()
+    return (values > 0).to(values.dtype) if traced(values) else values.clamp(min=0).sign()
 
 
 def sign_of(values: Tensor) -> Tensor:
     """Return -1 for negative numbers, 1 for others."""
-    return 1 - 2 * is_positive(-values)
+    return 1 - 2 * ((values < 0).to(values.dtype) if traced(values) else is_positive(-values))
 
 
 def is_zero(values: Tensor) -> Tensor:
     """Return 1 for zeros, 0 for others."""
-    return 1 - is_positive(values.abs())
+    return (values == 0).to(values.dtype) if traced(values) else 1 - values.abs().sign()
 
 
 class Kept(NamedTuple):

@@ -76,6 +76,8 @@ def part_of(measured: Any, where: slice, shape: Sequence[int] = (-1,)) -> Any:
 
     Its `Entries` are cut and given a shape, and so is all else in it that has a `part`.
     """
+    if hasattr(measured, "dtype"):  # a tensor of numbers, the same in every slice
+        return measured
     if isinstance(measured, Entries):
         return measured.part(where).view(*shape)
     if hasattr(measured, "part"):
