@@ -34,6 +34,7 @@ from evomerge.study.study import BY_DEFAULT
 
 LOSS, RUNGS, SCREEN = "fitness.surrogate_loss", "fitness.rungs", "optimizer.screen"
 DESCENTS, NEAR = "optimizer.descents", "optimizer.near"
+PATIENCE = "optimizer.patience"
 ASKED, LEAST, MOST = 2.7, 216, 1296
 """Items that the gradient start costs for each search item, and its fewest and most."""
 RATE, SINGLE = 0.035, 0.05
@@ -47,6 +48,10 @@ OFTEN = 12
 """Most short descents of `cma` from the best so far, after a gradient start; trials for each."""
 STEP = 0.05
 """Step of `cma` around a descent's end: one of .1 left it in most proposals (docs/benchmarks.md).
+"""
+STILL = 5
+"""Populations without a better trial after which `cma` around a descent's end begins as where
+nothing is known: by then steps of .05 found little more (docs/benchmarks.md).
 """
 OPTIMIZER = "cma"
 """The optimizer with which rungs and screening were measured."""
@@ -76,7 +81,7 @@ class Choice:
 def with_defaults(setup: Setup, folder: Path) -> Setup:
     """Return the set-up with what its campaign file leaves open: `folder` is the run's."""
     config = setup.config
-    keys = (INITIAL, DESCENTS, NEAR, RUNGS, SCREEN)
+    keys = (INITIAL, DESCENTS, NEAR, PATIENCE, RUNGS, SCREEN)
     left = [key for key in keys if not _is_given(config, key)]
     if INITIAL in left and not _is_given(config, LOSS):
         left.append(LOSS)
@@ -143,6 +148,7 @@ def _choices(setup: Setup) -> Iterator[Choice]:
         yield Choice(LOSS, SurrogateLossConfig(power=POWER), "")
     if begins and setup.config.optimizer.kind == OPTIMIZER:
         yield Choice(NEAR, STEP, "")
+        yield Choice(PATIENCE, STILL, "")
         often = min(OFTEN, setup.most_trials // OFTEN)
         yield Choice(DESCENTS, often, f"{often} short descents from the best so far")
     else:

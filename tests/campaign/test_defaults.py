@@ -13,6 +13,7 @@ from evomerge.campaign.defaults import (
     DESCENTS,
     LOSS,
     NEAR,
+    PATIENCE,
     RUNGS,
     SCREEN,
     descent_for,
@@ -40,7 +41,7 @@ def test_a_plain_file_begins_with_a_gradient_and_says_what_it_costs_and_how_to_t
     tiny_folder,
 ):
     setup = setup_of(tiny_folder)
-    assert setup.by_default.keys() == {INITIAL, LOSS, NEAR, DESCENTS, SCREEN}
+    assert setup.by_default.keys() == {INITIAL, LOSS, NEAR, PATIENCE, DESCENTS, SCREEN}
     descent = descent_for(sum(setup.sizes("search").values()))
     assert setup.config.initial[0].gradient == descent
     assert setup.config.optimizer.options["descents"] == setup.by_default[DESCENTS]

@@ -94,7 +94,8 @@ class CmaEs(Optimizer):
             descents: so many asks, every second until then, are short gradient descents from the
                 best so far. Raise it where the search is long and gradients lead far.
             patience: after so many populations without a better trial, a search that began around
-                the best begins as where nothing is known. 0: it stays there.
+                the best begins as where nothing is known; after one, where the descents before the
+                search led to no clearly better score. 0: it stays there.
         """
         if sum(gene.levels != 1 for gene in domain.genes) < 2:
             raise InputError("optimizer.kind: cma needs at least two genes; use 'random'")
@@ -106,6 +107,7 @@ class CmaEs(Optimizer):
         self._patience, self._since, self._wide = patience, 0, True  # results since the best
         self._waiting: set[int] = set()  # openings of which nothing was heard yet
         self._led: Scores | None = None  # the best end of the descents before the search
+        self._known = -math.inf  # the best that was known before all openings
         self._begun = False
         self._population = population or 4 + math.floor(3 * math.log(domain.dimension))
         self._restarts = 0
@@ -147,6 +149,7 @@ class CmaEs(Optimizer):
         self._waiting = set(range(len(self._openings)))
         for one in known:
             self._begin_at(one.genome, one.scores)
+            self._known = max(self._known, one.scores.best_key[1])
 
     @override
     def descends(self, trials: int) -> tuple[Descend, int] | None:
@@ -247,7 +250,8 @@ class CmaEs(Optimizer):
         """Take in an opening; return whether the last of them shows that gradients mislead.
 
         They do where the best end of the descents before the search is more than its standard error
-        below the best that is known; then the distribution begins as where nothing is.
+        below the best that is known; then the distribution begins as where nothing is. Where it is
+        not as much above what was known, the patience is that of one population.
         """
         self._waiting.discard(proposal.ask)
         if scores is not None:
@@ -260,6 +264,8 @@ class CmaEs(Optimizer):
         self._misled = self._best[0][1] > self._led.best_key[1] + self._led.se
         if self._misled:
             self._begin_wide()
+        elif self._led.best_key[1] <= self._known + self._led.se:
+            self._patience = min(self._patience, 1)
         return self._misled
 
     def _restart(self) -> None:

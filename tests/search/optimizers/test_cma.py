@@ -340,9 +340,12 @@ def test_a_search_with_descents_is_replayed_exactly():
     assert again.ask(40).genome.tobytes() == optimizer.ask(40).genome.tobytes()
 
 
-@pytest.mark.parametrize(("worse", "wide"), [(15, False), (16, True)])
-def test_a_search_that_stands_still_begins_as_if_nothing_were_known(worse, wide):
-    optimizers = [begun_after_a_descent(0.6, patience=2, population=8) for _ in range(2)]
+@pytest.mark.parametrize(
+    ("ended", "worse", "wide"),
+    [(0.6, 15, False), (0.6, 16, True), (0.52, 7, False), (0.52, 8, True)],
+)
+def test_a_search_that_stands_still_begins_as_if_nothing_were_known(ended, worse, wide):
+    optimizers = [begun_after_a_descent(ended, patience=2, population=8) for _ in range(2)]
     for optimizer in optimizers:
         optimizer.tell(optimizer.ask(2), Scores(0.7, 0.03, 100))  # better: counted from here
         for index in range(3, 3 + worse):
