@@ -30,13 +30,14 @@ def places(like: Tensor, first: Tensor) -> Tensor:
     """
     import torch
 
-    if not traced(like):
+    if not traced(like) or like.device.type != "cpu":
+        # one number goes to a GPU with the operation; more would be copied there before
         count = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
         return (count + first[0]).view(like.shape)
-    # compiled, to count takes fifty operations; to add to indices that are read, one
-    count = torch.arange(like.numel(), device=like.device)
+    # compiled for a CPU, to count takes fifty operations; to add to indices that are read, one
+    count = torch.arange(like.numel())
     rows = (count // LANES * LANES).to(torch.int32)
-    return (rows + first.to(like.device).view(LANES)[count % LANES]).view(like.shape)
+    return (rows + first.view(LANES)[count % LANES]).view(like.shape)
 
 
 def traced(tensor: Tensor) -> bool:
