@@ -197,18 +197,18 @@ def _by_selection(ranking: Ranking, ranks: Sequence[int]) -> list[Trim] | None:
             above[i] += int(np.count_nonzero(patterns > high))
             own = np.flatnonzero((patterns >= low) & (patterns <= high))
             between[i].append((own + start, patterns[own]))
-            if sum(len(places) for places, _ in between[i]) > max(n // 8, SMALL):
+            if sum(len(index) for index, _ in between[i]) > max(n // 8, SMALL):
                 return None
         start += len(patterns)
     # 3. the k-th largest of all is one of these; of those that share its pattern, the last kept
     found = {}
     for k, more, parts in zip(inner, above, between, strict=True):
-        places, patterns = (np.concatenate(part) for part in zip(*parts, strict=True))
+        index, patterns = (np.concatenate(part) for part in zip(*parts, strict=True))
         rank = k - more
         if not 0 < rank <= len(patterns):
             return None
         least, place = _smallest_kept(patterns, rank)
-        found[k] = _trim_at(least, int(places[place]), ranking)
+        found[k] = _trim_at(least, int(index[place]), ranking)
     return [found.get(k) or _all_or_none(k, ranking) for k in ranks]
 
 
@@ -379,11 +379,11 @@ def _among_ties(searches: Sequence[_Search]) -> list[Trim]:
     return [Trim(*one) for one in zip(thresholds, last.view(-1), strict=True)]
 
 
-def _at(searches: Sequence[_Search], places: Sequence[Tensor]) -> Tensor:
-    """Return the values at each search's places, (rows, `_ROW`), one after the other."""
+def _at(searches: Sequence[_Search], indices: Sequence[Tensor]) -> Tensor:
+    """Return the values at each search's indices, (rows, `_ROW`), one after the other."""
     import torch
 
-    rest, values = iter(places), []
+    rest, values = iter(indices), []
     for _, own in groupby(searches, key=lambda one: id(one.ranking)):
         same = list(own)
         values.append(same[0].ranking.at(torch.cat([next(rest) for _ in same])))
